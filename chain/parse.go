@@ -1,0 +1,274 @@
+package chain
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	"hsmsign/finding"
+)
+
+// Parse reads all certificates of one file, in their order: PEM (any number, with text around, and blocks run
+// together without a newline, which encoding/pem loses), DER (one, or several one after the other), and
+// PKCS#7 bundles (.p7b, .p7c) of both forms. Other PEM blocks beside certificates are ignored, private keys
+// among them.
+//
+// The error is a *finding.Finding, chain.unreadable or chain.empty. Where the file holds no certificate it
+// says what it holds instead; where a block is damaged, which one. It never repeats what the file says.
+func Parse(data []byte) ([]*x509.Certificate, error) {
+	if len(data) > MaxFile {
+		return nil, unreadable("larger than %d bytes", MaxFile)
+	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // a byte order mark
+	if len(bytes.TrimSpace(data)) == 0 {
+		f := empty()
+		f.Message = "the file is empty"
+		return nil, &f
+	}
+	var certs []*x509.Certificate
+	var err error
+	if isDER(data) {
+		certs, err = parseDER(data)
+	} else {
+		certs, err = parsePEM(data)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(certs) == 0:
+		return nil, unreadable("it is %s, not a certificate", describe(data))
+	case len(certs) > MaxCerts:
+		f := tooMany(len(certs))
+		return nil, &f
+	}
+	return certs, nil
+}
+
+func unreadable(format string, args ...any) *finding.Finding {
+	f := refuse("chain.unreadable", "give a certificate in PEM, DER or PKCS#7 form", portalNoChain, format, args...)
+	return &f
+}
+
+const begin, end, dashes = "-----BEGIN ", "-----END ", "-----"
+
+// isDER: certificates and PKCS#7 bundles are a SEQUENCE of more than 127 bytes, whose length takes the long
+// form (X.690 section 8.1.3.5). The tag alone is the character "0".
+func isDER(data []byte) bool { return len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 }
+
+// block is one PEM block: its label and the text between BEGIN and END.
+type block struct {
+	label, text string
+	line        int  // where BEGIN stands
+	whole       bool // an END with this label follows
+}
+
+// pemBlocks finds the blocks of a text (RFC 7468), wherever on a line they begin.
+func pemBlocks(s string) []block {
+	var blocks []block
+	line := 1
+	for {
+		i := strings.Index(s, begin)
+		if i < 0 {
+			return blocks
+		}
+		line += strings.Count(s[:i], "\n")
+		s = s[i+len(begin):]
+		label, rest, ok := strings.Cut(s, dashes)
+		if !ok || strings.ContainsAny(label, "\r\n") {
+			continue
+		}
+		b := block{label: label, line: line}
+		b.text, _, b.whole = strings.Cut(rest, end+label+dashes)
+		if next := strings.Index(b.text, begin); next >= 0 {
+			b.text, b.whole = b.text[:next], false
+		}
+		blocks = append(blocks, b)
+		line += strings.Count(b.text, "\n")
+		s = rest[len(b.text):]
+	}
+}
+
+func parsePEM(data []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	n := 0
+	for _, b := range pemBlocks(string(data)) {
+		var parse func([]byte) ([]*x509.Certificate, error)
+		switch b.label {
+		case "CERTIFICATE", "X509 CERTIFICATE":
+			parse = parseOne
+		case "PKCS7", "CMS":
+			parse = parsePKCS7
+		default:
+			continue
+		}
+		n++
+		if !b.whole {
+			return nil, unreadable("certificate block %d, at line %d, has no END line", n, b.line)
+		}
+		der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(b.text), ""))
+		if err != nil {
+			return nil, unreadable("certificate block %d, at line %d, is not base64", n, b.line)
+		}
+		more, err := parse(der)
+		if err != nil {
+			return nil, unreadable("certificate block %d, at line %d, is damaged: %v", n, b.line, err)
+		}
+		certs = append(certs, more...)
+	}
+	return certs, nil
+}
+
+func parseOne(der []byte) ([]*x509.Certificate, error) {
+	c, err := x509.ParseCertificate(der)
+	return []*x509.Certificate{c}, err
+}
+
+// parseDER reads certificates that stand one after the other, or a PKCS#7 bundle. Something else gives none
+// and no error.
+func parseDER(data []byte) ([]*x509.Certificate, error) {
+	if certs, err := parsePKCS7(data); err == nil {
+		return certs, nil
+	}
+	var certs []*x509.Certificate
+	for len(data) > 0 {
+		var raw asn1.RawValue
+		rest, err := asn1.Unmarshal(data, &raw)
+		if err != nil {
+			return nil, unreadable("DER element %d is damaged or cut off: %v", len(certs)+1, err)
+		}
+		c, err := x509.ParseCertificate(raw.FullBytes)
+		if err != nil && len(certs) == 0 && !looksLikeCertificate(raw.FullBytes) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, unreadable("DER certificate %d is damaged: %v", len(certs)+1, err)
+		}
+		certs = append(certs, c)
+		data = bytes.TrimLeftFunc(rest, unicode.IsSpace) // an editor's newline at the end
+	}
+	return certs, nil
+}
+
+// parsePKCS7 reads the certificates of a SignedData (RFC 5652 section 5.1); its signatures, if any, say
+// nothing about them. Only DER is read, which is what bundles of certificates are written in.
+func parsePKCS7(der []byte) ([]*x509.Certificate, error) {
+	var info struct {
+		ContentType asn1.ObjectIdentifier
+		Content     asn1.RawValue // [0] EXPLICIT
+	}
+	if _, err := asn1.Unmarshal(der, &info); err != nil {
+		return nil, err
+	}
+	if !info.ContentType.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}) {
+		return nil, fmt.Errorf("PKCS#7 of type %v, not SignedData", info.ContentType)
+	}
+	var signed asn1.RawValue
+	if _, err := asn1.Unmarshal(info.Content.Bytes, &signed); err != nil {
+		return nil, err
+	}
+	for rest := signed.Bytes; len(rest) > 0; {
+		var field asn1.RawValue
+		var err error
+		if rest, err = asn1.Unmarshal(rest, &field); err != nil {
+			return nil, err
+		}
+		if field.Class == asn1.ClassContextSpecific && field.Tag == 0 { // certificates [0] IMPLICIT, optional
+			return parseSet(field.Bytes)
+		}
+	}
+	return nil, errors.New("PKCS#7 without certificates")
+}
+
+// parseSet reads the certificates of a CertificateSet (RFC 5652 section 10.2.3).
+func parseSet(der []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for len(der) > 0 {
+		var raw asn1.RawValue
+		var err error
+		if der, err = asn1.Unmarshal(der, &raw); err != nil {
+			return nil, err
+		}
+		c, err := x509.ParseCertificate(raw.FullBytes)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, c)
+	}
+	return certs, nil
+}
+
+// looksLikeCertificate: SEQUENCE { TBSCertificate with an explicit version, ... }, RFC 5280 section 4.1. No
+// other object of the field begins so.
+func looksLikeCertificate(der []byte) bool {
+	var outer struct{ TBS, Algorithm, Signature asn1.RawValue }
+	if _, err := asn1.Unmarshal(der, &outer); err != nil {
+		return false
+	}
+	return bytes.HasPrefix(outer.TBS.Bytes, []byte{0xa0, 0x03, 0x02, 0x01})
+}
+
+// describe says what a file is that holds no certificate.
+func describe(data []byte) string {
+	if isDER(data) {
+		return describeDER(data)
+	}
+	if blocks := pemBlocks(string(data)); len(blocks) > 0 {
+		label := blocks[0].label
+		switch {
+		case strings.HasSuffix(label, "PRIVATE KEY"):
+			return "a private key"
+		case strings.HasSuffix(label, "CERTIFICATE REQUEST"):
+			return "a certificate signing request"
+		case label == "PUBLIC KEY":
+			return "a public key"
+		}
+		return fmt.Sprintf("PEM of type %q", short(label))
+	}
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return "text in UTF-16 (save it as UTF-8)"
+	}
+	text := bytes.ToLower(bytes.TrimSpace(data[:min(len(data), 512)]))
+	kinds := []struct{ prefix, kind string }{
+		{"<!doctype html", "an HTML page"}, {"<html", "an HTML page"},
+		{"<?xml", "an XML file"}, {"pd94bwwg", "a Push Certificate Request"}, // base64 of "<?xml "
+		{"{", "JSON"}, {"ssh-", "an SSH public key"},
+	}
+	for _, k := range kinds {
+		if bytes.HasPrefix(text, []byte(k.prefix)) {
+			return k.kind
+		}
+	}
+	if slices.ContainsFunc(text, func(b byte) bool { return b < ' ' && !unicode.IsSpace(rune(b)) }) {
+		return "binary data of an unknown kind"
+	}
+	return "text without a PEM block"
+}
+
+// describeDER goes by the first elements. The parsers of private keys would check primes of any size.
+func describeDER(data []byte) string {
+	if _, err := x509.ParseCertificateRequest(data); err == nil {
+		return "a certificate signing request"
+	}
+	if _, err := x509.ParsePKIXPublicKey(data); err == nil {
+		return "a public key"
+	}
+	var versioned struct {
+		Version int
+		Next    asn1.RawValue
+	}
+	if _, err := asn1.Unmarshal(data, &versioned); err == nil {
+		switch versioned.Version {
+		case 0, 1: // RFC 8017 appendix A.1.2, RFC 5958 section 2, RFC 5915 section 3
+			return "a private key"
+		case 3: // RFC 7292 section 4
+			return "a PKCS#12 file"
+		}
+	}
+	return "binary data of an unknown kind"
+}

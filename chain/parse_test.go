@@ -1,0 +1,264 @@
+package chain
+
+import (
+	"bytes"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/finding"
+)
+
+// bundle is a PKCS#7 SignedData that holds certificates and signs nothing, as "openssl crl2pkcs7 -nocrl" makes.
+func bundle(t testing.TB, certs ...*x509.Certificate) []byte {
+	t.Helper()
+	var raw []byte
+	for _, c := range certs {
+		raw = append(raw, c.Raw...)
+	}
+	signedData := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
+	empty := asn1.RawValue{Tag: asn1.TagSet, IsCompound: true}
+	inner, err := asn1.Marshal(struct {
+		Version          int
+		DigestAlgorithms asn1.RawValue
+		EncapContent     struct{ Type asn1.ObjectIdentifier }
+		Certificates     asn1.RawValue
+		SignerInfos      asn1.RawValue
+	}{1, empty, struct{ Type asn1.ObjectIdentifier }{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}},
+		asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: raw}, empty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := asn1.Marshal(struct {
+		Type    asn1.ObjectIdentifier
+		Content asn1.RawValue
+	}{signedData, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: inner}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func block64(label string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der}))
+}
+
+// wrap is a certificate in PEM with lines of n characters and the line end given.
+func wrap(c *x509.Certificate, n int, eol string) string {
+	var b strings.Builder
+	b.WriteString("-----BEGIN CERTIFICATE-----" + eol)
+	for chunk := range slices.Chunk([]byte(base64.StdEncoding.EncodeToString(c.Raw)), n) {
+		b.Write(chunk)
+		b.WriteString(eol)
+	}
+	b.WriteString("-----END CERTIFICATE-----" + eol)
+	return b.String()
+}
+
+func TestParse(t *testing.T) {
+	w := newWorld(t)
+	one, two := certs(w.vendor), certs(w.vendor, w.WWDR)
+	key, err := x509.MarshalPKCS8PrivateKey(w.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := PEM(two)
+	tests := []struct {
+		name string
+		data string
+		want []*x509.Certificate
+	}{
+		{"PEM", PEM(one), one},
+		{"two in PEM", text, two},
+		{"text around", "subject=CN = x\n" + text + "\nBag Attributes\n  friendlyName: -----\n", two},
+		{"s_client", " 0 s:CN = x\n" + text, two},
+		{"begins with the byte of a SEQUENCE", "0 s:CN = x\n" + text, two},
+		{"CRLF", wrap(w.vendor, 64, "\r\n") + wrap(w.WWDR, 64, "\r\n"), two},
+		{"CR only", wrap(w.vendor, 64, "\r"), one},
+		{"byte order mark", "\ufeff" + text, two},
+		{"128 columns", wrap(w.vendor, 128, "\n") + wrap(w.WWDR, 128, "\n"), two},
+		{"one line", wrap(w.vendor, 1<<20, "\n"), one},
+		{"run together", strings.ReplaceAll(text, "-----\n-----BEGIN", "----------BEGIN"), two},
+		{"indented", strings.ReplaceAll(text, "\n", "\n\t"), two},
+		{"no last newline", strings.TrimSpace(text), two},
+		{"old label", block64("X509 CERTIFICATE", w.vendor.Raw), one},
+		{"private key beside", block64("PRIVATE KEY", key) + text, two},
+		{"DER", string(w.vendor.Raw), one},
+		{"two in DER", string(w.vendor.Raw) + string(w.WWDR.Raw), two},
+		{"DER with a newline", string(w.vendor.Raw) + "\r\n", one},
+		{"PKCS#7", string(bundle(t, two...)), two},
+		{"PKCS#7 in PEM", block64("PKCS7", bundle(t, two...)), two},
+		{"CMS in PEM", "x\n" + block64("CMS", bundle(t, one...)) + PEM(two[1:]), two},
+		{"twice", PEM(one) + PEM(one), append(one, one...)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse([]byte(tt.data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(subjects(tt.want), subjects(got)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+type refusal struct{ name, data, id, want string }
+
+// refusals are files that hold no certificate, or damaged ones.
+func refusals(t *testing.T, w world) []refusal {
+	t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(w.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := x509.MarshalPKIXPublicKey(w.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := request(w.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pfx, err := asn1.Marshal(struct {
+		Version int
+		Auth    pkix.AlgorithmIdentifier
+		Data    []byte
+	}{3, pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}}, make([]byte, 200)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(damages(t, w, csr), []refusal{
+		{"empty", "", "chain.empty", "the file is empty"},
+		{"blank", "\ufeff \r\n", "chain.empty", "the file is empty"},
+		{"key", block64("RSA PRIVATE KEY", key), "chain.unreadable", "it is a private key, not"},
+		{"encrypted key", block64("ENCRYPTED PRIVATE KEY", key), "chain.unreadable", "it is a private key, not"},
+		{"key in DER", string(key), "chain.unreadable", "it is a private key, not"},
+		{"old key in DER", string(x509.MarshalPKCS1PrivateKey(w.key)), "chain.unreadable", "it is a private key, not"},
+		{"CSR", block64("CERTIFICATE REQUEST", csr.Raw), "chain.unreadable", "it is a certificate signing request, not"},
+		{"Microsoft's CSR", block64("NEW CERTIFICATE REQUEST", csr.Raw), "chain.unreadable", "it is a certificate signing request, not"},
+		{"CSR in DER", string(csr.Raw), "chain.unreadable", "it is a certificate signing request, not"},
+		{"public key", block64("PUBLIC KEY", pub), "chain.unreadable", "it is a public key, not"},
+		{"public key in DER", string(pub), "chain.unreadable", "it is a public key, not"},
+		{"CRL", block64("X509 CRL", pub), "chain.unreadable", `it is PEM of type "X509 CRL", not`},
+		{"PKCS#12", string(pfx), "chain.unreadable", "it is a PKCS#12 file, not"},
+		{"HTML", "\n<!DOCTYPE HTML>\n<p>", "chain.unreadable", "it is an HTML page, not"},
+		{"XML", "<?xml version='1.0'?>", "chain.unreadable", "it is an XML file, not"},
+		{"request", base64.StdEncoding.EncodeToString([]byte("<?xml version='1.0'?>")), "chain.unreadable", "it is a Push Certificate Request, not"},
+		{"JSON", `{"error":"x"}`, "chain.unreadable", "it is JSON, not"},
+		{"UTF-16", "\xff\xfe-\x00-\x00", "chain.unreadable", "it is text in UTF-16"},
+		{"SSH", "ssh-rsa AAAA", "chain.unreadable", "it is an SSH public key, not"},
+		{"text", "hello", "chain.unreadable", "it is text without a PEM block, not"},
+		{"binary", "\x01\x02", "chain.unreadable", "it is binary data of an unknown kind, not"},
+	}...)
+}
+
+// damages are files that hold certificates which cannot be read, or too many.
+func damages(t *testing.T, w world, csr *x509.CertificateRequest) []refusal {
+	t.Helper()
+	vendor := PEM(certs(w.vendor))
+	cut := len(vendor) / 2
+	return []refusal{
+		{"cut PEM", PEM(certs(w.WWDR)) + vendor[:cut], "chain.unreadable", "certificate block 2, at line " + lineOf(PEM(certs(w.WWDR))) + ", has no END line"},
+		{"cut in the middle", vendor[:cut] + PEM(certs(w.WWDR)), "chain.unreadable", "certificate block 1, at line 1, has no END line"},
+		{"not base64", "\n" + strings.Replace(vendor, "\nMII", "\n*II", 1), "chain.unreadable", "certificate block 1, at line 2, is not base64"},
+		{"damaged PEM", block64("CERTIFICATE", w.vendor.Raw[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
+		{"damaged bundle", block64("PKCS7", bundle(t, w.vendor)[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
+		{"empty bundle", string(bundle(t)) + strings.Repeat(" ", 200), "chain.unreadable", "binary data"},
+		{"cut DER", string(w.vendor.Raw) + string(w.WWDR.Raw[:400]), "chain.unreadable", "DER element 2 is damaged or cut off"},
+		{"damaged DER", string(damaged(w.vendor.Raw)), "chain.unreadable", "DER certificate 1 is damaged"},
+		{"something after DER", string(w.vendor.Raw) + string(csr.Raw), "chain.unreadable", "DER certificate 2 is damaged"},
+		{"too large", strings.Repeat("\n", MaxFile+1), "chain.unreadable", "larger than 1048576 bytes"},
+		{"too many", strings.Repeat(vendor, MaxCerts+1), "chain.too-many", "65 certificates"},
+		{"too many in DER", strings.Repeat(string(w.vendor.Raw), MaxCerts+9), "chain.too-many", "73 certificates"},
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, tt := range refusals(t, newWorld(t)) {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse([]byte(tt.data))
+			var f *finding.Finding
+			if !errors.As(err, &f) {
+				t.Fatalf("%d certificates, error %v; want a finding", len(got), err)
+			}
+			if f.ID != tt.id || f.Severity != finding.Error || !strings.Contains(f.Message, tt.want) {
+				t.Errorf("%s: %s; want %s: ...%s", f.ID, f.Message, tt.id, tt.want)
+			}
+		})
+	}
+}
+
+func lineOf(before string) string {
+	return strconv.Itoa(strings.Count(before, "\n") + 1)
+}
+
+// damaged is a certificate whose validity is no time.
+func damaged(der []byte) []byte {
+	i := bytes.Index(der, []byte{0x17, 0x0d}) // the first UTCTime
+	d := bytes.Clone(der)
+	d[i+2] = 'x'
+	return d
+}
+
+// FuzzParse: what was read and written again is the same.
+func FuzzParse(f *testing.F) {
+	f.Fuzz(func(t *testing.T, data []byte) {
+		first, err := Parse(data)
+		if err != nil {
+			var found *finding.Finding
+			if !errors.As(err, &found) || found.Subject() != finding.Chain || found.Message == "" {
+				t.Fatalf("error %#v is not a finding about a chain", err)
+			}
+			return
+		}
+		if len(first) == 0 {
+			t.Fatal("neither certificates nor an error")
+		}
+		text := PEM(first)
+		if len(text) > MaxFile {
+			return // base64 is longer than the DER that just fitted
+		}
+		again, err := Parse([]byte(text))
+		if err != nil {
+			t.Fatalf("written again: %v", err)
+		}
+		if !slices.EqualFunc(first, again, (*x509.Certificate).Equal) {
+			t.Fatal("written again, other certificates")
+		}
+		if findings := Check(first, Options{Now: now}); finding.First(findings) == nil {
+			t.Fatalf("good without a trusted root: %v", findings)
+		}
+	})
+}
+
+func TestFuzzCorpus(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("testdata", "fuzz", "FuzzParse", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 5 {
+		t.Fatalf("%d seeds, want at least 5", len(files))
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.HasPrefix(b, []byte("go test fuzz v1\n[]byte(")) {
+			t.Errorf("%s is not a seed", name)
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package chain
+
+import (
+	"bytes"
+	"cmp"
+	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"fmt"
+	"slices"
+
+	"hsmsign/finding"
+)
+
+// chooseLeaf finds the vendor certificate: the one that holds the key, or where no key is known the only one
+// that is not a CA. Among several (a renewal holds the same key) it is the only one that is valid now. With
+// findings it still gives the likeliest, so that Check can go on.
+func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []finding.Finding) {
+	candidates := filter(certs, func(c *x509.Certificate) bool { return !c.IsCA })
+	if len(candidates) == 0 {
+		candidates = certs[:1]
+	}
+	if opts.Key != nil {
+		matching := filter(certs, func(c *x509.Certificate) bool { return sameKey(c.PublicKey, opts.Key) })
+		if len(matching) == 0 {
+			return candidates[0], []finding.Finding{keyMismatch(candidates[0], opts.Key)}
+		}
+		candidates = matching
+	}
+	valid := filter(candidates, func(c *x509.Certificate) bool { return validAt(c, opts) })
+	switch {
+	case len(valid) == 1:
+		return valid[0], nil
+	case len(valid) > 1:
+		return valid[0], []finding.Finding{ambiguous(valid)}
+	}
+	return slices.MaxFunc(candidates, byExpiry), nil // checkDates says that it is not valid
+}
+
+// sameKey: every public key type of the standard library has this Equal (crypto.PublicKey).
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(x crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}
+
+// maxSignatures bounds the signatures that one climb verifies: a pool of certificates that all name and sign
+// each other has more paths than there is time to try.
+const maxSignatures = 256
+
+// climb finds the way from the leaf up to a trusted certificate, at most MaxPath long. Without one, complete
+// is false and path is the first way that was tried.
+func climb(leaf *x509.Certificate, pool []*x509.Certificate, opts Options) (path []*x509.Certificate, complete bool) {
+	budget := maxSignatures
+	var first []*x509.Certificate
+	var up func(path []*x509.Certificate) []*x509.Certificate
+	up = func(path []*x509.Certificate) []*x509.Certificate {
+		top := path[len(path)-1]
+		if len(path) > 1 && opts.trusts(top) {
+			return path
+		}
+		dead := true
+		if len(path) < MaxPath {
+			for _, issuer := range issuers(top, pool, opts) {
+				if slices.ContainsFunc(path, issuer.Equal) || budget == 0 {
+					continue
+				}
+				budget--
+				if checkSignature(top, issuer) != nil {
+					continue
+				}
+				dead = false
+				if whole := up(append(slices.Clone(path), issuer)); whole != nil {
+					return whole
+				}
+			}
+		}
+		if dead && first == nil {
+			first = path
+		}
+		return nil
+	}
+	if whole := up([]*x509.Certificate{leaf}); whole != nil {
+		return whole, true
+	}
+	return first, false
+}
+
+// issuers are the certificates of the pool whose name and key identifier are those of cert's issuer, the best
+// first: trusted, then valid now, then the longest lasting. Their signature is not checked yet. WWDR G1 has
+// no issuers: it is refused whatever stands above it, and it is signed with SHA-1, which Go does not verify.
+func issuers(cert *x509.Certificate, pool []*x509.Certificate, opts Options) []*x509.Certificate {
+	if pin, ok := Lookup(cert); ok && pin.Retired {
+		return nil
+	}
+	found := filter(pool, func(c *x509.Certificate) bool { return named(cert, c) && keyIDsMatch(cert, c) && !c.Equal(cert) })
+	rank := func(c *x509.Certificate) int {
+		switch {
+		case opts.trusts(c):
+			return 0
+		case validAt(c, opts):
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(found, func(a, b *x509.Certificate) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), byExpiry(b, a))
+	})
+	return found
+}
+
+// named: issuer has the name that cert says its issuer has. Bytes are compared, as crypto/x509 does.
+func named(cert, issuer *x509.Certificate) bool {
+	return bytes.Equal(cert.RawIssuer, issuer.RawSubject)
+}
+
+// keyIDsMatch: the key identifiers tell issuers of one name apart; either may be absent (RFC 5280 section 4.2.1.1).
+func keyIDsMatch(cert, issuer *x509.Certificate) bool {
+	return len(cert.AuthorityKeyId) == 0 || len(issuer.SubjectKeyId) == 0 || bytes.Equal(cert.AuthorityKeyId, issuer.SubjectKeyId)
+}
+
+// checkSignature: the signature of cert is by issuer. crypto/x509 would verify with a key of any size, for minutes.
+func checkSignature(cert, issuer *x509.Certificate) error {
+	if pub, ok := issuer.PublicKey.(*rsa.PublicKey); ok && pub.N.BitLen() > maxKeyBits {
+		return fmt.Errorf("an RSA key of %d bits; at most %d are looked at", pub.N.BitLen(), maxKeyBits)
+	}
+	return cert.CheckSignatureFrom(issuer)
+}
+
+// verify has crypto/x509 validate the path: path length, name constraints, algorithms, all that the rules
+// above do not look at. The only root is the path's own end, whose trust is decided already.
+func verify(path []*x509.Certificate, opts Options) []finding.Finding {
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	last := len(path) - 1
+	roots.AddCert(withoutApple(path[last]))
+	for _, c := range path[1:last] {
+		intermediates.AddCert(withoutApple(c))
+	}
+	_, err := withoutApple(path[0]).Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: opts.Now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return []finding.Finding{invalidPath(path[0], err)}
+	}
+	if pin, ok := Lookup(path[last]); !ok || !pin.Root {
+		return []finding.Finding{notApple(path[last])}
+	}
+	return nil
+}
+
+// withoutApple is a copy of the certificate in which Apple's own critical extensions (below
+// 1.2.840.113635.100) no longer count as unhandled; Go's Verify fails on any that it does not know.
+func withoutApple(c *x509.Certificate) *x509.Certificate {
+	copied := *c
+	copied.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(c.UnhandledCriticalExtensions), func(id asn1.ObjectIdentifier) bool {
+		apple := asn1.ObjectIdentifier{1, 2, 840, 113635, 100}
+		return len(id) > len(apple) && id[:len(apple)].Equal(apple)
+	})
+	return &copied
+}
+
+func validAt(c *x509.Certificate, opts Options) bool {
+	return !opts.Now.Before(c.NotBefore) && !opts.Now.After(c.NotAfter)
+}
+
+func byExpiry(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }
+
+func filter(certs []*x509.Certificate, keep func(*x509.Certificate) bool) []*x509.Certificate {
+	var kept []*x509.Certificate
+	for _, c := range certs {
+		if keep(c) {
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// program is what the commands share: the world outside, passed in.
+type program struct {
+	ui     *ui
+	stdin  io.Reader
+	getenv func(string) string
+}
+
+func (p *program) app() *cli.App {
+	app := &cli.App{
+		Name:  "hsmsign",
+		Usage: "sign customers' CSRs for Apple push certificates, with the MDM vendor's key in an HSM, a KMS or a file",
+		Description: "A customer's CSR comes in, Apple's Push Certificate Request goes out; the vendor's key stays where it is.\n\n" +
+			"Results go to standard output, all else to standard error. Every flag has an environment variable; those of\n" +
+			"sign, chain and verify can also stand in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
+			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
+			"7 verification found defects.",
+		Version:              versionString(),
+		HideVersion:          true, // the command "version" says more
+		EnableBashCompletion: true,
+		Flags:                []cli.Flag{configFlag()},
+		Commands: []*cli.Command{
+			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
+			p.checkConfigCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(),
+		},
+		Writer:    writerFunc(func(b []byte) (int, error) { p.ui.write(b); return len(b), nil }),
+		ErrWriter: io.Discard, // ui says it, once
+		// Key references hold commas.
+		DisableSliceFlagSeparator: true,
+		// The library would exit itself.
+		ExitErrHandler: func(*cli.Context, error) {},
+		Action: func(ctx *cli.Context) error {
+			if name := ctx.Args().First(); name != "" {
+				return unknownCommand(ctx, name)
+			}
+			return usage("run hsmsign --help", "no command given")
+		},
+	}
+	strict(app.Commands)
+	app.OnUsageError = usageError
+	return app
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// strict gives every command what the library gives none: a usage error is one line on standard error, and a
+// command that only holds others refuses an unknown one.
+func strict(commands []*cli.Command) {
+	for _, c := range commands {
+		c.OnUsageError = usageError
+		c.HideHelpCommand = true
+		if len(c.Subcommands) > 0 {
+			strict(c.Subcommands)
+			c.Action = func(ctx *cli.Context) error {
+				if name := ctx.Args().First(); name != "" {
+					return unknownCommand(ctx, name)
+				}
+				return usage("run hsmsign "+ctx.Command.Name+" --help", "%s: name one of %s", ctx.Command.Name, names(ctx.Command.Subcommands))
+			}
+		}
+	}
+}
+
+func usageError(ctx *cli.Context, err error, _ bool) error {
+	command := strings.TrimSpace("hsmsign " + ctx.Command.Name)
+	if ctx.Command.Name == "hsmsign" || ctx.Command.Name == "" {
+		command = "hsmsign"
+	}
+	return usage("run "+command+" --help", "%w", err)
+}
+
+func unknownCommand(ctx *cli.Context, name string) error {
+	commands := ctx.App.Commands
+	if len(ctx.Command.Subcommands) > 0 {
+		commands = ctx.Command.Subcommands
+	}
+	hint := "the commands are " + names(commands)
+	if s := cli.SuggestCommand(commands, name); s != "" {
+		hint = strings.ToLower(s) // "Did you mean ...?"
+	}
+	return usage(hint, "unknown command %q", name)
+}
+
+func names(commands []*cli.Command) string {
+	var list []string
+	for _, c := range commands {
+		if !c.Hidden && c.Name != "help" {
+			list = append(list, c.Name)
+		}
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/chain"
+	"hsmsign/finding"
+)
+
+func (p *program) chainCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "chain",
+		Usage: "build, check and fetch the vendor's certificate chain",
+		Subcommands: []*cli.Command{
+			{
+				Name:      "build",
+				Usage:     "make one PEM bundle, vendor certificate first and root last, from parts in any form and order",
+				ArgsUsage: "[FILE...]",
+				Description: "The bundle is what --cert of sign takes. FILEs are certificates as for --chain.\n\n" +
+					"  hsmsign chain build --cert mdm.cer --chain AppleWWDRCAG3.cer --chain AppleIncRootCertificate.cer -o vendor.pem",
+				Flags:  append([]cli.Flag{outputFlag(), forceFlag()}, identityFlags()...),
+				Action: p.chainBuild,
+			},
+			{
+				Name:      "check",
+				Usage:     "explain a vendor chain: each certificate, and all that is wrong with it",
+				ArgsUsage: "[FILE...]",
+				Description: "Exit code 4 when the chain cannot be used.\n\n" +
+					"  hsmsign chain check vendor.pem",
+				Flags:  append([]cli.Flag{jsonFlag()}, identityFlags()...),
+				Action: p.chainCheck,
+			},
+			{
+				Name:      "fetch",
+				Usage:     "download Apple's intermediate and root certificates, each held to its pinned SHA-256",
+				ArgsUsage: "[NAME...]",
+				Description: "A NAME is that of Apple's file or of the certificate; without one, all that are current. What is not the pinned\n" +
+					"certificate is refused, so neither the network nor a mirror needs to be trusted.\n\n" +
+					"  hsmsign chain fetch -o apple.pem\n" +
+					"  hsmsign chain fetch -o apple.pem AppleWWDRCAG3.cer AppleIncRootCertificate.cer",
+				Flags: []cli.Flag{
+					outputFlag(), forceFlag(), jsonFlag(), configFlag(),
+					stringFlag("base-url", "https `URL` of a mirror that holds Apple's files under their names"),
+				},
+				Action: p.chainFetch,
+			},
+		},
+	}
+}
+
+func (p *program) chainBuild(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	certs, roots, inputs, err := p.chainParts(ctx, s)
+	if err != nil {
+		return err
+	}
+	output, _ := s.str("output")
+	force, err := s.boolean("force")
+	if err != nil {
+		return err
+	}
+	if output != "" && output != "-" {
+		if err := checkOutput(output, force, inputs...); err != nil {
+			return err
+		}
+	}
+	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots})
+	if err != nil {
+		return fmt.Errorf("%s: %w", strings.Join(inputs, ", "), err)
+	}
+	for _, f := range c.Findings {
+		p.ui.info("%s: %s", f.Severity, f.Message)
+	}
+	return p.emit(output, []byte(c.PEM()), requestMode, force)
+}
+
+// chainParts reads --cert, --chain and the arguments.
+func (p *program) chainParts(ctx *cli.Context, s *settings) (certs, roots []*x509.Certificate, files []string, err error) {
+	args, err := arguments(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if cert, _ := s.str("cert"); cert != "" {
+		files = append(files, cert)
+	}
+	more, _ := s.list("chain")
+	files = slices.Concat(files, more, args)
+	if len(files) == 0 {
+		return nil, nil, nil, usage("name the vendor certificate with --cert, and the others as files or with --chain", "no certificate given")
+	}
+	if certs, err = p.readCerts(ctx.Context, files...); err != nil {
+		return nil, nil, nil, err
+	}
+	roots, err = p.trustRoots(ctx.Context, s)
+	return certs, roots, files, err
+}
+
+// checkResult is what chain check --json prints.
+type checkResult struct {
+	OK       bool              `json:"ok"`
+	Chain    []certInfo        `json:"chain"` // in order, where it could be built, else as given
+	Findings []finding.Finding `json:"findings"`
+}
+
+func (p *program) chainCheck(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	certs, roots, _, err := p.chainParts(ctx, s)
+	if err != nil {
+		return err
+	}
+	asJSON, err := s.boolean("json")
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	opts := chain.Options{TrustRoots: roots, Now: now}
+	result := checkResult{Chain: describeChain(certs, now), Findings: []finding.Finding{}}
+	c, err := chain.Build(certs, nil, opts)
+	if err == nil {
+		result.OK, result.Chain = true, describeChain(c.Certs, now)
+		result.Findings = append(result.Findings, c.Findings...)
+	} else {
+		// Not the first error only.
+		result.Findings = append(result.Findings, chain.Check(certs, opts)...)
+	}
+	if asJSON {
+		p.ui.json(result)
+	} else {
+		for i, info := range result.Chain {
+			p.ui.printCert(fmt.Sprintf("certificate %d", i+1), info)
+		}
+		p.ui.printFindings(result.Findings)
+	}
+	if err == nil {
+		return nil
+	}
+	return &exitError{code: exitVendor, err: errSilent}
+}
+
+// fetchResult is what chain fetch --json prints for one certificate.
+type fetchResult struct {
+	Name   string `json:"name"`
+	File   string `json:"file"`
+	SHA256 string `json:"sha256"`
+	Output string `json:"output,omitempty"`
+}
+
+func (p *program) chainFetch(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	args, err := arguments(ctx)
+	if err != nil {
+		return err
+	}
+	asJSON, err := s.boolean("json")
+	if err != nil {
+		return err
+	}
+	force, err := s.boolean("force")
+	if err != nil {
+		return err
+	}
+	output, _ := s.str("output")
+	if asJSON && (output == "" || output == "-") {
+		return usage("name the bundle's file with -o", "--json takes standard output")
+	}
+	if output != "" && output != "-" {
+		if err := checkOutput(output, force); err != nil {
+			return err
+		}
+	}
+	baseURL, _ := s.str("base-url")
+	fetched, err := chain.Fetch(ctx.Context, chain.FetchOptions{BaseURL: baseURL, Names: args})
+	if err != nil {
+		return fetchError(err)
+	}
+	var certs []*x509.Certificate
+	for _, f := range fetched {
+		certs = append(certs, f.Cert)
+	}
+	if err := p.emit(output, []byte(chain.PEM(certs)), requestMode, force); err != nil {
+		return err
+	}
+	for _, f := range fetched {
+		if asJSON {
+			p.ui.json(fetchResult{Name: f.Pin.Name, File: f.Pin.File, SHA256: f.Pin.SHA256, Output: output})
+		} else {
+			p.ui.info("%s: SHA-256 %s, as pinned", f.Pin.Name, f.Pin.SHA256)
+		}
+	}
+	return nil
+}
+
+func fetchError(err error) error {
+	if errors.Is(err, chain.ErrPin) {
+		return &exitError{code: exitVendor, err: err, hint: "somebody on the way, or the mirror, gave another file; get it from Apple"}
+	}
+	return &exitError{code: exitUnavailable, err: err, hint: "try again, name a mirror with --base-url, or carry the files over and name them with --chain"}
+}

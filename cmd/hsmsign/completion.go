@@ -1,0 +1,74 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+)
+
+func (p *program) completionCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "completion",
+		Usage:     "print the completion script of a shell: bash, zsh or fish",
+		ArgsUsage: "bash|zsh|fish",
+		Description: "  source <(hsmsign completion bash)                                   # in ~/.bashrc\n" +
+			"  source <(hsmsign completion zsh)                                    # in ~/.zshrc\n" +
+			"  hsmsign completion fish > ~/.config/fish/completions/hsmsign.fish",
+		Action: p.completion,
+		BashComplete: func(*cli.Context) {
+			p.ui.write([]byte("bash\nzsh\nfish\n"))
+		},
+	}
+}
+
+func (p *program) completion(ctx *cli.Context) error {
+	args, err := arguments(ctx)
+	if err != nil {
+		return err
+	}
+	if len(args) != 1 {
+		return usage("hsmsign completion bash", "name one shell: bash, zsh or fish")
+	}
+	switch args[0] {
+	case "bash":
+		p.ui.write([]byte(bashCompletion))
+	case "zsh":
+		p.ui.write([]byte(zshCompletion))
+	case "fish":
+		script, err := ctx.App.ToFishCompletion()
+		if err != nil {
+			return err
+		}
+		p.ui.write([]byte(script))
+	default:
+		return usage("there are bash, zsh and fish", "unknown shell %q", args[0])
+	}
+	return nil
+}
+
+// The scripts ask the program itself what may come next; where it knows nothing (after FILE flags), the shell
+// offers files.
+const bashCompletion = `_hsmsign() {
+	local cur words
+	cur="${COMP_WORDS[COMP_CWORD]}"
+	words=("${COMP_WORDS[@]:0:COMP_CWORD}")
+	case "$cur" in
+	-*) words+=("$cur") ;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur")
+}
+complete -o bashdefault -o default -F _hsmsign hsmsign
+`
+
+const zshCompletion = `#compdef hsmsign
+_hsmsign() {
+	local -a options
+	local cur="${words[CURRENT]}"
+	if [[ "$cur" == -* ]]; then
+		options=("${(@f)$("${words[@]:0:$CURRENT}" --generate-bash-completion 2>/dev/null)}")
+	else
+		options=("${(@f)$("${words[@]:0:$((CURRENT-1))}" --generate-bash-completion 2>/dev/null)}")
+	fi
+	[[ -n "${options[1]}" ]] && compadd -- "${options[@]%%:*}"
+	_files
+}
+compdef _hsmsign hsmsign
+`

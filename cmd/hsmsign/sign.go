@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/agent"
+	"hsmsign/chain"
+	"hsmsign/request"
+	"hsmsign/signer"
+)
+
+const (
+	// openTimeout bounds opening a key, a person's typing included.
+	openTimeout = 2 * time.Minute
+	// signTimeout bounds one signature: network HSMs answer within a second, or not at all.
+	signTimeout = time.Minute
+	// requestMode: a request holds no secret.
+	requestMode = fs.FileMode(0o644)
+)
+
+func (p *program) signCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "sign",
+		Usage:     "sign customers' CSRs: makes the Push Certificate Requests that they upload to Apple",
+		ArgsUsage: "CSR...",
+		Description: "A CSR is a file (PEM, DER, or the base64 of either) or - for standard input. With --out-dir there may be\n" +
+			"many, and folders of them; each FILE.csr gives FILE.req. A refused CSR does not stop the others.\n\n" +
+			"  hsmsign sign --key file:vendor.key --cert vendor.pem -o acme.req acme.csr\n" +
+			"  hsmsign sign --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin' \\\n" +
+			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/",
+		Flags: append([]cli.Flag{
+			stringFlag("key", "vendor key `REFERENCE`: file:PATH or pkcs11:...?module-path=..."),
+			outputFlag(),
+			stringFlag("out-dir", "write each request into `FOLDER`, made if it does not exist"),
+			stringFlag("format", "`FORMAT` of the request: base64 (what Apple takes) or plist (the XML inside) (default: base64)"),
+			stringFlag("digest", "`HASH` of the signature: sha256, or sha1 for vendor certificates older than 2021 (default: sha256)"),
+			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result"),
+			jsonFlag(), forceFlag(),
+		}, identityFlags()...),
+		Action: p.sign,
+	}
+}
+
+// signJob is one run of sign: what to sign with, and where to.
+type signJob struct {
+	p        *program
+	output   string // -o; "-" is standard output
+	outDir   string
+	format   request.Format
+	digest   crypto.Hash
+	customer string
+	json     bool
+	force    bool
+	chain    *chain.Chain
+	// agent opens the key when the first CSR has passed its checks: nobody is asked for a PIN in vain.
+	agent func() (*agent.Agent, error)
+	close func()
+}
+
+func (p *program) sign(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	args, err := arguments(ctx)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		return usage("name the customer's CSR file, or - for standard input", "no CSR given")
+	}
+	job, err := p.newSignJob(ctx.Context, s)
+	if err != nil {
+		return err
+	}
+	defer job.close()
+	if job.outDir != "" {
+		return job.batch(ctx.Context, args)
+	}
+	if len(args) > 1 {
+		return usage("name a folder for the requests with --out-dir", "%d CSRs and one output", len(args))
+	}
+	return job.single(ctx.Context, args[0])
+}
+
+func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error) {
+	job := &signJob{p: p, close: func() {}}
+	var err error
+	if err := job.readFlags(s); err != nil {
+		return nil, err
+	}
+	key, from := s.str("key")
+	if key == "" {
+		return nil, usage("name it with --key, $HSMSIGN_KEY or key: in the configuration", "no vendor key given")
+	}
+	if _, err := signer.ParseRef(key); err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	if job.chain, err = p.vendorChain(ctx, s); err != nil {
+		return nil, err
+	}
+	cert, _ := s.str("cert")
+	p.ui.warnings(cert, job.chain.Findings)
+	job.agent = sync.OnceValues(func() (*agent.Agent, error) {
+		opened, err := p.openKey(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		job.close = func() { _ = opened.Close() }
+		return agent.New(job.chain, opened, job.digest)
+	})
+	return job, nil
+}
+
+func (job *signJob) readFlags(s *settings) error {
+	var from string
+	job.output, from = s.str("output")
+	job.outDir, _ = s.str("out-dir")
+	if job.output != "" && job.outDir != "" {
+		if s.ctx.IsSet("out-dir") == s.ctx.IsSet("output") {
+			return usage("leave one out", "%s and --out-dir together", from)
+		}
+		// The one on the command line beats the one from the environment or the configuration.
+		if s.ctx.IsSet("output") {
+			job.outDir = ""
+		} else {
+			job.output = ""
+		}
+	}
+	job.customer, _ = s.str("customer")
+	format, from := s.str("format")
+	var err error
+	if job.format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
+		return usage("", "%s: %w", from, err)
+	}
+	digest, from := s.str("digest")
+	switch orDefault(digest, "sha256") {
+	case "sha256":
+		job.digest = crypto.SHA256
+	case "sha1":
+		job.digest = crypto.SHA1
+		job.p.ui.warn("signing with SHA-1: Apple takes it from vendor certificates older than 2021 only")
+	default:
+		return usage("it is sha256 or sha1", "%s: unknown digest %q", from, digest)
+	}
+	if job.json, err = s.boolean("json"); err != nil {
+		return err
+	}
+	job.force, err = s.boolean("force")
+	return err
+}
+
+func orDefault(value, standard string) string {
+	if value == "" {
+		return standard
+	}
+	return value
+}
+
+// vendorChain builds the chain from --cert, --chain and --trust-root.
+func (p *program) vendorChain(ctx context.Context, s *settings) (*chain.Chain, error) {
+	certFile, _ := s.str("cert")
+	if certFile == "" {
+		return nil, usage("name it with --cert, $HSMSIGN_CERT or cert: in the configuration", "no vendor certificate given")
+	}
+	cert, err := p.readCerts(ctx, certFile)
+	if err != nil {
+		return nil, err
+	}
+	chainFiles, _ := s.list("chain")
+	extra, err := p.readCerts(ctx, chainFiles...)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := p.trustRoots(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	c, err := chain.Build(cert, extra, chain.Options{TrustRoots: roots})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", certFile, err)
+	}
+	return c, nil
+}
+
+func (p *program) trustRoots(ctx context.Context, s *settings) ([]*x509.Certificate, error) {
+	files, _ := s.list("trust-root")
+	return p.readCerts(ctx, files...)
+}
+
+// readCerts reads all certificates of the files.
+func (p *program) readCerts(ctx context.Context, files ...string) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for _, file := range files {
+		data, err := p.readInput(ctx, file, chain.MaxFile)
+		if err != nil {
+			return nil, &exitError{code: exitVendor, err: fmt.Errorf("certificate file %q: %w", file, err), hint: "check the path"}
+		}
+		certs, err := chain.Parse(data)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		all = append(all, certs...)
+	}
+	return all, nil
+}
+
+// single signs one CSR to -o or standard output.
+func (job *signJob) single(ctx context.Context, file string) error {
+	if job.output != "" && job.output != "-" {
+		if err := checkOutput(job.output, job.force, file); err != nil {
+			return err
+		}
+	}
+	result, encoded, err := job.signFile(ctx, file)
+	if err == nil {
+		result.Output = job.output
+		switch {
+		case job.json && (job.output == "" || job.output == "-"):
+			result.Output, result.Request = "", string(encoded)
+		default:
+			err = job.p.emit(job.output, encoded, requestMode, job.force)
+		}
+	}
+	job.report(result, err)
+	return err
+}
+
+// signFile makes the request for one CSR file: all but the writing.
+func (job *signJob) signFile(ctx context.Context, file string) (*signResult, []byte, error) {
+	result := &signResult{File: file, Customer: job.customer}
+	p, err := job.prepare(ctx, result)
+	if err != nil {
+		return result, nil, err
+	}
+	encoded, err := job.issue(ctx, p)
+	return result, encoded, err
+}
+
+// prepare reads and checks one CSR file.
+func (job *signJob) prepare(ctx context.Context, result *signResult) (*agent.Prepared, error) {
+	data, err := job.p.readInput(ctx, result.File, request.MaxCSR)
+	if err != nil {
+		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", result.File, err), hint: "name a readable CSR file"}
+	}
+	p, err := agent.Prepare(job.chain, data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", result.File, err)
+	}
+	result.describe(p.CSR)
+	return p, nil
+}
+
+func (job *signJob) issue(ctx context.Context, p *agent.Prepared) ([]byte, error) {
+	a, err := job.agent()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	req, err := a.Issue(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return req.Encode(job.format)
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/chain"
+	"hsmsign/testpki"
+)
+
+func (p *program) testpkiCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "testpki",
+		Usage: "stand in for Apple in tests: issue a vendor certificate under an Apple-shaped test root",
+		Description: "Writes root.pem, wwdr.pem, vendor.pem (the whole chain, for --cert) and the test authority's keys into the folder.\n" +
+			"A folder that holds a test authority already issues again from the same root. Apple never takes these.\n\n" +
+			"  hsmsign testpki --csr vendor.csr --out-dir pki/\n" +
+			"  hsmsign sign --key file:vendor.key --cert pki/vendor.pem --trust-root pki/root.pem -o acme.req acme.csr",
+		Flags: []cli.Flag{
+			stringFlag("csr", "the vendor's CSR `FILE`"),
+			stringFlag("out-dir", "`FOLDER` for the test certificates, made if it does not exist"),
+			forceFlag(), jsonFlag(),
+		},
+		Action: p.testpki,
+	}
+}
+
+func (p *program) testpki(ctx *cli.Context) error {
+	s := p.bareSettings(ctx)
+	if args, err := arguments(ctx); err != nil || len(args) > 0 {
+		return errors.Join(err, usage("name the CSR with --csr", "testpki takes no arguments"))
+	}
+	csrFile, _ := s.str("csr")
+	dir, _ := s.str("out-dir")
+	if csrFile == "" || dir == "" {
+		return usage("hsmsign testpki --csr vendor.csr --out-dir pki/", "--csr and --out-dir are both needed")
+	}
+	force, err := s.boolean("force")
+	if err != nil {
+		return err
+	}
+	asJSON, err := s.boolean("json")
+	if err != nil {
+		return err
+	}
+	csr, err := p.readCSR(ctx.Context, csrFile)
+	if err != nil {
+		return err
+	}
+	authority, err := loadAuthority(dir)
+	if err != nil {
+		return err
+	}
+	vendorFile := filepath.Join(dir, "vendor.pem")
+	if err := checkOutput(vendorFile, force, csrFile); err != nil {
+		return err
+	}
+	vendor, err := authority.IssueVendor(csr.Parsed, testpki.VendorOptions{})
+	if err != nil {
+		return &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", csrFile, err), hint: "make the CSR again"}
+	}
+	certs := []*x509.Certificate{vendor, authority.WWDR, authority.Root}
+	if err := writeFile(vendorFile, []byte(chain.PEM(certs)), requestMode, force); err != nil {
+		return err
+	}
+	if asJSON {
+		p.ui.json(struct {
+			Output string     `json:"output"`
+			Root   string     `json:"root"`
+			Chain  []certInfo `json:"chain"`
+		}{vendorFile, filepath.Join(dir, "root.pem"), describeChain(certs, time.Now())})
+		return nil
+	}
+	p.ui.info("wrote %s, a TEST chain for %q; trust it with --trust-root %s", vendorFile, vendor.Subject.CommonName, filepath.Join(dir, "root.pem"))
+	return nil
+}
+
+// loadAuthority gives the folder's test authority, made now if there is none.
+func loadAuthority(dir string) (*testpki.Authority, error) {
+	authority, err := testpki.Load(dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return authority, err
+	}
+	if authority, err = testpki.New(time.Now()); err != nil {
+		return nil, err
+	}
+	if err := authority.Save(dir); err != nil {
+		return nil, usage("name another --out-dir", "save the test authority: %w", err)
+	}
+	return authority, nil
+}

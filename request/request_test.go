@@ -1,0 +1,231 @@
+package request
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/finding"
+)
+
+const goldenDir = "../testdata/golden/"
+
+func golden(t testing.TB) *Request {
+	t.Helper()
+	r, err := Parse(readFile(t, goldenDir+"customer.req"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// The golden files were checked by openssl, xmllint and plistutil (the end-to-end tests do it again).
+func TestEncodeIsGolden(t *testing.T) {
+	r := golden(t)
+	for _, c := range []struct {
+		format Format
+		file   string
+	}{{Base64, "customer.req"}, {Plist, "customer.plist"}} {
+		got, err := r.Encode(c.format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(readFile(t, goldenDir+c.file)), string(got)); diff != "" {
+			t.Errorf("%s: %s", c.file, diff)
+		}
+	}
+}
+
+func TestEncodeForm(t *testing.T) {
+	out, err := golden(t).Encode(Base64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.ContainsAny(out, "\r\n \t") {
+		t.Error("white space in the base64")
+	}
+	xml, err := base64.StdEncoding.DecodeString(string(out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(xml)
+	if !strings.Contains(text, `<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">`) {
+		t.Error("wrong DOCTYPE")
+	}
+	if strings.Contains(text, "&#") {
+		t.Error("a newline is written as a character reference")
+	}
+	if strings.Count(text, "-----END CERTIFICATE-----\n") != 3 {
+		t.Error("a newline must follow every END line")
+	}
+	if wide := widestLine(text[strings.Index(text, "-----BEGIN"):strings.Index(text, "</string>\n\t\t<key>"+keySignature)]); wide != "" {
+		t.Error(wide)
+	}
+	at := func(key string) int { return strings.Index(text, "<key>"+key+"</key>") }
+	if at(keyCSR) < 0 || at(keyCSR) > at(keyChain) || at(keyChain) > at(keySignature) {
+		t.Error("the keys are not in the order of Apple's sample")
+	}
+}
+
+// wrap breaks text into lines.
+func wrap(text string, columns int, newline string) string {
+	var b strings.Builder
+	for len(text) > columns {
+		b.WriteString(text[:columns] + newline)
+		text = text[columns:]
+	}
+	return b.String() + text + newline
+}
+
+// shapes is every shape seen in the wild, made from the golden request, and what is said of it.
+func shapes(t testing.TB) map[string]struct {
+	data []byte
+	ids  []string
+} {
+	xml := string(readFile(t, goldenDir+"customer.plist"))
+	b64 := func(xml string) string { return base64.StdEncoding.EncodeToString([]byte(xml)) }
+	r := golden(t)
+	var pem128, reversed strings.Builder
+	for _, der := range r.Chain {
+		pem128.WriteString("-----BEGIN CERTIFICATE-----\n" + wrap(base64.StdEncoding.EncodeToString(der), 128, "\n") + "-----END CERTIFICATE-----\n")
+	}
+	for i := range r.Chain {
+		reversed.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.Chain[len(r.Chain)-1-i]}))
+	}
+	first, last := strings.Index(xml, "-----BEGIN"), strings.LastIndex(xml, "-----END CERTIFICATE-----\n")+len("-----END CERTIFICATE-----\n")
+	withChain := func(chain string) string { return xml[:first] + chain + xml[last:] }
+	csr, chain := strings.Index(xml, "\t\t<key>"+keyCSR), strings.Index(xml, "\t\t<key>"+keyChain)
+	end := strings.Index(xml, "\t\t<key>"+keySignature)
+	type shape = struct {
+		data []byte
+		ids  []string
+	}
+	return map[string]shape{
+		"one line":          {[]byte(b64(xml)), nil},
+		"newline at end":    {[]byte(b64(xml) + "\n"), nil},
+		"60 columns":        {[]byte(wrap(b64(xml), 60, "\n")), []string{"request.wrapped"}},
+		"76 columns, CRLF":  {[]byte(wrap(b64(xml), 76, "\r\n")), []string{"request.wrapped"}},
+		"leading space":     {[]byte(" " + b64(xml)), nil},
+		"byte order mark":   {[]byte("\ufeff" + b64(xml)), nil},
+		"bare XML":          {[]byte(xml), []string{"request.not-base64"}},
+		"keys sorted":       {[]byte(b64(xml[:csr] + xml[chain:end] + xml[csr:chain] + xml[end:])), nil},
+		"space in values":   {[]byte(b64(strings.ReplaceAll(xml, "<string>", "<string> "))), nil},
+		"wrapped values":    {[]byte(b64(strings.Replace(xml, string(r.csrText()), wrap(r.csrText(), 64, "\n"), 1))), nil},
+		"escaped newlines":  {[]byte(b64(withChain(strings.ReplaceAll(xml[first:last], "\n", "&#xA;")))), nil},
+		"older DOCTYPE":     {[]byte(b64(strings.Replace(xml, "-//Apple//DTD", "-//Apple Inc//DTD", 1))), []string{"request.doctype"}},
+		"no DOCTYPE":        {[]byte(b64(strings.Replace(xml, xml[strings.Index(xml, "<!DOCTYPE"):strings.Index(xml, "<plist")], "", 1))), nil},
+		"run together":      {[]byte(b64(withChain(strings.ReplaceAll(xml[first:last], "-----\n-----", "----------")))), []string{"request.pem-run-together"}},
+		"128 columns":       {[]byte(b64(withChain(pem128.String()))), []string{"request.pem-width"}},
+		"CRLF in the chain": {[]byte(b64(withChain(strings.ReplaceAll(xml[first:last], "\n", "&#xD;\n")))), nil},
+		"extra key":         {[]byte(b64(strings.Replace(xml, "<dict>", "<dict><key>Comment</key><string>x</string>", 1))), []string{"request.extra-key"}},
+		"root first":        {[]byte(b64(withChain(reversed.String()))), nil},
+	}
+}
+
+func (r *Request) csrText() string { return base64.StdEncoding.EncodeToString(r.CSR) }
+
+func TestParseTakesEveryShape(t *testing.T) {
+	want := golden(t)
+	for name, shape := range shapes(t) {
+		t.Run(name, func(t *testing.T) {
+			got, found, err := parse(shape.data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "root first" {
+				got.Chain[0], got.Chain[2] = got.Chain[2], got.Chain[0]
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+			var ids []string
+			for _, f := range found {
+				ids = append(ids, f.ID)
+			}
+			if diff := cmp.Diff(shape.ids, ids); diff != "" {
+				t.Errorf("findings: %s", diff)
+			}
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	xml := string(readFile(t, goldenDir+"customer.plist"))
+	first, last := strings.Index(xml, "-----BEGIN"), strings.LastIndex(xml, "-----END")
+	replace := func(old, replacement string) []byte {
+		if !strings.Contains(xml, old) {
+			t.Fatalf("%q is not in the golden request", old)
+		}
+		return []byte(strings.Replace(xml, old, replacement, 1))
+	}
+	csr := golden(t).csrText()
+	for _, c := range []struct {
+		name   string
+		data   []byte
+		id     string
+		portal string
+	}{
+		{"empty", nil, "request.encoding", finding.PortalInvalidCSR},
+		{"too large", make([]byte, MaxRequest+1), "request.size", finding.PortalInvalidCSR},
+		{"a CSR", readFile(t, csrDir+"/good.pem"), "request.encoding", finding.PortalInvalidCSR},
+		{"base64 of DER", readFile(t, csrDir+"/good.b64"), "request.encoding", finding.PortalInvalidCSR},
+		{"cut XML", []byte(xml[:len(xml)/2]), "request.plist", finding.PortalInvalidCSR},
+		{"GNUStep", []byte(`<48656c6c6f>`), "request.encoding", finding.PortalInvalidCSR},
+		{"key missing", replace(keyCSR, "SomethingElse"), "request.plist", finding.PortalInvalidCSR},
+		{"key twice", replace("<dict>", "<dict><key>"+keyCSR+"</key><string>AAAA</string>"), "request.plist", finding.PortalInvalidCSR},
+		{"not a string", replace("<string>"+csr+"</string>", "<integer>1</integer>"), "request.plist", finding.PortalInvalidCSR},
+		{"CSR is PEM", replace(csr, "-----BEGIN CERTIFICATE REQUEST-----"), "request.value", finding.PortalInvalidCSR},
+		{"CSR empty", replace(csr, ""), "request.value", finding.PortalInvalidCSR},
+		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", finding.PortalChainMissing},
+		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", finding.PortalChainMissing},
+		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", finding.PortalChainMissing},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, err := Parse(c.data)
+			var found *finding.Finding
+			if !errors.As(err, &found) || r != nil {
+				t.Fatalf("got %v, %v", r, err)
+			}
+			if found.ID != c.id || found.Portal != c.portal || found.Fix == "" {
+				t.Errorf("got %+v, want %s, %s", found, c.id, c.portal)
+			}
+		})
+	}
+}
+
+// FuzzParse: what is accepted is written in our form and read back the same; no input panics.
+func FuzzParse(f *testing.F) {
+	for _, shape := range shapes(f) {
+		f.Add(shape.data)
+	}
+	addSeeds(f, csrDir)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := Parse(data)
+		if err != nil {
+			var found *finding.Finding
+			if !errors.As(err, &found) || found.Subject() != finding.Request {
+				t.Fatalf("not a finding: %v", err)
+			}
+			return
+		}
+		for _, format := range []Format{Base64, Plist} {
+			out, err := r.Encode(format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := Parse(out)
+			if err != nil {
+				t.Fatalf("our own form is refused: %v", err)
+			}
+			if diff := cmp.Diff(r, again); diff != "" {
+				t.Fatal(diff)
+			}
+		}
+		Verify(data, VerifyOptions{})
+	})
+}

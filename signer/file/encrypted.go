@@ -1,0 +1,245 @@
+package file
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/des" // #nosec G502 -- "openssl pkcs8 -v2 des3" made such files for twenty years; only read, never written
+	"crypto/pbkdf2"
+	"crypto/rsa"
+	"crypto/sha1" // #nosec G505 -- the default PRF of PBKDF2 (RFC 8018 appendix A.2), as HMAC
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"hash"
+
+	"golang.org/x/crypto/scrypt"
+	"software.sslmate.com/src/go-pkcs12"
+
+	"hsmsign/signer"
+)
+
+// The bounds of a key derivation, so that a hostile file costs seconds and not minutes: 5 million rounds of
+// PBKDF2 are eight times what OWASP asks for, and scrypt may take sixteen times what OpenSSL makes by itself.
+const (
+	maxIterations = 5_000_000
+	maxScryptWork = 2 << 20 // N * r * p; the memory is 128 * N * r bytes, so at most 256 MiB
+)
+
+// RFC 8018 appendix A.4: what PBES2 says about itself.
+type (
+	encryptedInfo struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Data      []byte
+	}
+	pbes2Params  struct{ KDF, Cipher pkix.AlgorithmIdentifier }
+	pbkdf2Params struct {
+		Salt       []byte
+		Iterations int
+		KeyLength  int                      `asn1:"optional"`
+		PRF        pkix.AlgorithmIdentifier `asn1:"optional"`
+	}
+	scryptParams struct { // RFC 7914 section 7.1
+		Salt      []byte
+		N, R, P   int
+		KeyLength int `asn1:"optional"`
+	}
+)
+
+// parseEncrypted reads RFC 5208's EncryptedPrivateKeyInfo.
+func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+	var info encryptedInfo
+	if _, err := asn1.Unmarshal(der, &info); err != nil {
+		return nil, fmt.Errorf("%w: damaged PKCS#8: %w", signer.ErrBadKey, err)
+	}
+	if info.Algorithm.Algorithm.String() != "1.2.840.113549.1.5.13" {
+		o.fix = o.convert()
+		return nil, fmt.Errorf("%w: PKCS#8 encrypted with %v; only PBES2 is read", signer.ErrBadKey, info.Algorithm.Algorithm)
+	}
+	var params pbes2Params
+	if _, err := asn1.Unmarshal(info.Algorithm.Parameters.FullBytes, &params); err != nil {
+		return nil, fmt.Errorf("%w: damaged PBES2 parameters: %w", signer.ErrBadKey, err)
+	}
+	newCipher, keyLength, err := blockCipher(params.Cipher)
+	if err != nil {
+		return nil, err
+	}
+	derive, err := derivation(params.KDF, keyLength)
+	if err != nil {
+		return nil, err
+	}
+	passphrase, err := o.passphrase(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(passphrase)
+	derived, err := derive(passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("%w: key derivation: %w", signer.ErrBadKey, err)
+	}
+	defer clear(derived)
+	plain, err := decryptCBC(newCipher, derived, params.Cipher, info.Data)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	// One wrong passphrase in 256 gives a good padding; what it decrypts to is then no PKCS#8.
+	if shape(plain) == "" {
+		return nil, errWrongPassphrase()
+	}
+	return parsePKCS8(plain)
+}
+
+func errWrongPassphrase() error {
+	return fmt.Errorf("%w: the passphrase is wrong, or the file is damaged", signer.ErrAuth)
+}
+
+// blockCipher knows the ciphers of RFC 8018 appendix B.2 that are still met: AES and triple DES.
+func blockCipher(alg pkix.AlgorithmIdentifier) (newCipher func([]byte) (cipher.Block, error), keyLength int, err error) {
+	switch alg.Algorithm.String() {
+	case "2.16.840.1.101.3.4.1.2":
+		return aes.NewCipher, 16, nil
+	case "2.16.840.1.101.3.4.1.22":
+		return aes.NewCipher, 24, nil
+	case "2.16.840.1.101.3.4.1.42":
+		return aes.NewCipher, 32, nil
+	case "1.2.840.113549.3.7":
+		return des.NewTripleDESCipher, 24, nil // #nosec G405 -- see the import
+	}
+	return nil, 0, fmt.Errorf("%w: encrypted with cipher %v; AES and triple DES in CBC mode are read", signer.ErrBadKey, alg.Algorithm)
+}
+
+// derivation reads the parameters of the key derivation and holds them to the bounds.
+func derivation(alg pkix.AlgorithmIdentifier, keyLength int) (func(passphrase []byte) ([]byte, error), error) {
+	switch alg.Algorithm.String() {
+	case "1.2.840.113549.1.5.12":
+		var p pbkdf2Params
+		if _, err := asn1.Unmarshal(alg.Parameters.FullBytes, &p); err != nil {
+			return nil, fmt.Errorf("%w: damaged PBKDF2 parameters: %w", signer.ErrBadKey, err)
+		}
+		prf, err := pseudoRandom(p.PRF.Algorithm)
+		if err != nil {
+			return nil, err
+		}
+		if p.Iterations < 1 || p.Iterations > maxIterations {
+			return nil, fmt.Errorf("%w: PBKDF2 with %d iterations; from 1 to %d are taken", signer.ErrBadKey, p.Iterations, maxIterations)
+		}
+		return func(passphrase []byte) ([]byte, error) {
+			return pbkdf2.Key(prf, string(passphrase), p.Salt, p.Iterations, keyLength)
+		}, nil
+	case "1.3.6.1.4.1.11591.4.11":
+		var p scryptParams
+		if _, err := asn1.Unmarshal(alg.Parameters.FullBytes, &p); err != nil {
+			return nil, fmt.Errorf("%w: damaged scrypt parameters: %w", signer.ErrBadKey, err)
+		}
+		if min(p.N, p.R, p.P) < 1 || max(p.N, p.R, p.P) > maxScryptWork ||
+			p.N*p.R > maxScryptWork || p.N*p.R*p.P > maxScryptWork { // in this order nothing overflows
+			return nil, fmt.Errorf("%w: scrypt with N=%d, r=%d, p=%d, which is too much work", signer.ErrBadKey, p.N, p.R, p.P)
+		}
+		return func(passphrase []byte) ([]byte, error) {
+			return scrypt.Key(passphrase, p.Salt, p.N, p.R, p.P, keyLength)
+		}, nil
+	}
+	return nil, fmt.Errorf("%w: encrypted with key derivation %v; PBKDF2 and scrypt are read", signer.ErrBadKey, alg.Algorithm)
+}
+
+// pseudoRandom is PBKDF2's hash (RFC 8018 appendix B.1.2); none given means SHA-1.
+func pseudoRandom(oid asn1.ObjectIdentifier) (func() hash.Hash, error) {
+	switch oid.String() {
+	case "", "1.2.840.113549.2.7":
+		return sha1.New, nil
+	case "1.2.840.113549.2.9":
+		return sha256.New, nil
+	case "1.2.840.113549.2.10":
+		return sha512.New384, nil
+	case "1.2.840.113549.2.11":
+		return sha512.New, nil
+	}
+	return nil, fmt.Errorf("%w: PBKDF2 with the pseudo-random function %v", signer.ErrBadKey, oid)
+}
+
+// decryptCBC decrypts data and takes the padding off (RFC 8018 section 6.1.1 step 4).
+func decryptCBC(newCipher func([]byte) (cipher.Block, error), derived []byte, alg pkix.AlgorithmIdentifier, data []byte) ([]byte, error) {
+	block, err := newCipher(derived)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	size := block.BlockSize()
+	var iv []byte
+	if _, err := asn1.Unmarshal(alg.Parameters.FullBytes, &iv); err != nil || len(iv) != size || len(data) == 0 || len(data)%size != 0 {
+		return nil, fmt.Errorf("%w: damaged: the initialisation vector or the ciphertext is not of whole blocks", signer.ErrBadKey)
+	}
+	plain := make([]byte, len(data))
+	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, data)
+	n := int(plain[len(plain)-1])
+	if n < 1 || n > size || !bytes.Equal(plain[len(plain)-n:], bytes.Repeat(plain[len(plain)-1:], n)) {
+		clear(plain)
+		return nil, errWrongPassphrase()
+	}
+	return plain[:len(plain)-n], nil
+}
+
+// parsePKCS12 reads RFC 7292's PFX with one key in it.
+func (o *opening) parsePKCS12(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+	if err := checkIterations(der, 0); err != nil {
+		return nil, err
+	}
+	passphrase, err := o.passphrase(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(passphrase)
+	private, _, _, err := pkcs12.DecodeChain(der, string(passphrase))
+	switch {
+	case errors.Is(err, pkcs12.ErrIncorrectPassword):
+		return nil, errWrongPassphrase()
+	case err != nil:
+		o.fix = fmt.Sprintf("take the key out of it: openssl pkcs12 -in %s -nocerts -out NEW.key", o.path)
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	return asRSA(private)
+}
+
+// checkIterations looks through a PKCS#12 file, as deep as its structure goes, for the work that its key
+// derivations ask for: SEQUENCE { OID, SEQUENCE { salt, INTEGER, ... } } with an OID of PKCS#5 or PKCS#12, and
+// MacData's SEQUENCE { SEQUENCE, OCTET STRING, INTEGER }. What lies under encryption was put there by someone
+// who knows the passphrase.
+func checkIterations(der []byte, depth int) error {
+	const deepest = 32 // PFX, authSafe, SafeContents, SafeBag, PBES2, PBKDF2: about half of it
+	for depth < deepest && len(der) > 0 {
+		var v asn1.RawValue
+		rest, err := asn1.Unmarshal(der, &v)
+		if err != nil {
+			return nil // not DER: a ciphertext, or a file that the decoder will refuse
+		}
+		var alg struct {
+			OID    asn1.ObjectIdentifier
+			Params struct {
+				Salt       asn1.RawValue
+				Iterations int
+			}
+		}
+		var mac struct {
+			Digest     asn1.RawValue
+			Salt       []byte
+			Iterations int
+		}
+		if _, err := asn1.Unmarshal(v.FullBytes, &alg); err == nil && alg.Params.Iterations > maxIterations {
+			return fmt.Errorf("%w: %d iterations; at most %d are taken", signer.ErrBadKey, alg.Params.Iterations, maxIterations)
+		}
+		if _, err := asn1.Unmarshal(v.FullBytes, &mac); err == nil && mac.Iterations > maxIterations {
+			return fmt.Errorf("%w: %d iterations; at most %d are taken", signer.ErrBadKey, mac.Iterations, maxIterations)
+		}
+		if v.IsCompound || v.Tag == asn1.TagOctetString {
+			if err := checkIterations(v.Bytes, depth+1); err != nil {
+				return err
+			}
+		}
+		der = rest
+	}
+	return nil
+}

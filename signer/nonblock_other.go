@@ -1,0 +1,5 @@
+//go:build !unix
+
+package signer
+
+const nonblock = 0

@@ -1,0 +1,107 @@
+//go:build cgo
+
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync"
+
+	"github.com/miekg/pkcs11"
+
+	"hsmsign/signer"
+)
+
+// cryptoki is what this package uses of *pkcs11.Ctx. Each method is the C_ function of its name.
+type cryptoki interface {
+	Initialize(opts ...pkcs11.InitializeOption) error
+	Finalize() error
+	GetInfo() (pkcs11.Info, error)
+	GetSlotList(tokenPresent bool) ([]uint, error)
+	GetSlotInfo(slotID uint) (pkcs11.SlotInfo, error)
+	GetTokenInfo(slotID uint) (pkcs11.TokenInfo, error)
+	OpenSession(slotID uint, flags uint) (pkcs11.SessionHandle, error)
+	CloseSession(sh pkcs11.SessionHandle) error
+	Login(sh pkcs11.SessionHandle, userType uint, pin string) error
+	FindObjectsInit(sh pkcs11.SessionHandle, template []*pkcs11.Attribute) error
+	FindObjects(sh pkcs11.SessionHandle, limit int) ([]pkcs11.ObjectHandle, bool, error)
+	FindObjectsFinal(sh pkcs11.SessionHandle) error
+	GetAttributeValue(sh pkcs11.SessionHandle, o pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error)
+	SignInit(sh pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
+	Sign(sh pkcs11.SessionHandle, message []byte) ([]byte, error)
+}
+
+// modules is the one package-level state of hsmsign. C_Initialize and C_Login work on the whole process
+// (PKCS#11 3.0 sections 5.4 and 5.6.8), so whoever opens a module must find the one that is already loaded,
+// and the PINs it has refused. Keyed by real path; an entry stays for the life of the process.
+var modules struct {
+	sync.Mutex
+	byPath map[string]*module
+}
+
+// module is one loaded PKCS#11 library.
+type module struct {
+	path string // real path
+
+	// mu makes opening, logging in and closing serial. Signing does not take it.
+	mu      sync.Mutex
+	lib     cryptoki // nil until it is loaded
+	keys    int      // open keys; the module is initialized while there are any
+	foreign bool     // somebody else in this process initialized it, and will finalize it
+	tokens  map[tokenID]*token
+}
+
+// findModule gives the entry of a module's file. It is not loaded yet.
+func findModule(r reference) (*module, error) {
+	path, err := filepath.EvalSymlinks(r.module)
+	if err != nil {
+		family := signer.ErrUnavailable
+		if errors.Is(err, fs.ErrNotExist) {
+			family = signer.ErrKeyNotFound
+		}
+		return nil, r.fail("open", fmt.Errorf("%w: module %q: %w", family, r.module, errors.Unwrap(err)),
+			"check module-path; the HSM's client package installs the module, Debian's softhsm2 as /usr/lib/softhsm/libsofthsm2.so")
+	}
+	modules.Lock()
+	defer modules.Unlock()
+	m := modules.byPath[path]
+	if m == nil {
+		m = &module{path: path, tokens: map[tokenID]*token{}}
+		if modules.byPath == nil {
+			modules.byPath = map[string]*module{}
+		}
+		modules.byPath[path] = m
+	}
+	return m, nil
+}
+
+// retain counts one key more, and loads and initializes the module for the first. The caller holds m.mu.
+func (m *module) retain(r reference) error {
+	if m.lib == nil {
+		ctx := pkcs11.New(m.path)
+		if ctx == nil {
+			return r.fail("open", whyNotLoaded(m.path), "install the module for this system, or correct module-path")
+		}
+		m.lib = ctx
+	}
+	if m.keys == 0 {
+		err := call("C_Initialize", m.lib.Initialize())
+		m.foreign = is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+		if err != nil && !m.foreign {
+			return r.fail("open", err, "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names) and that its device answers")
+		}
+	}
+	m.keys++
+	return nil
+}
+
+// release takes back one retain. The caller holds m.mu.
+func (m *module) release() error {
+	m.keys--
+	if m.keys > 0 || m.foreign {
+		return nil
+	}
+	return call("C_Finalize", m.lib.Finalize())
+}

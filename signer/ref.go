@@ -1,0 +1,175 @@
+package signer
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// MaxRef is the longest key reference that is read, in bytes.
+const MaxRef = 4096
+
+// Ref is a parsed key reference: scheme:path?name=value&name=value.
+//
+// It is not a URL: a '+' means itself, and only the backend knows what its path means (RFC 7512 section 2.3
+// for pkcs11). The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
+type Ref struct {
+	Scheme string // "file", "pkcs11", "awskms", "gcpkms": lower case
+	Path   string // all between "scheme:" and "?", as it was written, percent-encoding included
+	query  []attr
+}
+
+// attr is one query attribute; the value is percent-decoded.
+type attr struct{ name, value string }
+
+// ParseRef reads a key reference. An error wraps ErrReference and never repeats the text of the query, which
+// may hold a PIN.
+func ParseRef(s string) (Ref, error) {
+	if len(s) > MaxRef {
+		return Ref{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrReference, len(s), MaxRef)
+	}
+	for _, c := range []byte(s) {
+		if c < 0x20 || c == 0x7f {
+			return Ref{}, fmt.Errorf("%w: it holds a control character; percent-encode it", ErrReference)
+		}
+	}
+	scheme, rest, ok := strings.Cut(s, ":")
+	if !ok || !isScheme(scheme) {
+		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH or pkcs11:ATTRIBUTES, say", ErrReference)
+	}
+	ref := Ref{Scheme: strings.ToLower(scheme)}
+	var query string
+	var hasQuery bool
+	ref.Path, query, hasQuery = strings.Cut(rest, "?")
+	if ref.Path == "" {
+		return Ref{}, fmt.Errorf("%w: nothing follows %q", ErrReference, ref.Scheme+":")
+	}
+	if !hasQuery {
+		return ref, nil
+	}
+	for i, part := range strings.Split(query, "&") {
+		name, raw, ok := strings.Cut(part, "=")
+		if !ok || !isAttrName(name) {
+			return Ref{}, fmt.Errorf("%w: query attribute %d is not of the form name=value", ErrReference, i+1)
+		}
+		value, err := Unescape(raw)
+		if err != nil {
+			return Ref{}, fmt.Errorf("%w: query attribute %q: a %% must be followed by two hexadecimal digits", ErrReference, name)
+		}
+		if slices.ContainsFunc(ref.query, func(a attr) bool { return a.name == name }) {
+			return Ref{}, fmt.Errorf("%w: query attribute %q stands twice", ErrReference, name)
+		}
+		ref.query = append(ref.query, attr{name, value})
+	}
+	return ref, nil
+}
+
+// Query is the percent-decoded value of a query attribute, and whether it is there.
+func (r Ref) Query(name string) (string, bool) {
+	for _, a := range r.query {
+		if a.name == name {
+			return a.value, true
+		}
+	}
+	return "", false
+}
+
+// CheckQuery refuses a query attribute that is none of the known ones: a typing error must not weaken a setting.
+// The error wraps ErrReference.
+func (r Ref) CheckQuery(known ...string) error {
+	for _, a := range r.query {
+		if !slices.Contains(known, a.name) {
+			return fmt.Errorf("%w: unknown query attribute %q; %s: takes %s", ErrReference, a.name, r.Scheme, strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
+// String is the reference in the form ParseRef reads, with the value of every attribute that may be a secret
+// replaced by "REDACTED". Without secrets, ParseRef(r.String()) is r, as long as the escapes that it adds leave
+// it within MaxRef.
+func (r Ref) String() string {
+	var b strings.Builder
+	b.WriteString(r.Scheme + ":" + redactPIN(r.Path))
+	sep := byte('?')
+	for _, a := range r.query {
+		b.WriteByte(sep)
+		sep = '&'
+		b.WriteString(a.name + "=")
+		if secretAttr(a.name) {
+			b.WriteString("REDACTED")
+		} else {
+			b.WriteString(escape(redactPIN(a.value)))
+		}
+	}
+	return b.String()
+}
+
+// redactPIN hides a pin-value that stands where none belongs, in the path or behind a ';' in the query: the
+// error that refuses it prints the reference.
+func redactPIN(s string) string {
+	const name = "pin-value="
+	for from := 0; from+len(name) <= len(s); from++ {
+		if !strings.EqualFold(s[from:from+len(name)], name) {
+			continue
+		}
+		from += len(name)
+		end := len(s)
+		if i := strings.IndexAny(s[from:], ";&"); i >= 0 {
+			end = from + i
+		}
+		s = s[:from] + "REDACTED" + s[end:]
+	}
+	return s
+}
+
+// secretAttr: pin-value (RFC 7512) and whatever a user may have taken for it. Attributes that say where a
+// secret lies (pin-source, passphrase-file) are not secret.
+func secretAttr(name string) bool {
+	name = strings.ToLower(name)
+	if strings.HasSuffix(name, "-source") || strings.HasSuffix(name, "-file") {
+		return false
+	}
+	return slices.ContainsFunc([]string{"pin", "pass", "secret", "token", "password", "credential", "key"},
+		func(word string) bool { return strings.Contains(name, word) })
+}
+
+func isScheme(s string) bool {
+	for i, c := range []byte(s) {
+		if !isLetter(c) && (i == 0 || !isDigit(c) && strings.IndexByte("+-.", c) < 0) {
+			return false
+		}
+	}
+	// A single letter is a Windows drive, not a scheme.
+	return len(s) > 1
+}
+
+func isAttrName(s string) bool {
+	for _, c := range []byte(s) {
+		if !isLetter(c) && !isDigit(c) && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+func isDigit(c byte) bool  { return '0' <= c && c <= '9' }
+
+// Unescape percent-decodes s (RFC 3986 section 2.1). A '+' stays a '+'.
+func Unescape(s string) (string, error) { return url.PathUnescape(s) }
+
+// escape percent-encodes what must not stand in a query value.
+func escape(s string) string {
+	const plain = "-._~:[]@!$'()*+,;=/?|" // RFC 7512 pk11-qattr, without '&'
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if isLetter(c) || isDigit(c) || strings.IndexByte(plain, c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}

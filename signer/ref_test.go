@@ -1,0 +1,201 @@
+package signer
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseRef(t *testing.T) {
+	tests := []struct {
+		in, scheme, path string
+		query            map[string]string
+		out              string // String(); "": as in
+	}{
+		{in: "file:vendor.key", scheme: "file", path: "vendor.key"},
+		{in: "file:///etc/hsmsign/vendor.key?passphrase-file=/run/secrets/pass", scheme: "file", path: "///etc/hsmsign/vendor.key",
+			query: map[string]string{"passphrase-file": "/run/secrets/pass"}},
+		{in: "pkcs11:token=mdm;object=vendor;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/run/secrets/pin",
+			scheme: "pkcs11", path: "token=mdm;object=vendor;id=%01",
+			query: map[string]string{"module-path": "/usr/lib/softhsm/libsofthsm2.so", "pin-source": "file:/run/secrets/pin"}},
+		{in: "awskms:///alias/mdm-vendor?region=eu-west-1", scheme: "awskms", path: "///alias/mdm-vendor", query: map[string]string{"region": "eu-west-1"}},
+		{in: "awskms:///arn:aws:kms:eu-west-1:111122223333:key/1234", scheme: "awskms", path: "///arn:aws:kms:eu-west-1:111122223333:key/1234"},
+		{in: "awskms:///KEY-ID?region=eu-west-1&endpoint=http://127.0.0.1:8080", scheme: "awskms", path: "///KEY-ID",
+			query: map[string]string{"region": "eu-west-1", "endpoint": "http://127.0.0.1:8080"}},
+		{in: "gcpkms://projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/1?endpoint=127.0.0.1:9010", scheme: "gcpkms",
+			path: "//projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/1", query: map[string]string{"endpoint": "127.0.0.1:9010"}},
+		{in: "FILE:Vendor.Key", scheme: "file", path: "Vendor.Key", out: "file:Vendor.Key"},
+		{in: "pkcs11:object=a+b;token=R&D?x=a+b", scheme: "pkcs11", path: "object=a+b;token=R&D", query: map[string]string{"x": "a+b"}},
+		{in: "file:a?x=a%26b", scheme: "file", path: "a", query: map[string]string{"x": "a&b"}},
+		{in: "file:a?x=%2b%20%25", scheme: "file", path: "a", query: map[string]string{"x": "+ %"}, out: "file:a?x=+%20%25"},
+		{in: "file:a?x=", scheme: "file", path: "a", query: map[string]string{"x": ""}},
+		{in: "file:a?x=b?c=d", scheme: "file", path: "a", query: map[string]string{"x": "b?c=d"}},
+		{in: "file:a?x=1&X=2", scheme: "file", path: "a", query: map[string]string{"x": "1", "X": "2"}},
+		{in: "file:a#b", scheme: "file", path: "a#b"},
+		{in: "file:clé", scheme: "file", path: "clé"},
+		{in: "pkcs11:token=a?pin-value=1234&module-path=/m", scheme: "pkcs11", path: "token=a",
+			query: map[string]string{"pin-value": "1234", "module-path": "/m"}, out: "pkcs11:token=a?pin-value=REDACTED&module-path=/m"},
+		{in: "file:a?Passphrase=1234", scheme: "file", path: "a", query: map[string]string{"Passphrase": "1234"}, out: "file:a?Passphrase=REDACTED"},
+		{in: "awskms:///k?secret_access_key=1234", scheme: "awskms", path: "///k", query: map[string]string{"secret_access_key": "1234"},
+			out: "awskms:///k?secret_access_key=REDACTED"},
+		{in: "pkcs11:token=a;pin-value=1234;id=%01", scheme: "pkcs11", path: "token=a;pin-value=1234;id=%01", out: "pkcs11:token=a;pin-value=REDACTED;id=%01"},
+		{in: "pkcs11:token=a?module-path=/m;pin-value=1234", scheme: "pkcs11", path: "token=a",
+			query: map[string]string{"module-path": "/m;pin-value=1234"}, out: "pkcs11:token=a?module-path=/m;pin-value=REDACTED"},
+		{in: "pkcs11:PIN-VALUE=1234", scheme: "pkcs11", path: "PIN-VALUE=1234", out: "pkcs11:PIN-VALUE=REDACTED"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			ref, err := ParseRef(tt.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ref.Scheme != tt.scheme || ref.Path != tt.path {
+				t.Errorf("scheme %q, path %q; want %q, %q", ref.Scheme, ref.Path, tt.scheme, tt.path)
+			}
+			for name, want := range tt.query {
+				if got, ok := ref.Query(name); !ok || got != want {
+					t.Errorf("attribute %q: %q, %v; want %q", name, got, ok, want)
+				}
+			}
+			if len(ref.query) != len(tt.query) {
+				t.Errorf("%d attributes, want %d", len(ref.query), len(tt.query))
+			}
+			if _, ok := ref.Query("no-such-attribute"); ok {
+				t.Error("an attribute that is not there")
+			}
+			want := tt.out
+			if want == "" {
+				want = tt.in
+			}
+			if ref.String() != want {
+				t.Errorf("String() %q, want %q", ref, want)
+			}
+		})
+	}
+}
+
+func TestParseRefRefuses(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                       "it has no scheme",
+		"vendor.key":                             "it has no scheme",
+		"/etc/hsmsign/vendor.key":                "it has no scheme",
+		`C:\keys\vendor.key`:                     "it has no scheme",
+		":path":                                  "it has no scheme",
+		"1file:path":                             "it has no scheme",
+		"fi le:path":                             "it has no scheme",
+		"file:":                                  "nothing follows",
+		"file:?x=1":                              "nothing follows",
+		"file:a?":                                "attribute 1 is not of the form",
+		"file:a?x=1&":                            "attribute 2 is not of the form",
+		"file:a?x":                               "attribute 1 is not of the form",
+		"file:a?=1":                              "attribute 1 is not of the form",
+		"file:a?x y=1":                           "attribute 1 is not of the form",
+		"file:a?x=1&x=2":                         `"x" stands twice`,
+		"file:a?x=%4":                            `"x": a % must be followed`,
+		"file:a?x=%zz":                           `"x": a % must be followed`,
+		"file:a\nb":                              "control character",
+		"file:a?x=\x7f":                          "control character",
+		"file:a\x00":                             "control character",
+		"file:" + strings.Repeat("a", MaxRef-4):  "4097 bytes, at most 4096",
+		"pkcs11:token=a?pin-value=1234%":         `"pin-value": a % must be followed`,
+		"pkcs11:token=a?pin-value=1234&1234":     "attribute 2 is not of the form",
+		"pkcs11:a?pin-value=1234&pin-value=1234": `"pin-value" stands twice`,
+		"pkcs11:a?pin-value=1234\n":              "control character",
+	} {
+		ref, err := ParseRef(in)
+		if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, %v; want %q", in, ref, err, want)
+			continue
+		}
+		if strings.Contains(err.Error(), "1234") {
+			t.Errorf("%q: the error tells the PIN: %v", in, err)
+		}
+	}
+	if _, err := ParseRef("file:" + strings.Repeat("a", MaxRef-5)); err != nil {
+		t.Errorf("%d bytes: %v", MaxRef, err)
+	}
+}
+
+func TestCheckQuery(t *testing.T) {
+	ref, err := ParseRef("pkcs11:token=a?module-path=/m&pin-value=1234")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ref.CheckQuery("pin-value", "module-path", "pin-source"); err != nil {
+		t.Errorf("known: %v", err)
+	}
+	err = ref.CheckQuery("module-path", "pin-source")
+	if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), `unknown query attribute "pin-value"; pkcs11: takes module-path, pin-source`) {
+		t.Errorf("unknown: %v", err)
+	}
+	if strings.Contains(err.Error(), "1234") {
+		t.Errorf("the error tells the PIN: %v", err)
+	}
+}
+
+func TestErrorTellsNoPIN(t *testing.T) {
+	ref, err := ParseRef("pkcs11:token=a?pin-value=1234")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Error{Op: "log in", Ref: ref, Err: ErrAuth, Fix: "check the PIN"}
+	if want := "log in pkcs11:token=a?pin-value=REDACTED: authentication failed"; e.Error() != want {
+		t.Errorf("%q, want %q", e, want)
+	}
+	if !errors.Is(e, ErrAuth) || e.Hint() != "check the PIN" {
+		t.Errorf("wraps %v, hint %q", e.Unwrap(), e.Hint())
+	}
+}
+
+// FuzzParseRef: a reference without secrets reads back as itself from what it prints, and none prints a PIN.
+func FuzzParseRef(f *testing.F) {
+	f.Add("file:vendor.key")
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, err := ParseRef(s)
+		if err != nil {
+			if !errors.Is(err, ErrReference) {
+				t.Fatalf("%v does not wrap ErrReference", err)
+			}
+			return
+		}
+		printed := ref.String()
+		if again, err := ParseRef(printed); err == nil {
+			if strings.Contains(printed, "REDACTED") {
+				return
+			}
+			if diff := cmp.Diff(ref, again, cmp.AllowUnexported(Ref{}, attr{})); diff != "" {
+				t.Errorf("%q: -first +second:\n%s", printed, diff)
+			}
+		} else if len(printed) <= MaxRef {
+			t.Errorf("%q does not read back: %v", printed, err)
+		}
+
+		// The same reference with a PIN at its end, in both spellings, and at the end of its path.
+		const pin = "s3cr3t-PIN"
+		if strings.Contains(s, pin) {
+			return
+		}
+		join := "?"
+		if strings.Contains(s, "?") {
+			join = "&"
+		}
+		for _, with := range []string{s + join + "pin-value=" + pin, s + join + "x=y;Pin-Value=" + pin, ref.Scheme + ":" + ref.Path + ";pin-value=" + pin} {
+			if ref, err := ParseRef(with); err != nil {
+				if strings.Contains(err.Error(), pin) {
+					t.Errorf("the error tells the PIN: %v", err)
+				}
+			} else if strings.Contains(ref.String(), pin) {
+				t.Errorf("%q tells the PIN", ref)
+			}
+		}
+	})
+}
+
+func TestFuzzCorpus(t *testing.T) {
+	if entries, err := os.ReadDir("testdata/fuzz/FuzzParseRef"); err != nil || len(entries) == 0 {
+		t.Errorf("the seed corpus is empty: %v", err)
+	}
+}

@@ -1,0 +1,354 @@
+package signertest
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"hsmsign/signer"
+)
+
+const secret = "correct horse"
+
+// memory is a well-behaved backend, and faults are the ways in which it can misbehave.
+type memory struct {
+	private *rsa.PrivateKey
+	faults  faults
+}
+
+type faults struct {
+	openErr   func(ref signer.Ref, err error) error         // changes the error of Open
+	ignoreCtx bool                                          // Open does not look at its context
+	sign      func(k *memoryKey, s signing) ([]byte, error) // in place of a proper signature
+	public    func(*memoryKey) crypto.PublicKey
+	close     func(*memoryKey) error
+	shared    bool            // all signers of the key are one
+	leak      <-chan struct{} // a goroutine waits for it
+}
+
+type memoryKey struct {
+	*memory
+	ref    signer.Ref
+	mu     sync.Mutex
+	closed bool
+	digest []byte // what a faulty signer has kept
+	sig    []byte
+	calls  int
+}
+
+type signing struct {
+	ctx    context.Context
+	digest []byte
+	opts   crypto.SignerOpts
+}
+
+func (m *memory) backend() signer.Backend {
+	common := &memoryKey{memory: m}
+	return signer.Backend{Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+		err := m.find(ref)
+		if err == nil && !m.faults.ignoreCtx {
+			err = ctx.Err()
+		}
+		if err != nil {
+			err = carry(ref, err)
+			if m.faults.openErr != nil {
+				err = m.faults.openErr(ref, err)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if m.faults.leak != nil {
+			go func() { <-m.faults.leak }()
+		}
+		if m.faults.shared {
+			return common, nil
+		}
+		return &memoryKey{memory: m, ref: ref}, nil
+	}}
+}
+
+func carry(ref signer.Ref, err error) error { return &signer.Error{Op: "do", Ref: ref, Err: err} }
+
+func (m *memory) find(ref signer.Ref) error {
+	switch {
+	case ref.CheckQuery("pin") != nil:
+		return ref.CheckQuery("pin")
+	case ref.Path == "missing":
+		return signer.ErrKeyNotFound
+	case ref.Path == "several":
+		return fmt.Errorf("%w: first, second", signer.ErrAmbiguousKey)
+	}
+	return nil
+}
+
+func (k *memoryKey) Public() crypto.PublicKey {
+	if k.faults.public != nil {
+		return k.faults.public(k)
+	}
+	return k.private.Public()
+}
+
+func (k *memoryKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.SignContext(context.Background(), digest, opts)
+}
+
+func (k *memoryKey) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if k.faults.sign != nil {
+		return k.faults.sign(k, signing{ctx, digest, opts})
+	}
+	return k.proper(ctx, digest, opts)
+}
+
+func (k *memoryKey) proper(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	k.mu.Lock()
+	closed := k.closed
+	k.mu.Unlock()
+	h, err := signer.CheckDigest(digest, opts, crypto.SHA256, crypto.SHA1)
+	switch {
+	case closed:
+		err = signer.ErrClosed
+	case err == nil:
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, carry(k.ref, err)
+	}
+	return rsa.SignPKCS1v15(nil, k.private, h, digest)
+}
+
+func (k *memoryKey) Close() error {
+	if k.faults.close != nil {
+		return k.faults.close(k)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	return nil
+}
+
+func goldenKey(t *testing.T) *rsa.PrivateKey {
+	t.Helper()
+	data, err := os.ReadFile("../../testdata/golden/vendor.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*rsa.PrivateKey)
+}
+
+func fixture(m *memory) Fixture {
+	return Fixture{
+		Backend: m.backend(), Ref: "memory:key?pin=" + strings.ReplaceAll(secret, " ", "%20"), Public: &m.private.PublicKey,
+		Missing: "memory:missing", Ambiguous: "memory:several", Matches: []string{"first", "second"},
+		Secrets: []string{secret}, limit: 20 * time.Second,
+	}
+}
+
+func TestGoodBackend(t *testing.T) {
+	Run(t, fixture(&memory{private: goldenKey(t)}))
+}
+
+// badBackend breaks one rule.
+type badBackend struct {
+	fault  string
+	check  string // that must find it
+	want   string // in what it says
+	faults faults
+	limit  time.Duration // of a call; zero: the fixture's
+}
+
+// properly is how a fault ends that concerns some calls only.
+func properly(k *memoryKey, s signing) ([]byte, error) { return k.proper(s.ctx, s.digest, s.opts) }
+
+// wrongSignatures have other keys, or do not look at what they are asked to sign.
+func wrongSignatures(other *rsa.PrivateKey) []badBackend {
+	otherKey := func(_ *memoryKey, s signing) ([]byte, error) {
+		return rsa.SignPKCS1v15(nil, other, s.opts.HashFunc(), s.digest)
+	}
+	return []badBackend{
+		{fault: "another public key", check: "public key", want: "not the fixture's",
+			faults: faults{public: func(*memoryKey) crypto.PublicKey { return other.Public() }}},
+		{fault: "signs with another key", check: "signature", want: "does not verify", faults: faults{sign: otherKey}},
+		{fault: "another signature on the second call", check: "signature", want: "does not verify",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				sig, err := properly(k, s)
+				if k.calls++; k.calls > 1 && err == nil {
+					sig[len(sig)-1] ^= 1
+				}
+				return sig, err
+			}}},
+		{fault: "signs any length and hash", check: "unsupported", want: "no error",
+			faults: faults{sign: func(k *memoryKey, _ signing) ([]byte, error) {
+				return rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, make([]byte, 32))
+			}}},
+		{fault: "takes PSS options for a hash", check: "unsupported", want: "RSASSA-PSS: no error",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				if pss, ok := s.opts.(*rsa.PSSOptions); ok {
+					s.opts = pss.Hash
+				}
+				return properly(k, s)
+			}}},
+		{fault: "signs with another key", check: "certificate request", want: "certificate request",
+			faults: faults{sign: otherKey}},
+		{fault: "signs with another key", check: "signer.Sign", want: "bad signature",
+			faults: faults{sign: otherKey}},
+	}
+}
+
+// deafToContext do not end when they should. hang blocks until the test is over.
+func deafToContext(hang <-chan struct{}) []badBackend {
+	noCtx := func(k *memoryKey, s signing) ([]byte, error) {
+		return k.proper(context.WithoutCancel(s.ctx), s.digest, s.opts)
+	}
+	return []badBackend{
+		{fault: "ignores the context", check: "context ended before", want: "sign: no error", faults: faults{sign: noCtx}},
+		{fault: "open ignores the context", check: "context ended before", want: "open: no error", faults: faults{ignoreCtx: true}},
+		{fault: "an error of its own for the context", check: "context ended before", want: "does not wrap",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				if s.ctx.Err() != nil {
+					return nil, carry(k.ref, signer.ErrUnavailable)
+				}
+				return properly(k, s)
+			}}},
+		{fault: "slow to see the context", check: "context ended before", want: "to see it",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				time.Sleep(atOnce)
+				return properly(k, s)
+			}}},
+		{fault: "ignores the context", check: "cancelled in flight", want: "began after the end", faults: faults{sign: noCtx}},
+		{fault: "ignores the context", check: "deadline in flight", want: "began after the end", faults: faults{sign: noCtx}},
+		{fault: "hangs", check: "deadline in flight", want: "no answer within", limit: 300 * time.Millisecond,
+			faults: faults{sign: func(*memoryKey, signing) ([]byte, error) { <-hang; return nil, nil }}},
+		{fault: "signs after close", check: "closed in flight", want: "began after the end",
+			faults: faults{close: func(*memoryKey) error { return nil }}},
+	}
+}
+
+// careless keep what is not theirs.
+func careless(hang <-chan struct{}) []badBackend {
+	return []badBackend{
+		{fault: "mixes up concurrent calls", check: "concurrent", want: "does not verify",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				k.mu.Lock()
+				k.digest = bytes.Clone(s.digest)
+				k.mu.Unlock()
+				time.Sleep(time.Millisecond)
+				k.mu.Lock()
+				s.digest = k.digest
+				k.mu.Unlock()
+				return properly(k, s)
+			}}},
+		{fault: "changes the digest", check: "digest", want: "has changed it",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				defer clear(s.digest)
+				return properly(k, s)
+			}}},
+		{fault: "keeps the digest", check: "digest", want: "second use of a buffer",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				if k.digest != nil && bytes.Equal(k.digest, s.digest) {
+					return k.sig, nil
+				}
+				var err error
+				k.digest = s.digest
+				k.sig, err = properly(k, s)
+				return k.sig, err
+			}}},
+		{fault: "keeps the signature", check: "digest", want: "cleared a signature",
+			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
+				if bytes.Equal(k.digest, s.digest) {
+					return k.sig, nil
+				}
+				sig, err := properly(k, s)
+				if k.digest == nil {
+					k.digest, k.sig = bytes.Clone(s.digest), sig
+				}
+				return sig, err
+			}}},
+		{fault: "an error on the second close", check: "close", want: "close: already",
+			faults: faults{close: func(k *memoryKey) error {
+				if k.closed {
+					return errors.New("already")
+				}
+				k.closed = true
+				return nil
+			}}},
+		{fault: "one closes all", check: "close", want: "another signer", faults: faults{shared: true}},
+		{fault: "leaves a goroutine", check: "public key", want: "goroutines outlive", faults: faults{leak: hang}},
+	}
+}
+
+// wrongAnswers find keys that they should not, or say so badly.
+func wrongAnswers() []badBackend {
+	return []badBackend{
+		{fault: "another family", check: "missing key", want: "does not wrap",
+			faults: faults{openErr: func(ref signer.Ref, _ error) error { return carry(ref, signer.ErrBadKey) }}},
+		{fault: "a bare error", check: "missing key", want: "is not a *signer.Error",
+			faults: faults{openErr: func(_ signer.Ref, err error) error { return errors.Unwrap(err) }}},
+		{fault: "tells the secret", check: "context ended before", want: "tells a secret",
+			faults: faults{openErr: func(ref signer.Ref, err error) error {
+				pin, _ := ref.Query("pin")
+				return carry(ref, fmt.Errorf("%w with pin %s", errors.Unwrap(err), pin))
+			}}},
+		{fault: "does not list the matches", check: "ambiguous key", want: "does not list",
+			faults: faults{openErr: func(ref signer.Ref, _ error) error { return carry(ref, signer.ErrAmbiguousKey) }}},
+		{fault: "takes the first of several", check: "ambiguous key", want: "no error",
+			faults: faults{openErr: func(signer.Ref, error) error { return nil }}},
+		{fault: "any attribute will do", check: "unknown attribute", want: "no error",
+			faults: faults{openErr: func(signer.Ref, error) error { return nil }}},
+	}
+}
+
+// TestBadBackends: for each rule, a backend that breaks it is found out by the check of that rule.
+func TestBadBackends(t *testing.T) {
+	private := goldenKey(t)
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hang := make(chan struct{})
+	defer close(hang)
+	tests := slices.Concat(wrongSignatures(other), deafToContext(hang), careless(hang), wrongAnswers())
+	untested := map[string]bool{}
+	for _, c := range checks() {
+		untested[c.name] = true
+	}
+	for _, tt := range tests {
+		delete(untested, tt.check)
+		t.Run(tt.check+"/"+tt.fault, func(t *testing.T) {
+			all := checks()
+			i := slices.IndexFunc(all, func(c check) bool { return c.name == tt.check })
+			if i < 0 {
+				t.Fatalf("there is no check %q", tt.check)
+			}
+			f := fixture(&memory{private: private, faults: tt.faults})
+			if tt.limit != 0 {
+				f.limit = tt.limit
+			}
+			found := strings.Join(all[i].problems(f), "\n")
+			if !strings.Contains(found, tt.want) {
+				t.Errorf("found %q, which does not hold %q", found, tt.want)
+			}
+		})
+	}
+	for name := range untested {
+		t.Errorf("no bad backend for check %q", name)
+	}
+}
