@@ -14,17 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-const full = `# all of it
-key: "pkcs11:token=mdm;object=vendor?pin-source=file:/run/pin"
-cert: /etc/hsmsign/vendor.pem   # the vendor's
-chain: [ wwdr.pem, 'apple root.pem' ]
-trust-root:
-  - test.pem
-format: plist
-digest: sha1
-out-dir: out
-`
-
 func TestParse(t *testing.T) {
 	want := Config{
 		Key: "pkcs11:token=mdm;object=vendor?pin-source=file:/run/pin", Cert: "/etc/hsmsign/vendor.pem",
@@ -67,6 +56,10 @@ func TestParseRefuses(t *testing.T) {
 		{"underscore", "out_dir: x\n", `x.yaml:1:1: unknown key "out_dir"`, `did you mean "out-dir"?`},
 		{"capital", "Digest: sha1\n", `x.yaml:1:1: unknown key "Digest"`, `did you mean "digest"?`},
 		{"longer", "certificate: x\n", `x.yaml:1:1: unknown key "certificate"`, `did you mean "cert"?`},
+		{"shorter", "trust: x\n", `x.yaml:1:1: unknown key "trust"`, `did you mean "trust-root"?`},
+		{"a letter too few", "digst: sha1\n", `x.yaml:1:1: unknown key "digst"`, `did you mean "digest"?`},
+		{"a letter too many", "formatt: x\n", `x.yaml:1:1: unknown key "formatt"`, `did you mean "format"?`},
+		{"a letter too many in the middle", "chaain: x\n", `x.yaml:1:1: unknown key "chaain"`, `did you mean "chain"?`},
 		{"nothing near", "database: x\n", `x.yaml:1:1: unknown key "database"`, "the keys are: key, cert, chain, trust-root, format, digest, out-dir"},
 		{"repeated key", "cert: a\nkey: b\ncert: c\n", `x.yaml:3:1: mapping key "cert" already defined at [1:1]`, ""},
 		{"list for a text", "cert: [a]\n", "x.yaml:1:7: cert: sequence is not a text", "quotes"},

@@ -10,6 +10,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// full sets every key.
+const full = `# all of it
+key: "pkcs11:token=mdm;object=vendor?pin-source=file:/run/pin"
+cert: /etc/hsmsign/vendor.pem   # the vendor's
+chain: [ wwdr.pem, 'apple root.pem' ]
+trust-root:
+  - test.pem
+format: plist
+digest: sha1
+out-dir: out
+`
+
 // FuzzParse: a text is refused at a place, or it is a Config that holds no PIN and that reads back equal when
 // it is written out.
 func FuzzParse(f *testing.F) {

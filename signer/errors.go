@@ -8,6 +8,8 @@ var (
 	ErrReference = errors.New("malformed key reference")
 	// ErrKeyNotFound: nothing matches the reference (no such file, token or object).
 	ErrKeyNotFound = errors.New("key not found")
+	// ErrKeyExists: a key of this name is there already, and none is generated in its place.
+	ErrKeyExists = errors.New("key exists")
 	// ErrAmbiguousKey: more than one key matches; the error lists them.
 	ErrAmbiguousKey = errors.New("key reference is ambiguous")
 	// ErrBadKey: there is a key and it must not or cannot be used: damaged, not RSA, open to others.

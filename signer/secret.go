@@ -8,8 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 )
 
 // MaxSecret is the longest PIN or passphrase, in bytes.
@@ -27,13 +30,19 @@ type Secrets struct {
 // Source says where one secret comes from.
 type Source struct {
 	Label   string // what the person at the terminal is asked for: "PIN of token \"mdm\""
-	From    string // "file:PATH", a bare PATH, "env:NAME", "prompt", or "" for Env, then the terminal
+	From    string // see Read; "" for Env, then the terminal
 	Env     string // the variable that is read when From is empty
 	AnyMode bool   // read a file that group or others can read, too
 }
 
-// Read gets the secret: at least one byte, at most MaxSecret, a file's last newline removed. The caller clears
-// it after use. Errors wrap ErrAuth and never hold the secret.
+// Read gets the secret: at least one byte, at most MaxSecret, a last newline of a file or program removed. The
+// caller clears it after use. Errors wrap ErrAuth and never hold the secret. Source.From is one of
+//
+//	file:PATH, PATH          a regular file that only its owner can read
+//	env:NAME                 an environment variable
+//	credential:NAME          a systemd credential: the file NAME in $CREDENTIALS_DIRECTORY (systemd.exec(5))
+//	exec:/PROGRAM ARG...     what the program prints; arguments are split at spaces, there is no shell
+//	prompt                   the person at the terminal
 func (s Secrets) Read(ctx context.Context, src Source) ([]byte, error) {
 	secret, err := s.read(ctx, src)
 	switch {
@@ -72,10 +81,18 @@ func (s Secrets) read(ctx context.Context, src Source) ([]byte, error) {
 		return []byte(v), nil
 	case ok && kind == "file":
 		return readSecretFile(strings.TrimPrefix(arg, "//"), src.AnyMode)
+	case ok && kind == "credential":
+		dir := s.getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" || arg != filepath.Base(arg) {
+			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
+		}
+		return readSecretFile(filepath.Join(dir, arg), src.AnyMode)
+	case ok && kind == "exec":
+		return runSecretProgram(ctx, arg)
 	case !ok:
 		return readSecretFile(src.From, src.AnyMode)
 	}
-	return nil, errors.New("unknown source; write file:PATH, env:NAME or prompt")
+	return nil, errors.New("unknown source; write file:PATH, env:NAME, credential:NAME, exec:/PROGRAM or prompt")
 }
 
 func (s Secrets) getenv(name string) string {
@@ -85,16 +102,50 @@ func (s Secrets) getenv(name string) string {
 	return s.Getenv(name)
 }
 
-// readSecretFile: the last newline of a PIN file is the editor's, not part of the PIN.
 func readSecretFile(path string, anyMode bool) ([]byte, error) {
 	b, err := ReadPrivateFile(path, MaxSecret+2, anyMode)
-	if err != nil {
-		return nil, err
-	}
+	return trimNewline(b), err
+}
+
+// trimNewline: the last newline is the editor's, not part of the PIN.
+func trimNewline(b []byte) []byte {
 	if line, ok := bytes.CutSuffix(b, []byte("\n")); ok {
-		b = bytes.TrimSuffix(line, []byte("\r"))
+		return bytes.TrimSuffix(line, []byte("\r"))
 	}
-	return b, nil
+	return b
+}
+
+// programWait bounds a program that gives a secret; a person may have to touch a token for it.
+const programWait = time.Minute
+
+// runSecretProgram: what the program says on standard error may hold the secret, so nobody sees it.
+func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
+	args := strings.Fields(line)
+	if len(args) == 0 || !filepath.IsAbs(args[0]) {
+		return nil, errors.New("exec: wants the program's absolute path")
+	}
+	ctx, cancel := context.WithTimeout(ctx, programWait)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) // #nosec G204 -- the operator's own program, as ssh's ProxyCommand
+	cmd.WaitDelay = time.Second
+	out := secretBuffer{room: make([]byte, 0, MaxSecret+2)}
+	cmd.Stdout = &out
+	if err := cmd.Run(); err != nil {
+		clear(out.room)
+		return nil, fmt.Errorf("program %q: %w", args[0], err)
+	}
+	return trimNewline(out.room), nil
+}
+
+// secretBuffer never grows: no copy of the secret is left behind, and no more is taken than a secret has.
+type secretBuffer struct{ room []byte }
+
+func (s *secretBuffer) Write(p []byte) (int, error) {
+	if len(s.room)+len(p) > cap(s.room) {
+		return 0, fmt.Errorf("it printed more than %d bytes", MaxSecret)
+	}
+	s.room = append(s.room, p...)
+	return len(p), nil
 }
 
 // ReadPrivateFile reads a file that holds a secret: a regular file of at most limit bytes that neither group

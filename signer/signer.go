@@ -48,6 +48,14 @@ type Backend struct {
 	// Open finds the one key that ref names. Not finding it wraps ErrKeyNotFound, finding several
 	// ErrAmbiguousKey with the matches listed.
 	Open func(ctx context.Context, ref Ref) (Signer, error)
+	// Generate makes the key that ref names and opens it. A key of that name wraps ErrKeyExists; nothing is
+	// ever replaced.
+	Generate func(ctx context.Context, ref Ref, spec KeySpec) (Signer, error)
+	// List gives every private key that ref matches; what ref leaves out matches all. It may be empty.
+	List func(ctx context.Context, ref Ref) ([]KeyInfo, error)
+	// Diagnose and Certificates may be nil: then the backend has no such thing.
+	Diagnose     Diagnose
+	Certificates *CertificateStore
 }
 
 // Sign hashes the message with h, signs it, and verifies the signature with the key's public key before it

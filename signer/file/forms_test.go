@@ -34,6 +34,10 @@ func TestSamples(t *testing.T) {
 			if !sampleKey(t).PublicKey.Equal(key.Public()) {
 				t.Error("another key")
 			}
+			_, err = Backend(env("wrong")).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)))
+			if encrypted := name != "pkcs1.pem"; errors.Is(err, signer.ErrAuth) != encrypted {
+				t.Errorf("with a wrong passphrase: %v", err)
+			}
 		})
 	}
 }
