@@ -52,11 +52,7 @@ func New(c *chain.Chain, key signer.Signer, digest crypto.Hash) (*Agent, error) 
 	if err := c.MatchKey(key.Public()); err != nil {
 		return nil, err
 	}
-	a := &Agent{chain: c, key: key, digest: digest}
-	for _, cert := range c.Certs {
-		a.raw = append(a.raw, cert.Raw)
-	}
-	return a, nil
+	return &Agent{chain: c, raw: c.Raw(), key: key, digest: digest}, nil
 }
 
 // Issue signs the prepared CSR and gives the request. The signature has been verified. A Prepared is redeemed

@@ -75,6 +75,15 @@ func (c *Chain) Leaf() *x509.Certificate { return c.Certs[0] }
 // PEM is the chain as a Push Certificate Request holds it, leaf first.
 func (c *Chain) PEM() string { return PEM(c.Certs) }
 
+// Raw is the DER of each certificate, leaf first.
+func (c *Chain) Raw() [][]byte {
+	raw := make([][]byte, len(c.Certs))
+	for i, cert := range c.Certs {
+		raw[i] = cert.Raw
+	}
+	return raw
+}
+
 // MatchKey is an error, a *finding.Finding, unless the leaf holds this public key.
 func (c *Chain) MatchKey(pub crypto.PublicKey) error {
 	if sameKey(c.Leaf().PublicKey, pub) {

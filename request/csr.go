@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
+	"math/bits"
+	"slices"
 
 	"hsmsign/finding"
 )
@@ -156,12 +158,26 @@ func closePrimes(n *big.Int) bool {
 	return false
 }
 
-// squares64 has bit i set where i is a square modulo 64.
-const squares64 = 1<<0 | 1<<1 | 1<<4 | 1<<9 | 1<<16 | 1<<17 | 1<<25 | 1<<33 | 1<<36 | 1<<41 | 1<<49 | 1<<57
+// The residues of squares: bit i is set where i is a square modulo the name's number.
+const (
+	squares64 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<9 | 1<<16 | 1<<17 | 1<<25 | 1<<33 | 1<<36 | 1<<41 | 1<<49 | 1<<57
+	squares63 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<7 | 1<<9 | 1<<16 | 1<<18 | 1<<22 | 1<<25 | 1<<28 | 1<<36 | 1<<37 | 1<<43 | 1<<46 | 1<<49 | 1<<58
+	squares55 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<5 | 1<<9 | 1<<11 | 1<<14 | 1<<15 | 1<<16 | 1<<20 | 1<<25 | 1<<26 | 1<<31 | 1<<34 | 1<<36 | 1<<44 | 1<<45 | 1<<49
+)
 
-// maybeSquare is false for 13 numbers in 16 that are no square, at the cost of looking at one word: a root is
-// a thousand times dearer, and this stands on the path of every signature.
+// maybeSquare is false for 49 of 50 numbers that are no square, at a hundredth of the cost of a root: this stands
+// on the path of every signature. See Cohen, "A Course in Computational Algebraic Number Theory", 1.7.3.
 func maybeSquare(x *big.Int) bool {
 	words := x.Bits()
-	return len(words) == 0 || squares64>>(words[0]&63)&1 == 1
+	if len(words) == 0 {
+		return true
+	}
+	if squares64>>(words[0]&63)&1 == 0 {
+		return false
+	}
+	var r uint
+	for _, w := range slices.Backward(words) {
+		r = bits.Rem(r, uint(w), 63*55)
+	}
+	return squares63>>(r%63)&1 == 1 && squares55>>(r%55)&1 == 1
 }

@@ -59,42 +59,62 @@ type wire struct {
 
 // Encode writes the request: one line of base64 without a newline, or the XML, which ends with one.
 func (r *Request) Encode(f Format) ([]byte, error) {
-	var chain strings.Builder
-	for _, der := range r.Chain {
-		// pem.Encode wraps at the 64 columns that Apple demands.
-		if err := pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
-			return nil, err
-		}
-	}
-	xml, err := plist.MarshalIndent(wire{
-		CSR:       base64.StdEncoding.EncodeToString(r.CSR),
-		Chain:     chain.String(),
-		Signature: base64.StdEncoding.EncodeToString(r.Signature),
-	}, plist.XMLFormat, "\t")
+	e, err := NewEncoder(r.Chain, f)
 	if err != nil {
 		return nil, err
 	}
-	if xml, err = asApple(xml); err != nil {
-		return nil, err
-	}
-	if f == Plist {
-		return xml, nil
-	}
-	out := make([]byte, base64.StdEncoding.EncodedLen(len(xml)))
-	base64.StdEncoding.Encode(out, xml)
-	return out, nil
+	return e.Encode(r.CSR, r.Signature), nil
 }
 
-// asApple gives the library's XML the form of Apple's sample: newlines inside a string as they are, and the CSR
-// before the chain (the library writes them as &#xA; and sorts the keys). Both replacements are exact, since
-// the strings hold nothing but base64 and PEM.
-func asApple(xml []byte) ([]byte, error) {
-	xml = bytes.ReplaceAll(xml, []byte("&#xA;"), []byte("\n"))
-	chain := bytes.Index(xml, []byte("\t\t<key>PushCertCertificateChain"))
+// Encoder writes the requests of one vendor: what is the same in all of them is made once. Safe for concurrent use.
+type Encoder struct {
+	format             Format
+	head, middle, tail []byte // of the XML: before the CSR, up to the signature, after it
+}
+
+// The places of what differs; no base64 holds a parenthesis.
+const (
+	markCSR       = "(csr)"
+	markChain     = "(chain)"
+	markSignature = "(signature)"
+)
+
+// NewEncoder prepares for a chain of DER certificates.
+func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
+	var text strings.Builder
+	for _, der := range chain {
+		// pem.Encode wraps at the 64 columns that Apple demands.
+		if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+			return nil, err
+		}
+	}
+	xml, err := plist.MarshalIndent(wire{CSR: markCSR, Chain: markChain, Signature: markSignature}, plist.XMLFormat, "\t")
+	if err != nil {
+		return nil, err
+	}
+	// The form of Apple's sample: the CSR first (the library sorts the keys), and the chain with its newlines as they
+	// are (the library would write &#xA;). PEM and base64 need no escape in XML.
+	keys := bytes.Index(xml, []byte("\t\t<key>PushCertCertificateChain"))
 	csr := bytes.Index(xml, []byte("\t\t<key>PushCertRequestCSR"))
-	rest := bytes.Index(xml, []byte("\t\t<key>PushCertSignature"))
-	if chain < 0 || csr < chain || rest < csr {
+	signature := bytes.Index(xml, []byte("\t\t<key>PushCertSignature"))
+	if keys < 0 || csr < keys || signature < csr {
 		return nil, errors.New("the plist library changed its layout")
 	}
-	return slices.Concat(xml[:chain], xml[csr:rest], xml[chain:csr], xml[rest:], []byte("\n")), nil
+	xml = slices.Concat(xml[:keys], xml[csr:signature], xml[keys:csr], xml[signature:], []byte("\n"))
+	head, rest, _ := bytes.Cut(xml, []byte(markCSR))
+	middle, tail, _ := bytes.Cut(rest, []byte(markSignature))
+	return &Encoder{f, head, bytes.Replace(middle, []byte(markChain), []byte(text.String()), 1), tail}, nil
+}
+
+// Encode writes the request for a DER CSR and its signature, as Request.Encode does.
+func (e *Encoder) Encode(csr, signature []byte) []byte {
+	b64 := base64.StdEncoding
+	xml := make([]byte, 0, len(e.head)+b64.EncodedLen(len(csr))+len(e.middle)+b64.EncodedLen(len(signature))+len(e.tail))
+	xml = b64.AppendEncode(append(xml, e.head...), csr)
+	xml = b64.AppendEncode(append(xml, e.middle...), signature)
+	xml = append(xml, e.tail...)
+	if e.format == Plist {
+		return xml
+	}
+	return b64.AppendEncode(nil, xml)
 }

@@ -128,9 +128,11 @@ func TestVerify(t *testing.T) {
 			want: []string{"error request.signature"}, says: "made over the PEM text",
 		},
 		{
-			name:  "over the PEM text with CRLF",
-			spoil: func(r *Request) { r.Signature = sign(t, k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1) },
-			want:  []string{"error request.signature"}, says: "made over the PEM text",
+			name: "over the PEM text with CRLF",
+			spoil: func(r *Request) {
+				r.Signature = sign(t, k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1)
+			},
+			want: []string{"error request.signature"}, says: "made over the PEM text",
 		},
 		{
 			name: "by the intermediate", spoil: func(r *Request) { r.Signature = sign(t, k.authority.WWDRKey, r.CSR, crypto.SHA256) },
@@ -150,9 +152,12 @@ func TestVerify(t *testing.T) {
 			want:  []string{"error csr.vendor-key"}, says: "the vendor's own CSR",
 		},
 		{
-			name:  "unsound CSR",
-			spoil: func(r *Request) { r.CSR = readFile(t, csrDir+"/close-primes.der"); r.Signature = sign(t, k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error csr.close-primes"}, says: "close primes",
+			name: "unsound CSR",
+			spoil: func(r *Request) {
+				r.CSR = readFile(t, csrDir+"/close-primes.der")
+				r.Signature = sign(t, k.key, r.CSR, crypto.SHA256)
+			},
+			want: []string{"error csr.close-primes"}, says: "close primes",
 		},
 		{
 			name:  "PEM in the CSR's place",

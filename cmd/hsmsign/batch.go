@@ -6,10 +6,12 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,8 +20,22 @@ import (
 	"hsmsign/request"
 )
 
-// batchItem is one CSR file and the output it gives.
-type batchItem struct{ file, output string }
+// batchItem is one CSR file. There may be very many, so what can be derived is.
+type batchItem struct{ dir, name string }
+
+func (item batchItem) file() string { return filepath.Join(item.dir, item.name) }
+
+// outputName is the name of the request for a CSR file.
+func (job *signJob) outputName(item batchItem) string {
+	name := item.name
+	if name == "-" {
+		name = "stdin"
+	}
+	if job.format == request.Plist {
+		return strings.TrimSuffix(name, filepath.Ext(name)) + ".plist"
+	}
+	return strings.TrimSuffix(name, filepath.Ext(name)) + ".req"
+}
 
 // batch signs many CSRs into --out-dir. A refused CSR is one line and does not stop the others; a fault of the
 // vendor's key, certificate or backend would meet them all, so it stops the batch.
@@ -65,7 +81,7 @@ type tally struct{ signed, unchanged, refused, failed, failedExit atomic.Int64 }
 
 // one takes one CSR through: check, sign, write, report.
 func (job *signJob) one(ctx context.Context, stop context.CancelCauseFunc, item batchItem, count *tally) {
-	result := &signResult{File: item.file, Output: item.output, Customer: job.customer}
+	result := &signResult{File: item.file(), Output: filepath.Join(job.outDir, job.outputName(item)), Customer: job.customer}
 	err := job.produce(ctx, result)
 	if err != nil && ctx.Err() != nil {
 		return // stopped: this file was not produced, and the reason is told once
@@ -133,12 +149,7 @@ func (job *signJob) isDone(p *agent.Prepared, output string) (bool, error) {
 	if !ok || rsa.VerifyPKCS1v15(pub, job.digest, hash.Sum(nil), req.Signature) != nil {
 		return false, existsError(output)
 	}
-	req.Chain = nil
-	for _, cert := range job.chain.Certs {
-		req.Chain = append(req.Chain, cert.Raw)
-	}
-	encoded, err := req.Encode(job.format)
-	if err != nil || !bytes.Equal(encoded, data) {
+	if !bytes.Equal(job.encoder.Encode(req.CSR, req.Signature), data) {
 		return false, existsError(output)
 	}
 	return true, nil
@@ -165,63 +176,64 @@ func (job *signJob) finish(ctx context.Context, total int, count *tally) error {
 	return nil
 }
 
-// items lists the CSR files and their outputs. Two files that would give the same output are refused, and so is an
-// output folder that holds the inputs.
+// items lists the CSR files. Two that would give the same output are refused, and so is an output folder that holds
+// the inputs.
 func (job *signJob) items(args []string) ([]batchItem, error) {
 	var items []batchItem
-	from := map[string]string{}
-	add := func(file string) error {
-		name := filepath.Base(file)
-		if file == "-" {
-			name = "stdin"
-		}
-		name = strings.TrimSuffix(name, filepath.Ext(name)) + job.suffix()
-		if other, ok := from[name]; ok {
-			return usage("rename one, or sign them into two folders", "%q and %q would both give %q", other, file, name)
-		}
-		from[name] = file
-		if output := filepath.Join(job.outDir, name); filepath.Base(file) == name && sameFile(file, output) {
-			return usage("name another --out-dir", "the output %q is also an input", output)
-		}
-		items = append(items, batchItem{file, filepath.Join(job.outDir, name)})
-		return nil
-	}
 	for _, arg := range args {
-		info, err := os.Stat(arg)
-		if err != nil || !info.IsDir() {
+		if info, err := os.Stat(arg); err != nil || !info.IsDir() {
 			// What cannot be read is told in its turn.
-			if err := add(arg); err != nil {
-				return nil, err
-			}
+			items = append(items, batchItem{filepath.Dir(arg), filepath.Base(arg)})
 			continue
 		}
 		if sameFile(arg, job.outDir) {
 			return nil, usage("name another --out-dir", "%q is the folder of the CSRs and of the requests", arg)
 		}
-		entries, err := os.ReadDir(arg)
-		if err != nil {
+		var err error
+		if items, err = appendFolder(items, arg); err != nil {
 			return nil, usage("", "read the folder: %w", err)
-		}
-		for _, e := range entries {
-			if e.IsDir() || strings.HasPrefix(e.Name(), ".") {
-				continue
-			}
-			if err := add(filepath.Join(arg, e.Name())); err != nil {
-				return nil, err
-			}
 		}
 	}
 	if len(items) == 0 {
 		return nil, usage("put the customers' CSR files there", "no CSR in %s", strings.Join(args, ", "))
 	}
+	from := make(map[string]int, len(items))
+	for i, item := range items {
+		name := job.outputName(item)
+		if other, ok := from[name]; ok {
+			return nil, usage("rename one, or sign them into two folders", "%q and %q would both give %q", items[other].file(), item.file(), name)
+		}
+		from[name] = i
+		if output := filepath.Join(job.outDir, name); item.name == name && sameFile(item.file(), output) {
+			return nil, usage("name another --out-dir", "the output %q is also an input", output)
+		}
+	}
 	return items, nil
 }
 
-func (job *signJob) suffix() string {
-	if job.format == request.Plist {
-		return ".plist"
+// appendFolder adds a folder's files by name; folders inside and hidden files are left out.
+func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
+	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
+	if err != nil {
+		return nil, err
 	}
-	return ".req"
+	defer d.Close()
+	first := len(items)
+	for {
+		entries, err := d.ReadDir(1024)
+		for _, e := range entries {
+			if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				items = append(items, batchItem{dir, e.Name()})
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			slices.SortFunc(items[first:], func(a, b batchItem) int { return strings.Compare(a.name, b.name) })
+			return items, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // syncDir makes the names of a folder's new files survive a power cut; where the system has no such call (Windows),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,25 +18,22 @@ func writeFile(path string, data []byte, mode fs.FileMode, force bool) (err erro
 			err = fmt.Errorf("write %q: %w", path, err)
 		}
 	}()
-	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*")
+	name := filepath.Join(filepath.Dir(path), tempPrefix+rand.Text())
+	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- beside the user's own output
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Chmod(mode)
-	}
-	if err == nil {
+	defer os.Remove(name)
+	if _, err = tmp.Write(data); err == nil {
 		err = tmp.Sync()
 	}
 	if err := errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
 	if force {
-		return os.Rename(tmp.Name(), path)
+		return os.Rename(name, path)
 	}
-	err = os.Link(tmp.Name(), path)
+	err = os.Link(name, path)
 	switch {
 	case err == nil:
 		return nil
@@ -46,7 +44,7 @@ func writeFile(path string, data []byte, mode fs.FileMode, force bool) (err erro
 	if _, err := os.Lstat(path); err == nil {
 		return existsError(path)
 	}
-	return os.Rename(tmp.Name(), path)
+	return os.Rename(name, path)
 }
 
 // tempPrefix begins the name of a file that is not finished; one that is left behind was cut off by a kill.

@@ -52,9 +52,13 @@ func newJSONError(err error) *jsonError {
 	return e
 }
 
-func (r *signResult) describe(csr *request.CSR) {
-	r.Subject = describeName(csr.Parsed.Subject)
+// describe fills in what is known of the CSR; what only --json shows is left out where it is not wanted.
+func (r *signResult) describe(csr *request.CSR, full bool) {
 	r.Warnings = csr.Findings
+	if !full {
+		return
+	}
+	r.Subject = describeName(csr.Parsed.Subject)
 	r.CSRSHA256 = hexSHA256(csr.DER)
 	r.KeySHA256 = hexSHA256(csr.Parsed.RawSubjectPublicKeyInfo)
 }

@@ -6,16 +6,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"hsmsign/chain"
+	"hsmsign/internal/scripttest"
 	"hsmsign/request"
 	"hsmsign/testpki"
 )
@@ -31,14 +29,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   cmdCode,
-			"refuse": cmdRefuse,
-			"vendor": cmdVendor,
-			"fill":   cmdFill,
-			"serve":  cmdServe,
-			"absent": cmdAbsent,
-		},
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe}),
 	})
 }
 
@@ -75,36 +66,6 @@ func copyDir(from, to string) error {
 	return nil
 }
 
-// cmdCode: code N program args... runs the program and wants exit code N.
-func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: code N program args...")
-	}
-	got := 0
-	if err := ts.Exec(args[1], args[2:]...); err != nil {
-		exit, ok := err.(*exec.ExitError) //nolint:errorlint // testscript returns it bare
-		if !ok {
-			ts.Fatalf("%v", err)
-		}
-		got = exit.ExitCode()
-	}
-	if strconv.Itoa(got) != args[0] {
-		ts.Fatalf("exit code %d, want %s", got, args[0])
-	}
-}
-
-// cmdRefuse: refuse N program args... wants exit code N, nothing on standard output and one line on standard error.
-func cmdRefuse(ts *testscript.TestScript, neg bool, args []string) {
-	cmdCode(ts, neg, args)
-	if out := ts.ReadFile("stdout"); out != "" {
-		ts.Fatalf("standard output: %q", out)
-	}
-	line := ts.ReadFile("stderr")
-	if !strings.HasPrefix(line, "hsmsign: ") || strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {
-		ts.Fatalf("not one line on standard error: %q", line)
-	}
-}
-
 // cmdVendor: vendor KIND makes KIND.pem, a test chain for vendor.key with a vendor certificate of that kind, and
 // KIND-root.pem.
 func cmdVendor(ts *testscript.TestScript, _ bool, args []string) {
@@ -132,16 +93,6 @@ func cmdVendor(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+"-root.pem"), []byte(chain.PEM(certs[2:])), 0o600))
 }
 
-// cmdFill: fill FILE N writes N bytes.
-func cmdFill(ts *testscript.TestScript, _ bool, args []string) {
-	n, err := strconv.ParseInt(args[1], 10, 64)
-	ts.Check(err)
-	f, err := os.Create(ts.MkAbs(args[0]))
-	ts.Check(err)
-	ts.Check(f.Truncate(n))
-	ts.Check(f.Close())
-}
-
 // cmdServe: serve FOLDER serves it over HTTPS; $SERVER is its address, and SSL_CERT_FILE makes it trusted.
 func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
 	server := httptest.NewTLSServer(http.FileServer(http.Dir(ts.MkAbs(args[0]))))
@@ -150,17 +101,4 @@ func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
 	ts.Setenv("SERVER", server.URL)
 	ts.Setenv("SSL_CERT_FILE", ca)
-}
-
-// cmdAbsent: absent FILE... wants that none exists, and that nothing unfinished lies about.
-func cmdAbsent(ts *testscript.TestScript, _ bool, args []string) {
-	for _, a := range args {
-		if _, err := os.Lstat(ts.MkAbs(a)); err == nil {
-			ts.Fatalf("%s exists", a)
-		}
-		left, err := filepath.Glob(filepath.Join(filepath.Dir(ts.MkAbs(a)), tempPrefix+"*"))
-		if err != nil || len(left) > 0 {
-			ts.Fatalf("left behind: %v %v", left, err)
-		}
-	}
 }

@@ -60,6 +60,7 @@ type signJob struct {
 	json     bool
 	force    bool
 	chain    *chain.Chain
+	encoder  *request.Encoder
 	// agent opens the key when the first CSR has passed its checks: nobody is asked for a PIN in vain.
 	agent func() (*agent.Agent, error)
 	close func()
@@ -105,6 +106,9 @@ func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error)
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
 	if job.chain, err = p.vendorChain(ctx, s); err != nil {
+		return nil, err
+	}
+	if job.encoder, err = request.NewEncoder(job.chain.Raw(), job.format); err != nil {
 		return nil, err
 	}
 	cert, _ := s.str("cert")
@@ -255,7 +259,7 @@ func (job *signJob) prepare(ctx context.Context, result *signResult) (*agent.Pre
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", result.File, err)
 	}
-	result.describe(p.CSR)
+	result.describe(p.CSR, job.json)
 	return p, nil
 }
 
@@ -270,5 +274,5 @@ func (job *signJob) issue(ctx context.Context, p *agent.Prepared) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	return req.Encode(job.format)
+	return job.encoder.Encode(req.CSR, req.Signature), nil
 }

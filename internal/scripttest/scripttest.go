@@ -1,0 +1,78 @@
+// Package scripttest has the script commands that every script test of the program uses, beside testscript's own:
+//
+//	code N program args...     wants exit code N
+//	refuse N program args...   wants exit code N, nothing on standard output, and one line on standard error
+//	absent FILE...             wants that none exists, and that nothing unfinished lies beside it
+//	fill FILE N                writes a file of N bytes, all zero
+package scripttest
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// Command is a command of a script.
+type Command = func(ts *testscript.TestScript, neg bool, args []string)
+
+// Commands gives the commands, and more beside them.
+func Commands(more map[string]Command) map[string]Command {
+	all := map[string]Command{"code": code, "refuse": refuse, "absent": absent, "fill": fill}
+	for name, command := range more {
+		all[name] = command
+	}
+	return all
+}
+
+func code(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code N program args...")
+	}
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+}
+
+func refuse(ts *testscript.TestScript, neg bool, args []string) {
+	code(ts, neg, args)
+	if out := ts.ReadFile("stdout"); out != "" {
+		ts.Fatalf("standard output: %q", out)
+	}
+	line := ts.ReadFile("stderr")
+	if !strings.HasPrefix(line, "hsmsign: ") || strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {
+		ts.Fatalf("not one line on standard error: %q", line)
+	}
+}
+
+func absent(ts *testscript.TestScript, _ bool, args []string) {
+	for _, a := range args {
+		if _, err := os.Lstat(ts.MkAbs(a)); err == nil {
+			ts.Fatalf("%s exists", a)
+		}
+		left, err := filepath.Glob(filepath.Join(filepath.Dir(ts.MkAbs(a)), ".hsmsign-unfinished-*"))
+		if err != nil || len(left) > 0 {
+			ts.Fatalf("left behind: %v %v", left, err)
+		}
+	}
+}
+
+func fill(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	path := ts.MkAbs(args[0])
+	ts.Check(os.WriteFile(path, nil, 0o600))
+	ts.Check(os.Truncate(path, n))
+}
