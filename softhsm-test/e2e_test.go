@@ -32,7 +32,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	ctx, cancel := context.WithTimeout(context.Background(), binaryWait)
 	defer cancel()
 	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "hsmsign"), "hsmsign/cmd/hsmsign")

@@ -47,6 +47,7 @@ func (job *signJob) batch(ctx context.Context, args []string) error {
 	if err := os.MkdirAll(job.outDir, 0o755); err != nil { // #nosec G301 -- requests are no secret
 		return usage("name a folder that can be made", "--out-dir: %w", err)
 	}
+	sweep(job.outDir)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	step, end := job.p.ui.progress(len(items))
@@ -126,7 +127,16 @@ func (job *signJob) produce(ctx context.Context, result *signResult) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(result.Output, encoded, requestMode, job.force)
+	err = writeFile(result.Output, encoded, requestMode, job.force)
+	if !errors.Is(err, errExists) {
+		return err
+	}
+	// Another run was faster. What it wrote may be this.
+	if done, err := job.isDone(p, result.Output); !done {
+		return err
+	}
+	result.Status = statusUnchanged
+	return nil
 }
 
 // isDone says whether the output exists and is the very request that this CSR and vendor give, so that a batch that

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,6 +143,7 @@ func batch(b *testing.B, in, out, key string) time.Duration {
 		b.Fatal(err)
 	}
 	defer null.Close()
+	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent)) // as main does
 	p := &program{ui: newUI(null, null), stdin: null, getenv: func(string) string { return "" }}
 	began := time.Now()
 	err = p.app().RunContext(b.Context(), []string{

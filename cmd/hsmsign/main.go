@@ -16,11 +16,14 @@ func main() {
 	os.Exit(run(os.Args))
 }
 
+// gcPercent lets the heap of a few MB grow to some more: the collector would run all the time otherwise, and what a
+// batch needs does not grow with it.
+const gcPercent = 400
+
 // run is main with an exit code, so that script tests can call it.
 func run(args []string) int {
 	forbidCoreDumps()
-	// The heap is a few MB, so the collector would run all the time; what a batch needs does not grow with it.
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(gcPercent)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// A second signal kills at once: a module may hold a call that cannot be cancelled.

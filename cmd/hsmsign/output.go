@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // writeFile writes a file whole or not at all: a temporary file beside it, flushed to the disk, takes its name in
@@ -49,6 +50,22 @@ func writeFile(path string, data []byte, mode fs.FileMode, force bool) (err erro
 
 // tempPrefix begins the name of a file that is not finished; one that is left behind was cut off by a kill.
 const tempPrefix = ".hsmsign-unfinished-"
+
+// unfinishedAge is when an unfinished file counts as left behind: it takes milliseconds to finish one.
+const unfinishedAge = time.Minute
+
+// sweep removes what a killed run left behind in a folder of ours. It is tidying only, so it fails silently.
+func sweep(dir string) {
+	left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, path := range left {
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
+			os.Remove(path)
+		}
+	}
+}
 
 var errExists = errors.New("the output exists already")
 

@@ -1,0 +1,77 @@
+# hsmsign. "make demo" and "make test" are all that a new Debian machine with Go, gcc and make needs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+FUZZTIME ?= 30s
+GOLANGCI_VERSION := v2.12.2
+TOOLS := $(CURDIR)/.tools
+GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
+
+# What the tests and the demo call, and the Debian packages that have it.
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils
+
+.PHONY: help
+help: ## Say what the targets do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## Build bin/hsmsign
+	go build -trimpath -o bin/hsmsign ./cmd/hsmsign
+
+.PHONY: deps
+deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all is there)
+	@missing=; for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	ls /usr/lib/*/pkcs11/p11-kit-client.so >/dev/null 2>&1 || missing="$$missing p11-kit-client.so"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing what is missing:$$missing"; \
+		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
+		$$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq $(PACKAGES) >/dev/null; \
+	fi
+
+.PHONY: test
+test: deps ## Run every test, SoftHSM2's included; with the race detector where things run side by side
+	go vet ./...
+	go test -race -timeout 300s ./agent/... ./signer/... ./softhsm-test/... ./request/...
+	go test -timeout 300s ./chain/... ./cmd/... ./config/... ./finding/... ./internal/... ./testpki/...
+	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
+
+.PHONY: race
+race: deps ## Run every test with the race detector
+	go test -race -timeout 600s ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Check formatting, vet, linters, and that the build without cgo works for other systems
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	$(GOLANGCI) run ./...
+	for target in linux/arm64 darwin/arm64 windows/amd64; do \
+		echo "build without cgo for $$target"; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./cmd/hsmsign; \
+	done
+
+$(GOLANGCI):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv $(TOOLS)/golangci-lint $(GOLANGCI)
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
+	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sed -E 's,^\./(.*)/[^/]+:func ,\1 ,' | sort | \
+	while read -r dir name; do echo "$$dir $$name"; go test "./$$dir" -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME); done
+
+.PHONY: bench
+bench: deps ## Measure the hot paths, each as a ratio to its raw limit in the same run
+	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM)' -benchtime 9x
+	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
+	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
+	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s
+
+.PHONY: demo
+demo: deps build ## Run the main job from end to end, with a file key and with SoftHSM2; see demo-out/
+	bash softhsm-test/demo.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin demo-out .tools
