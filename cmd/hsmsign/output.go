@@ -62,7 +62,7 @@ func sweep(dir string) {
 	}
 	for _, path := range left {
 		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
-			os.Remove(path)
+			_ = os.Remove(path)
 		}
 	}
 }
