@@ -59,7 +59,7 @@ $(GOLANGCI):
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
 	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sed -E 's,^\./(.*)/[^/]+:func ,\1 ,' | sort | \
-	while read -r dir name; do echo "$$dir $$name"; go test "./$$dir" -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME); done
+	while read -r dir name; do bash internal/fuzz.sh "$$dir" "$$name" $(FUZZTIME); done
 
 .PHONY: bench
 bench: deps ## Measure the hot paths, each as a ratio to its raw limit in the same run

@@ -26,7 +26,7 @@ import (
 const MaxFile = 256 << 10
 
 // Config is what hsmsign.yaml says. A zero field is not set. The fields are those of the flags with the same
-// names.
+// names, but for Modules, which no flag can change.
 type Config struct {
 	Key       string   `yaml:"key"`        // the vendor key's reference, as signer.ParseRef reads it
 	Cert      string   `yaml:"cert"`       // path of the vendor certificate
@@ -35,6 +35,7 @@ type Config struct {
 	Format    string   `yaml:"format"`     // "base64" or "plist"
 	Digest    string   `yaml:"digest"`     // "sha256" or "sha1"
 	OutDir    string   `yaml:"out-dir"`    // folder for the finished requests
+	Modules   []string `yaml:"modules"`    // absolute paths of the PKCS#11 modules that may be loaded; none: any
 }
 
 // Error is a config file that is refused. Line and Column count from 1; both are 0 when the file as a whole is
@@ -61,7 +62,8 @@ func (e *Error) Hint() string { return e.Fix }
 //
 // Relative paths are taken from the folder of the file, not from the working directory: cert, chain,
 // trust-root, out-dir, and in a key that is a file: reference its path and its passphrase-file. Other
-// references (a pkcs11: module-path or pin-source) are left as they are; write absolute paths there.
+// references (a pkcs11: module-path or pin-source, also of a certificate in a token) are left as they are; write
+// absolute paths there.
 func Load(path string) (*Config, error) {
 	data, err := read(path)
 	if err != nil {
@@ -115,9 +117,9 @@ func read(path string) ([]byte, error) {
 // trusted: root could change the program itself, and the user runs it.
 func trusted(uid, me int) bool { return uid == 0 || uid == me }
 
-// fromFolder makes a relative path one from dir.
+// fromFolder makes a relative path one from dir; a certificate in a token is none.
 func fromFolder(dir, path string) string {
-	if path == "" || filepath.IsAbs(path) {
+	if path == "" || filepath.IsAbs(path) || strings.HasPrefix(strings.ToLower(path), "pkcs11:") {
 		return path
 	}
 	return filepath.Join(dir, path)

@@ -28,6 +28,7 @@ func TestParse(t *testing.T) {
 		{"Windows line ends", strings.ReplaceAll(full, "\n", "\r\n"), want},
 		{"byte order mark", "\ufeff" + full, want},
 		{"document header", "---\n" + full + "...\n", want},
+		{"modules", "modules: [/a.so, /b.so]\n", Config{Modules: []string{"/a.so", "/b.so"}}},
 		{"flow", `{key: "file:k", chain: [a, b]}`, Config{Key: "file:k", Chain: []string{"a", "b"}}},
 		{"empty", "", Config{}},
 		{"comments only", "# nothing\n\n# set\n", Config{}},
@@ -55,6 +56,9 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown key", "key: file:k\nchian: []\n", `x.yaml:2:1: unknown key "chian"`, `did you mean "chain"?`},
 		{"underscore", "out_dir: x\n", `x.yaml:1:1: unknown key "out_dir"`, `did you mean "out-dir"?`},
 		{"capital", "Digest: sha1\n", `x.yaml:1:1: unknown key "Digest"`, `did you mean "digest"?`},
+		{"relative module", "modules: [/a.so, b.so]\n", `x.yaml:1:18: modules: "b.so" is not an absolute path`, "whole path"},
+		{"PIN of a certificate", "cert: pkcs11:object=a?pin-value=1234\n", "x.yaml:1:7: cert holds a pin-value", "pin-source"},
+		{"PIN of a chain", "chain: [\"pkcs11:object=a?pin-value=1234\"]\n", "x.yaml:1:9: chain holds a pin-value", "pin-source"},
 		{"longer", "certificate: x\n", `x.yaml:1:1: unknown key "certificate"`, `did you mean "cert"?`},
 		{"shorter", "trust: x\n", `x.yaml:1:1: unknown key "trust"`, `did you mean "trust-root"?`},
 		{"a letter too few", "digst: sha1\n", `x.yaml:1:1: unknown key "digst"`, `did you mean "digest"?`},
@@ -155,6 +159,22 @@ func TestLoad(t *testing.T) {
 		if diff := cmp.Diff(want, load(tt.key)); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", tt.key, diff)
 		}
+	}
+}
+
+// A certificate may lie in a token.
+func TestLoadTokenCertificate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hsmsign.yaml")
+	const ref = "pkcs11:token=a;object=b?module-path=/m.so"
+	if err := os.WriteFile(path, []byte("cert: "+ref+"\nchain: ["+ref+"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&Config{Cert: ref, Chain: []string{ref}}, c); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

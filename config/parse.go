@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -32,6 +33,7 @@ func (c *Config) settings() []setting {
 		{name: "format", text: &c.Format, values: []string{"base64", "plist"}},
 		{name: "digest", text: &c.Digest, values: []string{"sha256", "sha1"}},
 		{name: "out-dir", text: &c.OutDir},
+		{name: "modules", list: &c.Modules},
 	}
 }
 
@@ -168,10 +170,6 @@ func (c *Config) set(entry *ast.MappingValueNode) *Error {
 	if text != "" && s.values != nil && !slices.Contains(s.values, text) {
 		return refuse(entry.Value.GetToken(), "write "+strings.Join(s.values, " or "), "%s is %q", s.name, shorten(text))
 	}
-	if s.name == "key" && strings.Contains(strings.ToLower(text), "pin-value") {
-		return refuse(entry.Value.GetToken(), "put the PIN in a file of mode 0600 and write pin-source=file:PATH",
-			"key holds a pin-value; a config file holds no secrets")
-	}
 	*s.text = text
 	return nil
 }
@@ -190,6 +188,9 @@ func (s setting) setList(value ast.Node) *Error {
 		if text == "" {
 			return refuse(v.GetToken(), "", "an empty entry in %s", s.name)
 		}
+		if s.name == "modules" && !filepath.IsAbs(text) {
+			return refuse(v.GetToken(), "write the whole path", "modules: %q is not an absolute path", shorten(text))
+		}
 		list = append(list, text)
 	}
 	*s.list = list
@@ -205,6 +206,10 @@ func (s setting) read(value ast.Node) (string, *Error) {
 	}
 	if strings.ContainsFunc(text.Value, func(r rune) bool { return r < ' ' || 0x7f <= r && r < 0xa0 || r == utf8.RuneError }) {
 		return "", refuse(value.GetToken(), "", "%s holds a control character or is not UTF-8", s.name)
+	}
+	if strings.Contains(strings.ToLower(text.Value), "pin-value") {
+		return "", refuse(value.GetToken(), "put the PIN in a file of mode 0600 and write pin-source=file:PATH",
+			"%s holds a pin-value; a config file holds no secrets", s.name)
 	}
 	return text.Value, nil
 }

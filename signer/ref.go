@@ -42,7 +42,8 @@ func ParseRef(s string) (Ref, error) {
 	var query string
 	var hasQuery bool
 	ref.Path, query, hasQuery = strings.Cut(rest, "?")
-	if ref.Path == "" {
+	// RFC 7512 section 2.3: the path may be empty, and then matches every object.
+	if ref.Path == "" && (ref.Scheme != "pkcs11" || !hasQuery) {
 		return Ref{}, fmt.Errorf("%w: nothing follows %q", ErrReference, ref.Scheme+":")
 	}
 	if !hasQuery {

@@ -44,6 +44,7 @@ func TestParseRef(t *testing.T) {
 		{in: "pkcs11:token=a;pin-value=1234;id=%01", scheme: "pkcs11", path: "token=a;pin-value=1234;id=%01", out: "pkcs11:token=a;pin-value=REDACTED;id=%01"},
 		{in: "pkcs11:token=a?module-path=/m;pin-value=1234", scheme: "pkcs11", path: "token=a",
 			query: map[string]string{"module-path": "/m;pin-value=1234"}, out: "pkcs11:token=a?module-path=/m;pin-value=REDACTED"},
+		{in: "pkcs11:?module-path=/m", scheme: "pkcs11", path: "", query: map[string]string{"module-path": "/m"}},
 		{in: "pkcs11:PIN-VALUE=1234", scheme: "pkcs11", path: "PIN-VALUE=1234", out: "pkcs11:PIN-VALUE=REDACTED"},
 	}
 	for _, tt := range tests {
@@ -88,6 +89,7 @@ func TestParseRefRefuses(t *testing.T) {
 		"fi le:path":                             "it has no scheme",
 		"file:":                                  "nothing follows",
 		"file:?x=1":                              "nothing follows",
+		"pkcs11:":                                "nothing follows",
 		"file:a?":                                "attribute 1 is not of the form",
 		"file:a?x=1&":                            "attribute 2 is not of the form",
 		"file:a?x":                               "attribute 1 is not of the form",

@@ -6,6 +6,10 @@
 //	ref, err := signer.ParseRef(tok.Ref("vendor"))
 //	key, err := pkcs11.Backend(pkcs11.Options{}).Open(ctx, ref)
 //
+// Faults come from two rigs around such a token: BuildFaultModule makes a PKCS#11 module that stands before
+// SoftHSM2 and does what a script says (return values, locked PINs, hangs, crashes), and NewP11Kit puts the token
+// behind p11-kit's socket, whose server can be stopped and killed.
+//
 // SoftHSM2 must be installed (Debian: apt-get install softhsm2). A missing one fails the test rather than
 // skipping it: a build that signs with an HSM is not tested without one.
 //

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"strings"
 
@@ -12,6 +13,10 @@ type program struct {
 	ui     *ui
 	stdin  io.Reader
 	getenv func(string) string
+	// prompt asks the person at the terminal for a secret; nil where there is none.
+	prompt func(ctx context.Context, label string) ([]byte, error)
+	// modules are the PKCS#11 modules that the configuration allows; nil: any.
+	modules []string
 }
 
 func (p *program) app() *cli.App {
@@ -29,7 +34,7 @@ func (p *program) app() *cli.App {
 		Flags:                []cli.Flag{configFlag()},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.checkConfigCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(),
+			p.keyCommand(), p.doctorCommand(), p.checkConfigCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
 		},
 		Writer:    writerFunc(func(b []byte) (int, error) { p.ui.write(b); return len(b), nil }),
 		ErrWriter: io.Discard, // ui says it, once

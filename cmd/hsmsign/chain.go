@@ -76,6 +76,9 @@ func (p *program) chainBuild(ctx *cli.Context) error {
 	}
 	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots})
 	if err != nil {
+		for i := range inputs {
+			inputs[i] = certName(inputs[i])
+		}
 		return fmt.Errorf("%s: %w", strings.Join(inputs, ", "), err)
 	}
 	for _, f := range c.Findings {

@@ -66,7 +66,7 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	cert, _ := s.str("cert")
-	p.ui.warnings(cert, c.Findings)
+	p.ui.warnings(certName(cert), c.Findings)
 	p.ui.info("the vendor chain is complete; %q is valid until %s", c.Leaf().Subject.CommonName, c.Leaf().NotAfter.UTC().Format("2006-01-02"))
 	return nil
 }
@@ -90,13 +90,20 @@ func (s *settings) effective() ([]settingInfo, error) {
 				keyErr = fmt.Errorf("%s: %w", origin, err)
 			}
 		}
+		if name == "cert" {
+			value = certName(value)
+		}
 		infos = append(infos, setting(name, origin, defaults[name], value))
 	}
 	for _, name := range []string{"chain", "trust-root"} {
 		values, origin := s.list(name)
 		infos = append(infos, setting(name, origin, "", values...))
 	}
-	return infos, keyErr
+	modules := setting("modules", "", "", "")
+	if len(s.config.Modules) > 0 {
+		modules = setting("modules", s.path, "", s.config.Modules...)
+	}
+	return append(infos, modules), keyErr
 }
 
 func setting(name, origin, standard string, values ...string) settingInfo {

@@ -74,6 +74,7 @@ var families = []struct {
 }{
 	{signer.ErrReference, exitUsage},
 	{signer.ErrUnsupported, exitUsage},
+	{signer.ErrKeyExists, exitUsage},
 	{signer.ErrAuth, exitAuth},
 	{signer.ErrKeyNotFound, exitVendor},
 	{signer.ErrAmbiguousKey, exitVendor},

@@ -38,6 +38,9 @@ func configFlag() cli.Flag {
 }
 func jsonFlag() cli.Flag  { return boolFlag("json", "print results as JSON, one object a line") }
 func forceFlag() cli.Flag { return boolFlag("force", "overwrite existing output files") }
+func keyFlag() cli.Flag {
+	return stringFlag("key", "vendor key `REFERENCE`: file:PATH or pkcs11:...?module-path=...")
+}
 func outputFlag() cli.Flag {
 	return stringFlag("output", "write to `FILE` instead of standard output", "o")
 }
@@ -48,7 +51,7 @@ func trustRootFlag() cli.Flag {
 // identityFlags name the vendor's certificate and chain.
 func identityFlags() []cli.Flag {
 	return []cli.Flag{
-		stringFlag("cert", "vendor certificate `FILE`, or the whole chain (PEM, DER, PKCS#7)"),
+		stringFlag("cert", "vendor certificate `FILE`, or the whole chain (PEM, DER, PKCS#7), or the pkcs11: reference of a certificate in a token"),
 		listFlag("chain", "`FILE` with intermediate or root certificates; may be repeated"),
 		trustRootFlag(), configFlag(),
 	}
@@ -84,7 +87,9 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 		return s, nil
 	}
 	s.path = path
-	s.config, err = config.Load(path)
+	if s.config, err = config.Load(path); err == nil {
+		p.modules = s.config.Modules
+	}
 	return s, err
 }
 
@@ -167,4 +172,13 @@ func arguments(ctx *cli.Context) ([]string, error) {
 		}
 	}
 	return args, nil
+}
+
+// noArguments is for commands whose files all have flags.
+func noArguments(ctx *cli.Context) error {
+	args, err := arguments(ctx)
+	if err == nil && len(args) > 0 {
+		return usage("its files have flags; run hsmsign "+ctx.Command.Name+" --help", "%s takes no arguments", ctx.Command.Name)
+	}
+	return err
 }

@@ -17,7 +17,7 @@ const pipeWait = 30 * time.Second
 // was longer. A pipe that never ends is cut there; one that stays silent is given up.
 func (p *program) readInput(ctx context.Context, path string, limit int64) ([]byte, error) {
 	if path == "-" {
-		return waitFor(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(p.stdin, limit+1)) })
+		return waitFor(ctx, pipeWait, func() ([]byte, error) { return io.ReadAll(io.LimitReader(p.stdin, limit+1)) })
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -28,7 +28,7 @@ func (p *program) readInput(ctx context.Context, path string, limit int64) ([]by
 	case info.Mode().IsRegular():
 		return readFile(path, limit)
 	}
-	return waitFor(ctx, func() ([]byte, error) { return readFile(path, limit) })
+	return waitFor(ctx, pipeWait, func() ([]byte, error) { return readFile(path, limit) })
 }
 
 func readFile(path string, limit int64) ([]byte, error) {
@@ -41,7 +41,7 @@ func readFile(path string, limit int64) ([]byte, error) {
 }
 
 // waitFor bounds a read that may never return. The abandoned read ends with the process.
-func waitFor(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+func waitFor(ctx context.Context, limit time.Duration, read func() ([]byte, error)) ([]byte, error) {
 	type result struct {
 		data []byte
 		err  error
@@ -51,7 +51,7 @@ func waitFor(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 		data, err := read()
 		done <- result{data, err}
 	}()
-	timer := time.NewTimer(pipeWait)
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case r := <-done:
@@ -59,7 +59,7 @@ func waitFor(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-timer.C:
-		return nil, fmt.Errorf("nothing came for %v", pipeWait)
+		return nil, fmt.Errorf("nothing came for %v", limit)
 	}
 }
 

@@ -28,7 +28,7 @@ func run(args []string) int {
 	defer stop()
 	// A second signal kills at once: a module may hold a call that cannot be cancelled.
 	context.AfterFunc(ctx, stop)
-	p := &program{ui: newUI(os.Stdout, os.Stderr), stdin: os.Stdin, getenv: os.Getenv}
+	p := &program{ui: newUI(os.Stdout, os.Stderr), stdin: os.Stdin, getenv: os.Getenv, prompt: promptFor()}
 	err := p.app().RunContext(ctx, args)
 	if err == nil {
 		err = p.ui.flush()

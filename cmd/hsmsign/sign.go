@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +38,7 @@ func (p *program) signCommand() *cli.Command {
 			"  hsmsign sign --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin' \\\n" +
 			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/",
 		Flags: append([]cli.Flag{
-			stringFlag("key", "vendor key `REFERENCE`: file:PATH or pkcs11:...?module-path=..."),
+			keyFlag(),
 			outputFlag(),
 			stringFlag("out-dir", "write each request into `FOLDER`, made if it does not exist"),
 			stringFlag("format", "`FORMAT` of the request: base64 (what Apple takes) or plist (the XML inside) (default: base64)"),
@@ -112,9 +113,9 @@ func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error)
 		return nil, err
 	}
 	cert, _ := s.str("cert")
-	p.ui.warnings(cert, job.chain.Findings)
+	p.ui.warnings(certName(cert), job.chain.Findings)
 	job.agent = sync.OnceValues(func() (*agent.Agent, error) {
-		opened, err := p.openKey(ctx, key)
+		opened, err := p.openKey(ctx, key, job.chain.Leaf().PublicKey)
 		if err != nil {
 			return nil, err
 		}
@@ -190,7 +191,7 @@ func (p *program) vendorChain(ctx context.Context, s *settings) (*chain.Chain, e
 	}
 	c, err := chain.Build(cert, extra, chain.Options{TrustRoots: roots})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", certFile, err)
+		return nil, fmt.Errorf("%s: %w", certName(certFile), err)
 	}
 	return c, nil
 }
@@ -200,10 +201,18 @@ func (p *program) trustRoots(ctx context.Context, s *settings) ([]*x509.Certific
 	return p.readCerts(ctx, files...)
 }
 
-// readCerts reads all certificates of the files.
+// readCerts reads all certificates of the files. A reference whose backend can hold certificates is as good as a file.
 func (p *program) readCerts(ctx context.Context, files ...string) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	for _, file := range files {
+		if load := p.certStore(file); load != nil {
+			certs, err := load(ctx)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, certs...)
+			continue
+		}
 		data, err := p.readInput(ctx, file, chain.MaxFile)
 		if err != nil {
 			return nil, &exitError{code: exitVendor, err: fmt.Errorf("certificate file %q: %w", file, err), hint: "check the path"}
@@ -215,6 +224,32 @@ func (p *program) readCerts(ctx context.Context, files ...string) ([]*x509.Certi
 		all = append(all, certs...)
 	}
 	return all, nil
+}
+
+// certStore gives the function that loads the certificates of a reference; nil for the name of a file.
+func (p *program) certStore(name string) func(context.Context) ([]*x509.Certificate, error) {
+	scheme, _, _ := strings.Cut(name, ":")
+	store := p.backends(nil)[strings.ToLower(scheme)].Certificates
+	if store == nil {
+		return nil
+	}
+	return func(ctx context.Context) ([]*x509.Certificate, error) {
+		ref, err := signer.ParseRef(name)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		return store.Load(ctx, ref)
+	}
+}
+
+// certName is what is shown of a value of --cert: a reference without its PIN.
+func certName(value string) string {
+	if ref, err := signer.ParseRef(value); err == nil {
+		return ref.String()
+	}
+	return value
 }
 
 // single signs one CSR to -o or standard output.

@@ -33,8 +33,8 @@ func (p *program) testpkiCommand() *cli.Command {
 
 func (p *program) testpki(ctx *cli.Context) error {
 	s := p.bareSettings(ctx)
-	if args, err := arguments(ctx); err != nil || len(args) > 0 {
-		return errors.Join(err, usage("name the CSR with --csr", "testpki takes no arguments"))
+	if err := noArguments(ctx); err != nil {
+		return err
 	}
 	csrFile, _ := s.str("csr")
 	dir, _ := s.str("out-dir")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,11 +96,13 @@ func (u *ui) print(format string, args ...any) {
 
 // json writes one object as one line to stdout.
 func (u *ui) json(v any) {
-	line, err := json.Marshal(v)
-	if err != nil {
-		line = []byte(fmt.Sprintf("{%q:%q}", "error", err))
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
+	enc.SetEscapeHTML(false) // a reference holds '&'
+	if err := enc.Encode(v); err != nil {
+		fmt.Fprintf(&line, "{%q:%q}\n", "error", err)
 	}
-	u.write(append(line, '\n'))
+	u.write(line.Bytes())
 }
 
 // write writes bytes to stdout as they are.

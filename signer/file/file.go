@@ -4,10 +4,10 @@
 //	file:/etc/hsmsign/vendor.key                               absolute
 //	file:///etc/hsmsign/vendor.key?passphrase-file=/run/pass   the same with its passphrase
 //
-// The path is percent-decoded ("%3F" is a question mark). Two attributes are known. passphrase-file names the
+// The path is percent-decoded ("%3F" is a question mark). Three attributes are known. passphrase-file names the
 // file that holds the passphrase; without it HSMSIGN_PASSPHRASE is read, then the person at the terminal is
 // asked, and both only when the key is encrypted. insecure-mode=allow reads files that group or others can
-// read, and warns.
+// read, and warns. unencrypted=allow lets Generate write a key without a passphrase where none is given.
 //
 // A key is RSA of 2048 to 8192 bits, in PKCS#8 or PKCS#1, PEM or DER; in PKCS#8 encrypted with PBES2 (PBKDF2
 // or scrypt; AES or triple DES in CBC mode); or in PKCS#12. Whatever else the file holds is refused by name.
@@ -42,27 +42,57 @@ type Options struct {
 
 // Backend opens keys that lie in files. Errors are *signer.Error: ErrReference for a reference it cannot read,
 // ErrKeyNotFound where there is no such file, ErrAmbiguousKey for a file with several keys, ErrAuth for a
-// missing or wrong passphrase, and ErrBadKey for any other file that it does not sign with.
+// missing or wrong passphrase, and ErrBadKey for any other file that it does not sign with. List also takes a
+// folder, whose keys it gives, and asks for no passphrase.
 func Backend(opts Options) signer.Backend {
-	return signer.Backend{Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
-		o := opening{Options: opts, ref: ref}
-		private, err := o.open(ctx)
-		if err != nil {
-			return nil, &signer.Error{Op: "open", Ref: ref, Err: err, Fix: o.fix}
-		}
-		k := &key{ref: ref, public: &private.PublicKey}
-		k.private.Store(private)
-		return k, nil
-	}}
+	return signer.Backend{
+		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+			o := opening{Options: opts, ref: ref}
+			private, err := o.open(ctx)
+			if err != nil {
+				return nil, o.fail("open", err)
+			}
+			return newKey(ref, private), nil
+		},
+		Generate: func(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
+			o := opening{Options: opts, ref: ref}
+			private, err := o.generate(ctx, spec)
+			if err != nil {
+				return nil, o.fail("generate", err)
+			}
+			return newKey(ref, private), nil
+		},
+		List: func(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
+			o := opening{Options: opts, ref: ref}
+			infos, err := o.list(ctx)
+			if err != nil {
+				return nil, o.fail("list", err)
+			}
+			return infos, nil
+		},
+		Diagnose: opts.diagnose,
+	}
 }
 
-// opening is one call of Open.
+func newKey(ref signer.Ref, private *rsa.PrivateKey) *key {
+	k := &key{ref: ref, public: &private.PublicKey}
+	k.private.Store(private)
+	return k
+}
+
+// opening is one call of Open, or of what else reads the reference.
 type opening struct {
 	Options
 	ref      signer.Ref
 	path     string
 	insecure bool
-	fix      string // what to do about the error
+	// unencrypted: a key may be generated without a passphrase.
+	unencrypted bool
+	fix         string // what to do about the error
+}
+
+func (o *opening) fail(op string, err error) error {
+	return &signer.Error{Op: op, Ref: o.ref, Err: err, Fix: o.fix}
 }
 
 func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
@@ -72,6 +102,21 @@ func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
 	if err := o.settings(); err != nil {
 		return nil, err
 	}
+	data, err := o.readKey()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	der, err := o.keyBlock(data)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	return o.parse(ctx, der)
+}
+
+// readKey reads the key's file. The caller clears it.
+func (o *opening) readKey() ([]byte, error) {
 	data, err := o.read(func(anyMode bool) ([]byte, error) {
 		return signer.ReadPrivateFile(o.path, maxFile, anyMode)
 	})
@@ -84,19 +129,19 @@ func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
-	defer clear(data)
-	der, err := o.keyBlock(data)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(der)
-	return o.parse(ctx, der)
+	return data, nil
 }
 
 // settings reads the reference.
 func (o *opening) settings() error {
-	if err := o.ref.CheckQuery("passphrase-file", "insecure-mode"); err != nil {
+	if err := o.ref.CheckQuery("passphrase-file", "insecure-mode", "unencrypted"); err != nil {
 		return err
+	}
+	if v, ok := o.ref.Query("unencrypted"); ok {
+		if v != "allow" {
+			return fmt.Errorf("%w: unencrypted is %q; it can only be \"allow\"", signer.ErrReference, v)
+		}
+		o.unencrypted = true
 	}
 	if mode, ok := o.ref.Query("insecure-mode"); ok {
 		if mode != "allow" {
@@ -137,11 +182,11 @@ func (o *opening) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) 
 
 // passphrase is asked for only once the key is known to be encrypted. The caller clears it.
 func (o *opening) passphrase(ctx context.Context) ([]byte, error) {
-	src := signer.Source{Label: fmt.Sprintf("passphrase of %q", o.path), Env: "HSMSIGN_PASSPHRASE"}
+	src := signer.Source{Label: fmt.Sprintf("passphrase of %q", o.path), Env: envPassphrase}
 	if path, ok := o.ref.Query("passphrase-file"); ok {
 		src.From = "file:" + path
 	}
-	o.fix = "add ?passphrase-file=PATH to the reference, or set HSMSIGN_PASSPHRASE"
+	o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase
 	secret, err := o.read(func(anyMode bool) ([]byte, error) {
 		src.AnyMode = anyMode
 		return o.Secrets.Read(ctx, src)

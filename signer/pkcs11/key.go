@@ -41,6 +41,9 @@ func (f finder) privateKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id))
 	}
 	matches, err := f.objects(template)
+	if pub, ok := f.ref.public.(*rsa.PublicKey); ok && len(matches) > 1 && len(template) == 2 {
+		matches, err = f.keysOf(pub)
+	}
 	if err != nil {
 		return 0, nil, f.ref.fail(op, err, "")
 	}
@@ -64,8 +67,36 @@ func (f finder) privateKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
 	return matches[0], pub, nil
 }
 
+// keysOf finds the private keys that belong to a public key, by their modulus; where the token does not show that of
+// private keys, by the id of the public key.
+func (f finder) keysOf(pub *rsa.PublicKey) ([]pkcs11.ObjectHandle, error) {
+	template := func(class uint, t uint, value any) []*pkcs11.Attribute {
+		return []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), pkcs11.NewAttribute(t, value),
+		}
+	}
+	found, err := f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
+	if err != nil || len(found) > 0 {
+		return found, err
+	}
+	public, err := f.objects(template(pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
+	if err != nil || len(public) == 0 {
+		return nil, err
+	}
+	id, err := f.attributes(public[0], pkcs11.CKA_ID)
+	if err != nil {
+		return nil, err
+	}
+	return f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, id[0]))
+}
+
 // objects finds up to maxListed+1 objects.
-func (f finder) objects(template []*pkcs11.Attribute) (found []pkcs11.ObjectHandle, err error) {
+func (f finder) objects(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	return f.objectsUpTo(maxListed+1, template)
+}
+
+// objectsUpTo finds up to limit objects.
+func (f finder) objectsUpTo(limit int, template []*pkcs11.Attribute) (found []pkcs11.ObjectHandle, err error) {
 	if err := f.lib.FindObjectsInit(f.sh, template); err != nil {
 		return nil, call("C_FindObjectsInit", err)
 	}
@@ -73,9 +104,9 @@ func (f finder) objects(template []*pkcs11.Attribute) (found []pkcs11.ObjectHand
 		// A search that is left open makes the next one fail.
 		err = errors.Join(err, call("C_FindObjectsFinal", f.lib.FindObjectsFinal(f.sh)))
 	}()
-	for len(found) <= maxListed {
+	for len(found) < limit {
 		// A module may give fewer than it is asked for; only none means that there are no more (PKCS#11 3.0 section 5.7.8).
-		some, _, err := f.lib.FindObjects(f.sh, maxListed+1-len(found))
+		some, _, err := f.lib.FindObjects(f.sh, limit-len(found))
 		if err != nil {
 			return nil, call("C_FindObjects", err)
 		}
@@ -135,6 +166,18 @@ func (f finder) publicKey(private pkcs11.ObjectHandle) (*rsa.PublicKey, error) {
 		return nil, err
 	}
 	return parsePublicKey(attrs[0], attrs[1])
+}
+
+// alwaysAuthenticate is CKA_ALWAYS_AUTHENTICATE, which many tokens do not have.
+func (f finder) alwaysAuthenticate(private pkcs11.ObjectHandle) (bool, error) {
+	attrs, err := f.attributes(private, pkcs11.CKA_ALWAYS_AUTHENTICATE)
+	if err != nil {
+		if classOf(err) == classRequest {
+			return false, nil
+		}
+		return false, err
+	}
+	return len(attrs[0]) > 0 && attrs[0][0] != 0, nil
 }
 
 // attributes reads at least one attribute of an object; one that it does not have comes back empty.

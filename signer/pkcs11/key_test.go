@@ -3,9 +3,11 @@
 package pkcs11
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -62,6 +64,63 @@ func TestFindKey(t *testing.T) {
 	refused(t, err, signer.ErrAmbiguousKey, "; and more")
 	if n := strings.Count(err.Error(), `object="many" id=`); n != maxListed {
 		t.Errorf("%d keys listed; want %d", n, maxListed)
+	}
+}
+
+// The certificate's key chooses where the reference names no object, whether or not the token shows the modulus of
+// private keys.
+func TestFindKeyByPublicKey(t *testing.T) {
+	tok := newToken(t)
+	_, private := vendorKey(t)
+	for n := range 12 { // more than an error lists
+		other, err := rsa.GenerateKey(rand.Reader, 1024)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tok.Import(t, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "other", []byte{0x40, byte(n)})
+	}
+	s := script(t, tok.Module)
+	open := func(pub crypto.PublicKey, ref string) (signer.Signer, error) {
+		return Backend(Options{PublicKey: pub}).Open(t.Context(), parse(t, ref))
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hidden := range []bool{false, true} {
+		s.hideModulus = hidden
+		key, err := open(&private.PublicKey, tok.Ref(""))
+		if err != nil {
+			t.Fatalf("hidden %v: %v", hidden, err)
+		}
+		if !private.PublicKey.Equal(key.Public()) {
+			t.Error("it is another key")
+		}
+		if err := key.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	s.hideModulus = false
+	unknown, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		pub    crypto.PublicKey
+		ref    string
+		family error
+	}{
+		{nil, tok.Ref(""), signer.ErrAmbiguousKey},
+		{ec.Public(), tok.Ref(""), signer.ErrAmbiguousKey},
+		{&unknown.PublicKey, tok.Ref(""), signer.ErrKeyNotFound},
+		{&private.PublicKey, tok.Ref("other"), signer.ErrAmbiguousKey}, // the reference comes first
+	} {
+		_, err := open(tt.pub, tt.ref)
+		refused(t, err, tt.family)
 	}
 }
 

@@ -21,14 +21,14 @@ const entryPoint = "C_GetFunctionList"
 // whyNotLoaded finds out why a module could not be loaded, as dlopen's own message is not to be had. The error
 // wraps signer.ErrUnsupported, or signer.ErrUnavailable when the file cannot be read.
 func whyNotLoaded(path string) error {
-	info, err := os.Stat(path)
+	info, err := os.Stat(path) // #nosec G703 -- the path is the operator's own
 	if err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: module %q is not a file", signer.ErrUnsupported, path)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
 	}
-	f, err := os.Open(path) // #nosec G304 -- the path is the operator's own
+	f, err := os.Open(path) // #nosec G304 G703 -- the path is the operator's own
 	if err != nil {
 		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
 	}
@@ -46,11 +46,7 @@ func whyNotLoaded(path string) error {
 
 // whyNotELF: the first thing wrong with a Linux or BSD library.
 func whyNotELF(lib *elf.File) string {
-	machines := map[string]elf.Machine{
-		"amd64": elf.EM_X86_64, "386": elf.EM_386, "arm64": elf.EM_AARCH64, "arm": elf.EM_ARM,
-		"ppc64le": elf.EM_PPC64, "s390x": elf.EM_S390, "riscv64": elf.EM_RISCV, "loong64": elf.EM_LOONGARCH,
-	}
-	if want, ok := machines[runtime.GOARCH]; ok && lib.Machine != want {
+	if want, ok := thisMachine(); ok && lib.Machine != want {
 		return fmt.Sprintf("it is built for %v, and this program for %v", lib.Machine, want)
 	}
 	if lib.Type != elf.ET_DYN {
@@ -65,6 +61,16 @@ func whyNotELF(lib *elf.File) string {
 		return "libraries it needs are in none of the usual places: " + list(missing)
 	}
 	return "the dynamic loader refuses it; \"ldd\" on the file may say why"
+}
+
+// thisMachine is how ELF calls the processor that this program is built for, where that is known here.
+func thisMachine() (elf.Machine, bool) {
+	machines := map[string]elf.Machine{
+		"amd64": elf.EM_X86_64, "386": elf.EM_386, "arm64": elf.EM_AARCH64, "arm": elf.EM_ARM,
+		"ppc64le": elf.EM_PPC64, "s390x": elf.EM_S390, "riscv64": elf.EM_RISCV, "loong64": elf.EM_LOONGARCH,
+	}
+	m, ok := machines[runtime.GOARCH]
+	return m, ok
 }
 
 // missingLibraries are the needed libraries (DT_NEEDED) that lie in no folder where the loader looks by

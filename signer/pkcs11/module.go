@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -24,6 +26,8 @@ type cryptoki interface {
 	GetTokenInfo(slotID uint) (pkcs11.TokenInfo, error)
 	OpenSession(slotID uint, flags uint) (pkcs11.SessionHandle, error)
 	CloseSession(sh pkcs11.SessionHandle) error
+	CloseAllSessions(slotID uint) error
+	GetSessionInfo(sh pkcs11.SessionHandle) (pkcs11.SessionInfo, error)
 	Login(sh pkcs11.SessionHandle, userType uint, pin string) error
 	FindObjectsInit(sh pkcs11.SessionHandle, template []*pkcs11.Attribute) error
 	FindObjects(sh pkcs11.SessionHandle, limit int) ([]pkcs11.ObjectHandle, bool, error)
@@ -31,6 +35,9 @@ type cryptoki interface {
 	GetAttributeValue(sh pkcs11.SessionHandle, o pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error)
 	SignInit(sh pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
 	Sign(sh pkcs11.SessionHandle, message []byte) ([]byte, error)
+	GetMechanismInfo(slotID uint, m []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error)
+	GenerateKeyPair(sh pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error)
+	CreateObject(sh pkcs11.SessionHandle, temp []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 }
 
 // modules is the one package-level state of hsmsign. C_Initialize and C_Login work on the whole process
@@ -45,12 +52,20 @@ var modules struct {
 type module struct {
 	path string // real path
 
-	// mu makes opening, logging in and closing serial. Signing does not take it.
-	mu      sync.Mutex
+	// mu makes opening, logging in, recovering and closing serial. Signing does not take it. It guards what follows.
+	mu      mutex
 	lib     cryptoki // nil until it is loaded
 	keys    int      // open keys; the module is initialized while there are any
+	ours    bool     // C_Initialize was called here, and C_Finalize has not ended it
 	foreign bool     // somebody else in this process initialized it, and will finalize it
 	tokens  map[tokenID]*token
+	pause   time.Duration // how long after a recovery the next one may be
+	next    time.Time     // when the next recovery may be
+
+	signing gate
+	// serial: the module takes no concurrent calls, so that signing does take mu.
+	serial        atomic.Bool
+	reinitialized atomic.Uint64
 }
 
 // findModule gives the entry of a module's file. It is not loaded yet.
@@ -68,7 +83,7 @@ func findModule(r reference) (*module, error) {
 	defer modules.Unlock()
 	m := modules.byPath[path]
 	if m == nil {
-		m = &module{path: path, tokens: map[tokenID]*token{}}
+		m = &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause}
 		if modules.byPath == nil {
 			modules.byPath = map[string]*module{}
 		}
@@ -77,19 +92,26 @@ func findModule(r reference) (*module, error) {
 	return m, nil
 }
 
+// load loads the module's file, once. The caller holds m.mu.
+func (m *module) load(r reference) error {
+	if m.lib != nil {
+		return nil
+	}
+	ctx := pkcs11.New(m.path)
+	if ctx == nil {
+		return r.fail("open", whyNotLoaded(m.path), "install the module for this system, or correct module-path")
+	}
+	m.lib = ctx
+	return nil
+}
+
 // retain counts one key more, and loads and initializes the module for the first. The caller holds m.mu.
 func (m *module) retain(r reference) error {
-	if m.lib == nil {
-		ctx := pkcs11.New(m.path)
-		if ctx == nil {
-			return r.fail("open", whyNotLoaded(m.path), "install the module for this system, or correct module-path")
-		}
-		m.lib = ctx
+	if err := m.load(r); err != nil {
+		return err
 	}
 	if m.keys == 0 {
-		err := call("C_Initialize", m.lib.Initialize())
-		m.foreign = is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
-		if err != nil && !m.foreign {
+		if err := m.initialize(); err != nil {
 			return r.fail("open", err, "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names) and that its device answers")
 		}
 	}
@@ -97,11 +119,38 @@ func (m *module) retain(r reference) error {
 	return nil
 }
 
+// initialize calls C_Initialize; a module that cannot lock (CKR_CANT_LOCK) is from then on used by one call at a
+// time. The caller holds m.mu.
+func (m *module) initialize() error {
+	err := call("C_Initialize", m.lib.Initialize())
+	if is(err, pkcs11.CKR_CANT_LOCK) {
+		if err = call("C_Initialize", m.lib.Initialize(pkcs11.InitializeWithFlags(0))); err == nil {
+			m.serial.Store(true)
+		}
+	}
+	if is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+		m.foreign = !m.ours
+		return nil
+	}
+	m.ours, m.foreign = err == nil, false
+	return err
+}
+
+// finalize calls C_Finalize, if C_Initialize was called here. The caller holds m.mu, and no call is under way.
+func (m *module) finalize() error {
+	if m.foreign {
+		return nil
+	}
+	err := call("C_Finalize", m.lib.Finalize())
+	m.ours = err != nil && !is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)
+	return err
+}
+
 // release takes back one retain. The caller holds m.mu.
 func (m *module) release() error {
 	m.keys--
-	if m.keys > 0 || m.foreign {
+	if m.keys > 0 {
 		return nil
 	}
-	return call("C_Finalize", m.lib.Finalize())
+	return unlessDead(m.finalize())
 }

@@ -13,21 +13,31 @@ import (
 	"hsmsign/signer"
 )
 
-// pool is a bounded stock of read-only sessions on one slot. Whoever signs first holds a permit, then takes a
-// session; the session used last is taken first, so that those not needed stay untouched.
+// session is an open session, and the login that it belongs to: after another one its handle is void, and may
+// by then be somebody else's.
+type session struct {
+	handle pkcs11.SessionHandle
+	under  *attachment
+}
+
+// pool is a bounded stock of sessions on one token. Whoever signs first holds a permit, then takes a session;
+// the session used last is taken first, so that those not needed stay untouched.
 type pool struct {
 	lib     cryptoki
-	slot    uint
+	token   *token
 	permits chan struct{} // one element for each permit that is out
 	closed  chan struct{} // closed by close
 
-	mu   sync.Mutex
-	idle []pkcs11.SessionHandle
+	mu      sync.Mutex
+	idle    []session
+	open    int           // sessions that are idle, taken, or being opened
+	freed   chan struct{} // nil unless it is waited for; closed when one is given back or given up
+	evicted uint64
 }
 
 // newPool makes a pool of at most size sessions. They are opened when they are needed.
-func newPool(lib cryptoki, slot uint, size int) *pool {
-	return &pool{lib: lib, slot: slot, permits: make(chan struct{}, size), closed: make(chan struct{})}
+func newPool(lib cryptoki, t *token, size int) *pool {
+	return &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
 }
 
 // acquire waits for a permit. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
@@ -57,45 +67,155 @@ func (p *pool) acquire(ctx context.Context) error {
 	}
 }
 
-// take gives a session to a holder of a permit.
-func (p *pool) take() (pkcs11.SessionHandle, error) {
+// take gives a session of this login to a holder of a permit. Where the token has none left (CKR_SESSION_COUNT) it
+// waits for another one of this pool, if there are any.
+func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	p.mu.Lock()
-	if last := len(p.idle) - 1; last >= 0 {
-		sh := p.idle[last]
-		p.idle = p.idle[:last]
-		p.mu.Unlock()
-		return sh, nil
+	s, ok := p.pop(now)
+	if !ok {
+		p.open++
 	}
 	p.mu.Unlock()
-	sh, err := p.lib.OpenSession(p.slot, pkcs11.CKF_SERIAL_SESSION)
-	return sh, call("C_OpenSession", err)
+	if ok {
+		return s, nil
+	}
+	sh, err := p.token.openSession(p.lib, now.slot)
+	if err == nil {
+		return session{sh, now}, nil
+	}
+	p.mu.Lock()
+	p.open--
+	p.tell()
+	p.mu.Unlock()
+	if !is(err, pkcs11.CKR_SESSION_COUNT) {
+		return session{}, err
+	}
+	return p.wait(ctx, now, err)
+}
+
+// wait gives a session that another caller gives back. When there is none left, it fails as C_OpenSession did.
+func (p *pool) wait(ctx context.Context, now *attachment, refusal error) (session, error) {
+	for {
+		p.mu.Lock()
+		s, ok := p.pop(now)
+		others := p.open > 0
+		if p.freed == nil {
+			p.freed = make(chan struct{})
+		}
+		freed := p.freed
+		p.mu.Unlock()
+		if ok {
+			return s, nil
+		}
+		if !others {
+			return session{}, refusal
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return session{}, fmt.Errorf("%w: %w", refusal, ctx.Err())
+		}
+	}
+}
+
+// pop takes the idle session that was used last, and forgets those of earlier logins. The caller holds p.mu.
+func (p *pool) pop(now *attachment) (session, bool) {
+	for last := len(p.idle) - 1; last >= 0; last-- {
+		s := p.idle[last]
+		p.idle = p.idle[:last]
+		if s.under == now {
+			return s, true
+		}
+		p.forget()
+	}
+	return session{}, false
+}
+
+// tell wakes those who wait for a session. The caller holds p.mu.
+func (p *pool) tell() {
+	if p.freed != nil {
+		close(p.freed)
+		p.freed = nil
+	}
 }
 
 // put gives a session back after its call ended with err. One that may be dead is closed instead of kept.
-func (p *pool) put(sh pkcs11.SessionHandle, err error) {
-	if err != nil && classOf(err) != classRequest {
-		// What is dead already may refuse even this; there is nothing left to do about it.
-		_ = p.lib.CloseSession(sh)
+func (p *pool) put(s session, err error) {
+	current := s.under == p.token.now.Load()
+	p.mu.Lock()
+	if current && (err == nil || classOf(err) == classRequest && !errors.Is(err, signer.ErrBadSignature)) {
+		p.idle = append(p.idle, s)
+		p.tell()
+		p.mu.Unlock()
 		return
 	}
-	p.mu.Lock()
-	p.idle = append(p.idle, sh)
+	p.forget()
 	p.mu.Unlock()
+	if current {
+		p.end(s, err)
+	}
+}
+
+// forget counts a session that is given up. The caller holds p.mu.
+func (p *pool) forget() {
+	p.open--
+	p.evicted++
+	p.tell()
+}
+
+// end closes a session that a call failed on, unless its handle is known to be void.
+func (p *pool) end(s session, err error) {
+	if is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || is(err, pkcs11.CKR_SESSION_CLOSED) {
+		return
+	}
+	_ = p.lib.CloseSession(s.handle) // what is dead may refuse even this; there is nothing left to do about it
+}
+
+// evict closes the idle sessions, after one of their kind was found dead.
+func (p *pool) evict() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle = nil
+	for range idle {
+		p.forget()
+	}
+	p.mu.Unlock()
+	for _, s := range idle {
+		if s.under == p.token.now.Load() {
+			p.end(s, nil)
+		}
+	}
 }
 
 // release gives a permit back.
 func (p *pool) release() { <-p.permits }
 
-// close lets nobody in any more, waits until every permit is back, and closes the sessions. Called once.
-func (p *pool) close() error {
+// drain lets nobody in any more, and waits until every permit is back. Called once.
+func (p *pool) drain() {
 	close(p.closed)
 	for range cap(p.permits) {
 		p.permits <- struct{}{}
 	}
+}
+
+// close closes the sessions of a pool that was drained. What is dead already is no error.
+func (p *pool) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
-	for _, sh := range p.idle {
-		errs = append(errs, call("C_CloseSession", p.lib.CloseSession(sh)))
+	for _, s := range p.idle {
+		if s.under == p.token.now.Load() {
+			errs = append(errs, unlessDead(call("C_CloseSession", p.lib.CloseSession(s.handle))))
+		}
 	}
-	p.idle = nil
+	p.idle, p.open = nil, 0
 	return errors.Join(errs...)
+}
+
+// unlessDead drops the error of giving back what is gone already.
+func unlessDead(err error) error {
+	if c := classOf(err); err != nil && (c == classSession || c == classModule) {
+		return nil
+	}
+	return err
 }

@@ -14,27 +14,53 @@ import (
 func TestPoolOrder(t *testing.T) {
 	tok := newToken(t)
 	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=2").(*key)
-	take := func() pkcs11.SessionHandle {
+	take := func() session {
 		t.Helper()
-		sh, err := k.sessions.take()
+		s, err := k.sessions.take(t.Context(), k.token.now.Load())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return sh
+		return s
 	}
 	a, b := take(), take()
 	if a == b {
 		t.Fatal("one session was given twice")
 	}
-	for _, order := range [][2]pkcs11.SessionHandle{{a, b}, {b, a}} {
+	for _, order := range [][2]session{{a, b}, {b, a}} {
 		k.sessions.put(order[0], nil)
 		k.sessions.put(order[1], nil)
-		if got := [2]pkcs11.SessionHandle{take(), take()}; got != [2]pkcs11.SessionHandle{order[1], order[0]} {
+		if got := [2]session{take(), take()}; got != [2]session{order[1], order[0]} {
 			t.Errorf("given back %v, taken %v", order, got)
 		}
 	}
 	k.sessions.put(a, nil)
 	k.sessions.put(b, nil)
+}
+
+// When one session is found dead its idle siblings are not tried: the second try of a signature is its last.
+func TestPoolEvicts(t *testing.T) {
+	tok := newToken(t)
+	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=3").(*key)
+	var taken []session
+	for range 3 {
+		s, err := k.sessions.take(t.Context(), k.token.now.Load())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, s)
+	}
+	for _, s := range taken {
+		k.sessions.put(s, nil)
+		if err := k.module.lib.CloseSession(s.handle); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := k.Sign(nil, digest, crypto.SHA256); err != nil {
+		t.Error(err)
+	}
+	if got, want := stats(k), (Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {
+		t.Errorf("%+v; want %+v", got, want)
+	}
 }
 
 // There are never more sessions than the reference allows, and no more than are needed.

@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"bytes"
 	"maps"
 	"sync"
 	"testing"
@@ -17,10 +18,13 @@ type scripted struct {
 
 	flags     uint                                                      // added to what C_GetTokenInfo gives
 	login     func() error                                              // before C_Login; an error replaces it
+	pad       func(pin string) string                                   // the PIN that C_Login is given in the place of the one sent
 	open      func() error                                              // before C_OpenSession
 	attribute func(a *pkcs11.Attribute) error                           // before C_GetAttributeValue, for each
 	signed    func(sh pkcs11.SessionHandle, sig []byte) ([]byte, error) // after C_Sign
 	before    func(sh pkcs11.SessionHandle)                             // before C_SignInit
+
+	hideModulus bool // as tokens do that do not look for private keys by their modulus
 
 	mu    sync.Mutex
 	calls map[string]int
@@ -110,6 +114,9 @@ func (s *scripted) Login(sh pkcs11.SessionHandle, user uint, pin string) error {
 			return err
 		}
 	}
+	if s.pad != nil {
+		pin = s.pad(pin)
+	}
 	return s.cryptoki.Login(sh, user, pin)
 }
 
@@ -123,6 +130,14 @@ func (s *scripted) GetAttributeValue(sh pkcs11.SessionHandle, o pkcs11.ObjectHan
 		}
 	}
 	return s.cryptoki.GetAttributeValue(sh, o, a)
+}
+
+func (s *scripted) FindObjectsInit(sh pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
+	private := pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)
+	if s.hideModulus && bytes.Equal(template[0].Value, private.Value) && template[len(template)-1].Type == pkcs11.CKA_MODULUS {
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, "no such label"))
+	}
+	return s.cryptoki.FindObjectsInit(sh, template)
 }
 
 func (s *scripted) SignInit(sh pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -20,26 +21,29 @@ import (
 // closeWait is how long Close waits for signatures that the module has not finished.
 const closeWait = 5 * time.Second
 
-// The DigestInfo of RFC 8017 section 9.2, note 1, up to the digest.
-const (
-	sha1Info   = "\x30\x21\x30\x09\x06\x05\x2b\x0e\x03\x02\x1a\x05\x00\x04\x14"
-	sha256Info = "\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20"
-)
-
 // Backend opens keys in PKCS#11 tokens. Its Open takes a reference as the package comment describes it, logs
 // in to the token, and gives the one RSA key that matches; it signs SHA-256 and SHA-1 digests. Errors are
 // *signer.Error. Safe for concurrent use.
 func Backend(opts Options) signer.Backend {
-	return signer.Backend{Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
-		r, err := parseReference(ref)
-		if err != nil {
-			return nil, r.fail("open", err, "")
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, r.fail("open", fmt.Errorf("%w: %w", signer.ErrUnavailable, err), "")
-		}
-		return open(ctx, r, opts)
-	}}
+	return signer.Backend{
+		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+			r, err := opts.reference("open", ref)
+			if err != nil {
+				return nil, err
+			}
+			if err := ctx.Err(); err != nil {
+				return nil, r.fail("open", fmt.Errorf("%w: %w", signer.ErrUnavailable, err), "")
+			}
+			if r.isolated(opts) {
+				return openIsolated(ctx, r, opts)
+			}
+			return open(ctx, r, opts)
+		},
+		Generate:     opts.generate,
+		List:         opts.list,
+		Diagnose:     opts.diagnose,
+		Certificates: &signer.CertificateStore{Load: opts.loadCertificates, Import: opts.importCertificate},
+	}
 }
 
 // open runs openKey so that the end of ctx sets the caller free, even from a module that hangs.
@@ -71,21 +75,37 @@ func open(ctx context.Context, r reference, opts Options) (signer.Signer, error)
 }
 
 // openKey loads the module, logs in to the token and finds the key.
-func openKey(ctx context.Context, r reference, opts Options) (k *key, err error) {
+func openKey(ctx context.Context, r reference, opts Options) (*key, error) {
 	m, err := findModule(r)
 	if err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
+	if err := m.mu.LockContext(ctx); err != nil {
+		return nil, r.fail("open", err, "")
+	}
 	defer m.mu.Unlock()
 	if err := m.retain(r); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = m.release() // the first error is the one to tell
+	k, err := m.openKey(ctx, r, opts)
+	// Where other keys are open, a device that went away since has not been noticed yet.
+	if c := classOf(err); m.keys > 1 && (c == classSession || c == classModule) {
+		if again := m.signing.close(ctx, recoveryWait); again == nil {
+			if m.reinitialize(err) == nil {
+				k, err = m.openKey(ctx, r, opts)
+			}
+			m.signing.open()
 		}
-	}()
+	}
+	if err != nil {
+		_ = m.release() // the first error is the one to tell
+		return nil, err
+	}
+	return k, nil
+}
+
+// openKey opens a key of a module that is initialized. The caller holds m.mu.
+func (m *module) openKey(ctx context.Context, r reference, opts Options) (*key, error) {
 	found, err := m.findToken(r)
 	if err != nil {
 		return nil, err
@@ -94,21 +114,30 @@ func openKey(ctx context.Context, r reference, opts Options) (k *key, err error)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = m.releaseToken(t)
-		}
-	}()
-	object, pub, err := finder{m.lib, t.anchor, r}.privateKey()
+	r.public = opts.PublicKey
+	size := poolSize(r.sessions, found.info.MaxSessionCount)
+	if m.serial.Load() {
+		opts.warn(fmt.Sprintf("module %q takes no concurrent calls (CKR_CANT_LOCK), so one signature is made at a time", m.path))
+		size = 1
+	}
+	k := &key{
+		ref: r, module: m, token: t, mechanisms: newMechanisms(),
+		sessions: newPool(m.lib, t, size),
+		ended:    make(chan struct{}),
+	}
+	if t.now.Load() == nil {
+		err = m.reattach(r, t)
+	}
+	if err == nil {
+		err = k.bind()
+	}
 	if err != nil {
+		_ = m.releaseToken(t) // the first error is the one to tell
 		return nil, err
 	}
-	return &key{
-		ref: r, module: m, token: t, object: object, pub: pub,
-		mechanism: []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)},
-		sessions:  newPool(m.lib, found.slot, poolSize(r.sessions, found.info.MaxSessionCount)),
-		ended:     make(chan struct{}),
-	}, nil
+	k.chooseMechanism(found.slot)
+	k.reconnects, k.reinitialized = t.reconnects.Load(), m.reinitialized.Load()
+	return k, nil
 }
 
 // poolSize is what the reference wants, or what the token has beside the anchor, where it says so. Zero means
@@ -122,13 +151,17 @@ func poolSize(want int, tokenMax uint) int {
 
 // key is a private key in a token.
 type key struct {
-	ref       reference
-	module    *module
-	token     *token
-	object    pkcs11.ObjectHandle
-	pub       *rsa.PublicKey
-	mechanism []*pkcs11.Mechanism
-	sessions  *pool
+	ref        reference
+	module     *module
+	token      *token
+	pub        *rsa.PublicKey
+	binding    atomic.Pointer[binding] // nil while the key is not found
+	mechanisms mechanisms
+	messages   atomic.Bool // the token is handed messages, not digests
+	sessions   *pool
+
+	// What had happened before the key was opened.
+	reconnects, reinitialized uint64
 
 	closing sync.Once
 	ended   chan struct{} // closed when all is given back
@@ -144,21 +177,46 @@ func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 }
 
 // SignContext signs a SHA-256 or SHA-1 digest; see signer.Signer. When ctx ends while the module works, the
-// call goes on in the background and its signature is dropped.
+// call goes on in the background and its signature is dropped. A token that hashes itself gives an error that
+// wraps signer.ErrUnsupported; it needs SignMessageContext.
 func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	h, err := signer.CheckDigest(digest, opts, crypto.SHA256, crypto.SHA1)
 	if err != nil {
-		return nil, k.ref.fail("sign with", err, "")
+		return nil, k.fail(err)
 	}
+	return k.run(ctx, newPayload(h, digest))
+}
+
+// SignMessageContext is SignContext over a message, which is hashed here, or in the token where that insists.
+func (k *key) SignMessageContext(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	var digest []byte
+	if h, ok := opts.(crypto.Hash); ok && (h == crypto.SHA256 || h == crypto.SHA1) {
+		hash := h.New()
+		hash.Write(message)
+		digest = hash.Sum(nil)
+	}
+	h, err := signer.CheckDigest(digest, opts, crypto.SHA256, crypto.SHA1)
+	if err != nil {
+		return nil, k.fail(err)
+	}
+	p := newPayload(h, digest)
+	p.message = append([]byte{}, message...)
+	return k.run(ctx, p)
+}
+
+// run signs in the background, so that the end of ctx sets the caller free.
+func (k *key) run(ctx context.Context, p payload) ([]byte, error) {
 	if err := k.sessions.acquire(ctx); err != nil {
-		return nil, k.ref.fail("sign with", err, "")
+		return nil, k.fail(err)
 	}
-	info := sha256Info
-	if h == crypto.SHA1 {
-		info = sha1Info
+	if ctx.Done() == nil { // nothing sets the caller free
+		defer k.sessions.release()
+		sig, err := k.sign(ctx, p)
+		if err != nil {
+			return nil, k.fail(err)
+		}
+		return sig, nil
 	}
-	// The caller may change its digest once it is told that ctx ended.
-	data := append([]byte(info), digest...)
 	type result struct {
 		sig []byte
 		err error
@@ -166,37 +224,88 @@ func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 	done := make(chan result, 1)
 	go func() {
 		defer k.sessions.release()
-		sig, err := k.sign(data)
+		sig, err := k.sign(ctx, p)
 		done <- result{sig, err}
 	}()
 	select {
 	case res := <-done:
 		if res.err != nil {
-			return nil, k.ref.fail("sign with", res.err, "")
+			return nil, k.fail(res.err)
 		}
 		return res.sig, nil
 	case <-ctx.Done():
-		return nil, k.ref.fail("sign with", fmt.Errorf("%w: C_Sign has not come back: %w", signer.ErrUnavailable, ctx.Err()), "")
+		return nil, k.fail(fmt.Errorf("%w: C_Sign has not come back: %w", signer.ErrUnavailable, ctx.Err()))
 	}
 }
 
-// sign makes one signature over a DigestInfo. The caller holds a permit.
-func (k *key) sign(info []byte) (sig []byte, err error) {
-	sh, err := k.sessions.take()
+// sign makes one signature, and a second try of it where the first met a session or module that died. The caller
+// holds a permit.
+func (k *key) sign(ctx context.Context, p payload) ([]byte, error) {
+	b, ok := k.bound()
+	var cause error
+	if ok {
+		var sig []byte
+		if sig, cause = k.attempt(ctx, b, p); cause == nil {
+			return sig, nil
+		}
+		if c := classOf(cause); c != classSession && c != classModule {
+			return nil, cause
+		}
+	}
+	if err := k.recover(ctx, b, cause); err != nil {
+		return nil, err
+	}
+	b, ok = k.bound()
+	if !ok {
+		return nil, errLost
+	}
+	return k.attempt(ctx, b, p)
+}
+
+// errLost: the login ended between finding the key and using it.
+var errLost = fmt.Errorf("%w: the token was logged out meanwhile", signer.ErrUnavailable)
+
+// attempt makes one signature under a binding.
+func (k *key) attempt(ctx context.Context, b *binding, p payload) (sig []byte, err error) {
+	if k.module.serial.Load() {
+		if err := k.module.mu.LockContext(ctx); err != nil {
+			return nil, err
+		}
+		defer k.module.mu.Unlock()
+	}
+	if err := k.module.signing.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer k.module.signing.leave()
+	if now, ok := k.bound(); !ok || now != b {
+		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // a recovery came between
+	}
+	s, err := k.sessions.take(ctx, b.login)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { k.sessions.put(sh, err) }()
-	if err := k.module.lib.SignInit(sh, k.mechanism, k.object); err != nil {
-		return nil, call("C_SignInit", err)
+	defer func() { k.sessions.put(s, err) }()
+	return k.signWith(s, b, p)
+}
+
+// fail is the error of a signature, unless it is one of an operation before it.
+func (k *key) fail(err error) error {
+	if told, ok := err.(*signer.Error); ok { //nolint:errorlint // the outermost error is what is asked for
+		return told
 	}
-	if sig, err = k.module.lib.Sign(sh, info); err != nil {
-		return nil, call("C_Sign", err)
+	return k.ref.fail("sign with", err, fixFor(err))
+}
+
+// Stats are the figures of this key.
+func (k *key) Stats() Stats {
+	p := k.sessions
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Stats{
+		Open: p.open, Idle: len(p.idle), InUse: p.open - len(p.idle), Evicted: p.evicted,
+		Reconnects: k.token.reconnects.Load() - k.reconnects, Reinitialized: k.module.reinitialized.Load() - k.reinitialized,
+		ReadWrite: k.token.readWrite.Load(), Serialized: k.module.serial.Load(), Messages: k.messages.Load(),
 	}
-	if len(sig) != k.pub.Size() {
-		return nil, fmt.Errorf("%w: C_Sign gives %d bytes where the modulus has %d", signer.ErrBadSignature, len(sig), k.pub.Size())
-	}
-	return sig, nil
 }
 
 // Close gives back sessions, login and module. It waits a few seconds for signatures that are under way; what
@@ -223,8 +332,8 @@ func (k *key) Close() error {
 
 // end gives everything back, in the order in which the module wants it.
 func (k *key) end() error {
-	err := k.sessions.close()
+	k.sessions.drain()
 	k.module.mu.Lock()
 	defer k.module.mu.Unlock()
-	return errors.Join(err, k.module.releaseToken(k.token), k.module.release())
+	return errors.Join(k.sessions.close(), k.module.releaseToken(k.token), k.module.release())
 }

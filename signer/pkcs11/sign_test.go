@@ -90,11 +90,11 @@ func TestForeignModule(t *testing.T) {
 	}
 }
 
-// The session is closed on the module's side, and the key must say so once and sign again with a new one.
+// The session is closed on the module's side: another one is opened, and the caller does not notice.
 func TestDeadSession(t *testing.T) {
 	tok := newToken(t)
 	s := script(t, tok.Module)
-	key := mustOpen(t, tok.Ref("vendor")+"&max-sessions=1")
+	opened := mustOpen(t, tok.Ref("vendor")+"&max-sessions=1")
 	var kill atomic.Bool
 	s.before = func(sh pkcs11.SessionHandle) {
 		if kill.CompareAndSwap(true, false) {
@@ -103,63 +103,90 @@ func TestDeadSession(t *testing.T) {
 			}
 		}
 	}
-	for range 2 {
-		if _, err := key.Sign(nil, digest, crypto.SHA256); err != nil {
+	for range 3 {
+		if _, err := opened.Sign(nil, digest, crypto.SHA256); err != nil {
 			t.Fatal(err)
 		}
 		kill.Store(true)
-		_, err := key.Sign(nil, digest, crypto.SHA256)
-		refused(t, err, signer.ErrUnavailable, "C_SignInit", "CKR_SESSION_HANDLE_INVALID")
 	}
-	if _, err := key.Sign(nil, digest, crypto.SHA256); err != nil {
-		t.Error(err)
+	want := Stats{Open: 1, Idle: 1, Evicted: 2}
+	if diff := cmp.Diff(want, stats(opened)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if got := s.counts()["C_OpenSession"]; got != 4 { // the anchor, and three of the pool
-		t.Errorf("%d sessions were opened; want 4", got)
+	if got := s.counts(); got["C_OpenSession"] != 4 || got["C_Login"] != 1 || got["C_Initialize"] != 1 { // the anchor, and three of the pool
+		t.Errorf("calls %v; want 4 sessions, one login", got)
 	}
 }
 
-// What a return value does to the session it came from, and the family the caller is told.
+// What a return value of C_Sign sets in motion: nothing, a new session, or a new C_Initialize; and what the caller
+// is told when that does not help.
 func TestReturnValues(t *testing.T) {
+	type steps struct{ Signed, Evicted, Initialized, Logins int }
+	var (
+		nothing = steps{Signed: 1}
+		session = steps{Signed: 2, Evicted: 2}
+		module  = steps{Signed: 2, Evicted: 2, Initialized: 1, Logins: 1}
+	)
 	tests := []struct {
 		code   pkcs11.Error
 		name   string
 		family error
-		kept   bool
+		want   steps
 	}{
-		{pkcs11.CKR_SESSION_HANDLE_INVALID, "CKR_SESSION_HANDLE_INVALID", signer.ErrUnavailable, false},
-		{pkcs11.CKR_SESSION_CLOSED, "CKR_SESSION_CLOSED", signer.ErrUnavailable, false},
-		{pkcs11.CKR_OBJECT_HANDLE_INVALID, "CKR_OBJECT_HANDLE_INVALID", signer.ErrUnavailable, false},
-		{pkcs11.CKR_KEY_HANDLE_INVALID, "CKR_KEY_HANDLE_INVALID", signer.ErrUnavailable, false},
-		{pkcs11.CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED", signer.ErrUnavailable, false},
-		{pkcs11.CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR", signer.ErrUnavailable, false},
-		{pkcs11.CKR_GENERAL_ERROR, "CKR_GENERAL_ERROR", signer.ErrUnavailable, false},
-		{pkcs11.CKR_OPERATION_ACTIVE, "CKR_OPERATION_ACTIVE", signer.ErrUnavailable, false},
-		{pkcs11.CKR_USER_NOT_LOGGED_IN, "CKR_USER_NOT_LOGGED_IN", signer.ErrAuth, false},
-		{0x80000042, "CKR 0x80000042", signer.ErrUnavailable, false},
-		{pkcs11.CKR_MECHANISM_INVALID, "CKR_MECHANISM_INVALID", signer.ErrUnsupported, true},
-		{pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, "CKR_KEY_FUNCTION_NOT_PERMITTED", signer.ErrBadKey, true},
-		{pkcs11.CKR_FUNCTION_CANCELED, "CKR_FUNCTION_CANCELED", signer.ErrUnavailable, true},
+		{pkcs11.CKR_SESSION_HANDLE_INVALID, "CKR_SESSION_HANDLE_INVALID", signer.ErrUnavailable, session},
+		{pkcs11.CKR_KEY_HANDLE_INVALID, "CKR_KEY_HANDLE_INVALID", signer.ErrUnavailable, session},
+		{pkcs11.CKR_OPERATION_ACTIVE, "CKR_OPERATION_ACTIVE", signer.ErrUnavailable, session},
+		{pkcs11.CKR_USER_NOT_LOGGED_IN, "CKR_USER_NOT_LOGGED_IN", signer.ErrAuth, session},
+		{0x80000042, "CKR 0x80000042", signer.ErrUnavailable, session},
+		{pkcs11.CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED", signer.ErrUnavailable, module},
+		{pkcs11.CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR", signer.ErrUnavailable, module},
+		{pkcs11.CKR_GENERAL_ERROR, "CKR_GENERAL_ERROR", signer.ErrUnavailable, module},
+		{pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, "CKR_CRYPTOKI_NOT_INITIALIZED", signer.ErrUnavailable, module},
+		{pkcs11.CKR_DATA_LEN_RANGE, "CKR_DATA_LEN_RANGE", signer.ErrUnsupported, nothing},
+		{pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, "CKR_KEY_FUNCTION_NOT_PERMITTED", signer.ErrBadKey, nothing},
+		{pkcs11.CKR_FUNCTION_CANCELED, "CKR_FUNCTION_CANCELED", signer.ErrUnavailable, nothing},
+		{pkcs11.CKR_PIN_EXPIRED, "CKR_PIN_EXPIRED", signer.ErrAuth, steps{Signed: 1, Evicted: 1}},
 	}
 	tok := newToken(t)
 	s := script(t, tok.Module)
-	key := mustOpen(t, tok.Ref("vendor")+"&max-sessions=1")
+	opened := mustOpen(t, tok.Ref("vendor")+"&max-sessions=1")
+	m := opened.(*key).module
 	for _, tt := range tests {
 		s.signed = nil
-		if _, err := key.Sign(nil, digest, crypto.SHA256); err != nil {
+		m.next = time.Time{} // every one is the first of its kind
+		if _, err := opened.Sign(nil, digest, crypto.SHA256); err != nil {
 			t.Fatal(err)
 		}
-		before := s.counts()["C_CloseSession"]
-		s.signed = func(pkcs11.SessionHandle, []byte) ([]byte, error) { return nil, tt.code }
-		_, err := key.Sign(nil, digest, crypto.SHA256)
+		before, figures := s.counts(), stats(opened)
+		signed := 0
+		s.signed = func(pkcs11.SessionHandle, []byte) ([]byte, error) { signed++; return nil, tt.code }
+		_, err := opened.Sign(nil, digest, crypto.SHA256)
 		refused(t, err, tt.family, "C_Sign gives "+tt.name)
-		if kept := s.counts()["C_CloseSession"] == before; kept != tt.kept {
-			t.Errorf("%s: session kept %v; want %v", tt.name, kept, tt.kept)
+		hinted(t, err)
+		after := s.counts()
+		got := steps{
+			signed, int(stats(opened).Evicted - figures.Evicted),
+			after["C_Initialize"] - before["C_Initialize"], after["C_Login"] - before["C_Login"],
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", tt.name, diff)
 		}
 	}
 	s.signed = func(_ pkcs11.SessionHandle, sig []byte) ([]byte, error) { return sig[:255], nil }
-	_, err := key.Sign(nil, digest, crypto.SHA256)
+	_, err := opened.Sign(nil, digest, crypto.SHA256)
 	refused(t, err, signer.ErrBadSignature, "255 bytes where the modulus has 256")
+}
+
+// stats are the figures of an open key.
+func stats(key signer.Signer) Stats { return key.(Statistics).Stats() }
+
+// hinted: the error says what to do.
+func hinted(t *testing.T, err error) {
+	t.Helper()
+	var told *signer.Error
+	if !errors.As(err, &told) || told.Hint() == "" {
+		t.Errorf("%v comes without a hint", err)
+	}
 }
 
 // A module that hangs holds its session, and nothing else: the caller, the next caller and Close all return.

@@ -4,9 +4,9 @@ package pkcs11
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
@@ -16,23 +16,38 @@ import (
 // maxListed bounds how many tokens or keys an error lists.
 const maxListed = 10
 
-// pinVariable is the environment variable that holds the PIN when the reference does not say where it is.
-const pinVariable = "HSMSIGN_PIN"
-
 // tokenID tells tokens of one module apart for as long as the process lives; slots may change.
 type tokenID struct{ label, serial, model, manufacturer string }
 
 func (id tokenID) String() string { return fmt.Sprintf("token=%q serial=%q", id.label, id.serial) }
 
-// token is a token that was opened in this process. Guarded by its module's mu.
+// token is a token that was opened in this process.
 type token struct {
+	id tokenID
+
+	// Guarded by the module's mu.
 	keys int // open keys
 	// anchor is a session that stays open while there are keys: a token logs everybody out when the last
 	// session closes (PKCS#11 3.0 section 5.6.2).
-	anchor pkcs11.SessionHandle
+	anchor     pkcs11.SessionHandle
+	needsLogin bool // CKF_LOGIN_REQUIRED
+
+	// now is the login that sessions and object handles belong to; nil when it was lost.
+	now        atomic.Pointer[attachment]
+	readWrite  atomic.Bool // the token refuses read-only sessions
+	reconnects atomic.Uint64
+
+	// auth makes sure that one PIN is sent at a time, and none after one was refused.
+	auth mutex
+	// pin is kept while keys are open: a module that was initialized anew, and a key with
+	// CKA_ALWAYS_AUTHENTICATE, want it again, and nobody should be asked for it again. Nil for a PIN pad.
+	pin []byte
 	// refused is why the token refused its PIN. It is never cleared.
 	refused error
 }
+
+// attachment is one time that a token was logged in to; its address tells it from others.
+type attachment struct{ slot uint }
 
 // foundToken is a token as it is now.
 type foundToken struct {
@@ -43,23 +58,43 @@ type foundToken struct {
 
 // findToken looks for the one initialized token that the reference names. The caller holds m.mu.
 func (m *module) findToken(r reference) (foundToken, error) {
-	const op = "find the token of"
+	matches, there, err := m.findTokens(r)
+	switch {
+	case err != nil:
+		return foundToken{}, err
+	case len(matches) == 0:
+		return foundToken{}, r.fail(opFindToken, fmt.Errorf("%w: no token matches; there: %s", signer.ErrKeyNotFound, list(there)),
+			"correct the token attributes of the reference; an HSM that is not reachable shows no tokens either")
+	case len(matches) == 1:
+		return matches[0], nil
+	}
+	var names []string
+	for _, t := range matches {
+		names = append(names, t.id.String())
+	}
+	return foundToken{}, r.fail(opFindToken, fmt.Errorf("%w: %d tokens match: %s", signer.ErrAmbiguousKey, len(matches), list(names)),
+		"add token=, serial= or slot-id= to the reference")
+}
+
+const opFindToken = "find the token of"
+
+// findTokens gives every initialized token that the reference matches, and the names of all that are there. The
+// caller holds m.mu.
+func (m *module) findTokens(r reference) (matches []foundToken, there []string, err error) {
 	lib, err := m.lib.GetInfo()
 	if err != nil {
-		return foundToken{}, r.fail(op, call("C_GetInfo", err), "")
+		return nil, nil, r.fail(opFindToken, call("C_GetInfo", err), "")
 	}
 	if !r.path.matches("library-manufacturer", lib.ManufacturerID) || !r.path.matches("library-description", lib.LibraryDescription) ||
 		!r.path.matchesVersion(lib.LibraryVersion.Major, lib.LibraryVersion.Minor) {
-		return foundToken{}, r.fail(op, fmt.Errorf("%w: the module is %q of %q, version %d.%d", signer.ErrKeyNotFound,
+		return nil, nil, r.fail(opFindToken, fmt.Errorf("%w: the module is %q of %q, version %d.%d", signer.ErrKeyNotFound,
 			lib.LibraryDescription, lib.ManufacturerID, lib.LibraryVersion.Major, lib.LibraryVersion.Minor),
 			"correct the library attributes of the reference, or leave them out")
 	}
 	slots, err := m.lib.GetSlotList(true)
 	if err != nil {
-		return foundToken{}, r.fail(op, call("C_GetSlotList", err), "")
+		return nil, nil, r.fail(opFindToken, call("C_GetSlotList", err), "")
 	}
-	var matches []foundToken
-	var matching, there []string
 	for _, slot := range slots {
 		info, err := m.lib.GetTokenInfo(slot)
 		if err != nil {
@@ -74,22 +109,13 @@ func (m *module) findToken(r reference) (foundToken, error) {
 		there = append(there, t.id.String())
 		ok, err := m.tokenMatches(r.path, t)
 		if err != nil {
-			return foundToken{}, r.fail(op, err, "")
+			return nil, nil, r.fail(opFindToken, err, "")
 		}
 		if ok {
 			matches = append(matches, t)
-			matching = append(matching, t.id.String())
 		}
 	}
-	switch len(matches) {
-	case 0:
-		return foundToken{}, r.fail(op, fmt.Errorf("%w: no token matches; there: %s", signer.ErrKeyNotFound, list(there)),
-			"correct the token attributes of the reference; an HSM that is not reachable shows no tokens either")
-	case 1:
-		return matches[0], nil
-	}
-	return foundToken{}, r.fail(op, fmt.Errorf("%w: %d tokens match: %s", signer.ErrAmbiguousKey, len(matches), list(matching)),
-		"add token=, serial= or slot-id= to the reference")
+	return matches, there, nil
 }
 
 func (m *module) tokenMatches(u uri, t foundToken) (bool, error) {
@@ -104,29 +130,30 @@ func (m *module) tokenMatches(u uri, t foundToken) (bool, error) {
 	return u.matches("slot-manufacturer", slot.ManufacturerID) && u.matches("slot-description", slot.SlotDescription), nil
 }
 
+const opLogin = "log in to the token of"
+
 // retainToken counts one key more on a token, and logs in to it for the first. The caller holds m.mu.
 func (m *module) retainToken(ctx context.Context, r reference, found foundToken, opts Options) (*token, error) {
 	t := m.tokens[found.id]
 	if t == nil {
-		t = &token{}
+		t = &token{id: found.id}
 		m.tokens[found.id] = t
 	}
-	if t.refused != nil {
-		return nil, r.fail("log in to the token of", fmt.Errorf("%w; no PIN was sent again", t.refused), "correct the PIN, then start the program anew")
+	if err := t.latched(); err != nil {
+		return nil, r.fail(opLogin, err, "correct the PIN, then start the program anew")
 	}
 	if t.keys == 0 {
-		sh, err := m.lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION)
-		if err != nil {
-			return nil, r.fail("open", call("C_OpenSession", err), "")
+		err := checkPINFlags(r, found)
+		if err == nil {
+			err = t.readPIN(ctx, r, found, opts)
 		}
-		if err := m.login(ctx, r, sh, found, opts); err != nil {
-			if classOf(err) == classAuth {
-				t.refused = errors.Unwrap(err)
-			}
-			_ = m.lib.CloseSession(sh) // the first error is the one to tell
+		if err == nil {
+			err = m.attach(r, t, found)
+		}
+		if err != nil {
+			t.forgetPIN()
 			return nil, err
 		}
-		t.anchor = sh
 	}
 	t.keys++
 	return t, nil
@@ -138,60 +165,74 @@ func (m *module) releaseToken(t *token) error {
 	if t.keys > 0 {
 		return nil
 	}
-	return call("C_CloseSession", m.lib.CloseSession(t.anchor))
+	t.forgetPIN()
+	if t.now.Swap(nil) == nil {
+		return nil
+	}
+	return unlessDead(call("C_CloseSession", m.lib.CloseSession(t.anchor)))
 }
 
-// login sends the PIN, once.
-func (m *module) login(ctx context.Context, r reference, sh pkcs11.SessionHandle, found foundToken, opts Options) error {
-	const op = "log in to the token of"
-	flags := found.info.Flags
-	switch {
+// attach opens the anchor and logs in with the PIN that is kept. The caller holds m.mu.
+func (m *module) attach(r reference, t *token, found foundToken) error {
+	if err := checkPINFlags(r, found); err != nil {
+		return err
+	}
+	sh, err := t.openSession(m.lib, found.slot)
+	if err != nil {
+		return r.fail("open", err, fixFor(err))
+	}
+	t.needsLogin = found.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0
+	if t.needsLogin {
+		if err := t.sendPIN(m.lib, sh, pkcs11.CKU_USER); err != nil {
+			_ = m.lib.CloseSession(sh) // the first error is the one to tell
+			return r.fail(opLogin, err, fixFor(err))
+		}
+	}
+	t.anchor = sh
+	t.now.Store(&attachment{found.slot})
+	return nil
+}
+
+// openSession opens a read-only session, or a read-write one where the token has refused read-only ones.
+func (t *token) openSession(lib cryptoki, slot uint) (pkcs11.SessionHandle, error) {
+	const readOnly, readWrite = pkcs11.CKF_SERIAL_SESSION, pkcs11.CKF_SERIAL_SESSION | pkcs11.CKF_RW_SESSION
+	if t.readWrite.Load() {
+		sh, err := lib.OpenSession(slot, readWrite)
+		return sh, call("C_OpenSession", err)
+	}
+	sh, err := lib.OpenSession(slot, readOnly)
+	if err == nil {
+		return sh, nil
+	}
+	err = call("C_OpenSession", err)
+	for _, code := range []pkcs11.Error{
+		pkcs11.CKR_SESSION_READ_ONLY, pkcs11.CKR_SESSION_READ_WRITE_SO_EXISTS, pkcs11.CKR_TOKEN_WRITE_PROTECTED,
+		pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_ARGUMENTS_BAD,
+	} {
+		if !is(err, code) {
+			continue
+		}
+		if sh, second := lib.OpenSession(slot, readWrite); second == nil {
+			t.readWrite.Store(true)
+			return sh, nil
+		}
+	}
+	return 0, err
+}
+
+// checkPINFlags refuses a token that a wrong PIN would lock, or has locked. The error wraps signer.ErrAuth.
+func checkPINFlags(r reference, found foundToken) error {
+	switch flags := found.info.Flags; {
 	case flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
 		return nil
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
-		return r.fail(op, fmt.Errorf("%w: %s has locked its user PIN (CKF_USER_PIN_LOCKED)", signer.ErrAuth, found.id),
+		return r.fail(opLogin, fmt.Errorf("%w: %s has locked its user PIN (CKF_USER_PIN_LOCKED)", signer.ErrAuth, found.id),
 			"have the security officer set a new user PIN (C_InitPIN; pkcs11-tool --init-pin)")
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
-		return r.fail(op, fmt.Errorf("%w: %s allows one more try of its user PIN before it locks (CKF_USER_PIN_FINAL_TRY); it is left to you", signer.ErrAuth, found.id),
+		return r.fail(opLogin, fmt.Errorf("%w: %s allows one more try of its user PIN before it locks (CKF_USER_PIN_FINAL_TRY); it is left to you", signer.ErrAuth, found.id),
 			"log in once by hand with the right PIN (pkcs11-tool --login --test), which resets the counter")
 	}
-	pin, err := r.readPIN(ctx, found.id, opts)
-	if err != nil {
-		return r.fail(op, err, "")
-	}
-	defer clear(pin)
-	// Whoever waited for this PIN may have gone: then nobody is left who wants it sent.
-	if err := ctx.Err(); err != nil {
-		return r.fail(op, fmt.Errorf("%w: %w", signer.ErrUnavailable, err), "")
-	}
-	// The string is a copy that cannot be cleared; the library's interface asks for it.
-	err = call("C_Login", m.lib.Login(sh, pkcs11.CKU_USER, string(pin)))
-	if err == nil || is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
-		return nil
-	}
-	return r.fail(op, err, "check the PIN before you start again: a token locks itself after a few wrong ones")
-}
-
-// readPIN gets the PIN from where the reference says; the caller clears it.
-func (r reference) readPIN(ctx context.Context, id tokenID, opts Options) ([]byte, error) {
-	if r.pinValue != "" {
-		opts.warn("the PIN stands in the key reference (pin-value), where process lists and logs show it; use pin-source=file:PATH")
-		return []byte(r.pinValue), nil
-	}
-	src := signer.Source{Label: fmt.Sprintf("PIN of token %q", id.label), From: r.pinSource, Env: pinVariable}
-	pin, err := opts.Secrets.Read(ctx, src)
-	if !errors.Is(err, signer.ErrInsecureMode) || !r.anyPINMode {
-		return pin, err
-	}
-	opts.warn(fmt.Sprintf("the PIN file of token %q can be read by others, and insecure-mode=allow lets it pass; run chmod 600 on it", id.label))
-	src.AnyMode = true
-	return opts.Secrets.Read(ctx, src)
-}
-
-func (o Options) warn(text string) {
-	if o.Warn != nil {
-		o.Warn(text)
-	}
+	return nil
 }
 
 // list prints what there is, at most maxListed of it.

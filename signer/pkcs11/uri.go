@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"crypto"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,12 @@ import (
 
 // maxSessions bounds the max-sessions attribute.
 const maxSessions = 64
+
+// The values of the mechanism attribute. Without it CKM_RSA_PKCS is used where the token has it.
+const (
+	mechanismRaw    = "rsa-pkcs"
+	mechanismSHA256 = "sha256-rsa-pkcs"
+)
 
 // pathAttrs are the path attributes of RFC 7512 section 2.3.
 const pathAttrs = "token, manufacturer, serial, model, library-manufacturer, library-description, library-version, " +
@@ -29,6 +36,9 @@ type pathAttr struct{ name, value string }
 // would match nothing. Errors wrap signer.ErrReference.
 func parseURI(path string) (uri, error) {
 	var u uri
+	if path == "" { // matches every object
+		return u, nil
+	}
 	for i, part := range strings.Split(path, ";") {
 		name, raw, ok := strings.Cut(part, "=")
 		if !ok {
@@ -151,11 +161,15 @@ func isPathChar(c byte) bool {
 type reference struct {
 	ref        signer.Ref
 	path       uri
-	module     string // absolute path of the module's file
-	pinSource  string // empty: none given
-	pinValue   string // empty: none given
-	sessions   int    // 1 to maxSessions
-	anyPINMode bool   // read a PIN file that others can read
+	module     string           // absolute path of the module's file
+	moduleName string           // the module's name in p11-kit's configuration, where the reference gives no path
+	pinSource  string           // empty: none given
+	pinValue   string           // empty: none given
+	sessions   int              // 1 to maxSessions
+	mechanism  string           // mechanismRaw, mechanismSHA256, or empty: what the token has
+	isolate    string           // "yes", "no", or empty: as the options say
+	anyPINMode bool             // read a PIN file that others can read
+	public     crypto.PublicKey // of the key that is looked for; nil: not known
 }
 
 // parseReference reads both halves of a PKCS#11 URI. Errors wrap signer.ErrReference and never repeat the
@@ -169,12 +183,11 @@ func parseReference(ref signer.Ref) (reference, error) {
 	if r.path, err = parseURI(ref.Path); err != nil {
 		return r, err
 	}
-	if err := ref.CheckQuery("module-path", "pin-source", "pin-value", "max-sessions", "insecure-mode"); err != nil {
+	if err := ref.CheckQuery("module-path", "module-name", "pin-source", "pin-value", "max-sessions", "mechanism", "isolate", "insecure-mode"); err != nil {
 		return r, err
 	}
-	r.module, _ = ref.Query("module-path")
-	if !filepath.IsAbs(r.module) {
-		return r, fmt.Errorf("%w: query attribute \"module-path\" must be there and hold an absolute path", signer.ErrReference)
+	if err := r.readModule(); err != nil {
+		return r, err
 	}
 	var hasSource, hasValue bool
 	r.pinSource, hasSource = ref.Query("pin-source")
@@ -192,6 +205,18 @@ func parseReference(ref signer.Ref) (reference, error) {
 			return r, fmt.Errorf("%w: query attribute \"max-sessions\" must be a number from 1 to %d", signer.ErrReference, maxSessions)
 		}
 	}
+	if s, ok := ref.Query("mechanism"); ok {
+		if s != mechanismRaw && s != mechanismSHA256 {
+			return r, fmt.Errorf("%w: query attribute \"mechanism\" takes %q or %q", signer.ErrReference, mechanismRaw, mechanismSHA256)
+		}
+		r.mechanism = s
+	}
+	if s, ok := ref.Query("isolate"); ok {
+		if s != "yes" && s != "no" {
+			return r, fmt.Errorf("%w: query attribute \"isolate\" takes \"yes\" or \"no\"", signer.ErrReference)
+		}
+		r.isolate = s
+	}
 	if s, ok := ref.Query("insecure-mode"); ok {
 		if s != "allow" {
 			return r, fmt.Errorf("%w: query attribute \"insecure-mode\" takes \"allow\" only", signer.ErrReference)
@@ -199,6 +224,22 @@ func parseReference(ref signer.Ref) (reference, error) {
 		r.anyPINMode = true
 	}
 	return r, nil
+}
+
+// readModule reads which module the reference names: by path, or by name.
+func (r *reference) readModule() error {
+	var hasPath, hasName bool
+	r.module, hasPath = r.ref.Query("module-path")
+	r.moduleName, hasName = r.ref.Query("module-name")
+	switch {
+	case hasPath && hasName:
+		return fmt.Errorf("%w: query attributes \"module-path\" and \"module-name\" exclude each other here", signer.ErrReference)
+	case hasName && (r.moduleName == "" || strings.ContainsAny(r.moduleName, `/\`)):
+		return fmt.Errorf("%w: query attribute \"module-name\" is a name and no path (RFC 7512 section 2.3)", signer.ErrReference)
+	case !hasName && !filepath.IsAbs(r.module):
+		return fmt.Errorf("%w: query attribute \"module-path\" must be there and hold an absolute path", signer.ErrReference)
+	}
+	return nil
 }
 
 // fail is the error of one operation on this key.

@@ -28,6 +28,7 @@ func TestParseURI(t *testing.T) {
 		in   string
 		want uri
 	}{
+		{"", nil},
 		{"object=my-key;type=private", uri{{"object", "my-key"}, {"type", "private"}}},
 		{
 			"token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;model=1.0;" +
@@ -67,7 +68,6 @@ func TestParseURI(t *testing.T) {
 
 func TestParseURIRefuses(t *testing.T) {
 	tests := []struct{ in, says string }{
-		{"", "path attribute 1 is not of the form name=value"},
 		{"object=a;", "path attribute 2 is not of the form name=value"},
 		{"object", "path attribute 1 is not of the form name=value"},
 		{"objekt=a", `unknown path attribute "objekt"`},
@@ -138,6 +138,8 @@ func TestParseReference(t *testing.T) {
 		want reference
 	}{
 		{base + "&pin-source=file:/run/pin&max-sessions=64", reference{pinSource: "file:/run/pin", sessions: 64}},
+		{base + "&mechanism=rsa-pkcs&max-sessions=1", reference{mechanism: "rsa-pkcs", sessions: 1}},
+		{base + "&mechanism=sha256-rsa-pkcs&max-sessions=1", reference{mechanism: "sha256-rsa-pkcs", sessions: 1}},
 		{base + "&pin-value=12%2634&max-sessions=1&insecure-mode=allow", reference{pinValue: "12&34", sessions: 1, anyPINMode: true}},
 	}
 	for _, tt := range good {
@@ -150,6 +152,9 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("%q: (-want +got)\n%s", tt.in, diff)
 		}
 	}
+	if r, err := parseReference(parse(t, "pkcs11:?module-name=softhsm2")); err != nil || r.module != "" || r.moduleName != "softhsm2" {
+		t.Errorf("by name: %q, %q, %v", r.module, r.moduleName, err)
+	}
 	if r, err := parseReference(parse(t, base)); err != nil || r.sessions < 1 || r.sessions > 4 {
 		t.Errorf("without max-sessions: %d, %v; want 1 to 4", r.sessions, err)
 	}
@@ -160,7 +165,9 @@ func TestParseReference(t *testing.T) {
 		{"pkcs11:object=k", `"module-path" must be there`},
 		{"pkcs11:object=k?module-path=libsofthsm2.so", `"module-path" must be there and hold an absolute path`},
 		{"pkcs11:objekt=k?pin-value=" + secret, `unknown path attribute "objekt"`},
-		{base + "&module-name=" + secret, `unknown query attribute "module-name"`},
+		{base + "&module-name=" + secret, `"module-path" and "module-name" exclude each other`},
+		{"pkcs11:object=k?module-name=", `"module-name" is a name and no path`},
+		{"pkcs11:object=k?module-name=../" + secret, `"module-name" is a name and no path`},
 		{base + "&pin-value=" + secret + "&pin-source=file:x", `exclude each other`},
 		{base + "&pin-value=", `"pin-value" must have 1 to`},
 		{base + "&pin-value=" + strings.Repeat(secret, 200), `"pin-value" must have 1 to`},
@@ -168,6 +175,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&max-sessions=0", `from 1 to 64`},
 		{base + "&max-sessions=65", `from 1 to 64`},
 		{base + "&max-sessions=" + secret, `from 1 to 64`},
+		{base + "&mechanism=" + secret, `takes "rsa-pkcs" or "sha256-rsa-pkcs"`},
 		{base + "&insecure-mode=" + secret, `takes "allow" only`},
 	}
 	for _, tt := range bad {

@@ -1,0 +1,271 @@
+package file
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/signer"
+)
+
+// answers is a terminal at which these answers are given, one after the other.
+func answers(t *testing.T, texts ...string) Options {
+	return Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) {
+		if len(texts) == 0 {
+			t.Error("asked once more")
+			return nil, errors.New("no more answers")
+		}
+		answer := texts[0]
+		texts = texts[1:]
+		return []byte(answer), nil
+	}}}
+}
+
+// What was generated is read back, here and by OpenSSL.
+func TestGenerate(t *testing.T) {
+	pass := write(t, "pass", []byte(passphrase+"\n"))
+	tests := []struct {
+		name, query string
+		opts, again Options
+		encrypted   bool
+		warns       string
+	}{
+		{"passphrase file", "?passphrase-file=" + pass, Options{}, Options{}, true, ""},
+		{"environment", "", env(passphrase), env(passphrase), true, ""},
+		{"environment beats unencrypted", "?unencrypted=allow", env(passphrase), env(passphrase), true, ""},
+		{"terminal", "", answers(t, passphrase, passphrase), env(passphrase), true, ""},
+		{"unencrypted", "?unencrypted=allow", Options{}, Options{}, false, "unencrypted=allow"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "new.key")
+			warned := ""
+			tt.opts.Warn = func(text string) { warned += text }
+			key, err := Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (warned == "") != (tt.warns == "") || !strings.Contains(warned, tt.warns) {
+				t.Errorf("warning %q; want %q", warned, tt.warns)
+			}
+			info, err := os.Stat(path)
+			if err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%v, %v; want mode 0600", info, err)
+			}
+			text, err := os.ReadFile(path)
+			if err != nil || bytes.HasPrefix(text, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) != tt.encrypted {
+				t.Errorf("%.40q, %v; encrypted should be %v", text, err, tt.encrypted)
+			}
+			opened, err := Backend(tt.again).Open(t.Context(), ref(t, "file:"+path+tt.query))
+			if err != nil {
+				t.Fatal(err)
+			}
+			public := key.Public().(*rsa.PublicKey)
+			if !public.Equal(opened.Public()) || public.N.BitLen() != 2048 || public.E != 65537 {
+				t.Errorf("another key is read back: %v", opened.Public())
+			}
+			der, err := exec.Command("openssl", "pkey", "-in", path, "-passin", "pass:"+passphrase, "-pubout", "-outform", "DER").Output() // #nosec G204 -- a test's own file
+			if err != nil {
+				t.Fatalf("openssl: %v", err)
+			}
+			if want, err := x509.MarshalPKIXPublicKey(public); err != nil || !bytes.Equal(der, want) {
+				t.Errorf("openssl reads another key: %v", err)
+			}
+		})
+	}
+}
+
+func TestGenerateRefuses(t *testing.T) {
+	there := write(t, "there.key", []byte("precious"))
+	dir := filepath.Dir(there)
+	link := filepath.Join(dir, "link.key")
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
+		t.Fatal(err)
+	}
+	fresh := filepath.Join(dir, "new.key")
+	tests := []struct {
+		name, ref string
+		opts      Options
+		bits      int
+		family    error
+		fix       string
+	}{
+		{"exists", "file:" + there, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
+		{"a link that leads nowhere", "file:" + link, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
+		{"no passphrase", "file:" + fresh, Options{}, 2048, signer.ErrAuth, "unencrypted=allow"},
+		{"two passphrases", "file:" + fresh, answers(t, "one", "two"), 2048, signer.ErrAuth, "start again"},
+		{"empty passphrase", "file:" + fresh, answers(t, ""), 2048, signer.ErrAuth, ""},
+		{"unreadable passphrase", "file:" + fresh + "?passphrase-file=" + dir + "/none", Options{}, 2048, signer.ErrAuth, ""},
+		{"small", "file:" + fresh, env(passphrase), 1024, signer.ErrUnsupported, ""},
+		{"odd", "file:" + fresh, env(passphrase), 2049, signer.ErrUnsupported, ""},
+		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrUnavailable, ""},
+		{"bad reference", "file:" + fresh + "?unencrypted=yes", env(passphrase), 2048, signer.ErrReference, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Backend(tt.opts).Generate(t.Context(), ref(t, tt.ref), signer.KeySpec{Bits: tt.bits})
+			var carrier *signer.Error
+			if !errors.Is(err, tt.family) || !errors.As(err, &carrier) || !strings.Contains(carrier.Fix, tt.fix) {
+				t.Errorf("%v, want %v with hint %q", err, tt.family, tt.fix)
+			}
+			if _, err := os.Lstat(fresh); err == nil {
+				t.Error("a file was made")
+			}
+		})
+	}
+	if text, err := os.ReadFile(there); err != nil || string(text) != "precious" {
+		t.Errorf("the file that was there holds %q, %v", text, err)
+	}
+}
+
+// A file that appears while the key is made stays as it is.
+func TestGenerateRace(t *testing.T) {
+	there := write(t, "there.key", []byte("precious"))
+	if err := (&opening{path: there}).write([]byte("new")); !errors.Is(err, signer.ErrKeyExists) {
+		t.Errorf("%v, want %v", err, signer.ErrKeyExists)
+	}
+	if text, err := os.ReadFile(there); err != nil || string(text) != "precious" {
+		t.Errorf("the file that was there holds %q, %v", text, err)
+	}
+}
+
+func TestList(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "modern.p12"} {
+		data, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "deeper"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	infos, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, info := range infos {
+		line := info.Label
+		for _, p := range info.Properties {
+			line += " " + p.Value
+		}
+		got = append(got, line)
+		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, info.Ref)); err != nil {
+			t.Errorf("the reference that it gives does not open: %v", err)
+		}
+	}
+	want := []string{"modern.p12 PKCS#12 yes 0600", "pbes2-aes256.pem encrypted PKCS#8 yes 0600", "pkcs1.pem PKCS#1 no 0600"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if last := infos[2]; last.Bits != sampleKey(t).N.BitLen() || !sampleKey(t).PublicKey.Equal(last.Public) || last.Algorithm != "RSA" {
+		t.Errorf("%+v", last)
+	}
+	for path, family := range map[string]error{dir + "/none": signer.ErrKeyNotFound, dir + "/README": signer.ErrBadKey} {
+		if _, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+path)); !errors.Is(err, family) {
+			t.Errorf("%s: %v, want %v", path, err, family)
+		}
+	}
+}
+
+// A certificate in the key's own file is told, and another key's is not.
+func TestListCertificate(t *testing.T) {
+	read := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join("..", "..", "testdata", "golden", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	both := write(t, "both.pem", append(read("vendor.key"), read("chain.pem")...))
+	other := write(t, "other.pem", append(read("vendor.key"), read("root.pem")...))
+	for path, want := range map[string]bool{both: true, other: false} {
+		infos, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"))
+		if err != nil || len(infos) != 1 {
+			t.Fatalf("%v, %v", infos, err)
+		}
+		if cert := infos[0].Cert; (cert != nil) != want || want && !strings.HasPrefix(cert.Subject.CommonName, "MDM Vendor") {
+			t.Errorf("%s: certificate %v", path, cert)
+		}
+		if infos[0].Ref != "file:"+path {
+			t.Errorf("reference %q", infos[0].Ref)
+		}
+	}
+}
+
+func TestDiagnose(t *testing.T) {
+	plain, encrypted := private(t, "testdata/pkcs1.pem"), private(t, "testdata/pbes2-aes256.pem")
+	open := private(t, "testdata/pkcs1.pem")
+	if err := os.Chmod(open, 0o640); err != nil { // #nosec G302 -- the mode is what is tested
+		t.Fatal(err)
+	}
+	csr := write(t, "csr", []byte("no key"))
+	tests := []struct {
+		name, ref string
+		opts      Options
+		want      string
+		family    error
+	}{
+		{"encrypted", "file:" + encrypted, env(passphrase), "ok ok ok ok ok ok ok", nil},
+		{"plain", "file:" + plain, Options{}, "ok ok ok warn ok ok ok", nil},
+		{"open to others", "file:" + open, Options{}, "ok ok fail skipped skipped skipped skipped", signer.ErrBadKey},
+		{"and allowed", "file:" + open + "?insecure-mode=allow", Options{}, "ok ok warn warn ok ok ok", nil},
+		{"wrong passphrase", "file:" + encrypted, env("wrong"), "ok ok ok ok fail skipped skipped", signer.ErrAuth},
+		{"no passphrase", "file:" + encrypted, Options{}, "ok ok ok ok fail skipped skipped", signer.ErrAuth},
+		{"no key", "file:" + csr, Options{}, "ok ok ok ok ok fail skipped", signer.ErrBadKey},
+		{"no file", "file:" + csr + "2", Options{}, "ok fail skipped skipped skipped skipped skipped", signer.ErrKeyNotFound},
+		{"bad reference", "file:x?y=z", Options{}, "fail skipped skipped skipped skipped skipped skipped", signer.ErrReference},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var statuses []string
+			var first error
+			key := Backend(tt.opts).Diagnose(t.Context(), ref(t, tt.ref), func(s signer.Step) {
+				statuses = append(statuses, string(s.Status))
+				if s.Err != nil {
+					first = s.Err
+				}
+				if s.Name == "" || s.Status != signer.StatusSkipped && s.Detail == "" || s.Status == signer.StatusWarn && s.Fix == "" {
+					t.Errorf("a step that says too little: %+v", s)
+				}
+				if strings.Contains(s.Detail+s.Fix, passphrase) {
+					t.Errorf("a step tells the passphrase: %+v", s)
+				}
+			})
+			if got := strings.Join(statuses, " "); got != tt.want || !errors.Is(first, tt.family) {
+				t.Errorf("%s, %v; want %s, %v", got, first, tt.want, tt.family)
+			}
+			if (key != nil) != (tt.family == nil) {
+				t.Errorf("key %v", key)
+			}
+		})
+	}
+}
+
+// A context that has ended is told by the signature.
+func TestDiagnoseEnded(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	var last signer.Step
+	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "testdata/pkcs1.pem")), func(s signer.Step) { last = s })
+	if key != nil || last.Status != signer.StatusFail || !errors.Is(last.Err, context.DeadlineExceeded) {
+		t.Errorf("%v, %+v", key, last)
+	}
+}

@@ -1,0 +1,172 @@
+package file
+
+import (
+	"context"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"hsmsign/signer"
+)
+
+// maxEntries bounds how many entries of a folder are looked at.
+const maxEntries = 1000
+
+// The forms of a key file, as they are shown.
+const (
+	formPKCS8     = "PKCS#8"
+	formEncrypted = "encrypted PKCS#8"
+	formPKCS1     = "PKCS#1"
+	formPKCS12    = "PKCS#12"
+)
+
+// list describes the key in the file that the reference names, or those in the folder; what is none there is left
+// out. No passphrase is asked for, so an encrypted key shows neither size nor public key.
+func (o *opening) list(ctx context.Context) ([]signer.KeyInfo, error) {
+	if err := o.settings(); err != nil {
+		return nil, err
+	}
+	stat, err := os.Stat(o.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: %w", signer.ErrKeyNotFound, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
+	case !stat.IsDir():
+		info, err := o.info(o.path, o.exact())
+		if err != nil {
+			return nil, err
+		}
+		return []signer.KeyInfo{info}, nil
+	}
+	entries, err := os.ReadDir(o.path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
+	}
+	if len(entries) > maxEntries {
+		return nil, fmt.Errorf("%w: the folder %q has %d entries; at most %d are looked at", signer.ErrUnsupported, o.path, len(entries), maxEntries)
+	}
+	var infos []signer.KeyInfo
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		path := filepath.Join(o.path, e.Name())
+		if info, err := o.info(path, "file:"+escapePath(path)); err == nil {
+			infos = append(infos, info)
+		}
+	}
+	return infos, nil
+}
+
+// exact is the reference without what is for Generate only.
+func (o *opening) exact() string {
+	base, query, _ := strings.Cut(o.ref.String(), "?")
+	sep := "?"
+	for _, attr := range strings.Split(query, "&") {
+		if attr != "" && !strings.HasPrefix(attr, "unencrypted=") {
+			base += sep + attr
+			sep = "&"
+		}
+	}
+	return base
+}
+
+// info describes the key in one file.
+func (o *opening) info(path, ref string) (signer.KeyInfo, error) {
+	stat, err := os.Stat(path)
+	if err != nil {
+		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	// The mode is shown, and whoever opens the key judges it.
+	data, err := signer.ReadPrivateFile(path, maxFile, true)
+	if err != nil {
+		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	defer clear(data)
+	der, err := o.keyBlock(data)
+	if err != nil {
+		return signer.KeyInfo{}, err
+	}
+	defer clear(der)
+	form := formOf(der)
+	if form == "" {
+		return signer.KeyInfo{}, fmt.Errorf("%w: the file holds no private key", signer.ErrBadKey)
+	}
+	encrypted := form == formEncrypted || form == formPKCS12
+	info := signer.KeyInfo{Ref: ref, Store: path, Label: filepath.Base(path), Properties: []signer.Property{
+		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo(encrypted)}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
+	}}
+	if encrypted {
+		return info, nil
+	}
+	private, err := parsePlain(form, der)
+	if err != nil {
+		return signer.KeyInfo{}, err
+	}
+	info.Algorithm, info.Bits, info.Public = "RSA", private.N.BitLen(), &private.PublicKey
+	info.Cert = certificateOf(&private.PublicKey, data)
+	return info, nil
+}
+
+// formOf tells the forms of a key apart; empty for what is none.
+func formOf(der []byte) string {
+	switch s := shape(der); {
+	case strings.HasPrefix(s, "iso"):
+		return formPKCS8
+	case strings.HasPrefix(s, "iiiiiiiii"):
+		return formPKCS1
+	case s == "so":
+		return formEncrypted
+	case s == "is" || s == "iss":
+		return formPKCS12
+	}
+	return ""
+}
+
+// parsePlain reads a key that is not encrypted.
+func parsePlain(form string, der []byte) (*rsa.PrivateKey, error) {
+	if form == formPKCS1 {
+		return parsePKCS1(der)
+	}
+	return parsePKCS8(der)
+}
+
+// certificateOf finds the key's own certificate among the PEM blocks of its file.
+func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && public.Equal(cert.PublicKey) {
+			return cert
+		}
+	}
+	return nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// escapePath percent-encodes what has a meaning in a key reference.
+func escapePath(path string) string {
+	var b strings.Builder
+	for _, c := range []byte(path) {
+		if c <= ' ' || c == 0x7f || c == '%' || c == '?' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
