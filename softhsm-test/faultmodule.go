@@ -18,9 +18,9 @@ var faultSource []byte
 
 // The variables that the module reads.
 const (
-	faultModuleVariable = "HSMSIGN_FAULT_MODULE"
-	faultScriptVariable = "HSMSIGN_FAULT_SCRIPT"
-	faultLogVariable    = "HSMSIGN_FAULT_LOG"
+	faultModuleVariable = "SOFTHSMTEST_FAULT_MODULE"
+	faultScriptVariable = "SOFTHSMTEST_FAULT_SCRIPT"
+	faultLogVariable    = "SOFTHSMTEST_FAULT_LOG"
 )
 
 // FaultModule is a PKCS#11 module that hands its calls on to SoftHSM2, with faults by script and a count of its
@@ -51,7 +51,7 @@ func BuildFaultModule(tb testing.TB) *FaultModule {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), utilWait)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "cc", "-O1", "-Wall", "-shared", "-fPIC", "-fvisibility=hidden", "-o", f.Path, source, "-ldl", "-pthread") // #nosec G204 -- a test's own arguments
+	cmd := exec.CommandContext(ctx, "cc", "-O0", "-Wall", "-shared", "-fPIC", "-fvisibility=hidden", "-o", f.Path, source, "-ldl", "-pthread") // #nosec G204 -- a test's own arguments
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("cc: %v: %s; a C compiler is needed: apt-get install gcc", err, out)
 	}

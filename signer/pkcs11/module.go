@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -60,6 +61,7 @@ type module struct {
 	foreign bool     // somebody else in this process initialized it, and will finalize it
 	tokens  map[tokenID]*token
 	pause   time.Duration // how long after a recovery the next one may be
+	wait    time.Duration // how long a recovery waits for calls of the module to end
 	next    time.Time     // when the next recovery may be
 
 	signing gate
@@ -83,7 +85,7 @@ func findModule(r reference) (*module, error) {
 	defer modules.Unlock()
 	m := modules.byPath[path]
 	if m == nil {
-		m = &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause}
+		m = &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait}
 		if modules.byPath == nil {
 			modules.byPath = map[string]*module{}
 		}
@@ -117,6 +119,50 @@ func (m *module) retain(r reference) error {
 	}
 	m.keys++
 	return nil
+}
+
+// A token whose files another process writes to at this moment (SoftHSM2's, at each login) looks absent or damaged to
+// a module that is initialized just then, and stays so until it is initialized anew.
+const (
+	settleTries = 8
+	settlePause = 50 * time.Millisecond
+)
+
+// retainSettled is retain, but for the first key it waits a little for tokens to be there and readable. No PIN has
+// been sent by then. A module that still shows none is retained: what is wrong with it is for others to say. The
+// caller holds m.mu.
+func (m *module) retainSettled(ctx context.Context, r reference) error {
+	for try := 1; ; try++ {
+		err := m.retain(r)
+		if try == settleTries || m.keys > 1 || m.foreign || err == nil && m.showsTokens() || err != nil && !is(err, pkcs11.CKR_GENERAL_ERROR) {
+			return err
+		}
+		if err == nil {
+			_ = m.release() // it is about to be initialized again, which tells
+		}
+		select {
+		case <-ctx.Done():
+			return r.fail("open", fmt.Errorf("%w: module %q shows no token: %w", signer.ErrUnavailable, m.path, ctx.Err()), "")
+		case <-time.After(settlePause):
+		}
+	}
+}
+
+// showsTokens is whether there is an initialized token, and every slot says what it holds.
+func (m *module) showsTokens() bool {
+	slots, err := m.lib.GetSlotList(true)
+	if err != nil {
+		return false
+	}
+	there := false
+	for _, slot := range slots {
+		info, err := m.lib.GetTokenInfo(slot)
+		if err != nil {
+			return false
+		}
+		there = there || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0
+	}
+	return there
 }
 
 // initialize calls C_Initialize; a module that cannot lock (CKR_CANT_LOCK) is from then on used by one call at a

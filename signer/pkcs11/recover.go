@@ -72,7 +72,7 @@ func (k *key) recover(ctx context.Context, failed *binding, cause error) error {
 	if ok && now != failed {
 		return nil // another caller was here before
 	}
-	if err := m.signing.close(ctx, recoveryWait); err != nil {
+	if err := m.signing.close(ctx, m.wait); err != nil {
 		return err
 	}
 	defer m.signing.open()

@@ -49,6 +49,7 @@ func TestHangingRecovery(t *testing.T) {
 func TestRecoveryBehindHangingCall(t *testing.T) {
 	tok, f := faulty(t)
 	opened := mustOpen(t, tok.Ref("vendor")+"&max-sessions=2")
+	opened.(*key).module.wait = 200 * time.Millisecond
 	f.Script(t, "C_Sign 1 hang")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

@@ -84,24 +84,40 @@ func openKey(ctx context.Context, r reference, opts Options) (*key, error) {
 		return nil, r.fail("open", err, "")
 	}
 	defer m.mu.Unlock()
-	if err := m.retain(r); err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		if err := m.retainSettled(ctx, r); err != nil {
+			return nil, err
+		}
+		k, err := m.openKeyAgain(ctx, r, opts)
+		if err == nil {
+			return k, nil
+		}
+		alone := m.keys == 1 && !m.foreign
+		_ = m.release() // the first error is the one to tell
+		// The same moment can meet C_Login, which then says CKR_GENERAL_ERROR and nothing of the PIN.
+		if try == openTries || !alone || !is(err, pkcs11.CKR_GENERAL_ERROR) || ctx.Err() != nil {
+			return nil, err
+		}
+		time.Sleep(settlePause)
 	}
+}
+
+// openTries bounds how often a module that fails is initialized anew for one Open, and so how often its PIN is sent.
+const openTries = 3
+
+// openKeyAgain is m.openKey; where other keys are open, a device that went away since has not been noticed yet, so the
+// module is initialized anew for all of them and asked once more. The caller holds m.mu.
+func (m *module) openKeyAgain(ctx context.Context, r reference, opts Options) (*key, error) {
 	k, err := m.openKey(ctx, r, opts)
-	// Where other keys are open, a device that went away since has not been noticed yet.
 	if c := classOf(err); m.keys > 1 && (c == classSession || c == classModule) {
-		if again := m.signing.close(ctx, recoveryWait); again == nil {
+		if again := m.signing.close(ctx, m.wait); again == nil {
 			if m.reinitialize(err) == nil {
 				k, err = m.openKey(ctx, r, opts)
 			}
 			m.signing.open()
 		}
 	}
-	if err != nil {
-		_ = m.release() // the first error is the one to tell
-		return nil, err
-	}
-	return k, nil
+	return k, err
 }
 
 // openKey opens a key of a module that is initialized. The caller holds m.mu.

@@ -48,7 +48,7 @@ func visit(ctx context.Context, r reference, op string, do func(m *module) error
 		return r.fail(op, err, "")
 	}
 	defer m.mu.Unlock()
-	if err := m.retain(r); err != nil {
+	if err := m.retainSettled(ctx, r); err != nil {
 		return err
 	}
 	defer func() { _ = m.release() }() // what do gives is what counts

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// callLimit bounds a signature whose caller set no deadline.
+	// callLimit bounds a try of a signature whose caller set no deadline.
 	callLimit = 30 * time.Second
-	// callGrace is what a worker has after a caller's deadline. Killing it costs its other callers a retry, and a
+	// callGrace is what a worker still has after a caller's deadline. Killing it costs its other callers a retry, and a
 	// slow HSM that works is not worth that.
 	callGrace = 2 * time.Second
 	// startLimit bounds the start of a worker that follows a dead one.
@@ -155,8 +155,10 @@ func (k *workerKey) openIn(ctx context.Context, w *worker) error {
 // warn passes a warning on, once: every worker that follows would repeat it.
 func (k *workerKey) warn(text string) {
 	k.mu.Lock()
-	told := k.warned[text]
-	k.warned[text] = len(k.warned) < maxWarnings
+	told := k.warned[text] || len(k.warned) == maxWarnings
+	if !told {
+		k.warned[text] = true
+	}
 	k.mu.Unlock()
 	if !told {
 		k.opts.warn(text)

@@ -110,6 +110,19 @@ func TestWorkerWithoutPIN(t *testing.T) {
 	}
 }
 
+// A PIN that comes when its worker has failed is not kept.
+func TestWorkerLatePIN(t *testing.T) {
+	opts := Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) { return []byte("4711"), nil }}}
+	l := &login{ctx: t.Context(), opts: opts, module: &workerModule{tokens: map[tokenID]*workerToken{}}}
+	if _, err := l.end(errLost, true); !errors.Is(err, errLost) {
+		t.Errorf("the end of the login: %v", err)
+	}
+	pin, err := l.read("mdm", "1")
+	if !errors.Is(err, signer.ErrUnavailable) || pin != nil || l.secret() != nil || l.token != nil {
+		t.Errorf("%q, %v; want no PIN", pin, err)
+	}
+}
+
 // A module that crashes while it logs in has not refused the PIN. It is not sent again by itself.
 func TestWorkerCrashesInLogin(t *testing.T) {
 	tok := newToken(t)

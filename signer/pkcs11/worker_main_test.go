@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	case "loud-worker": // says what it is told to on standard error, and ends
 		fmt.Fprintln(os.Stderr, os.Args[2])
 		os.Exit(3)
-	case "worker-parent": // opens a key, tells its worker's process id, and waits to be killed
-		err = beParent(os.Args[2])
+	case "worker-parent": // starts a worker, tells its process id, and waits to be killed
+		err = beParent(os.Args[2:])
 	default:
 		os.Exit(m.Run())
 	}
@@ -56,16 +56,26 @@ func workerSocket() net.Conn {
 	return conn
 }
 
-func beParent(reference string) error {
-	ref, err := signer.ParseRef(reference)
+// beParent opens the key of a reference, or without one starts a worker that does not care about its socket.
+func beParent(reference []string) error {
+	if len(reference) == 0 {
+		p, err := startProcess([]string{os.Args[0], "silent-worker"}, "")
+		if err != nil {
+			return err
+		}
+		fmt.Println(p.cmd.Process.Pid)
+		time.Sleep(time.Minute)
+		return nil
+	}
+	ref, err := signer.ParseRef(reference[0])
 	if err != nil {
 		return err
 	}
-	key, err := Backend(Options{Worker: []string{os.Args[0], "pkcs11-worker"}}).Open(context.Background(), ref)
+	key, err := Backend(workerOptions()).Open(context.Background(), ref)
 	if err != nil {
 		return err
 	}
-	fmt.Println(key.(*workerKey).current.process.cmd.Process.Pid)
+	fmt.Println(key.(*workerKey).pid())
 	time.Sleep(time.Minute)
 	return nil
 }

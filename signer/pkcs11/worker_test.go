@@ -177,6 +177,11 @@ func TestWorkerOptions(t *testing.T) {
 	if len(warned) != 1 || !strings.Contains(warned[0], "pin-value") {
 		t.Errorf("warnings %q; want one about pin-value", warned)
 	}
+	k.warn("of the first worker")
+	k.warn("of the first worker") // by the second one
+	if len(warned) != 2 {
+		t.Errorf("warnings %q; want each once", warned)
+	}
 }
 
 // Neither environment nor arguments of a worker hold what hsmsign knows by its own variables, PINs above all.

@@ -3,9 +3,9 @@
  * real, and on the way it does what no free token does by itself: it locks PINs, refuses mechanisms, hangs,
  * crashes, or returns whatever value a test wants. All it needs comes from three environment variables:
  *
- *	HSMSIGN_FAULT_MODULE  the real module
- *	HSMSIGN_FAULT_SCRIPT  the script; read again at each call, so that a test can change it on the fly
- *	HSMSIGN_FAULT_LOG     one line is added for each call, with the name of the function
+ *	SOFTHSMTEST_FAULT_MODULE  the real module
+ *	SOFTHSMTEST_FAULT_SCRIPT  the script; read again at each call, so that a test can change it on the fly
+ *	SOFTHSMTEST_FAULT_LOG     one line is added for each call, with the name of the function
  *
  * A line of the script is FUNCTION WHICH ACTION. FUNCTION is a name ("C_Sign") or "*"; WHICH is a number (3: the
  * third call of this function since the script was set), a number and "+" (3+: the third and all after it) or
@@ -88,7 +88,7 @@ static ulong_t slot;      /* of the first session */
 
 static void load(void)
 {
-	const char *path = getenv("HSMSIGN_FAULT_MODULE");
+	const char *path = getenv("SOFTHSMTEST_FAULT_MODULE");
 	void *lib = path ? dlopen(path, RTLD_NOW) : NULL;
 	ulong_t (*get)(struct list **) = lib ? (ulong_t (*)(struct list **))dlsym(lib, "C_GetFunctionList") : NULL;
 	if (!get || get(&real) != CKR_OK)
@@ -112,7 +112,7 @@ static ulong_t count(FILE *f, long from, const char *word)
 /* note adds a line to the log, and counts the lines like it from a byte on. Other processes write to it, too. */
 static ulong_t note(const char *word, long from)
 {
-	const char *path = getenv("HSMSIGN_FAULT_LOG");
+	const char *path = getenv("SOFTHSMTEST_FAULT_LOG");
 	FILE *f = path ? fopen(path, "a+e") : NULL;
 	ulong_t n = 0;
 	if (!f)
@@ -129,7 +129,7 @@ static ulong_t note(const char *word, long from)
 /* wrong is how many PINs were refused since the last good one. */
 static ulong_t wrong(void)
 {
-	const char *path = getenv("HSMSIGN_FAULT_LOG");
+	const char *path = getenv("SOFTHSMTEST_FAULT_LOG");
 	FILE *f = path ? fopen(path, "re") : NULL;
 	char line[128];
 	ulong_t n = 0;
@@ -150,7 +150,7 @@ struct rule { char name[32], which[16], action[16], first[24], second[24]; };
 /* script calls each with the rules of the script, until it says that it is done. */
 static int script(int (*each)(const struct rule *, void *), void *arg)
 {
-	const char *path = getenv("HSMSIGN_FAULT_SCRIPT");
+	const char *path = getenv("SOFTHSMTEST_FAULT_SCRIPT");
 	FILE *f = path ? fopen(path, "re") : NULL;
 	char line[256];
 	int done = 0;
