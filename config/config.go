@@ -26,7 +26,7 @@ import (
 const MaxFile = 256 << 10
 
 // Config is what hsmsign.yaml says. A zero field is not set. The fields are those of the flags with the same
-// names, but for Modules, which no flag can change.
+// names, but for Modules, which no flag can change, and Vendors, among which Vendor chooses.
 type Config struct {
 	Key       string   `yaml:"key"`        // the vendor key's reference, as signer.ParseRef reads it
 	Cert      string   `yaml:"cert"`       // path of the vendor certificate
@@ -36,6 +36,18 @@ type Config struct {
 	Digest    string   `yaml:"digest"`     // "sha256" or "sha1"
 	OutDir    string   `yaml:"out-dir"`    // folder for the finished requests
 	Modules   []string `yaml:"modules"`    // absolute paths of the PKCS#11 modules that may be loaded; none: any
+	Vendor    string   `yaml:"vendor"`     // which of Vendors is active; empty: none
+	// Vendors are several vendor identities by name, for the time of a renewal. With them there is no Key, Cert or
+	// Chain of the Config itself; its TrustRoot counts for those that have none.
+	Vendors map[string]Vendor `yaml:"vendors"`
+}
+
+// Vendor is one vendor identity. The fields are those of Config; Key is always set.
+type Vendor struct {
+	Key       string   `yaml:"key"`
+	Cert      string   `yaml:"cert"`
+	Chain     []string `yaml:"chain"`
+	TrustRoot []string `yaml:"trust-root"`
 }
 
 // Error is a config file that is refused. Line and Column count from 1; both are 0 when the file as a whole is
@@ -74,15 +86,24 @@ func Load(path string) (*Config, error) {
 		return nil, err
 	}
 	dir := filepath.Dir(path)
-	c.Key = fromFolderRef(dir, c.Key)
-	c.Cert = fromFolder(dir, c.Cert)
+	own := Vendor{c.Key, c.Cert, c.Chain, c.TrustRoot}.from(dir)
+	c.Key, c.Cert = own.Key, own.Cert
 	c.OutDir = fromFolder(dir, c.OutDir)
-	for _, list := range [][]string{c.Chain, c.TrustRoot} {
+	for name, v := range c.Vendors {
+		c.Vendors[name] = v.from(dir)
+	}
+	return c, nil
+}
+
+// from takes relative paths from the folder dir.
+func (v Vendor) from(dir string) Vendor {
+	v.Key, v.Cert = fromFolderRef(dir, v.Key), fromFolder(dir, v.Cert)
+	for _, list := range [][]string{v.Chain, v.TrustRoot} {
 		for i := range list {
 			list[i] = fromFolder(dir, list[i])
 		}
 	}
-	return c, nil
+	return v
 }
 
 // read checks the open file, so that it cannot be swapped in between.

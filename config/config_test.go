@@ -4,6 +4,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,6 +31,14 @@ func TestParse(t *testing.T) {
 		{"document header", "---\n" + full + "...\n", want},
 		{"modules", "modules: [/a.so, /b.so]\n", Config{Modules: []string{"/a.so", "/b.so"}}},
 		{"flow", `{key: "file:k", chain: [a, b]}`, Config{Key: "file:k", Chain: []string{"a", "b"}}},
+		{"vendors", "vendor: new\ntrust-root: [t.pem]\nvendors:\n  old: {key: \"file:a\", cert: a.pem}\n  new:\n    key: file:b\n    chain: [c.pem]\n    trust-root:\n      - r.pem\n", Config{
+			Vendor: "new", TrustRoot: []string{"t.pem"}, Vendors: map[string]Vendor{
+				"old": {Key: "file:a", Cert: "a.pem"},
+				"new": {Key: "file:b", Chain: []string{"c.pem"}, TrustRoot: []string{"r.pem"}},
+			},
+		}},
+		{"vendors, flow", `{vendors: {a: {key: "file:k", chain: [a, b]}}}`, Config{Vendors: map[string]Vendor{"a": {Key: "file:k", Chain: []string{"a", "b"}}}}},
+		{"no vendors", "key: file:k\nvendors: {}\nvendor: ''\n", Config{Key: "file:k"}},
 		{"empty", "", Config{}},
 		{"comments only", "# nothing\n\n# set\n", Config{}},
 		{"empty values", "key: \"\"\nchain: []\nformat: ''\n", Config{}},
@@ -97,8 +106,25 @@ func TestParseRefuses(t *testing.T) {
 		{"carriage return alone", "key: a\rcert: b", "x.yaml:1:7: control character U+000D", ""},
 		{"nested", "chain: [[a]]\n", "x.yaml:1:9: chain: sequence is not a text", ""},
 		{"nested in a block", "chain:\n  - - a\n", "x.yaml:2:5: a list in a list", ""},
-		{"nested deep", strings.Repeat("[", 100_000), "x.yaml:1:3: nested too deep", ""},
-		{"braces deep", strings.Repeat("{a: ", 50_000), "x.yaml:1:9: nested too deep", ""},
+		{"nested deep", strings.Repeat("[", 100_000), "x.yaml:1:5: nested too deep", ""},
+		{"braces deep", strings.Repeat("{a: ", 50_000), "x.yaml:1:17: nested too deep", ""},
+		{"vendors and key", "vendors: {a: {key: \"file:k\"}}\nkey: file:k\n", "x.yaml:2:1: key and vendors together", "below a name"},
+		{"vendors and cert", "cert: c\nvendors: {a: {key: \"file:k\"}}\n", "x.yaml:1:1: cert and vendors together", "below a name"},
+		{"vendors and chain", "vendors: {a: {key: \"file:k\"}}\nchain: [c]\n", "x.yaml:2:1: chain and vendors together", "below a name"},
+		{"vendor that is none", "vendors: {acme: {key: \"file:k\"}}\nvendor: acmee\n", `x.yaml:2:1: vendor: there is no "acmee"`, `did you mean "acme"?`},
+		{"vendor far off", "vendors: {b: {key: \"file:k\"}, acme: {key: \"file:k\"}}\nvendor: other\n", `x.yaml:2:1: vendor: there is no "other"`, "there are acme, b"},
+		{"vendor without vendors", "vendor: acme\n", `x.yaml:1:1: vendor: there is no "acme"`, "no vendors"},
+		{"vendors, unknown key", "vendors:\n  a:\n    key: file:k\n    crt: x\n", `x.yaml:4:5: unknown key "crt"`, `did you mean "cert"?`},
+		{"vendors, key of the file", "vendors:\n  a:\n    key: file:k\n    digest: sha1\n", `x.yaml:4:5: unknown key "digest"`, "the keys are: key, cert, chain, trust-root"},
+		{"vendors, no key", "vendors:\n  a:\n    cert: x\n", "x.yaml:2:3: vendors: a has no key", "write key:"},
+		{"vendors, PIN", "vendors:\n  a:\n    key: pkcs11:token=a?pin-value=1234\n", "x.yaml:3:10: key holds a pin-value", "pin-source"},
+		{"vendors, list", "vendors: [a]\n", "x.yaml:1:10: vendors is a mapping", "NAME:"},
+		{"vendors, text", "vendors:\n  a: b\n", "x.yaml:2:6: vendors: a is a mapping", "below it"},
+		{"vendors, nothing", "vendors:\n  a:\n", "vendors: a is a mapping", "below it"},
+		{"vendors, number", "vendors:\n  5: {key: k}\n", `x.yaml:2:3: vendors: "5" is not a name`, "begin with a letter"},
+		{"vendors, bad name", "vendors:\n  a b: {key: k}\n", `x.yaml:2:3: vendors: "a b" is not a name`, "begin with a letter"},
+		{"vendors, repeated", "vendors:\n  a: {key: k}\n  a: {key: l}\n", "x.yaml:3:3: ", ""},
+		{"too many vendors", "vendors: {" + manyVendors(33) + "}", "33 vendors; at most 32", ""},
 		{"too large", strings.Repeat("#", MaxFile+1), "x.yaml:1:1: larger than 262144 bytes", ""},
 	}
 	for _, tt := range tests {
@@ -122,6 +148,14 @@ func TestParseRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+func manyVendors(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "v%d: {key: k}, ", i)
+	}
+	return b.String()
 }
 
 func TestLoad(t *testing.T) {
@@ -159,6 +193,23 @@ func TestLoad(t *testing.T) {
 		if diff := cmp.Diff(want, load(tt.key)); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", tt.key, diff)
 		}
+	}
+}
+
+// The paths of each vendor are taken from the folder, too.
+func TestLoadVendors(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hsmsign.yaml")
+	if err := os.WriteFile(path, []byte("vendors:\n  a: {key: \"file:k\", cert: c.pem, chain: [d.pem], trust-root: [/e.pem]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Vendor{"a": {Key: "file:" + dir + "/k", Cert: dir + "/c.pem", Chain: []string{dir + "/d.pem"}, TrustRoot: []string{"/e.pem"}}}
+	if diff := cmp.Diff(want, c.Vendors); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

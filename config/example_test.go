@@ -25,17 +25,27 @@ func TestExample(t *testing.T) {
 		t.Errorf("as it is delivered it sets something:\n%s", diff)
 	}
 
-	var text strings.Builder
+	// One identity, or several by name: the example shows both.
+	unnamed, named := []string{"key", "cert", "chain"}, []string{"vendor", "vendors"}
+	var one, several strings.Builder
 	var shown []string
 	for _, m := range regexp.MustCompile(`(?m)^# ([a-z-]+): .*$`).FindAllStringSubmatch(string(data), -1) {
 		if m[1] == "hsmsign.yaml" {
 			continue
 		}
 		shown = append(shown, m[1])
-		text.WriteString(strings.TrimPrefix(m[0], "# ") + "\n")
+		line := strings.TrimPrefix(m[0], "# ") + "\n"
+		if !slices.Contains(named, m[1]) {
+			one.WriteString(line)
+		}
+		if !slices.Contains(unnamed, m[1]) {
+			several.WriteString(line)
+		}
 	}
-	if _, err := Parse("hsmsign.example.yaml", []byte(text.String())); err != nil {
-		t.Errorf("with its keys set: %v", err)
+	for _, text := range []string{one.String(), several.String()} {
+		if _, err := Parse("hsmsign.example.yaml", []byte(text)); err != nil {
+			t.Errorf("with its keys set: %v\n%s", err, text)
+		}
 	}
 
 	var fields, known []string

@@ -2,7 +2,9 @@ package config
 
 import (
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +28,7 @@ out-dir: out
 // it is written out.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(full))
+	f.Add([]byte("vendor: a\nvendors:\n  a: {key: \"file:k\", cert: c, chain: [d], trust-root: [e]}\n  b:\n    key: file:l\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("x.yaml", data)
 		if err != nil {
@@ -35,8 +38,10 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if strings.Contains(strings.ToLower(c.Key), "pin-value") {
-			t.Errorf("a PIN got in: %q", c.Key)
+		for _, v := range append(slices.Collect(maps.Values(c.Vendors)), Vendor{Key: c.Key}) {
+			if strings.Contains(strings.ToLower(v.Key), "pin-value") {
+				t.Errorf("a PIN got in: %q", v.Key)
+			}
 		}
 		text, err := yaml.Marshal(c)
 		if err != nil {

@@ -16,12 +16,13 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// setting is one key of the file: where its text goes, or its list.
+// setting is one key of the file: where its text goes, its list, or its vendors.
 type setting struct {
-	name   string
-	text   *string
-	list   *[]string
-	values []string // the only ones allowed; nil: any
+	name    string
+	text    *string
+	list    *[]string
+	values  []string // the only ones allowed; nil: any
+	vendors *map[string]Vendor
 }
 
 func (c *Config) settings() []setting {
@@ -34,6 +35,8 @@ func (c *Config) settings() []setting {
 		{name: "digest", text: &c.Digest, values: []string{"sha256", "sha1"}},
 		{name: "out-dir", text: &c.OutDir},
 		{name: "modules", list: &c.Modules},
+		{name: "vendor", text: &c.Vendor},
+		{name: "vendors", vendors: &c.Vendors},
 	}
 }
 
@@ -75,11 +78,11 @@ func (c *Config) parse(data []byte) *Error {
 		return refuse(file.Docs[0].Body.GetToken(), "write lines of the form key: value", "it holds no keys")
 	}
 	for _, entry := range mapping.Values {
-		if err := c.set(entry); err != nil {
+		if err := set(entry, c.settings()); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.checkVendors(mapping)
 }
 
 // refuse is an error at a token; nil is the first line.
@@ -140,28 +143,30 @@ func checkTokens(tokens token.Tokens) *Error {
 			}
 			entryLine = t.Position.Line
 		}
-		if depth > 2 { // { chain: [ a, b ] } has two
+		if depth > 4 { // { vendors: { a: { chain: [ x ] } } } has four
 			return refuse(t, "", "nested too deep")
 		}
 	}
 	return nil
 }
 
-// set takes one "key: value".
-func (c *Config) set(entry *ast.MappingValueNode) *Error {
+// set takes one "key: value", of the file or of a vendor.
+func set(entry *ast.MappingValueNode, settings []setting) *Error {
 	at := entry.Key.GetToken()
 	name, ok := entry.Key.(*ast.StringNode)
 	if !ok {
 		return refuse(at, "", "a key that is not a word")
 	}
-	settings := c.settings()
 	i := slices.IndexFunc(settings, func(s setting) bool { return s.name == name.Value })
 	if i < 0 {
 		return refuse(at, suggest(name.Value, settings), "unknown key %q", shorten(name.Value))
 	}
 	s := settings[i]
-	if s.list != nil {
+	switch {
+	case s.list != nil:
 		return s.setList(entry.Value)
+	case s.vendors != nil:
+		return s.setVendors(entry.Value)
 	}
 	text, err := s.read(entry.Value)
 	if err != nil {

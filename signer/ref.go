@@ -36,7 +36,7 @@ func ParseRef(s string) (Ref, error) {
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
 	if !ok || !isScheme(scheme) {
-		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH or pkcs11:ATTRIBUTES, say", ErrReference)
+		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH, pkcs11:ATTRIBUTES, awskms:///KEY or gcpkms://KEY", ErrReference)
 	}
 	ref := Ref{Scheme: strings.ToLower(scheme)}
 	var query string

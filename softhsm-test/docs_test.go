@@ -76,3 +76,72 @@ func TestReadme(t *testing.T) {
 		}
 	}
 }
+
+// TestWalkthrough runs docs/walkthrough.md as it stands, from an empty store to a PKCS#12 file, with every kind of key.
+func TestWalkthrough(t *testing.T) {
+	module, err := softhsmtest.FindModule()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../docs/walkthrough.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	aws, gcp := startAWS(t), startGCP(t)
+	for _, store := range []struct {
+		name, ref string
+		env       []string
+	}{
+		{"softhsm", "", nil}, // the document makes token and reference
+		{"file", "file:vendor.key?passphrase-file=vendor-pass", nil},
+		{"awskms", strings.Replace(aws.ref, "mdm-vendor", "mdm-new", 1), aws.env},
+		{"gcpkms", strings.Replace(gcp.ref, "cryptoKeys/vendor", "cryptoKeys/new", 1), gcp.env},
+	} {
+		t.Run(store.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var script strings.Builder
+			for _, block := range regexp.MustCompile("(?s)```sh( softhsm)?\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+				if block[1] == "" || store.ref == "" {
+					script.WriteString(block[2])
+				}
+			}
+			if err := os.WriteFile(filepath.Join(dir, "vendor-pass"), []byte("a passphrase of the vendor\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			shell := exec.CommandContext(ctx, "bash", "-euxo", "pipefail", "-c",
+				strings.ReplaceAll(script.String(), "/usr/lib/softhsm/libsofthsm2.so", module))
+			shell.Dir = dir
+			shell.Env = append(os.Environ(), append(store.env, "PATH="+binary+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir,
+				"HSMSIGN_KEY="+store.ref)...)
+			out, err := shell.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if strings.Count(string(out), "+ hsmsign ") < 13 {
+				t.Errorf("not the whole way was gone:\n%s", out)
+			}
+			checkResults(t, dir)
+		})
+	}
+}
+
+// checkResults holds what the walkthrough left to what openssl and keytool make of it.
+func checkResults(t *testing.T, dir string) {
+	t.Helper()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	run(t, "openssl", "verify", "-CAfile", at("pki/root.pem"), "-untrusted", at("vendor.pem"), at("vendor.pem"))
+	run(t, "openssl", "verify", "-CAfile", at("pki/root.pem"), "-untrusted", at("pki/integration.pem"), at("MDM_Acme_Certificate.pem"))
+	key := run(t, "openssl", "pkcs12", "-in", at("MDM_APNSCert.pfx"), "-passin", "file:"+at("export-pass"), "-nocerts", "-nodes")
+	if !strings.Contains(string(key), "BEGIN PRIVATE KEY") {
+		t.Errorf("openssl finds no key: %s", key)
+	}
+	if _, err := exec.LookPath("keytool"); err != nil {
+		return // openssl has read it; Java is not everywhere
+	}
+	list := run(t, "keytool", "-list", "-storetype", "PKCS12", "-keystore", at("MDM_APNSCert.pfx"), "-storepass:file", at("export-pass"))
+	if !strings.Contains(string(list), "PrivateKeyEntry") {
+		t.Errorf("keytool: %s", list)
+	}
+}

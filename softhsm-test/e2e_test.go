@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 	goldenDir  = "../testdata/golden"
 )
 
-// binary is the folder of the real program, built once for all scripts.
+// binary is the folder of the real program and the doubles of the KMSs, built once for all scripts.
 var binary string
 
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
@@ -35,7 +36,8 @@ func runTests(m *testing.M) int {
 	defer func() { _ = os.RemoveAll(dir) }()
 	ctx, cancel := context.WithTimeout(context.Background(), binaryWait)
 	defer cancel()
-	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "hsmsign"), "hsmsign/cmd/hsmsign")
+	build := exec.CommandContext(ctx, "go", "build", "-o", dir, "hsmsign/cmd/hsmsign",
+		"hsmsign/signer/awskms/kmstest/cmd/awskms-double", "hsmsign/signer/gcpkms/kmstest/cmd/gcpkms-double")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build hsmsign: %v\n%s", err, out)
 		return 1
@@ -70,11 +72,28 @@ func TestScripts(t *testing.T) {
 }
 
 func setup(env *testscript.Env, token *softhsmtest.Token) error {
+	if err := setupFiles(env, map[string]string{"pin": token.PIN + "\n", "wrong-pin": "0000\n"}); err != nil {
+		return err
+	}
+	env.Setenv("SOFTHSM2_CONF", token.Conf)
+	env.Setenv("TOKENS", filepath.Join(token.Dir, "tokens"))
+	env.Setenv("MODULE", token.Module)
+	env.Setenv("TOKEN", token.Label)
+	env.Setenv("PIN", token.PIN)
+	env.Setenv("REF", token.Ref("vendor"))
+	return nil
+}
+
+// setupFiles gives a script the program, the golden files and more of its own.
+func setupFiles(env *testscript.Env, more map[string]string) error {
 	entries, err := os.ReadDir(goldenDir)
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"pin": []byte(token.PIN + "\n"), "wrong-pin": []byte("0000\n")}
+	files := map[string][]byte{}
+	for name, text := range more {
+		files[name] = []byte(text)
+	}
 	for _, e := range entries {
 		if files[e.Name()], err = os.ReadFile(filepath.Join(goldenDir, e.Name())); err != nil {
 			return err
@@ -88,12 +107,6 @@ func setup(env *testscript.Env, token *softhsmtest.Token) error {
 	env.Setenv("PATH", binary+string(filepath.ListSeparator)+env.Getenv("PATH"))
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "config"))
-	env.Setenv("SOFTHSM2_CONF", token.Conf)
-	env.Setenv("TOKENS", filepath.Join(token.Dir, "tokens"))
-	env.Setenv("MODULE", token.Module)
-	env.Setenv("TOKEN", token.Label)
-	env.Setenv("PIN", token.PIN)
-	env.Setenv("REF", token.Ref("vendor"))
 	return nil
 }
 
@@ -114,7 +127,14 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, ref := range map[string]string{"file": "file:" + keyFile, "softhsm": token.Ref("vendor")} {
+	aws, gcp := startAWS(t), startGCP(t)
+	for _, variable := range aws.env {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
+	}
+	for name, ref := range map[string]string{
+		"file": "file:" + keyFile, "softhsm": token.Ref("vendor"), "awskms": aws.ref, "gcpkms": gcp.ref,
+	} {
 		t.Run(name, func(t *testing.T) {
 			got := run(t, filepath.Join(binary, "hsmsign"), "sign", "--key", ref,
 				"--cert", goldenDir+"/chain.pem", "--trust-root", goldenDir+"/root.pem", goldenDir+"/customer.csr")

@@ -11,50 +11,59 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 const (
 	rootCertFile, rootKeyFile = "root.pem", "root.key"
 	wwdrCertFile, wwdrKeyFile = "wwdr.pem", "wwdr.key"
+	pushCertFile, pushKeyFile = "integration.pem", "integration.key"
 
 	maxFile = 64 << 10 // bytes of one file that Load reads
 )
 
-// Save writes root.pem, wwdr.pem, root.key and wwdr.key (PKCS#8 PEM, mode 0600) to the folder dir, which it
-// makes if need be. It never overwrites: where one of the four is there already nothing is written and the
-// error wraps fs.ErrExist.
+// Save writes root, wwdr and integration, each as .pem and .key (PKCS#8 PEM, mode 0600), to the folder dir, which it
+// makes if need be. It never overwrites: where one of the files is there already nothing is written and the error wraps
+// fs.ErrExist.
 func (a *Authority) Save(dir string) error {
-	rootKey, err := x509.MarshalPKCS8PrivateKey(a.RootKey)
-	if err != nil {
-		return fmt.Errorf("encode the test root's key: %w", err)
-	}
-	wwdrKey, err := x509.MarshalPKCS8PrivateKey(a.WWDRKey)
-	if err != nil {
-		return fmt.Errorf("encode the test WWDR's key: %w", err)
-	}
-	files := []struct {
-		name, block string
-		der         []byte
-		mode        fs.FileMode
-	}{
-		{rootKeyFile, keyBlock, rootKey, 0o600},
-		{wwdrKeyFile, keyBlock, wwdrKey, 0o600},
-		{rootCertFile, certBlock, a.Root.Raw, 0o644},
-		{wwdrCertFile, certBlock, a.WWDR.Raw, 0o644},
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	for _, f := range files {
-		path := filepath.Join(dir, f.name)
-		if _, err := os.Lstat(path); err == nil {
-			return &fs.PathError{Op: "save the test PKI", Path: path, Err: fs.ErrExist}
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return err
+	return savePairs(dir,
+		pair{rootCertFile, a.Root, rootKeyFile, a.RootKey},
+		pair{wwdrCertFile, a.WWDR, wwdrKeyFile, a.WWDRKey},
+		pair{pushCertFile, a.Integration, pushKeyFile, a.IntegrationKey})
+}
+
+// pair is a certificate and its key, and the files of both.
+type pair struct {
+	certFile string
+	cert     *x509.Certificate
+	keyFile  string
+	key      *rsa.PrivateKey
+}
+
+// savePairs writes all, or nothing where one of the files is there already.
+func savePairs(dir string, pairs ...pair) error {
+	for _, p := range pairs {
+		for _, name := range []string{p.certFile, p.keyFile} {
+			path := filepath.Join(dir, name)
+			if _, err := os.Lstat(path); err == nil {
+				return &fs.PathError{Op: "save the test PKI", Path: path, Err: fs.ErrExist}
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 	}
-	for _, f := range files {
-		if err := writeNew(filepath.Join(dir, f.name), pem.EncodeToMemory(&pem.Block{Type: f.block, Bytes: f.der}), f.mode); err != nil {
+	for _, p := range pairs {
+		key, err := x509.MarshalPKCS8PrivateKey(p.key)
+		if err != nil {
+			return fmt.Errorf("encode the key for %s: %w", p.keyFile, err)
+		}
+		if err := writeNew(filepath.Join(dir, p.keyFile), pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: key}), 0o600); err != nil {
+			return err
+		}
+		if err := writeNew(filepath.Join(dir, p.certFile), pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: p.cert.Raw}), 0o644); err != nil {
 			return err
 		}
 	}
@@ -72,7 +81,7 @@ func writeNew(path string, data []byte, mode fs.FileMode) error {
 }
 
 // Load reads what Save wrote and checks that keys and certificates belong together. The error wraps
-// fs.ErrNotExist when a file is missing.
+// fs.ErrNotExist when a file is missing. A folder from before there was Integration gets one.
 func Load(dir string) (*Authority, error) {
 	var a Authority
 	var err error
@@ -87,6 +96,19 @@ func Load(dir string) (*Authority, error) {
 	}
 	if err := a.WWDR.CheckSignatureFrom(a.Root); err != nil {
 		return nil, fmt.Errorf("load the test PKI: %s was not issued by %s in %q: %w", wwdrCertFile, rootCertFile, dir, err)
+	}
+	a.Integration, a.IntegrationKey, err = loadPair(dir, pushCertFile, pushKeyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := a.addIntegration(time.Now().Add(-time.Hour)); err != nil {
+			return nil, err
+		}
+		return &a, savePairs(dir, pair{pushCertFile, a.Integration, pushKeyFile, a.IntegrationKey})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Integration.CheckSignatureFrom(a.Root); err != nil {
+		return nil, fmt.Errorf("load the test PKI: %s was not issued by %s in %q: %w", pushCertFile, rootCertFile, dir, err)
 	}
 	return &a, nil
 }

@@ -1,10 +1,12 @@
 // Package testpki is an Apple-shaped certificate authority for tests: a root, a WWDR-like intermediate under
-// it, and vendor certificates ("MDM Vendor: ...") as Apple issues them. With it a machine without an Apple
-// developer account can sign and verify Push Certificate Requests from end to end.
+// it, and vendor certificates ("MDM Vendor: ...") as Apple issues them; and beside that the authority that issues
+// push certificates. With it a machine without an Apple developer account can sign and verify Push Certificate
+// Requests from end to end.
 //
 //	authority, err := testpki.New(time.Now())
 //	vendor, err := authority.IssueVendor(csr, testpki.VendorOptions{Organization: "Example Corp"})
 //	// chain: vendor, authority.WWDR, authority.Root
+//	cert, err := authority.IssuePush(customerCSR, testpki.PushOptions{})
 //
 // Save keeps an authority in a folder and Load reads it back, so that a later run issues from the same root.
 //
@@ -34,13 +36,15 @@ const (
 	organization = "hsmsign TEST PKI - not Apple"
 	rootName     = "hsmsign TEST Root CA"
 	wwdrName     = "hsmsign TEST Worldwide Developer Relations CA"
+	pushName     = "hsmsign TEST Application Integration CA"
 	keyBits      = 2048
 )
 
-// Authority is a test root, and a WWDR-like intermediate under it, with their keys.
+// Authority is a test root with two intermediates under it, and their keys. WWDR issues vendor certificates, Integration
+// push certificates.
 type Authority struct {
-	Root, WWDR       *x509.Certificate
-	RootKey, WWDRKey *rsa.PrivateKey
+	Root, WWDR, Integration          *x509.Certificate
+	RootKey, WWDRKey, IntegrationKey *rsa.PrivateKey
 }
 
 // VendorOptions shape a vendor certificate. The zero value gives one like Apple's.
@@ -58,7 +62,7 @@ type VendorOptions struct {
 }
 
 // New makes an authority whose certificates begin an hour before now: RSA-2048 keys and SHA-256, the root for
-// 25 years, the WWDR intermediate for 10.
+// 25 years, the intermediates for 10.
 func New(now time.Time) (*Authority, error) {
 	from := now.Add(-time.Hour) // clocks differ a little
 	rootKey, err := rsa.GenerateKey(rand.Reader, keyBits)
@@ -86,7 +90,8 @@ func New(now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Authority{Root: root, WWDR: wwdr, RootKey: rootKey, WWDRKey: wwdrKey}, nil
+	a := &Authority{Root: root, WWDR: wwdr, RootKey: rootKey, WWDRKey: wwdrKey}
+	return a, a.addIntegration(from)
 }
 
 // IssueVendor issues a vendor certificate for the CSR's public key, which may be of any type. Of the CSR's

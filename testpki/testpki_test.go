@@ -186,7 +186,7 @@ func TestSaveLoad(t *testing.T) {
 	if err := a.Save(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{"root.key", "wwdr.key"} {
+	for _, f := range []string{"root.key", "wwdr.key", "integration.key"} {
 		info, err := os.Stat(filepath.Join(dir, f))
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v; want mode 0600", f, info.Mode(), err)
@@ -196,7 +196,7 @@ func TestSaveLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !b.Root.Equal(a.Root) || !b.WWDR.Equal(a.WWDR) || !b.RootKey.Equal(a.RootKey) || !b.WWDRKey.Equal(a.WWDRKey) {
+	if !b.Root.Equal(a.Root) || !b.WWDR.Equal(a.WWDR) || !b.Integration.Equal(a.Integration) || !b.IntegrationKey.Equal(a.IntegrationKey) || !b.RootKey.Equal(a.RootKey) || !b.WWDRKey.Equal(a.WWDRKey) {
 		t.Error("Load gives another authority than Save was given")
 	}
 	if _, err := b.IssueVendor(newCSR(t, ecKey(t)), VendorOptions{}); err != nil {
@@ -205,7 +205,7 @@ func TestSaveLoad(t *testing.T) {
 }
 
 func TestSaveNeverOverwrites(t *testing.T) {
-	for _, there := range []string{"root.pem", "root.key", "wwdr.pem", "wwdr.key"} {
+	for _, there := range []string{"root.pem", "root.key", "wwdr.pem", "wwdr.key", "integration.pem", "integration.key"} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, there), []byte("mine"), 0o600); err != nil {
 			t.Fatal(err)
@@ -262,10 +262,11 @@ func TestLoadRefuses(t *testing.T) {
 	}{
 		{"no root key", a, remove("root.key"), "root.key", fs.ErrNotExist},
 		{"no WWDR", a, remove("wwdr.pem"), "wwdr.pem", fs.ErrNotExist},
+		{"half an integration CA", a, remove("integration.key"), "integration.pem", fs.ErrExist},
 		{"key of another", a, copyTo("root.key", "wwdr.key"), "is not that of the certificate", nil},
 		{"certificate for key", a, copyTo("root.pem", "root.key"), "does not hold one PRIVATE KEY block", nil},
 		{"WWDR of another root", &alien, nothing, "was not issued by", nil},
-		{"WWDR as root", &Authority{Root: a.WWDR, RootKey: a.WWDRKey, WWDR: a.WWDR, WWDRKey: a.WWDRKey}, nothing, "is not the root of a test PKI", nil},
+		{"WWDR as root", &Authority{Root: a.WWDR, RootKey: a.WWDRKey, WWDR: a.WWDR, WWDRKey: a.WWDRKey, Integration: a.Integration, IntegrationKey: a.IntegrationKey}, nothing, "is not the root of a test PKI", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()

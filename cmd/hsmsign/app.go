@@ -34,7 +34,7 @@ func (p *program) app() *cli.App {
 		Flags:                []cli.Flag{configFlag()},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.keyCommand(), p.doctorCommand(), p.checkConfigCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
+			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
 		},
 		Writer:    writerFunc(func(b []byte) (int, error) { p.ui.write(b); return len(b), nil }),
 		ErrWriter: io.Discard, // ui says it, once
@@ -66,6 +66,8 @@ func strict(commands []*cli.Command) {
 		c.HideHelpCommand = true
 		if len(c.Subcommands) > 0 {
 			strict(c.Subcommands)
+		}
+		if len(c.Subcommands) > 0 && c.Action == nil {
 			c.Action = func(ctx *cli.Context) error {
 				if name := ctx.Args().First(); name != "" {
 					return unknownCommand(ctx, name)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 
 	"hsmsign/signer"
+	"hsmsign/signer/awskms"
 	"hsmsign/signer/file"
+	"hsmsign/signer/gcpkms"
 	"hsmsign/signer/pkcs11"
 )
 
@@ -15,7 +17,9 @@ func (p *program) backends(pub crypto.PublicKey) map[string]signer.Backend {
 	secrets := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}
 	warn := func(message string) { p.ui.warn("%s", message) }
 	return map[string]signer.Backend{
-		"file": file.Backend(file.Options{Secrets: secrets, Warn: warn}),
+		"file":   file.Backend(file.Options{Secrets: secrets, Warn: warn}),
+		"awskms": awskms.Backend(awskms.Options{Warn: warn, PublicKey: pub}),
+		"gcpkms": gcpkms.Backend(gcpkms.Options{Warn: warn, PublicKey: pub}),
 		"pkcs11": pkcs11.Backend(pkcs11.Options{
 			Secrets: secrets, Warn: warn, PublicKey: pub, AllowedModules: p.modules, Worker: worker(),
 		}),
@@ -30,7 +34,7 @@ func (p *program) backend(reference string, pub crypto.PublicKey) (signer.Ref, s
 	}
 	backend, ok := p.backends(pub)[ref.Scheme]
 	if !ok {
-		return ref, backend, fmt.Errorf("%w: unknown scheme %q; this program knows file and pkcs11", signer.ErrReference, ref.Scheme)
+		return ref, backend, fmt.Errorf("%w: unknown scheme %q; there are file, pkcs11, awskms and gcpkms", signer.ErrReference, ref.Scheme)
 	}
 	return ref, backend, nil
 }

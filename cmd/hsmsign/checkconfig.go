@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -59,6 +60,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	if cert, _ := s.str("cert"); cert == "" {
+		if len(s.config.Vendors) > 0 {
+			return s.missing("cert", "vendor certificate")
+		}
 		return nil
 	}
 	c, err := p.vendorChain(ctx.Context, s)
@@ -67,7 +71,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	}
 	cert, _ := s.str("cert")
 	p.ui.warnings(certName(cert), c.Findings)
-	p.ui.info("the vendor chain is complete; %q is valid until %s", c.Leaf().Subject.CommonName, c.Leaf().NotAfter.UTC().Format("2006-01-02"))
+	soonest := soonestExpiry(c.Certs)
+	p.ui.info("the vendor chain is complete; %q is valid until %s, the soonest to expire is %q, %s", c.Leaf().Subject.CommonName,
+		c.Leaf().NotAfter.UTC().Format(time.DateOnly), soonest.Subject.CommonName, soonest.NotAfter.UTC().Format(time.DateOnly))
 	return nil
 }
 
@@ -99,6 +105,13 @@ func (s *settings) effective() ([]settingInfo, error) {
 		values, origin := s.list(name)
 		infos = append(infos, setting(name, origin, "", values...))
 	}
+	name, origin := s.str("vendor")
+	infos = append(infos, setting("vendor", origin, "", name))
+	vendors := setting("vendors", "", "", "")
+	if len(s.config.Vendors) > 0 {
+		vendors = setting("vendors", s.path, "", s.vendorNames()...)
+	}
+	infos = append(infos, vendors)
 	modules := setting("modules", "", "", "")
 	if len(s.config.Modules) > 0 {
 		modules = setting("modules", s.path, "", s.config.Modules...)

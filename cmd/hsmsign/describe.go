@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
+	"hsmsign/push"
 	"hsmsign/request"
 )
 
@@ -34,12 +35,7 @@ type certInfo struct {
 	SHA256    string `json:"sha256"`     // of the DER
 }
 
-var (
-	oidUID          = asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 1}
-	oidVendorMarker = asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
-)
-
-const topicPrefix = "com.apple.mgmt."
+var oidVendorMarker = asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
 
 func describeCert(cert *x509.Certificate, now time.Time) certInfo {
 	info := certInfo{
@@ -51,13 +47,13 @@ func describeCert(cert *x509.Certificate, now time.Time) certInfo {
 		KeySHA256: hexSHA256(cert.RawSubjectPublicKeyInfo), SHA256: hexSHA256(cert.Raw),
 	}
 	info.Kind, info.Name = "other", "certificate"
-	uid := subjectUID(cert)
+	topic := push.Topic(cert)
 	pin, pinned := chain.Lookup(cert)
 	switch {
 	case pinned:
 		info.Kind, info.Name = "apple", "Apple's "+pin.Name+", as pinned"
-	case strings.HasPrefix(uid, topicPrefix):
-		info.Kind, info.Name, info.Topic = "push", "push certificate", uid
+	case topic != "":
+		info.Kind, info.Name, info.Topic = "push", "push certificate", topic
 	case cert.IsCA:
 		info.Kind, info.Name = "ca", "CA certificate, not one of Apple's"
 	case isVendor(cert):
@@ -94,15 +90,6 @@ func isVendor(cert *x509.Certificate) bool {
 		}
 	}
 	return strings.HasPrefix(cert.Subject.CommonName, "MDM Vendor:")
-}
-
-func subjectUID(cert *x509.Certificate) string {
-	for _, name := range cert.Subject.Names {
-		if s, ok := name.Value.(string); ok && name.Type.Equal(oidUID) {
-			return s
-		}
-	}
-	return ""
 }
 
 func describeKey(pub any, algorithm x509.PublicKeyAlgorithm) string {

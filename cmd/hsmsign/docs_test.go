@@ -63,9 +63,9 @@ func TestFlagsAreDocumented(t *testing.T) {
 
 // TestFindingsAreDocumented holds docs/findings.md to the code: every ID, and no other.
 func TestFindingsAreDocumented(t *testing.T) {
-	id := regexp.MustCompile("[\"`]((?:csr|chain|request)\\.[a-z0-9-]+)[\"`]")
+	id := regexp.MustCompile("[\"`]((?:csr|chain|request|push)\\.[a-z0-9-]+)[\"`]")
 	var inCode []string
-	for _, dir := range []string{"request", "chain", "agent"} {
+	for _, dir := range []string{"request", "chain", "agent", "push", "identity"} {
 		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

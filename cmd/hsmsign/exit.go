@@ -6,6 +6,8 @@ import (
 
 	"hsmsign/config"
 	"hsmsign/finding"
+	"hsmsign/identity"
+	"hsmsign/push"
 	"hsmsign/signer"
 )
 
@@ -50,7 +52,7 @@ func exitCode(err error) int {
 		return exit.code
 	case errors.As(err, &found):
 		switch found.Subject() {
-		case finding.CSR:
+		case finding.CSR, push.FindingSubject:
 			return exitRefused
 		case finding.Chain:
 			return exitVendor
@@ -73,8 +75,15 @@ var families = []struct {
 	code int
 }{
 	{signer.ErrReference, exitUsage},
+	{push.ErrSubject, exitUsage},
+	{push.ErrAddress, exitUsage},
+	{push.ErrPassphrase, exitAuth},
+	{push.ErrRefused, exitRefused},
+	{push.ErrNoAnswer, exitUnavailable},
 	{signer.ErrUnsupported, exitUsage},
 	{signer.ErrKeyExists, exitUsage},
+	{identity.ErrSubject, exitUsage},
+	{identity.ErrTranscript, exitDefects},
 	{signer.ErrAuth, exitAuth},
 	{signer.ErrKeyNotFound, exitVendor},
 	{signer.ErrAmbiguousKey, exitVendor},

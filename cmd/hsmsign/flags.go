@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -39,7 +40,7 @@ func configFlag() cli.Flag {
 func jsonFlag() cli.Flag  { return boolFlag("json", "print results as JSON, one object a line") }
 func forceFlag() cli.Flag { return boolFlag("force", "overwrite existing output files") }
 func keyFlag() cli.Flag {
-	return stringFlag("key", "vendor key `REFERENCE`: file:PATH or pkcs11:...?module-path=...")
+	return stringFlag("key", "vendor key `REFERENCE`: file:PATH, pkcs11:...?module-path=..., awskms:///... or gcpkms://...")
 }
 func outputFlag() cli.Flag {
 	return stringFlag("output", "write to `FILE` instead of standard output", "o")
@@ -53,7 +54,7 @@ func identityFlags() []cli.Flag {
 	return []cli.Flag{
 		stringFlag("cert", "vendor certificate `FILE`, or the whole chain (PEM, DER, PKCS#7), or the pkcs11: reference of a certificate in a token"),
 		listFlag("chain", "`FILE` with intermediate or root certificates; may be repeated"),
-		trustRootFlag(), configFlag(),
+		trustRootFlag(), vendorFlag(), configFlag(),
 	}
 }
 
@@ -63,6 +64,9 @@ type settings struct {
 	getenv func(string) string
 	config *config.Config
 	path   string // of the configuration file; "" when there is none
+	// identity is the configuration's vendor identity, vendor its name; "" for the unnamed one.
+	identity config.Vendor
+	vendor   string
 }
 
 // bareSettings is for commands that the configuration file says nothing about.
@@ -83,14 +87,14 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	if err != nil {
 		return nil, usage("name a configuration file that exists, or none", "%w", err)
 	}
-	if path == "" {
-		return s, nil
-	}
-	s.path = path
-	if s.config, err = config.Load(path); err == nil {
+	if path != "" {
+		s.path = path
+		if s.config, err = config.Load(path); err != nil {
+			return nil, err
+		}
 		p.modules = s.config.Modules
 	}
-	return s, err
+	return s, s.choose()
 }
 
 // str is a flag's value and where it came from ("" for both where it is not set).
@@ -102,7 +106,7 @@ func (s *settings) str(name string) (value, origin string) {
 		return v, "$" + envName(name)
 	}
 	if v := s.fromConfig(name); len(v) > 0 && v[0] != "" {
-		return v[0], s.path
+		return v[0], s.origin(name)
 	}
 	return "", ""
 }
@@ -116,7 +120,7 @@ func (s *settings) list(name string) (values []string, origin string) {
 		return filepath.SplitList(v), "$" + envName(name)
 	}
 	if v := s.fromConfig(name); len(v) > 0 {
-		return v, s.path
+		return v, s.origin(name)
 	}
 	return nil, ""
 }
@@ -136,18 +140,33 @@ func (s *settings) boolean(name string) (bool, error) {
 	return b, nil
 }
 
+// duration reads a time like 30s from a flag.
+func (s *settings) duration(name string, standard, least, most time.Duration) (time.Duration, error) {
+	value, from := s.str(name)
+	if value == "" {
+		return standard, nil
+	}
+	d, err := time.ParseDuration(value)
+	if err != nil || d < least || d > most {
+		return 0, usage(fmt.Sprintf("it is a time from %v to %v, as 30s", least, most), "%s is %q", from, value)
+	}
+	return d, nil
+}
+
 // fromConfig is the configuration's value for a flag's name.
 func (s *settings) fromConfig(name string) []string {
 	c := s.config
 	switch name {
 	case "key":
-		return []string{c.Key}
+		return []string{s.identity.Key}
 	case "cert":
-		return []string{c.Cert}
+		return []string{s.identity.Cert}
 	case "chain":
-		return c.Chain
+		return s.identity.Chain
 	case "trust-root":
-		return c.TrustRoot
+		return s.identity.TrustRoot
+	case "vendor":
+		return []string{c.Vendor}
 	case "format":
 		return []string{c.Format}
 	case "digest":

@@ -119,7 +119,7 @@ func (p *program) newKeyJob(ctx *cli.Context, takesArguments bool) (*keyJob, []s
 	}
 	key, from := s.str("key")
 	if key == "" {
-		return nil, nil, usage("name it with --key, $HSMSIGN_KEY or key: in the configuration", "no key given")
+		return nil, nil, s.missing("key", "key")
 	}
 	if job.ref, job.backend, err = p.backend(key, nil); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", from, err)

@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe}),
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush}),
 	})
 }
 
@@ -77,6 +77,7 @@ func cmdVendor(ts *testscript.TestScript, _ bool, args []string) {
 		"soon":    {NotBefore: now.AddDate(-1, 0, 10), NotAfter: now.AddDate(0, 0, 10)},
 		"ca":      {IsCA: true},
 		"bare":    {OmitExtension: true},
+		"push":    {UID: "com.apple.mgmt.External.6a3f"},
 	}
 	opts, ok := kinds[args[0]]
 	if !ok {

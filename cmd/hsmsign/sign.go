@@ -21,7 +21,7 @@ import (
 const (
 	// openTimeout bounds opening a key, a person's typing included.
 	openTimeout = 2 * time.Minute
-	// signTimeout bounds one signature: network HSMs answer within a second, or not at all.
+	// signTimeout bounds one signature, unless --timeout does: network HSMs answer within a second, or not at all.
 	signTimeout = time.Minute
 	// requestMode: a request holds no secret.
 	requestMode = fs.FileMode(0o644)
@@ -44,6 +44,7 @@ func (p *program) signCommand() *cli.Command {
 			stringFlag("format", "`FORMAT` of the request: base64 (what Apple takes) or plist (the XML inside) (default: base64)"),
 			stringFlag("digest", "`HASH` of the signature: sha256, or sha1 for vendor certificates older than 2021 (default: sha256)"),
 			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result"),
+			stringFlag("timeout", "give one signature up after this `TIME`, 100ms to 10m (default: 1m)"),
 			jsonFlag(), forceFlag(),
 		}, identityFlags()...),
 		Action: p.sign,
@@ -58,6 +59,7 @@ type signJob struct {
 	format   request.Format
 	digest   crypto.Hash
 	customer string
+	timeout  time.Duration // of one signature
 	json     bool
 	force    bool
 	chain    *chain.Chain
@@ -101,7 +103,7 @@ func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error)
 	}
 	key, from := s.str("key")
 	if key == "" {
-		return nil, usage("name it with --key, $HSMSIGN_KEY or key: in the configuration", "no vendor key given")
+		return nil, s.missing("key", "vendor key")
 	}
 	if _, err := signer.ParseRef(key); err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
@@ -141,8 +143,11 @@ func (job *signJob) readFlags(s *settings) error {
 		}
 	}
 	job.customer, _ = s.str("customer")
-	format, from := s.str("format")
 	var err error
+	if job.timeout, err = s.duration("timeout", signTimeout, 100*time.Millisecond, 10*time.Minute); err != nil {
+		return err
+	}
+	format, from := s.str("format")
 	if job.format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
 		return usage("", "%s: %w", from, err)
 	}
@@ -174,7 +179,7 @@ func orDefault(value, standard string) string {
 func (p *program) vendorChain(ctx context.Context, s *settings) (*chain.Chain, error) {
 	certFile, _ := s.str("cert")
 	if certFile == "" {
-		return nil, usage("name it with --cert, $HSMSIGN_CERT or cert: in the configuration", "no vendor certificate given")
+		return nil, s.missing("cert", "vendor certificate")
 	}
 	cert, err := p.readCerts(ctx, certFile)
 	if err != nil {
@@ -303,7 +308,7 @@ func (job *signJob) issue(ctx context.Context, p *agent.Prepared) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	ctx, cancel := context.WithTimeout(ctx, job.timeout)
 	defer cancel()
 	req, err := a.Issue(ctx, p)
 	if err != nil {

@@ -18,7 +18,7 @@ func (p *program) testpkiCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "testpki",
 		Usage: "stand in for Apple in tests: issue a vendor certificate under an Apple-shaped test root",
-		Description: "Writes root.pem, wwdr.pem, vendor.pem (the whole chain, for --cert) and the test authority's keys into the folder.\n" +
+		Description: "Writes root.pem, wwdr.pem, integration.pem, vendor.pem (the whole chain, for --cert) and the test authority's keys into the folder.\n" +
 			"A folder that holds a test authority already issues again from the same root. Apple never takes these.\n\n" +
 			"  hsmsign testpki --csr vendor.csr --out-dir pki/\n" +
 			"  hsmsign sign --key file:vendor.key --cert pki/vendor.pem --trust-root pki/root.pem -o acme.req acme.csr",
@@ -27,7 +27,8 @@ func (p *program) testpkiCommand() *cli.Command {
 			stringFlag("out-dir", "`FOLDER` for the test certificates, made if it does not exist"),
 			forceFlag(), jsonFlag(),
 		},
-		Action: p.testpki,
+		Subcommands: []*cli.Command{p.issuePushCommand()},
+		Action:      p.testpki,
 	}
 }
 

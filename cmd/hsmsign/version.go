@@ -49,7 +49,7 @@ func (p *program) version(ctx *cli.Context) error {
 func readVersion() versionInfo {
 	info := versionInfo{
 		Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Backends: []string{"file", "pkcs11"},
+		Backends: []string{"file", "pkcs11", "awskms", "gcpkms"},
 	}
 	if !pkcs11.Available {
 		info.Backends = slices.DeleteFunc(info.Backends, func(b string) bool { return b == "pkcs11" })

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/push"
+	"hsmsign/signer"
+	"hsmsign/signer/file"
+)
+
+// secretMode is that of files with a private key in them.
+const secretMode = fs.FileMode(0o600)
+
+const envPassphrase = "HSMSIGN_PASSPHRASE" // #nosec G101 -- the name of a variable
+
+// The flags of the customer's key have names of their own, and so variables of their own: on a vendor's machine HSMSIGN_KEY
+// and HSMSIGN_CERT are the vendor's.
+func pushKeyFlag() cli.Flag {
+	return stringFlag("push-key", "the push certificate's key: a `FILE`, or a reference as for sign", "key")
+}
+func passphraseFileFlag() cli.Flag {
+	return stringFlag("passphrase-file", "`FILE` with the passphrase of the key file; else $"+envPassphrase+", or the terminal")
+}
+func customerFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("common-name", "`NAME` of the MDM server or customer, at most 64 characters", "name"),
+		stringFlag("email", "email `ADDRESS` of the customer"),
+		stringFlag("country", "`CODE` of the customer's country, two letters"),
+		stringFlag("organization", "`NAME` of the customer's organization, at most 64 characters; may be left out"),
+		stringFlag("bits", "`SIZE` of the modulus: 2048, 3072 or 4096 (default: 2048)"),
+	}
+}
+
+func (p *program) pushCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "push",
+		Usage: "the customer's side: key and CSR, push certificate, topic, renewal, file for the MDM server",
+		Subcommands: []*cli.Command{
+			{
+				Name: "csr", Usage: "make a key, and the CSR that the MDM vendor signs",
+				Description: "The key is written encrypted, with the passphrase of --passphrase-file, $HSMSIGN_PASSPHRASE or the terminal; or\n" +
+					"--push-key names a key that is there, in a token too. Nothing is ever replaced.\n\n" +
+					"  hsmsign push csr --name 'Acme MDM' --email mdm@acme.example --country DE --key-out push.key -o push.csr",
+				Flags: append(customerFlags(), stringFlag("key-out", "write the new key to `FILE`"), pushKeyFlag(),
+					passphraseFileFlag(), outputFlag(), configFlag()),
+				Action: p.pushCSR,
+			},
+			{
+				Name: "inspect", Usage: "show a push certificate, how long it lasts, and whether a key is its own", ArgsUsage: "FILE",
+				Description: "Exit code 7 when it has expired or the key is another's.\n\n" +
+					"  hsmsign push inspect --push-key push.key MDM_Certificate.pem",
+				Flags:  []cli.Flag{pushKeyFlag(), passphraseFileFlag(), jsonFlag(), configFlag()},
+				Action: p.pushInspect,
+			},
+			{
+				Name: "renew", Usage: "say whether a renewed push certificate can take the place of the old one",
+				Description: "It must have the same topic: with another one every device has to enrol again. Exit code 3 when it cannot.\n\n" +
+					"  hsmsign push renew --old MDM_2025.pem --new MDM_2026.pem",
+				Flags:  []cli.Flag{stringFlag("old", "`FILE` of the push certificate in use"), stringFlag("new", "`FILE` of the renewed one")},
+				Action: p.pushRenew,
+			},
+			p.pushP12Command(),
+			{
+				Name: "topic", Usage: "print the topic of a push certificate, and nothing else", ArgsUsage: "FILE",
+				Action: p.pushTopic,
+			},
+		},
+	}
+}
+
+func (p *program) pushCSR(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	if err := noArguments(ctx); err != nil {
+		return err
+	}
+	subject, err := s.customer()
+	if err != nil {
+		return err
+	}
+	bits, err := s.number("bits", 2048, 2048, 4096)
+	if err != nil {
+		return err
+	}
+	keyOut, _ := s.str("key-out")
+	existing, _ := s.str("push-key")
+	if ctx.IsSet("key-out") != ctx.IsSet("push-key") { // the one on the command line beats the environment's
+		if ctx.IsSet("key-out") {
+			existing = ""
+		} else {
+			keyOut = ""
+		}
+	}
+	if (keyOut == "") == (existing == "") {
+		return usage("--key-out makes a key, --push-key takes one that is there", "one of --key-out and --push-key is needed")
+	}
+	output, _ := s.str("output")
+	if err := checkNew(output, keyOut); err != nil {
+		return err
+	}
+	var key signer.Signer
+	if existing != "" {
+		key, err = p.openPushKey(ctx.Context, s, existing)
+	} else {
+		var passphrase []byte
+		if passphrase, err = p.newPassphrase(ctx.Context, s, fmt.Sprintf("new passphrase of %q", keyOut), "passphrase-file", envPassphrase); err == nil {
+			defer clear(passphrase)
+			key, err = generateFileKey(ctx.Context, keyOut, passphrase, bits)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = key.Close() }()
+	if err := p.writeCSR(ctx.Context, key, subject, output); err != nil {
+		if keyOut != "" {
+			err = errors.Join(err, os.Remove(keyOut)) // made a moment ago: both files or none
+		}
+		return err
+	}
+	if keyOut != "" {
+		p.ui.info("wrote %s; keep it: the push certificate is of no use without it", keyOut)
+	}
+	if output != "" && output != "-" {
+		p.ui.info("wrote %s; send it to the MDM vendor", output)
+	}
+	return nil
+}
+
+func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject push.Subject, output string) error {
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	der, err := push.NewCSR(ctx, key, subject)
+	if err != nil {
+		return err
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	if err := p.emit(output, text, requestMode, false); err != nil {
+		return noForce(err)
+	}
+	return p.ui.flush() // standard output may be a full disk
+}
+
+// customer is what the flags say of the customer, checked.
+func (s *settings) customer() (push.Subject, error) {
+	var subject push.Subject
+	for name, field := range map[string]*string{
+		"common-name": &subject.Name, "email": &subject.Email, "country": &subject.Country, "organization": &subject.Organization,
+	} {
+		*field, _ = s.str(name)
+	}
+	if subject.Name == "" || subject.Email == "" || subject.Country == "" {
+		return subject, usage("they stand in the CSR: --name 'Acme MDM' --email mdm@acme.example --country DE", "--name, --email and --country are all needed")
+	}
+	return subject, subject.Check()
+}
+
+// checkNew refuses outputs that exist, that are one and the same, or whose folder does not exist. Here nothing is ever
+// overwritten: a key that is gone makes a fleet enrol again.
+func checkNew(paths ...string) error {
+	seen := map[string]bool{}
+	for _, path := range paths {
+		if path == "" || path == "-" {
+			continue
+		}
+		if seen[filepath.Clean(path)] {
+			return usage("name two files", "two outputs are to be %q", path)
+		}
+		seen[filepath.Clean(path)] = true
+		if err := checkOutput(path, false); err != nil {
+			return noForce(err)
+		}
+	}
+	return nil
+}
+
+// noForce says what to do about an existing output where there is no --force.
+func noForce(err error) error {
+	if errors.Is(err, errExists) {
+		return &exitError{code: exitUsage, err: err, hint: "name another file; nothing is replaced"}
+	}
+	return err
+}
+
+// openPushKey opens a key that is named by its file or by a reference.
+func (p *program) openPushKey(ctx context.Context, s *settings, value string) (signer.Signer, error) {
+	reference, err := p.keyReference(s, value)
+	if err != nil {
+		return nil, err
+	}
+	return p.openKey(ctx, reference, nil)
+}
+
+// keyReference gives the reference of a key that is named by its file or by a reference.
+func (p *program) keyReference(s *settings, value string) (string, error) {
+	passphraseFile, from := s.str("passphrase-file")
+	scheme, _, _ := strings.Cut(value, ":")
+	_, known := p.backends(nil)[strings.ToLower(scheme)]
+	if _, err := signer.ParseRef(value); err == nil || known {
+		if from == "--passphrase-file" {
+			return "", usage("write ?passphrase-file=PATH behind a file: reference", "--passphrase-file goes with the name of a key file, not with a reference")
+		}
+		return value, nil
+	}
+	return fileRef(value, passphraseFile), nil
+}
+
+// fileRef is the reference of a file.
+func fileRef(path, passphraseFile string) string {
+	ref := "file:" + (&url.URL{Path: filepath.Clean(path)}).EscapedPath()
+	if passphraseFile != "" {
+		ref += "?passphrase-file=" + strings.ReplaceAll(url.QueryEscape(passphraseFile), "+", "%20")
+	}
+	return ref
+}
+
+// newPassphrase gets the passphrase of a file that is to be written: from the file that the flag names, from the
+// environment, or from the person at the terminal, who is asked twice.
+func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, env string) ([]byte, error) {
+	secrets := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}
+	source := signer.Source{Label: label, Env: env}
+	path, _ := s.str(flag)
+	if path != "" {
+		source.From = "file:" + path
+	}
+	if path != "" || p.getenv(env) != "" {
+		return secrets.Read(ctx, source)
+	}
+	if secrets.Prompt == nil {
+		return nil, &exitError{code: exitAuth, err: fmt.Errorf("%s: none given, and there is no terminal to ask at", label),
+			hint: "name its file with --" + flag + ", or set " + env}
+	}
+	first, err := secrets.Read(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	again, err := secrets.Read(ctx, signer.Source{Label: "the same passphrase again", From: "prompt"})
+	defer clear(again)
+	if err == nil && !bytes.Equal(first, again) {
+		err = &exitError{code: exitAuth, err: errors.New("the two passphrases differ"), hint: "start again"}
+	}
+	if err != nil {
+		clear(first)
+		return nil, err
+	}
+	return first, nil
+}
+
+// generateFileKey makes a key in an encrypted file, which must not exist yet.
+func generateFileKey(ctx context.Context, path string, passphrase []byte, bits int) (signer.Signer, error) {
+	ref, err := signer.ParseRef(fileRef(path, ""))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, generateTimeout)
+	defer cancel()
+	given := func(context.Context, string) ([]byte, error) { return bytes.Clone(passphrase), nil }
+	return file.Backend(file.Options{Secrets: signer.Secrets{Prompt: given}}).Generate(ctx, ref, signer.KeySpec{Bits: bits})
+}

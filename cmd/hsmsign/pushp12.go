@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/chain"
+	"hsmsign/finding"
+	"hsmsign/push"
+	"hsmsign/signer/file"
+)
+
+func (p *program) pushP12Command() *cli.Command {
+	return &cli.Command{
+		Name: "p12", Usage: "write push certificate and key as one file for the MDM server",
+		Description: "The key must lie in a file: one in a token cannot leave it. The file's passphrase is that of\n" +
+			"--export-passphrase-file, $HSMSIGN_EXPORT_PASSPHRASE or the terminal; the key file's that of --passphrase-file,\n" +
+			"$HSMSIGN_PASSPHRASE or the terminal.\n\n" +
+			"  hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx\n" +
+			"  hsmsign push p12 --format pem --push-cert MDM_Certificate.pem --push-key push.key -o push.pem    # MicroMDM, NanoMDM",
+		Flags: []cli.Flag{
+			stringFlag("push-cert", "the push certificate's `FILE`", "cert"), pushKeyFlag(), passphraseFileFlag(),
+			stringFlag("export-passphrase-file", "`FILE` with the passphrase of the file that is written; else $"+envExportPassphrase+", or the terminal"),
+			stringFlag("export-format", "`FORMAT` of the file: p12, or pem (certificate, then key) (default: p12)", "format"),
+			boolFlag("legacy", "encrypt the p12 with triple DES and SHA-1, for old Java and Windows importers"),
+			boolFlag("unencrypted", "write the key of a pem without a passphrase"),
+			outputFlag(), configFlag(),
+		},
+		Action: p.pushP12,
+	}
+}
+
+const envExportPassphrase = "HSMSIGN_EXPORT_PASSPHRASE" // #nosec G101 -- the name of a variable
+
+// exportJob is one run of push p12.
+type exportJob struct {
+	p           *program
+	s           *settings
+	cert        *push.Certificate
+	key         string
+	output      string
+	pem         bool
+	legacy      bool
+	unencrypted bool
+}
+
+func (p *program) pushP12(ctx *cli.Context) error {
+	s, err := p.settings(ctx)
+	if err != nil {
+		return err
+	}
+	if err := noArguments(ctx); err != nil {
+		return err
+	}
+	job := &exportJob{p: p, s: s}
+	certFile, err := job.readFlags()
+	if err != nil {
+		return err
+	}
+	if err := checkNew(job.output); err != nil {
+		return err
+	}
+	if job.cert, err = p.readPush(ctx.Context, certFile); err != nil {
+		return err
+	}
+	findings := job.cert.Check(time.Now())
+	if err := finding.First(findings); err != nil {
+		return fmt.Errorf("%s: %w", certFile, err)
+	}
+	p.ui.warnings(certFile, findings)
+	private, err := job.exportKey(ctx.Context)
+	if err != nil {
+		return err
+	}
+	if err := job.cert.MatchKey(private.Public()); err != nil {
+		return fmt.Errorf("%s: %w", certFile, err)
+	}
+	data, err := job.encode(ctx.Context, private)
+	if err != nil {
+		return err
+	}
+	defer clear(data)
+	if err := noForce(p.emit(job.output, data, secretMode, false)); err != nil {
+		return err
+	}
+	if job.output != "-" {
+		p.ui.info("wrote %s, for the topic %s, valid until %s", job.output, job.cert.Topic, job.cert.NotAfter.UTC().Format("2006-01-02"))
+	}
+	return nil
+}
+
+func (job *exportJob) readFlags() (certFile string, err error) {
+	certFile, _ = job.s.str("push-cert")
+	job.key, _ = job.s.str("push-key")
+	job.output, _ = job.s.str("output")
+	if certFile == "" || job.key == "" || job.output == "" {
+		return "", usage("hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx", "--push-cert, --push-key and -o are all needed")
+	}
+	format, from := job.s.str("export-format")
+	switch orDefault(format, "p12") {
+	case "p12":
+	case "pem":
+		job.pem = true
+	default:
+		return "", usage("it is p12 or pem", "%s: unknown format %q", from, format)
+	}
+	if job.legacy, err = job.s.boolean("legacy"); err != nil {
+		return "", err
+	}
+	if job.unencrypted, err = job.s.boolean("unencrypted"); err != nil {
+		return "", err
+	}
+	switch {
+	case job.legacy && job.pem:
+		return "", usage("leave it out", "--legacy is for p12")
+	case job.unencrypted && !job.pem:
+		return "", usage("add --format pem, or leave it out", "--unencrypted is for pem: importers want a p12 with a passphrase")
+	}
+	return certFile, nil
+}
+
+// exportKey gives the private key; only a file's can be had. No PIN is asked for in vain.
+func (job *exportJob) exportKey(ctx context.Context) (*rsa.PrivateKey, error) {
+	reference, err := job.p.keyReference(job.s, job.key)
+	if err != nil {
+		return nil, err
+	}
+	ref, _, err := job.p.backend(reference, nil)
+	if err != nil {
+		return nil, err
+	}
+	if ref.Scheme != "file" {
+		return nil, &exitError{code: exitUsage, err: fmt.Errorf("%s: %w", ref, errNotExportable),
+			hint: "let the MDM server use the key where it is, or make a key in a file with push csr and renew the certificate with it"}
+	}
+	key, err := job.p.openKey(ctx, reference, nil)
+	if err != nil {
+		return nil, err
+	}
+	return file.Export(key)
+}
+
+var errNotExportable = errors.New("a key in a token or service cannot be exported")
+
+func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]byte, error) {
+	var passphrase []byte
+	if job.unencrypted {
+		job.p.ui.warn("--unencrypted: who can read %q can send in the MDM server's name", job.output)
+	} else {
+		var err error
+		passphrase, err = job.p.newPassphrase(ctx, job.s, fmt.Sprintf("new passphrase of %q", job.output), "export-passphrase-file", envExportPassphrase)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(passphrase)
+	}
+	if job.pem {
+		key, err := file.EncodePEM(private, passphrase)
+		return append([]byte(chain.PEM([]*x509.Certificate{job.cert.Certificate})), key...), err
+	}
+	encryption := push.Modern
+	if job.legacy {
+		encryption = push.Legacy
+		job.p.ui.warn("--legacy: triple DES and SHA-1 are weak; choose a long passphrase")
+	}
+	return push.EncodePKCS12(job.cert, private, passphrase, encryption)
+}

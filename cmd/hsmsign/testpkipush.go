@@ -1,0 +1,87 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/chain"
+	"hsmsign/request"
+	"hsmsign/testpki"
+)
+
+func (p *program) issuePushCommand() *cli.Command {
+	return &cli.Command{
+		Name: "issue-push", Usage: "stand in for Apple's portal: take a Push Certificate Request, give a push certificate",
+		Description: "The request is verified as verify does it, with the folder's test root; exit code 7 and the portal's words when it is\n" +
+			"defective. Apple's push service never takes such a certificate.\n\n" +
+			"  hsmsign testpki issue-push --request acme.req --out-dir pki/ -o MDM_Acme_Certificate.pem",
+		Flags: []cli.Flag{
+			stringFlag("request", "the Push Certificate Request `FILE`"),
+			stringFlag("out-dir", "`FOLDER` of the test authority, as testpki made it"),
+			stringFlag("renew", "`FILE` of the push certificate that is renewed: its topic is kept"),
+			outputFlag(),
+		},
+		Action: p.issuePush,
+	}
+}
+
+func (p *program) issuePush(ctx *cli.Context) error {
+	s := p.bareSettings(ctx)
+	if err := noArguments(ctx); err != nil {
+		return err
+	}
+	requestFile, _ := s.str("request")
+	dir, _ := s.str("out-dir")
+	if requestFile == "" || dir == "" {
+		return usage("hsmsign testpki issue-push --request acme.req --out-dir pki/ -o push.pem", "--request and --out-dir are both needed")
+	}
+	output, _ := s.str("output")
+	if err := checkNew(output); err != nil {
+		return err
+	}
+	authority, err := testpki.Load(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return usage("make one with hsmsign testpki --csr vendor.csr --out-dir "+dir, "%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	data, err := p.readInput(ctx.Context, requestFile, request.MaxRequest)
+	if err != nil {
+		return &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", requestFile, err), hint: "name a readable request file"}
+	}
+	opts := request.VerifyOptions{TrustRoots: []*x509.Certificate{authority.Root}, Now: time.Now()}
+	report := request.Verify(data, opts)
+	if !report.OK() {
+		p.showReport(requestFile, report, opts.Now, false)
+		return errDefects
+	}
+	var issue testpki.PushOptions
+	if old, _ := s.str("renew"); old != "" {
+		if issue.Topic, err = p.renewedTopic(ctx, authority, old); err != nil {
+			return err
+		}
+	}
+	cert, err := authority.IssuePush(report.CSR, issue)
+	if err != nil {
+		return err
+	}
+	return noForce(p.emit(output, []byte(chain.PEM([]*x509.Certificate{cert})), requestMode, false))
+}
+
+// renewedTopic is that of the old push certificate, which the authority must have issued itself.
+func (p *program) renewedTopic(ctx *cli.Context, authority *testpki.Authority, name string) (string, error) {
+	old, err := p.readPush(ctx.Context, name)
+	if err != nil {
+		return "", err
+	}
+	if err := old.CheckSignatureFrom(authority.Integration); err != nil {
+		return "", &exitError{code: exitRefused, err: fmt.Errorf("%s: not issued by this test authority: %w", name, err), hint: "name a push certificate from issue-push with the same --out-dir"}
+	}
+	return old.Topic, nil
+}

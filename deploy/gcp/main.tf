@@ -1,0 +1,81 @@
+# The vendor key in Cloud KMS, and the one identity that may sign with it.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = ">= 5.30"
+    }
+  }
+}
+
+resource "google_project_service" "kms" {
+  project            = var.project
+  service            = "cloudkms.googleapis.com"
+  disable_on_destroy = false
+}
+
+resource "google_kms_key_ring" "mdm" {
+  project    = var.project
+  name       = var.key_ring
+  location   = var.location
+  depends_on = [google_project_service.kms]
+}
+
+# Apple certifies this very key: when it is gone, a new vendor certificate is needed.
+resource "google_kms_crypto_key" "vendor" {
+  name                       = var.key
+  key_ring                   = google_kms_key_ring.mdm.id
+  purpose                    = "ASYMMETRIC_SIGN"
+  destroy_scheduled_duration = "2592000s" # 30 days to restore it
+
+  version_template {
+    algorithm        = var.algorithm
+    protection_level = var.protection_level
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "google_service_account" "hsmsign" {
+  project      = var.project
+  account_id   = "hsmsign"
+  display_name = "hsmsign signing agent"
+}
+
+# The same two permissions as in role.json.
+resource "google_project_iam_custom_role" "signer" {
+  project     = var.project
+  role_id     = "hsmsignSigner"
+  title       = "hsmsign signer"
+  description = "Signs with a key, and reads its public half. Grant it on the vendor key, not on the project."
+  permissions = [
+    "cloudkms.cryptoKeyVersions.useToSign",
+    "cloudkms.cryptoKeyVersions.viewPublicKey",
+  ]
+}
+
+# On the one key, and nowhere above it.
+resource "google_kms_crypto_key_iam_member" "signer" {
+  crypto_key_id = google_kms_crypto_key.vendor.id
+  role          = google_project_iam_custom_role.signer.id
+  member        = local.signer
+}
+
+# AsymmetricSign is a DATA_READ operation, which Cloud Audit Logs leaves out unless it is told to.
+resource "google_project_iam_audit_config" "kms" {
+  project = var.project
+  service = "cloudkms.googleapis.com"
+
+  audit_log_config {
+    log_type = "DATA_READ"
+  }
+}
+
+locals {
+  kubernetes = "principal://iam.googleapis.com/projects/${var.gke_project_number}/locations/global/workloadIdentityPools/${var.project}.svc.id.goog/subject/ns/${var.gke_namespace}/sa/${var.gke_service_account}"
+  signer     = var.gke_project_number == "" ? google_service_account.hsmsign.member : local.kubernetes
+}

@@ -1,0 +1,135 @@
+package awskms
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"hsmsign/signer"
+	"hsmsign/signer/awskms/kmstest"
+)
+
+func TestCredentials(t *testing.T) {
+	private := vendorKey(t)
+	for _, tt := range []struct {
+		name      string
+		env       map[string]string
+		query     string
+		family    error // nil: it signs
+		text, fix string
+	}{
+		{name: "none", env: map[string]string{"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, family: signer.ErrAuth, text: "no AWS credentials", fix: "AWS_PROFILE"},
+		{name: "unknown access key", env: map[string]string{"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN000000000"}, family: signer.ErrAuth, text: "UnrecognizedClientException", fix: "credentials"},
+		{name: "wrong secret", env: map[string]string{"AWS_SECRET_ACCESS_KEY": "wrong"}, family: signer.ErrAuth, text: "InvalidSignatureException", fix: "clock"},
+		{name: "token of nobody", env: map[string]string{"AWS_SESSION_TOKEN": "token"}, family: signer.ErrAuth, text: "UnrecognizedClientException", fix: "credentials"},
+		{name: "no such profile", query: "&profile=absent", family: signer.ErrAuth, text: "absent", fix: "AWS_CONFIG_FILE"},
+		{name: "profile", query: "&profile=signing", env: map[string]string{"AWS_SECRET_ACCESS_KEY": "wrong"}},
+		{name: "role", query: "&role-arn=arn:aws:iam::111122223333:role/hsmsign"},
+		{name: "role without credentials", query: "&role-arn=arn:aws:iam::111122223333:role/hsmsign", family: signer.ErrAuth, text: "no AWS credentials", fix: "AWS_PROFILE",
+			env: map[string]string{"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}},
+		{name: "role with a wrong secret", query: "&role-arn=arn:aws:iam::111122223333:role/hsmsign", family: signer.ErrAuth, text: "sts:AssumeRole: SignatureDoesNotMatch", fix: "clock",
+			env: map[string]string{"AWS_SECRET_ACCESS_KEY": "wrong"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, reference := start(t, kmstest.Config{})
+			file := filepath.Join(t.TempDir(), "config")
+			text := "[profile signing]\naws_access_key_id = " + kmstest.AccessKeyID + "\naws_secret_access_key = " + kmstest.SecretAccessKey + "\n"
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("AWS_CONFIG_FILE", file)
+			t.Setenv("AWS_ENDPOINT_URL_STS", server.URL())
+			for name, value := range tt.env {
+				t.Setenv(name, value)
+			}
+			key, err := open(t, Options{Policy: quick()}, reference+tt.query)
+			if tt.family != nil {
+				wantError(t, err, tt.family, tt.text, tt.fix)
+				if n := server.Calls("GetPublicKey") + server.Calls("AssumeRole"); n > 1 {
+					t.Errorf("asked %d times; credentials are not tried twice", n)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustSign(t, key, private, tt.name)
+		})
+	}
+}
+
+// TestRoleFaults: STS refuses for good, or fails and is asked again.
+func TestRoleFaults(t *testing.T) {
+	server, reference := start(t, kmstest.Config{})
+	t.Setenv("AWS_ENDPOINT_URL_STS", server.URL())
+	reference += "&role-arn=arn:aws:iam::111122223333:role/hsmsign"
+	script(t, server, "AssumeRole", kmstest.AccessDenied)
+	_, err := open(t, Options{Policy: quick()}, reference)
+	wantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
+	script(t, server, "AssumeRole", kmstest.Internal, kmstest.Reset, kmstest.Throttle)
+	mustSign(t, mustOpen(t, Options{Policy: quick()}, reference), vendorKey(t), "role")
+	stand(t, server, "AssumeRole", kmstest.Internal)
+	policy := quick()
+	policy.Total = 500 * time.Millisecond
+	_, err = open(t, Options{Policy: policy}, reference)
+	wantError(t, err, signer.ErrUnavailable, "", "")
+}
+
+// TestSignatureMessage: what a service writes about a wrong signature may quote the request with its session token.
+func TestSignatureMessage(t *testing.T) {
+	server, reference := start(t, kmstest.Config{})
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+	_, err := open(t, Options{Policy: quick()}, reference)
+	if err == nil || strings.Contains(err.Error(), "calculated") {
+		t.Errorf("the message is shown: %v", err)
+	}
+	if server.Calls("GetPublicKey") != 1 {
+		t.Errorf("asked %d times", server.Calls("GetPublicKey"))
+	}
+}
+
+// TestPlainHTTP: nothing goes over plain http to another machine, whoever names the endpoint.
+func TestPlainHTTP(t *testing.T) {
+	environment(t)
+	t.Setenv("AWS_ENDPOINT_URL_KMS", "http://192.0.2.1:8080")
+	began := time.Now()
+	_, err := open(t, Options{}, "awskms:///alias/Vendor?region=eu-west-1")
+	wantError(t, err, signer.ErrReference, "plain http", "https")
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("took %v", took)
+	}
+	t.Setenv("AWS_ENDPOINT_URL_KMS", "")
+	t.Setenv("AWS_ENDPOINT_URL_STS", "http://192.0.2.1:8080")
+	_, err = open(t, Options{}, "awskms:///alias/Vendor?region=eu-west-1&role-arn=arn:aws:iam::111122223333:role/x")
+	wantError(t, err, signer.ErrReference, "plain http", "https")
+}
+
+// TestEndlessAnswer: no more than maxAnswer of an answer is read.
+func TestEndlessAnswer(t *testing.T) {
+	environment(t)
+	var sent atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		chunk := []byte(`{"KeyId":"` + strings.Repeat("a", 64<<10))
+		for r.Context().Err() == nil {
+			n, err := w.Write(chunk)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+			chunk = chunk[10:]
+			chunk = append(chunk, "aaaaaaaaaa"...)
+		}
+	}))
+	defer server.Close()
+	policy := quick()
+	policy.Total, policy.Wait = 300*time.Millisecond, time.Second
+	_, err := open(t, Options{Policy: policy}, "awskms:///alias/x?region=eu-west-1&endpoint="+server.URL)
+	wantError(t, err, signer.ErrUnavailable, "damaged", "")
+	if n := sent.Load(); n > 64*maxAnswer {
+		t.Errorf("%d bytes were taken", n)
+	}
+}

@@ -1,0 +1,118 @@
+// Command awskms-double runs package kmstest's double of AWS KMS as a process of its own, until it is interrupted.
+//
+//	awskms-double --key alias/mdm-vendor=vendor.key --print
+//
+// Clients sign with the access key and the secret that --print shows. It is for tests: the keys it is given lie in
+// its memory, and anybody who can reach the address may use them.
+package main
+
+import (
+	"context"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"hsmsign/signer/awskms/kmstest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "awskms-double:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	var config kmstest.Config
+	var keys, faults []string
+	flags := flag.NewFlagSet("awskms-double", flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.StringVar(&config.Listen, "listen", "127.0.0.1:0", "`address` to listen on")
+	flags.StringVar(&config.Region, "region", "eu-west-1", "`region` of the keys")
+	flags.DurationVar(&config.Delay, "delay", 0, "`time` added to every answer, such as 10ms")
+	printing := flags.Bool("print", false, "print address, credentials and keys")
+	several := func(to *[]string) func(string) error {
+		return func(v string) error { *to = append(*to, v); return nil }
+	}
+	flags.Func("key", "[alias/NAME=]`file` with an RSA key (PKCS#8 in PEM) to import; may be repeated", several(&keys))
+	flags.Func("faults", "`OPERATION=FAULT,...` that its next requests meet in this order, such as Sign=ThrottlingException,delay=2s,ok,reset; may be repeated", several(&faults))
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q is no flag", flags.Arg(0))
+	}
+	server, err := kmstest.NewServer(config)
+	if err != nil {
+		return err
+	}
+	defer server.Close() //nolint:errcheck // the process ends
+	lines := []string{server.URL(), "AWS_ACCESS_KEY_ID=" + kmstest.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + kmstest.SecretAccessKey}
+	for _, k := range keys {
+		arn, err := importKey(server, k)
+		if err != nil {
+			return err
+		}
+		lines = append(lines, arn)
+	}
+	for _, script := range faults {
+		if err := addScript(server, script); err != nil {
+			return err
+		}
+	}
+	if *printing {
+		if _, err := fmt.Fprintln(out, strings.Join(lines, "\n")); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func importKey(server *kmstest.Server, argument string) (arn string, err error) {
+	alias, path, named := strings.Cut(argument, "=")
+	if !named {
+		alias, path = "", argument
+	}
+	text, err := os.ReadFile(path) // #nosec G304 -- the file that the user names
+	if err != nil {
+		return "", err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return "", fmt.Errorf("%q: no private key in PKCS#8 and PEM", path)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	private, ok := parsed.(*rsa.PrivateKey)
+	if !ok {
+		return "", fmt.Errorf("%q: a key of type %T, not RSA", path, parsed)
+	}
+	return server.AddKey(alias, private)
+}
+
+func addScript(server *kmstest.Server, argument string) error {
+	operation, list, ok := strings.Cut(argument, "=")
+	if !ok {
+		return fmt.Errorf("faults %q: not of the form OPERATION=FAULT,FAULT", argument)
+	}
+	var script []kmstest.Fault
+	for _, name := range strings.Split(list, ",") {
+		script = append(script, kmstest.Fault(name))
+	}
+	return server.Script(operation, script...)
+}

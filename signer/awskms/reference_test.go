@@ -1,0 +1,152 @@
+package awskms
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/signer"
+	"hsmsign/signer/remote"
+)
+
+const (
+	testID  = "1234abcd-12ab-34cd-56ef-1234567890ab"
+	testMRK = "mrk-1234abcd12ab34cd56ef1234567890ab"
+	testARN = "arn:aws:kms:eu-west-1:111122223333:key/" + testID
+)
+
+func TestParseReference(t *testing.T) {
+	for _, tt := range []struct {
+		in   string
+		want reference
+	}{
+		{"awskms:///alias/mdm-Vendor?region=eu-west-1", reference{id: "alias/mdm-Vendor", regions: []string{"eu-west-1"}}},
+		{"awskms:///alias/a/b_c", reference{id: "alias/a/b_c"}},
+		{"awskms:///" + testARN, reference{id: testARN, regions: []string{"eu-west-1"}}},
+		{"awskms:///" + testARN + "?region=eu-west-1", reference{id: testARN, regions: []string{"eu-west-1"}}},
+		{"awskms:///arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x", reference{id: "arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x", regions: []string{"us-gov-west-1"}}},
+		{"awskms:///" + testID + "?region=cn-north-1&endpoint=http://127.0.0.1:8080", reference{id: testID, regions: []string{"cn-north-1"}, endpoint: "http://127.0.0.1:8080"}},
+		{"awskms:///" + testMRK + "?regions=eu-west-1,us-east-1", reference{id: testMRK, regions: []string{"eu-west-1", "us-east-1"}}},
+		{"awskms:///?region=eu-west-1", reference{regions: []string{"eu-west-1"}}},
+		{"awskms:///" + testID + "?endpoint=https://vpce-1.kms.eu-west-1.vpce.amazonaws.com&profile=my profile", reference{id: testID, endpoint: "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", profile: "my profile"}},
+		{"awskms:///" + testID + "?endpoint=http://[::1]:8080", reference{id: testID, endpoint: "http://[::1]:8080"}},
+		{"awskms:///" + testID + "?role-arn=arn:aws:iam::111122223333:role/team/hsmsign", reference{id: testID, role: "arn:aws:iam::111122223333:role/team/hsmsign"}},
+		{"awskms:///" + testID + "?max-rps=12.5&max-concurrent=8&timeout=1m", reference{id: testID, policy: remote.Policy{MaxRPS: 12.5, MaxConcurrent: 8, Total: time.Minute}}},
+	} {
+		ref, err := signer.ParseRef(tt.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := parseReference(ref, remote.Policy{})
+		if err != nil {
+			t.Errorf("%s: %v", tt.in, err)
+		}
+		if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(reference{})); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", tt.in, diff)
+		}
+	}
+}
+
+func TestParseReferenceRefuses(t *testing.T) {
+	for _, tt := range []struct{ in, text string }{
+		{"awskms:alias/x", "three slashes"},
+		{"awskms://host/alias/x", "three slashes"},
+		{"awskms:///mdm-vendor", `written "alias/mdm-vendor"`},
+		{"awskms:///alias/", "neither"},
+		{"awskms:///alias/x y", "neither"},
+		{"awskms:///alias/" + strings.Repeat("x", 251), "neither"},
+		{"awskms:///" + strings.ToUpper(testID), "written"},
+		{"awskms:///../" + testID, "neither"},
+		{"awskms:///arn:aws:s3:::bucket", "no ARN of a KMS key"},
+		{"awskms:///" + testARN + "/x", "no ARN of a KMS key"},
+		{"awskms:///" + testARN + "?region=us-east-1", "of region"},
+		{"awskms:///" + testID + "?region=eu-west-1.evil.example", "no region"},
+		{"awskms:///" + testID + "?region=", "no region"},
+		{"awskms:///" + testMRK + "?region=eu-west-1&regions=eu-west-1", "both"},
+		{"awskms:///" + testMRK + "?regions=eu-west-1,", "no region"},
+		{"awskms:///" + testMRK + "?regions=eu-west-1,eu-west-1", "twice"},
+		{"awskms:///" + testMRK + "?regions=" + strings.Repeat("eu-west-1,", 8) + "us-east-1", "at most 8"},
+		{"awskms:///" + testID + "?regions=eu-west-1,us-east-1", "multi-Region"},
+		{"awskms:///" + testID + "?endpoint=http://kms.example.com", "plain http"},
+		{"awskms:///" + testID + "?endpoint=http://127.0.0.1.example.com", "plain http"},
+		{"awskms:///" + testID + "?endpoint=ftp://127.0.0.1", "plain http"},
+		{"awskms:///" + testID + "?endpoint=127.0.0.1:8080", "form"},
+		{"awskms:///" + testID + "?endpoint=https://user:secret@host", "form"},
+		{"awskms:///" + testID + "?endpoint=https://host/path", "form"},
+		{"awskms:///" + testID + "?endpoint=", "form"},
+		{"awskms:///" + testID + "?profile=", "profile"},
+		{"awskms:///" + testID + "?profile=a]b", "profile"},
+		{"awskms:///" + testID + "?role-arn=hsmsign", "role-arn"},
+		{"awskms:///" + testID + "?max-rps=0", "max-rps"},
+		{"awskms:///" + testID + "?max-rps=NaN", "max-rps"},
+		{"awskms:///" + testID + "?max-rps=1e9", "max-rps"},
+		{"awskms:///" + testID + "?max-concurrent=0", "max-concurrent"},
+		{"awskms:///" + testID + "?max-concurrent=1025", "max-concurrent"},
+		{"awskms:///" + testID + "?timeout=20", "timeout"},
+		{"awskms:///" + testID + "?timeout=-1s", "timeout"},
+		{"awskms:///" + testID + "?timeout=24h", "timeout"},
+		{"awskms:///" + testID + "?access-key=x", "unknown"},
+	} {
+		ref, err := signer.ParseRef(tt.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = parseReference(ref, remote.Policy{})
+		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%s: got %v, which must hold %q", tt.in, err, tt.text)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the error tells a password", tt.in)
+		}
+	}
+}
+
+// FuzzParseReference: a reference is refused with ErrReference, or it names a key that the service could have, and
+// every bound holds.
+func FuzzParseReference(f *testing.F) {
+	f.Add("awskms:///alias/mdm-vendor?region=eu-west-1")
+	f.Add("awskms:///" + testMRK + "?regions=eu-west-1,us-east-1&max-rps=1&timeout=5s")
+	f.Fuzz(func(t *testing.T, in string) {
+		ref, err := signer.ParseRef(in)
+		if err != nil {
+			return
+		}
+		r, err := parseReference(ref, remote.Policy{})
+		if err != nil {
+			if !errors.Is(err, signer.ErrReference) {
+				t.Fatalf("%v is of no family", err)
+			}
+			return
+		}
+		if r.id != "" && "///"+r.id != ref.Path {
+			t.Errorf("the key is %q", r.id)
+		}
+		own := arnRegion(r.id)
+		if own != "" && !slices.Contains(r.regions, own) {
+			t.Errorf("%q is not among %q", own, r.regions)
+		}
+		for _, region := range r.regions {
+			// A region becomes part of a host name.
+			if strings.ContainsAny(region, "./:@ ") || own != "" && arnRegion(r.in(region)) != region {
+				t.Errorf("region %q, key %q", region, r.in(region))
+			}
+		}
+		if p := r.policy; p.Total < 0 || p.Total > maxTimeout || p.MaxConcurrent < 0 || p.MaxConcurrent > maxConcurrent || p.MaxRPS < 0 || p.MaxRPS > maxRPS {
+			t.Errorf("policy %+v", p)
+		}
+		if strings.HasPrefix(r.endpoint, "http:") && !strings.Contains(r.endpoint, "127.") && !strings.Contains(r.endpoint, "localhost") && !strings.Contains(r.endpoint, "::") {
+			t.Errorf("endpoint %q", r.endpoint)
+		}
+	})
+}
+
+func TestFuzzCorpus(t *testing.T) {
+	if entries, err := os.ReadDir("testdata/fuzz/FuzzParseReference"); err != nil || len(entries) == 0 {
+		t.Errorf("the seed corpus is empty: %v", err)
+	}
+}

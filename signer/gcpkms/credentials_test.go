@@ -1,0 +1,169 @@
+package gcpkms
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmsign/signer"
+	"hsmsign/signer/gcpkms/kmstest"
+)
+
+const accessToken = "ya29.an-access-token"
+
+// outside is an address of this machine that is not loopback.
+func outside(t *testing.T) net.IP {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range addrs {
+		if n, ok := addr.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			return n.IP.To4()
+		}
+	}
+	t.Skip("this machine has no address but loopback")
+	return nil
+}
+
+// certificate makes a self-signed certificate for ip, and gives the file that holds it.
+func certificate(t *testing.T, ip net.IP) (tls.Certificate, string) {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "double"}, IPAddresses: []net.IP{ip},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	private := vendorKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "roots.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, path
+}
+
+// metadataServer is the part of Google's metadata server that hands out tokens, to a virtual machine and to a pod
+// with a workload identity alike.
+func metadataServer(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Metadata-Flavor", "Google")
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = fmt.Fprintf(w, `{"access_token":%q,"expires_in":3599,"token_type":"Bearer"}`, accessToken)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://")
+}
+
+// child runs TestChild in a process of its own: Go reads the system's roots, and Google's library the environment,
+// once a process.
+func child(t *testing.T, environment ...string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestChild$", "-test.v")
+	cmd.Env = append(environment, "HOME="+t.TempDir(), "GCE_METADATA_HOST="+metadataServer(t))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// TestChild is what runs in that process. By itself it does nothing.
+func TestChild(t *testing.T) {
+	text := os.Getenv("HSMSIGN_TEST_CHILD")
+	if text == "" {
+		t.Skip("for other tests to run")
+	}
+	key, err := Backend(Options{Warn: func(m string) { fmt.Println("warning:", m) }}).Open(t.Context(), reference(t, text))
+	if err == nil {
+		defer func() { _ = key.Close() }()
+		err = sign(t.Context(), key, "message")
+	}
+	fmt.Println("result:", err)
+}
+
+// To an address that is not loopback: TLS, with the token that the metadata server gives, and a word to the user.
+func TestThroughTLS(t *testing.T) {
+	ip := outside(t)
+	pair, roots := certificate(t, ip)
+	server := double(t, kmstest.Config{Listen: net.JoinHostPort(ip.String(), "0"), Token: accessToken, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}})
+	out := child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne), "SSL_CERT_FILE="+roots)
+	if !strings.Contains(out, "result: <nil>") {
+		t.Error(out)
+	}
+	if !strings.Contains(out, "warning: endpoint") {
+		t.Errorf("no warning:\n%s", out)
+	}
+	// The same with roots that do not know the server.
+	out = child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne)+"&timeout=1s", "SSL_CERT_FILE=/dev/null", "SSL_CERT_DIR=/dev/null")
+	if !strings.Contains(out, signer.ErrUnavailable.Error()) || !strings.Contains(out, "certificate") {
+		t.Error(out)
+	}
+}
+
+// A peer that speaks plain text gets neither the token nor a request, only the beginning of a TLS handshake.
+func TestNoPlainTextOutside(t *testing.T) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(outside(t).String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan []byte, 100)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				close(heard)
+				return
+			}
+			_ = conn.SetDeadline(time.Now().Add(500 * time.Millisecond))
+			said, _ := io.ReadAll(io.LimitReader(conn, 1<<16))
+			heard <- said
+			_ = conn.Close()
+		}
+	}()
+	out := child(t, "HSMSIGN_TEST_CHILD=gcpkms://"+vendorOne+"?timeout=1s&endpoint="+listener.Addr().String())
+	_ = listener.Close()
+	if !strings.Contains(out, signer.ErrUnavailable.Error()) {
+		t.Error(out)
+	}
+	var all [][]byte
+	for said := range heard {
+		all = append(all, said)
+	}
+	if len(all) == 0 {
+		t.Fatal("nobody called")
+	}
+	if slices.ContainsFunc(all, func(said []byte) bool {
+		return !bytes.HasPrefix(said, []byte{22, 3}) || bytes.Contains(said, []byte(accessToken)) // 22: handshake, RFC 8446 section 5.1
+	}) {
+		t.Errorf("heard %q", all)
+	}
+}

@@ -1,0 +1,284 @@
+package gcpkms
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cloud.google.com/go/kms/apiv1/kmspb"
+
+	"hsmsign/signer"
+	"hsmsign/signer/gcpkms/kmstest"
+)
+
+func sign(ctx context.Context, key signer.Signer, message string) error {
+	_, err := signer.Sign(ctx, key, []byte(message), crypto.SHA256)
+	return err
+}
+
+// What passes is retried, and costs one call a fault.
+func TestFaultsThatPass(t *testing.T) {
+	for _, script := range [][]kmstest.Fault{
+		{kmstest.Throttle, kmstest.Throttle, kmstest.Throttle},
+		{kmstest.Unavailable}, {kmstest.Internal}, {kmstest.Reset},
+		{kmstest.Delay(600 * time.Millisecond)}, // past the attempt's deadline
+		{kmstest.CorruptSignatureCRC}, {kmstest.NoSignatureCRC}, {kmstest.CorruptDigestFlag}, {kmstest.WrongName}, {kmstest.CorruptDigest},
+		{kmstest.CorruptSignatureCRC, kmstest.WrongName},
+	} {
+		t.Run(fmt.Sprint(script), func(t *testing.T) {
+			server := double(t, kmstest.Config{})
+			key := open(t, Options{Policy: brisk()}, at(server, vendorOne))
+			server.Script(kmstest.AsymmetricSign, script...)
+			if err := sign(t.Context(), key, "message"); err != nil {
+				t.Fatal(err)
+			}
+			if n := server.Calls(kmstest.AsymmetricSign); n != len(script)+1 {
+				t.Errorf("%d calls, want %d", n, len(script)+1)
+			}
+		})
+	}
+}
+
+// What does not pass is refused after as many calls as make sense.
+func TestFaultsThatStay(t *testing.T) {
+	for _, c := range []struct {
+		op     kmstest.Operation
+		fault  kmstest.Fault
+		family error
+		calls  int // 0: as many as there is time for, but more than one
+		hint   string
+	}{
+		{kmstest.AsymmetricSign, kmstest.CorruptSignatureCRC, signer.ErrBadSignature, 3, ""},
+		{kmstest.AsymmetricSign, kmstest.NoSignatureCRC, signer.ErrBadSignature, 3, ""},
+		{kmstest.AsymmetricSign, kmstest.CorruptDigestFlag, signer.ErrBadSignature, 3, ""},
+		{kmstest.AsymmetricSign, kmstest.CorruptDigest, signer.ErrBadSignature, 3, ""},
+		{kmstest.AsymmetricSign, kmstest.WrongName, signer.ErrBadSignature, 3, ""},
+		{kmstest.AsymmetricSign, kmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.signer"},
+		{kmstest.AsymmetricSign, kmstest.ServiceDisabled, signer.ErrAuth, 1, "gcloud services enable"},
+		{kmstest.AsymmetricSign, kmstest.Unauthenticated, signer.ErrAuth, 1, "credentials"},
+		{kmstest.AsymmetricSign, kmstest.Disabled, signer.ErrBadKey, 1, "versions enable"},
+		{kmstest.AsymmetricSign, kmstest.Throttle, signer.ErrUnavailable, 0, "max-rps"},
+		{kmstest.AsymmetricSign, kmstest.Internal, signer.ErrUnavailable, 0, ""},
+		{kmstest.AsymmetricSign, kmstest.Delay(time.Minute), signer.ErrUnavailable, 0, ""},
+		{kmstest.GetPublicKey, kmstest.CorruptPEMCRC, signer.ErrBadKey, 3, ""},
+		{kmstest.GetPublicKey, kmstest.NoPEMCRC, signer.ErrBadKey, 3, ""},
+		{kmstest.GetPublicKey, kmstest.WrongName, signer.ErrBadKey, 3, ""},
+		{kmstest.GetPublicKey, kmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.publicKeyViewer"},
+		{kmstest.GetPublicKey, kmstest.Unavailable, signer.ErrUnavailable, 0, ""},
+	} {
+		t.Run(string(c.op)+" "+string(c.fault), func(t *testing.T) {
+			server := double(t, kmstest.Config{})
+			server.Standing(c.op, c.fault)
+			policy := brisk()
+			policy.Total = time.Second
+			start := time.Now()
+			key, err := Backend(Options{Policy: policy}).Open(t.Context(), reference(t, at(server, vendorOne)))
+			if err == nil {
+				defer func() { _ = key.Close() }()
+				err = sign(t.Context(), key, "message")
+			}
+			if took := time.Since(start); took > 2*time.Second {
+				t.Errorf("it took %v with one second in all", took)
+			}
+			wants(t, err, c.family, c.hint != "")
+			var carrier *signer.Error
+			if errors.As(err, &carrier) && !strings.Contains(carrier.Fix, c.hint) {
+				t.Errorf("fix is %q, want %q in it", carrier.Fix, c.hint)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %q", err)
+			}
+			if n := server.Calls(c.op); n != c.calls && c.calls > 0 || n < 2 && c.calls == 0 {
+				t.Errorf("%d calls, want %d", n, c.calls)
+			}
+		})
+	}
+}
+
+// The permission that is missing stands in the error even where the text of the status does not name it.
+func TestPermissionIsNamed(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	server.Standing(kmstest.AsymmetricSign, kmstest.PermissionDenied)
+	err := sign(t.Context(), open(t, Options{}, at(server, vendorOne)), "message")
+	if err == nil || !strings.Contains(err.Error(), "cloudkms.cryptoKeyVersions.useToSign") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A signature that is wrong under a checksum that fits is caught by signer.Sign.
+func TestCorruptSignature(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	key := open(t, Options{}, at(server, vendorOne))
+	server.Script(kmstest.AsymmetricSign, kmstest.CorruptSignature)
+	if err := sign(t.Context(), key, "message"); !errors.Is(err, signer.ErrBadSignature) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A token that expires in mid batch fails what comes after it, at once and without a retry.
+func TestTokenExpiresInMidBatch(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	key := open(t, Options{}, at(server, vendorOne))
+	server.Script(kmstest.AsymmetricSign, kmstest.OK, kmstest.OK, kmstest.OK)
+	server.Standing(kmstest.AsymmetricSign, kmstest.Unauthenticated)
+	for i := range 6 {
+		err := sign(t.Context(), key, fmt.Sprint(i))
+		if i < 3 && err != nil {
+			t.Fatal(err)
+		}
+		if i >= 3 {
+			wants(t, err, signer.ErrAuth, true)
+		}
+	}
+	if n := server.Calls(kmstest.AsymmetricSign); n != 6 {
+		t.Errorf("%d calls for 6 signatures", n)
+	}
+}
+
+// A key that is disabled in mid batch is refused without a retry, and signs again once it is enabled.
+func TestDisabledInMidBatch(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	key := open(t, Options{}, at(server, vendorOne))
+	for i, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_ENABLED, kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
+		if err := server.SetState(vendorOne, state); err != nil {
+			t.Fatal(err)
+		}
+		err := sign(t.Context(), key, "message")
+		if i == 1 {
+			wants(t, err, signer.ErrBadKey, true)
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// batch makes n signatures with 64 in flight. Whatever comes out without an error has been verified.
+func batch(t *testing.T, key signer.Signer, n int) (failed int, first error) {
+	t.Helper()
+	var next, bad atomic.Int64
+	var once sync.Once
+	var workers sync.WaitGroup
+	for range 64 {
+		workers.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				if err := sign(t.Context(), key, fmt.Sprint(i)); err != nil {
+					bad.Add(1)
+					once.Do(func() { first = err })
+					if !errors.Is(err, signer.ErrUnavailable) {
+						t.Errorf("signature %d: %v", i, err)
+					}
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return int(bad.Load()), first
+}
+
+// Throttled for a while, a batch waits and loses nothing.
+func TestThrottledBatch(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	policy := brisk()
+	policy.Attempt, policy.Total = 10*time.Second, 30*time.Second
+	key := open(t, Options{Policy: policy}, at(server, vendorOne))
+	server.Standing(kmstest.AsymmetricSign, kmstest.Throttle)
+	time.AfterFunc(300*time.Millisecond, func() { server.Standing(kmstest.AsymmetricSign, kmstest.OK) })
+	if failed, err := batch(t, key, 200); failed > 0 {
+		t.Errorf("%d of 200 failed: %v", failed, err)
+	}
+}
+
+// The connection breaks again and again under 1,000 signatures: none is wrong, and none is lost.
+func TestResetsUnderLoad(t *testing.T) {
+	server := double(t, kmstest.Config{Delay: time.Millisecond})
+	policy := brisk()
+	policy.Attempt, policy.Total = 10*time.Second, 30*time.Second // a slow machine is not what this is about
+	key := open(t, Options{Policy: policy}, at(server, vendorOne))
+	for range 5 {
+		for range 150 {
+			server.Script(kmstest.AsymmetricSign, kmstest.OK)
+		}
+		server.Script(kmstest.AsymmetricSign, kmstest.Reset)
+	}
+	if failed, err := batch(t, key, 1000); failed > 0 {
+		t.Errorf("%d of 1000 failed: %v", failed, err)
+	}
+	if n := server.Calls(kmstest.AsymmetricSign); n < 1006 {
+		t.Errorf("%d calls: the connection was never reset", n)
+	}
+}
+
+// With the service down the first calls fail within their time, then the breaker answers in milliseconds, and once
+// the service is back the key recovers by itself.
+func TestServiceDown(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	policy := brisk()
+	policy.Total = 200 * time.Millisecond
+	policy.Recover = time.Second
+	key := open(t, Options{Policy: policy}, at(server, vendorOne))
+	server.Standing(kmstest.AsymmetricSign, kmstest.Internal)
+	start := time.Now()
+	if failed, _ := batch(t, key, 64); failed != 64 {
+		t.Errorf("%d of 64 failed", failed)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("the first calls took %v", took)
+	}
+	start = time.Now()
+	wants(t, sign(t.Context(), key, "open"), signer.ErrUnavailable, false)
+	if took := time.Since(start); took > 20*time.Millisecond {
+		t.Errorf("with the breaker open it took %v", took)
+	}
+	server.Standing(kmstest.AsymmetricSign, kmstest.OK)
+	for start = time.Now(); sign(t.Context(), key, "again") != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("it did not recover")
+		}
+	}
+}
+
+// Nobody listens: the error is there within the time, and says so.
+func TestNobodyListens(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	text := at(server, vendorOne) + "&timeout=500ms"
+	server.Close()
+	start := time.Now()
+	_, err := Backend(Options{}).Open(t.Context(), reference(t, text))
+	wants(t, err, signer.ErrUnavailable, false)
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A caller's own deadline ends the call.
+func TestDeadlineOfTheCaller(t *testing.T) {
+	server := double(t, kmstest.Config{Delay: time.Second})
+	key := open(t, Options{PublicKey: &vendorKey(t).PublicKey}, at(server, vendorOne))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	digest := sha256.Sum256(nil)
+	_, err := key.SignContext(ctx, digest[:], crypto.SHA256)
+	wants(t, err, context.DeadlineExceeded, false)
+}
+
+// Close ends a call that waits for its next attempt, too.
+func TestCloseEndsRetries(t *testing.T) {
+	server := double(t, kmstest.Config{})
+	policy := brisk()
+	policy.Wait, policy.Total = 5*time.Second, 20*time.Second
+	key := open(t, Options{Policy: policy}, at(server, vendorOne))
+	server.Standing(kmstest.AsymmetricSign, kmstest.Throttle)
+	start := time.Now()
+	time.AfterFunc(100*time.Millisecond, func() { _ = key.Close() })
+	wants(t, sign(t.Context(), key, "message"), signer.ErrClosed, false)
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

@@ -1,0 +1,98 @@
+package softhsmtest_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	softhsmtest "hsmsign/softhsm-test"
+)
+
+// TestCeremonyAfterKill kills a ceremony (SIGKILL) ever later, runs it again, and wants one key, one CSR and a transcript
+// that holds, wherever it was cut off.
+func TestCeremonyAfterKill(t *testing.T) {
+	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
+	dir := t.TempDir()
+	program := filepath.Join(binary, "hsmsign")
+	cut, finished := 0, 0
+	for delay := 5 * time.Millisecond; finished < 2 && cut < 60; delay += delay / 4 {
+		folder := filepath.Join(dir, delay.String())
+		label := "vendor-" + delay.String()
+		args := []string{
+			"vendor", "ceremony", "--dir", folder, "--key", token.Ref(label), "--witness", "A", "--witness", "B",
+			"--common-name", "Example", "--email", "mdm@example.com", "--country", "US",
+		}
+		killed := exec.Command(program, args...)
+		if err := killed.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay)
+		_ = killed.Process.Kill()
+		if killed.Wait() == nil {
+			finished++
+		} else {
+			cut++
+		}
+		first := keysOf(t, token, label)
+		run(t, program, args...)
+		run(t, program, "vendor", "ceremony", "--verify", folder)
+		keys := keysOf(t, token, label)
+		if bytes.Count(keys, []byte("\n")) != 1 || len(first) > 0 && !bytes.Equal(first, keys) {
+			t.Errorf("killed after %v: had %q, has %q", delay, first, keys)
+		}
+		run(t, "openssl", "req", "-in", filepath.Join(folder, "vendor.csr"), "-noout", "-verify")
+	}
+	if cut < 5 || finished == 0 {
+		t.Errorf("%d were killed, %d had finished", cut, finished)
+	}
+}
+
+// keysOf lists the keys of a label.
+func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	list := exec.CommandContext(ctx, filepath.Join(binary, "hsmsign"), "key", "list", "--json", "--key", token.Ref(label))
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestCeremonyGuide runs the commands of docs/ceremony.md as they stand, with a test PKI in Apple's place.
+func TestCeremonyGuide(t *testing.T) {
+	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "pin"), []byte(token.PIN+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commands := commandsOf(t, "../docs/ceremony.md")
+	if len(commands) != 5 {
+		t.Fatalf("%d commands", len(commands))
+	}
+	for _, command := range commands {
+		command = strings.ReplaceAll(command, "/usr/lib/softhsm/libsofthsm2.so", token.Module)
+		if strings.Contains(command, "mdm.cer") {
+			command = "hsmsign testpki --csr ceremony/vendor.csr --out-dir pki && cp pki/vendor.pem mdm.cer && cp pki/wwdr.pem apple.pem && " + command
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		shell := exec.CommandContext(ctx, "bash", "-c", command)
+		shell.Dir = dir
+		shell.Env = append(os.Environ(), append(token.Env(), "PATH="+binary+":"+os.Getenv("PATH"), "HOME="+dir,
+			"XDG_CONFIG_HOME="+dir, "HSMSIGN_TRUST_ROOT="+filepath.Join(dir, "pki", "root.pem"))...)
+		if out, err := shell.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "ceremony", "vendor.pem")); err != nil {
+		t.Error(err)
+	}
+}

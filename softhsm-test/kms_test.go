@@ -1,0 +1,113 @@
+package softhsmtest_test
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"hsmsign/internal/scripttest"
+)
+
+// cloud is a double of a KMS in a process of its own, with the golden vendor key in it.
+type cloud struct {
+	ref string   // names the golden vendor key
+	env []string // credentials
+}
+
+// startDouble starts a double, which prints its first lines lines and then serves until the test ends.
+func startDouble(t *testing.T, name string, lines int, args ...string) []string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(binary, name), args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	})
+	scan := bufio.NewScanner(out)
+	var printed []string
+	for len(printed) < lines && scan.Scan() {
+		printed = append(printed, scan.Text())
+	}
+	if len(printed) != lines {
+		t.Fatalf("%s printed %q", name, printed)
+	}
+	return printed
+}
+
+func startAWS(t *testing.T, args ...string) cloud {
+	t.Helper()
+	key := filepath.Join(goldenDir, "vendor.key")
+	// The address, two credentials, the key's ARN.
+	printed := startDouble(t, "awskms-double", 4, append([]string{"--print", "--key", "alias/mdm-vendor=" + key}, args...)...)
+	return cloud{
+		ref: "awskms:///alias/mdm-vendor?region=eu-west-1&endpoint=" + printed[0],
+		env: append(printed[1:3:3], "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null"),
+	}
+}
+
+func startGCP(t *testing.T, args ...string) cloud {
+	t.Helper()
+	key := filepath.Join(goldenDir, "vendor.key")
+	printed := startDouble(t, "gcpkms-double", 1, append([]string{"--listen", "127.0.0.1:0", "--key", key}, args...)...)
+	return cloud{ref: "gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + printed[0]}
+}
+
+// TestKMSScripts runs the real program against each cloud's double. A script finds the golden files, $REF (the vendor
+// key's reference), $NEW (one of a key that is not there yet), $MISSING and $MALFORMED.
+func TestKMSScripts(t *testing.T) {
+	for name, double := range map[string]struct {
+		start                    func(*testing.T, ...string) cloud
+		newKey, missing, strange func(ref string) string
+	}{
+		"aws": {
+			startAWS,
+			func(ref string) string { return strings.Replace(ref, "mdm-vendor", "mdm-new", 1) },
+			func(ref string) string { return strings.Replace(ref, "mdm-vendor", "nothing", 1) },
+			func(ref string) string { return strings.Replace(ref, "region=", "reigon=", 1) },
+		},
+		"gcp": {
+			startGCP,
+			func(ref string) string { return strings.Replace(ref, "cryptoKeys/vendor", "cryptoKeys/new", 1) },
+			func(ref string) string { return strings.Replace(ref, "cryptoKeys/vendor", "cryptoKeys/nothing", 1) },
+			func(ref string) string { return strings.Replace(ref, "keyRings", "keyrings", 1) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kms := double.start(t)
+			testscript.Run(t, testscript.Params{
+				Dir:                 filepath.Join("testdata", "kms"),
+				RequireExplicitExec: true,
+				Setup: func(env *testscript.Env) error {
+					if err := setupFiles(env, nil); err != nil {
+						return err
+					}
+					for _, variable := range kms.env {
+						name, value, _ := strings.Cut(variable, "=")
+						env.Setenv(name, value)
+					}
+					env.Setenv("REF", kms.ref)
+					env.Setenv("NEW", double.newKey(kms.ref))
+					env.Setenv("MISSING", double.missing(kms.ref))
+					env.Setenv("MALFORMED", double.strange(kms.ref))
+					return nil
+				},
+				Cmds: scripttest.Commands(nil),
+			})
+		})
+	}
+}
