@@ -35,7 +35,7 @@ deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all
 test: deps ## Run every test, SoftHSM2's included; with the race detector where things run side by side
 	go vet ./...
 	go test -race -timeout 300s ./agent/... ./signer/... ./softhsm-test/... ./request/...
-	go test -timeout 300s ./chain/... ./cmd/... ./config/... ./finding/... ./internal/... ./testpki/...
+	go test -timeout 300s ./chain/... ./cmd/... ./config/... ./deploy/... ./finding/... ./identity/... ./internal/... ./push/... ./testpki/...
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 
 .PHONY: race
@@ -66,11 +66,15 @@ bench: deps ## Measure the hot paths, each as a ratio to its raw limit in the sa
 	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM)' -benchtime 9x
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
-	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s
+	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
+
+.PHONY: soak
+soak: deps ## Sign 100,000 times and look for growth in sessions, threads and memory
+	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
 
 .PHONY: demo
-demo: deps build ## Run the main job from end to end, with a file key and with SoftHSM2; see demo-out/
-	bash softhsm-test/demo.sh
+demo: deps build ## Go the whole way of docs/walkthrough.md, with SoftHSM2 or a key file; see demo-out/
+	@bash softhsm-test/demo.sh
 
 .PHONY: clean
 clean: ## Remove what was built

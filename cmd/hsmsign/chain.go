@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -56,11 +57,11 @@ func (p *program) chainCommand() *cli.Command {
 }
 
 func (p *program) chainBuild(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
+	s, args, _, err := p.start(ctx)
 	if err != nil {
 		return err
 	}
-	certs, roots, inputs, err := p.chainParts(ctx, s)
+	certs, roots, inputs, err := p.chainParts(ctx.Context, s, args)
 	if err != nil {
 		return err
 	}
@@ -88,11 +89,7 @@ func (p *program) chainBuild(ctx *cli.Context) error {
 }
 
 // chainParts reads --cert, --chain and the arguments.
-func (p *program) chainParts(ctx *cli.Context, s *settings) (certs, roots []*x509.Certificate, files []string, err error) {
-	args, err := arguments(ctx)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+func (p *program) chainParts(ctx context.Context, s *settings, args []string) (certs, roots []*x509.Certificate, files []string, err error) {
 	if cert, _ := s.str("cert"); cert != "" {
 		files = append(files, cert)
 	}
@@ -101,10 +98,10 @@ func (p *program) chainParts(ctx *cli.Context, s *settings) (certs, roots []*x50
 	if len(files) == 0 {
 		return nil, nil, nil, usage("name the vendor certificate with --cert, and the others as files or with --chain", "no certificate given")
 	}
-	if certs, err = p.readCerts(ctx.Context, files...); err != nil {
+	if certs, err = p.readCerts(ctx, files...); err != nil {
 		return nil, nil, nil, err
 	}
-	roots, err = p.trustRoots(ctx.Context, s)
+	roots, err = p.trustRoots(ctx, s)
 	return certs, roots, files, err
 }
 
@@ -116,15 +113,11 @@ type checkResult struct {
 }
 
 func (p *program) chainCheck(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
+	s, args, asJSON, err := p.start(ctx)
 	if err != nil {
 		return err
 	}
-	certs, roots, _, err := p.chainParts(ctx, s)
-	if err != nil {
-		return err
-	}
-	asJSON, err := s.boolean("json")
+	certs, roots, _, err := p.chainParts(ctx.Context, s, args)
 	if err != nil {
 		return err
 	}
@@ -162,15 +155,7 @@ type fetchResult struct {
 }
 
 func (p *program) chainFetch(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return err
-	}
-	args, err := arguments(ctx)
-	if err != nil {
-		return err
-	}
-	asJSON, err := s.boolean("json")
+	s, args, asJSON, err := p.start(ctx)
 	if err != nil {
 		return err
 	}

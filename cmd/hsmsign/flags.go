@@ -97,6 +97,18 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	return s, s.choose()
 }
 
+// start is what most commands begin with: settings, file arguments, and whether results are wanted as JSON.
+func (p *program) start(ctx *cli.Context) (s *settings, args []string, asJSON bool, err error) {
+	if s, err = p.settings(ctx); err != nil {
+		return nil, nil, false, err
+	}
+	if args, err = arguments(ctx); err != nil {
+		return nil, nil, false, err
+	}
+	asJSON, err = s.boolean("json")
+	return s, args, asJSON, err
+}
+
 // str is a flag's value and where it came from ("" for both where it is not set).
 func (s *settings) str(name string) (value, origin string) {
 	if s.ctx.IsSet(name) {

@@ -102,21 +102,14 @@ type keyJob struct {
 }
 
 func (p *program) newKeyJob(ctx *cli.Context, takesArguments bool) (*keyJob, []string, error) {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	args, err := arguments(ctx)
+	s, args, asJSON, err := p.start(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(args) > 0 && !takesArguments {
 		return nil, nil, usage("name the key with --key", "%s takes no arguments", ctx.Command.Name)
 	}
-	job := &keyJob{settings: s}
-	if job.json, err = s.boolean("json"); err != nil {
-		return nil, nil, err
-	}
+	job := &keyJob{settings: s, json: asJSON}
 	key, from := s.str("key")
 	if key == "" {
 		return nil, nil, s.missing("key", "key")

@@ -70,11 +70,7 @@ type signJob struct {
 }
 
 func (p *program) sign(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return err
-	}
-	args, err := arguments(ctx)
+	s, args, _, err := p.start(ctx)
 	if err != nil {
 		return err
 	}

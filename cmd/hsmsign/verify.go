@@ -39,20 +39,12 @@ type verifyResult struct {
 }
 
 func (p *program) verify(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return err
-	}
-	args, err := arguments(ctx)
+	s, args, asJSON, err := p.start(ctx)
 	if err != nil {
 		return err
 	}
 	if len(args) == 0 {
 		return usage("name the Push Certificate Request, or - for standard input", "no request given")
-	}
-	asJSON, err := s.boolean("json")
-	if err != nil {
-		return err
 	}
 	opts := request.VerifyOptions{Now: time.Now()}
 	if opts.TrustRoots, err = p.trustRoots(ctx.Context, s); err != nil {

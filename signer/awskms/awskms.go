@@ -112,6 +112,7 @@ func (o Options) dial(ctx context.Context, ref signer.Ref) (*key, error) {
 			return nil, fmt.Errorf("%w: a certificate with a key of type %T; Apple takes RSA only", signer.ErrUnsupported, o.PublicKey)
 		}
 		k.public = public
+		k.unproven.Store(true)
 	}
 	if k.connection, err = connect(ctx, r); err != nil {
 		return nil, err

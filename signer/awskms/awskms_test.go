@@ -332,7 +332,7 @@ func TestMovedAlias(t *testing.T) {
 func TestOtherCertificate(t *testing.T) {
 	_, reference := start(t, kmstest.Config{})
 	key := mustOpen(t, Options{Policy: quick(), PublicKey: &newKey(t).PublicKey}, reference)
-	if _, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256); !errors.Is(err, signer.ErrBadSignature) {
+	if _, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256); !errors.Is(err, signer.ErrBadKey) {
 		t.Errorf("got %v", err)
 	}
 	_, err := open(t, Options{PublicKey: "no key"}, reference)

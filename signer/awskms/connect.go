@@ -79,7 +79,7 @@ func connect(ctx context.Context, r reference) (*connection, error) {
 		return nil, badConfiguration(err)
 	}
 	if len(r.regions) == 0 {
-		if !regionForm.MatchString(cfg.Region) {
+		if !regionForm().MatchString(cfg.Region) {
 			return nil, noRegion(cfg.Region)
 		}
 		r.regions = []string{cfg.Region}

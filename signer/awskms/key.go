@@ -30,6 +30,8 @@ type key struct {
 	public *rsa.PublicKey
 	warn   func(string)
 	serves atomic.Int32 // index of the region that signed last
+	// unproven is whether the public key is a certificate's and no signature has verified with it yet.
+	unproven atomic.Bool
 }
 
 func (k *key) Public() crypto.PublicKey { return k.public }
@@ -40,10 +42,26 @@ func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 
 func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	sig, err := k.sign(ctx, digest, opts)
+	if err == nil {
+		err = k.prove(digest, sig)
+	}
 	if err != nil {
 		return nil, carry("sign", k.ref, err)
 	}
 	return sig, nil
+}
+
+// prove verifies signatures until one has shown that the certificate's public key is this key's. From then on
+// signer.Sign is the only one to verify.
+func (k *key) prove(digest, sig []byte) error {
+	if !k.unproven.Load() {
+		return nil
+	}
+	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
+		return fmt.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey)
+	}
+	k.unproven.Store(false)
+	return nil
 }
 
 func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -193,7 +211,7 @@ func (s *site) pin(answered *string) error {
 		if arnRegion(got) != s.region || !strings.HasPrefix(resource(got), "key/") {
 			return fmt.Errorf("%w: KMS answered for %q, which is no key of region %q", signer.ErrUnavailable, clip(got), s.region)
 		}
-		if keyForm.MatchString(*known) && resource(got) != "key/"+*known {
+		if keyForm().MatchString(*known) && resource(got) != "key/"+*known {
 			return wrongKey("KMS answered for %q when %q was asked", got, *known)
 		}
 		if s.id.CompareAndSwap(known, &got) {

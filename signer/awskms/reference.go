@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"hsmsign/signer"
@@ -30,13 +31,18 @@ const (
 	regionPattern = `[a-z]{2,8}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}`
 )
 
+// lazily compiles an expression when it is first needed: all of them together take longer than a small program's start.
+func lazily(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 var (
-	keyForm     = regexp.MustCompile(`^` + keyPattern + `$`)
-	aliasForm   = regexp.MustCompile(`^` + aliasPattern + `$`)
-	regionForm  = regexp.MustCompile(`^` + regionPattern + `$`)
-	arnForm     = regexp.MustCompile(`^arn:aws[a-z-]{0,20}:kms:(` + regionPattern + `):[0-9]{12}:(?:key/` + keyPattern + `|` + aliasPattern + `)$`)
-	roleForm    = regexp.MustCompile(`^arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[\x21-\x7e]{1,576}$`)
-	profileForm = regexp.MustCompile(`^[^\[\]]{1,128}$`)
+	keyForm     = lazily(`^` + keyPattern + `$`)
+	aliasForm   = lazily(`^` + aliasPattern + `$`)
+	regionForm  = lazily(`^` + regionPattern + `$`)
+	arnForm     = lazily(`^arn:aws[a-z-]{0,20}:kms:(` + regionPattern + `):[0-9]{12}:(?:key/` + keyPattern + `|` + aliasPattern + `)$`)
+	roleForm    = lazily(`^arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[\x21-\x7e]{1,576}$`)
+	profileForm = lazily(`^[^\[\]]{1,128}$`)
 )
 
 // reference is what a key reference says.
@@ -77,11 +83,11 @@ func parseReference(ref signer.Ref, policy remote.Policy) (reference, error) {
 
 func (r *reference) checkID() error {
 	switch {
-	case r.id == "" || keyForm.MatchString(r.id) || aliasForm.MatchString(r.id) || arnRegion(r.id) != "":
+	case r.id == "" || keyForm().MatchString(r.id) || aliasForm().MatchString(r.id) || arnRegion(r.id) != "":
 		return nil
 	case strings.HasPrefix(r.id, "arn:"):
 		return malformed("%q is no ARN of a KMS key or alias", r.id)
-	case !strings.HasPrefix(r.id, "alias/") && aliasForm.MatchString("alias/"+r.id):
+	case !strings.HasPrefix(r.id, "alias/") && aliasForm().MatchString("alias/"+r.id):
 		return malformed("%q is no key id; an alias is written \"alias/%s\"", r.id, r.id)
 	}
 	return malformed("%q is neither a key id nor an ARN nor \"alias/NAME\"", r.id)
@@ -89,7 +95,7 @@ func (r *reference) checkID() error {
 
 // arnRegion is the region that an ARN of a key or an alias names; empty for anything else.
 func arnRegion(s string) string {
-	if m := arnForm.FindStringSubmatch(s); m != nil {
+	if m := arnForm().FindStringSubmatch(s); m != nil {
 		return m[1]
 	}
 	return ""
@@ -125,7 +131,7 @@ func (r *reference) readRegions(ref signer.Ref) error {
 		return malformed("%d regions; at most %d are taken", len(r.regions), maxRegions)
 	}
 	for i, region := range r.regions {
-		if !regionForm.MatchString(region) {
+		if !regionForm().MatchString(region) {
 			return malformed("%q is no region", region)
 		}
 		if slices.Contains(r.regions[:i], region) {
@@ -143,10 +149,10 @@ func (r *reference) readRegions(ref signer.Ref) error {
 
 func (r *reference) readAccess(ref signer.Ref) error {
 	var given bool
-	if r.profile, given = ref.Query("profile"); given && !profileForm.MatchString(r.profile) {
+	if r.profile, given = ref.Query("profile"); given && !profileForm().MatchString(r.profile) {
 		return malformed("%q is no name of a profile", r.profile)
 	}
-	if r.role, given = ref.Query("role-arn"); given && !roleForm.MatchString(r.role) {
+	if r.role, given = ref.Query("role-arn"); given && !roleForm().MatchString(r.role) {
 		return malformed("role-arn is %q; it is written arn:aws:iam::ACCOUNT:role/NAME", r.role)
 	}
 	if r.endpoint, given = ref.Query("endpoint"); given {

@@ -41,7 +41,7 @@ func startProcess(command []string, without string) (*workerProcess, error) {
 		return nil, err
 	}
 	defer func() { _ = theirs.Close() }()
-	cmd := exec.Command(command[0], command[1:]...) // #nosec G204 -- this program itself
+	cmd := exec.Command(command[0], command[1:]...) // #nosec G204 G702 -- this program itself
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		return name == without || strings.HasPrefix(name, "HSMSIGN_")
