@@ -23,6 +23,7 @@ const (
 	CSR     = "csr"     // the customer's certificate signing request
 	Chain   = "chain"   // the vendor's certificate, key match and chain
 	Request = "request" // the Push Certificate Request file
+	Push    = "push"    // the push certificate, and what the signing service mails
 )
 
 // What Apple's Push Certificates Portal (https://identity.apple.com/pushcert) says when it refuses a request.

@@ -3,6 +3,7 @@ package identity
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,7 +41,13 @@ const (
 // MinWitnesses is how many people see a ceremony at least.
 const MinWitnesses = 2
 
-// CheckWitnesses refuses names that do not say who was there; the error is an *Error that wraps ErrSubject.
+// maxWitness is the most characters of a witness's name.
+const maxWitness = 64
+
+// ErrWitness is the family of witnesses that a transcript cannot name: none, too few, one twice.
+var ErrWitness = errors.New("unusable value")
+
+// CheckWitnesses refuses names that do not say who was there; the error is an *Error that wraps ErrWitness.
 func CheckWitnesses(names []string) error {
 	refuse := func(fix, format string, args ...any) error {
 		return &Error{Err: fmt.Errorf(format, args...), Fix: fix}
@@ -48,16 +55,16 @@ func CheckWitnesses(names []string) error {
 	seen := map[string]bool{}
 	for _, name := range names {
 		switch folded := strings.ToLower(strings.Join(strings.Fields(name), " ")); {
-		case folded == "" || name != oneLine(name) || utf8.RuneCountInString(name) > maxName:
-			return refuse("write a name of at most 64 characters", "%w: the witness %q", ErrSubject, shorten(name))
+		case folded == "" || name != oneLine(name) || utf8.RuneCountInString(name) > maxWitness:
+			return refuse(fmt.Sprintf("write a name of at most %d characters", maxWitness), "%w: the witness %q", ErrWitness, shorten(name))
 		case seen[folded]:
-			return refuse("name two people", "%w: the witness %q stands twice", ErrSubject, name)
+			return refuse("name two people", "%w: the witness %q stands twice", ErrWitness, name)
 		default:
 			seen[folded] = true
 		}
 	}
 	if len(names) < MinWitnesses {
-		return refuse("name each with --witness", "%w: %d witnesses; a ceremony has %d or more", ErrSubject, len(names), MinWitnesses)
+		return refuse("name each with --witness", "%w: %d witnesses; a ceremony has %d or more", ErrWitness, len(names), MinWitnesses)
 	}
 	return nil
 }

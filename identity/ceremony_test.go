@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/certreq"
 	"hsmsign/chain"
 	"hsmsign/testpki"
 )
@@ -28,7 +29,7 @@ func TestCheckWitnesses(t *testing.T) {
 		{[]string{"A. Adams", strings.Repeat("x", 65)}, "the witness"},
 	} {
 		err := CheckWitnesses(tt.names)
-		if tt.want == "" && err != nil || tt.want != "" && (!errors.Is(err, ErrSubject) || !strings.Contains(err.Error(), tt.want)) {
+		if tt.want == "" && err != nil || tt.want != "" && (!errors.Is(err, ErrWitness) || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%q: %v, want %q", tt.names, err, tt.want)
 		}
 	}
@@ -63,9 +64,9 @@ func TestGenerating(t *testing.T) {
 // The files beside the transcript are those that it tells of.
 func TestVerify(t *testing.T) {
 	w := newWorld(t)
-	csr := EncodeCSR(csrOf(t, w.key).Raw)
+	csr := certreq.EncodePEM(csrOf(t, w.key).Raw)
 	bundle := []byte(chain.PEM([]*x509.Certificate{w.issue(t, w.key, testpki.VendorOptions{}), w.WWDR, w.Root}))
-	otherCSR := EncodeCSR(csrOf(t, w.other).Raw)
+	otherCSR := certreq.EncodePEM(csrOf(t, w.other).Raw)
 	otherBundle := []byte(chain.PEM([]*x509.Certificate{w.issue(t, w.other, testpki.VendorOptions{})}))
 	for _, tt := range []struct {
 		name            string

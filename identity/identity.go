@@ -1,7 +1,7 @@
 // Package identity is the vendor's own way to its certificate: the CSR that Apple's developer portal takes, the
 // proof that the certificate which comes back belongs to the key, and the transcript of the key ceremony.
 //
-//	der, err := identity.CreateCSR(ctx, key, identity.Subject{Email: "mdm@example.com", CommonName: "Example", Country: "US"})
+//	der, err := identity.CreateCSR(ctx, key, certreq.Subject{Email: "mdm@example.com", CommonName: "Example", Country: "US"})
 //	// days later, with the file that Apple made of it
 //	c, err := identity.Import(ctx, key, data, identity.ImportOptions{})
 //
@@ -90,7 +90,7 @@ func findCSR(file []byte) *x509.CertificateRequest {
 			break
 		}
 		// RFC 7468 section 7; older tools write NEW.
-		if block.Type == csrBlock || block.Type == "NEW "+csrBlock {
+		if block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST" {
 			file = block.Bytes
 			break
 		}

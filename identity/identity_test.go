@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/certreq"
 	"hsmsign/chain"
 	"hsmsign/finding"
 	"hsmsign/signer"
@@ -44,10 +45,10 @@ func TestImport(t *testing.T) {
 		{"DER", vendor.Raw, issuers, "", ""},
 		{"PEM", pemOf("CERTIFICATE", vendor.Raw), issuers, "", ""},
 		{"whole chain", []byte(chain.PEM([]*x509.Certificate{w.Root, vendor, w.WWDR})), nil, "", ""},
-		{"the CSR, PEM", EncodeCSR(csr.Raw), issuers, "chain.csr", "this is the CSR that was sent to Apple; vendor import wants the certificate mdm.cer that Apple made from it"},
+		{"the CSR, PEM", certreq.EncodePEM(csr.Raw), issuers, "chain.csr", "this is the CSR that was sent to Apple; vendor import wants the certificate mdm.cer that Apple made from it"},
 		{"the CSR, DER", csr.Raw, issuers, "chain.csr", "this is the CSR that was sent to Apple"},
 		{"the CSR, older label", append([]byte("text\n"), pemOf("NEW CERTIFICATE REQUEST", csr.Raw)...), issuers, "chain.csr", "this is the CSR that was sent to Apple"},
-		{"another CSR", EncodeCSR(csrOf(t, w.other).Raw), issuers, "chain.csr", "this is a CSR, and of another key"},
+		{"another CSR", certreq.EncodePEM(csrOf(t, w.other).Raw), issuers, "chain.csr", "this is a CSR, and of another key"},
 		{"damaged CSR", pemOf("CERTIFICATE REQUEST", csr.Raw[:100]), issuers, "chain.unreadable", ""},
 		{"page", []byte("<html>"), issuers, "chain.unreadable", ""},
 		{"empty", nil, issuers, "chain.empty", ""},

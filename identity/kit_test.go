@@ -6,11 +6,11 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"io"
 	"sync"
 	"testing"
 	"time"
 
+	"hsmsign/certreq"
 	"hsmsign/testpki"
 )
 
@@ -32,21 +32,6 @@ func (f fake) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 		return nil, err
 	}
 	return f.Sign(rand.Reader, digest, opts)
-}
-
-// strict is a fake that signs messages only.
-type strict struct{ fake }
-
-func (s strict) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
-	return nil, io.ErrUnexpectedEOF
-}
-func (s strict) SignContext(context.Context, []byte, crypto.SignerOpts) ([]byte, error) {
-	return nil, io.ErrUnexpectedEOF
-}
-func (s strict) SignMessageContext(_ context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
-	hash := opts.HashFunc().New()
-	hash.Write(message)
-	return s.Signer.Sign(rand.Reader, hash.Sum(nil), opts)
 }
 
 // world is what the tests start from: an authority, and two keys.
@@ -78,7 +63,7 @@ func newWorld(t testing.TB) world {
 	return w
 }
 
-var subject = Subject{Email: "mdm@example.com", CommonName: "Example MDM", Organization: "Exämple", Country: "US"}
+var subject = certreq.Subject{Email: "mdm@example.com", CommonName: "Example MDM", Organization: "Exämple", Country: "US"}
 
 func csrOf(t testing.TB, key crypto.Signer) *x509.CertificateRequest {
 	t.Helper()

@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode"
 
+	"hsmsign/certreq"
 	"hsmsign/finding"
 	"hsmsign/signer"
 )
@@ -43,7 +44,7 @@ func NewRecipient(ctx context.Context, key signer.Signer, now time.Time) ([]byte
 		NotAfter:     now.AddDate(recipientYears, 0, 0),
 		KeyUsage:     x509.KeyUsageKeyEncipherment, BasicConstraintsValid: true,
 	}
-	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), messageKey{ctx, key})
+	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), certreq.CryptoSigner(ctx, key))
 }
 
 // RFC 5652 section 6.1, as far as it is needed. RecipientInfo is a CHOICE; KeyTransRecipientInfo has no tag.

@@ -87,7 +87,7 @@ func FuzzDecrypt(f *testing.F) {
 func checkRefusal(t *testing.T, err error) {
 	t.Helper()
 	var f *finding.Finding
-	if !errors.As(err, &f) || f.Subject() != FindingSubject || f.Fix == "" || len(f.Message) > 1000 {
+	if !errors.As(err, &f) || f.Subject() != finding.Push || f.Fix == "" || len(f.Message) > 1000 {
 		t.Errorf("%T %q", err, err)
 	}
 }

@@ -3,7 +3,6 @@ package push
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/certreq"
 	"hsmsign/finding"
 	"hsmsign/signer"
 	"hsmsign/signer/file"
@@ -77,7 +77,7 @@ func newKit(t testing.TB) *kit {
 // issue gives a push certificate for a key.
 func (k *kit) issue(t testing.TB, key signer.Signer, opts testpki.PushOptions) *Certificate {
 	t.Helper()
-	der, err := NewCSR(context.Background(), key, Subject{Name: "Acme MDM", Email: "mdm@acme.example", Country: "DE"})
+	der, err := certreq.Create(context.Background(), key, certreq.Subject{CommonName: "Acme MDM", Email: "mdm@acme.example", Country: "DE"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,13 +119,4 @@ func findingID(err error) string {
 		return f.ID
 	}
 	return ""
-}
-
-// down is a key whose module does not answer.
-type down struct{ signer.Signer }
-
-var errDown = errors.New("token is gone")
-
-func (down) SignContext(context.Context, []byte, crypto.SignerOpts) ([]byte, error) {
-	return nil, errDown
 }

@@ -1,7 +1,7 @@
 // Package push is the customer's side of an Apple push certificate for MDM: the key and the CSR that its life begins
 // with, the push certificate that Apple's portal gives, its topic, its renewal, and the file that an MDM server takes.
 //
-//	csr, err := push.NewCSR(ctx, key, push.Subject{Name: "Acme MDM", Email: "mdm@acme.example", Country: "DE"})
+//	csr, err := certreq.Create(ctx, key, certreq.Subject{CommonName: "Acme MDM", Email: "mdm@acme.example", Country: "DE"})
 //	// ... the MDM vendor signs it, Apple's portal answers ...
 //	cert, err := push.ParseCertificate(file)
 //	pfx, err := push.EncodePKCS12(cert, private, passphrase, push.Modern)
@@ -26,9 +26,6 @@ import (
 	"hsmsign/chain"
 	"hsmsign/finding"
 )
-
-// FindingSubject is what the ID of every finding of this package starts with, before the dot.
-const FindingSubject = "push"
 
 // MaxCertificate is the most that is read of a push certificate's file, in bytes.
 const MaxCertificate = chain.MaxFile
@@ -158,7 +155,7 @@ func CheckRenewal(old, renewed *Certificate, now time.Time) error {
 			"the topic is another one: %q before, %q now", short(old.Topic), short(renewed.Topic))
 	case old.Equal(renewed.Certificate):
 		return refuse("push.not-later", "give the old one as old and the renewed one as new", "the two are the same certificate, valid until %s", old.NotAfter.UTC().Format(date))
-	case !renewed.NotAfter.After(old.NotAfter):
+	case renewed.NotAfter.Before(old.NotAfter):
 		return refuse("push.not-later", "are the two files exchanged?", "the new certificate ends on %s, before the old one on %s",
 			renewed.NotAfter.UTC().Format(date), old.NotAfter.UTC().Format(date))
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/certreq"
 	"hsmsign/chain"
 	"hsmsign/identity"
 	"hsmsign/signer"
@@ -51,7 +52,7 @@ type ceremony struct {
 	job       *keyJob
 	dir       string
 	witnesses []string
-	subject   identity.Subject
+	subject   certreq.Subject
 	in        *importing // nil: there is no certificate yet
 }
 

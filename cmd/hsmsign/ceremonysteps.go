@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"hsmsign/certreq"
 	"hsmsign/chain"
 	"hsmsign/identity"
 	"hsmsign/signer"
@@ -110,7 +111,7 @@ func (c *ceremony) csr(ctx context.Context, key signer.Signer) ([]identity.Fact,
 	if err != nil {
 		return nil, err
 	}
-	file, err := c.output(identity.CSRFile, identity.EncodeCSR(der))
+	file, err := c.output(identity.CSRFile, certreq.EncodePEM(der))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"hsmsign/certreq"
 	"hsmsign/config"
 	"hsmsign/finding"
 	"hsmsign/identity"
@@ -52,7 +53,7 @@ func exitCode(err error) int {
 		return exit.code
 	case errors.As(err, &found):
 		switch found.Subject() {
-		case finding.CSR, push.FindingSubject:
+		case finding.CSR, finding.Push:
 			return exitRefused
 		case finding.Chain:
 			return exitVendor
@@ -75,14 +76,14 @@ var families = []struct {
 	code int
 }{
 	{signer.ErrReference, exitUsage},
-	{push.ErrSubject, exitUsage},
+	{certreq.ErrSubject, exitUsage},
 	{push.ErrAddress, exitUsage},
 	{push.ErrPassphrase, exitAuth},
 	{push.ErrRefused, exitRefused},
 	{push.ErrNoAnswer, exitUnavailable},
 	{signer.ErrUnsupported, exitUsage},
 	{signer.ErrKeyExists, exitUsage},
-	{identity.ErrSubject, exitUsage},
+	{identity.ErrWitness, exitUsage},
 	{identity.ErrTranscript, exitDefects},
 	{signer.ErrAuth, exitAuth},
 	{signer.ErrKeyNotFound, exitVendor},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/certreq"
 	"hsmsign/finding"
 	"hsmsign/push"
 	"hsmsign/request"
@@ -62,7 +63,7 @@ type orderJob struct {
 	s          *settings
 	service    push.Service
 	order      push.Order
-	subject    push.Subject
+	subject    certreq.Subject
 	dir        string
 	bits       int
 	passphrase []byte
@@ -177,7 +178,7 @@ func (job *orderJob) makeFiles(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if job.order.CSR, err = push.NewCSR(ctx, key, job.subject); err != nil {
+		if job.order.CSR, err = certreq.Create(ctx, key, job.subject); err != nil {
 			return err
 		}
 		if err := job.write(pushCSRFile, "CERTIFICATE REQUEST", job.order.CSR); err != nil {

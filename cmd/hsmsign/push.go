@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/push"
+	"hsmsign/certreq"
 	"hsmsign/signer"
 	"hsmsign/signer/file"
 )
@@ -140,29 +139,23 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 	return nil
 }
 
-func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject push.Subject, output string) error {
+func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject certreq.Subject, output string) error {
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
-	der, err := push.NewCSR(ctx, key, subject)
+	der, err := certreq.Create(ctx, key, subject)
 	if err != nil {
 		return err
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	if err := p.emit(output, text, requestMode, false); err != nil {
+	if err := p.emit(output, certreq.EncodePEM(der), requestMode, false); err != nil {
 		return noForce(err)
 	}
 	return p.ui.flush() // standard output may be a full disk
 }
 
 // customer is what the flags say of the customer, checked.
-func (s *settings) customer() (push.Subject, error) {
-	var subject push.Subject
-	for name, field := range map[string]*string{
-		"common-name": &subject.Name, "email": &subject.Email, "country": &subject.Country, "organization": &subject.Organization,
-	} {
-		*field, _ = s.str(name)
-	}
-	if subject.Name == "" || subject.Email == "" || subject.Country == "" {
+func (s *settings) customer() (certreq.Subject, error) {
+	subject := s.csrSubject()
+	if subject.CommonName == "" || subject.Email == "" || subject.Country == "" {
 		return subject, usage("they stand in the CSR: --name 'Acme MDM' --email mdm@acme.example --country DE", "--name, --email and --country are all needed")
 	}
 	return subject, subject.Check()

@@ -5,10 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/certreq"
 	"hsmsign/chain"
 	"hsmsign/identity"
 	"hsmsign/signer"
@@ -60,14 +62,23 @@ func importFlags() []cli.Flag {
 	}
 }
 
-// subject is what the flags say of the vendor, checked.
-func (s *settings) subject() (identity.Subject, error) {
-	var subject identity.Subject
+// csrSubject is what the flags say of a CSR's subject, not checked. The country's two letters may be small ones.
+func (s *settings) csrSubject() certreq.Subject {
+	var subject certreq.Subject
 	for name, value := range map[string]*string{
 		"common-name": &subject.CommonName, "email": &subject.Email, "country": &subject.Country, "organization": &subject.Organization,
 	} {
 		*value, _ = s.str(name)
 	}
+	if len(subject.Country) == 2 { // any other length is refused, and shown as it was given
+		subject.Country = strings.ToUpper(subject.Country)
+	}
+	return subject
+}
+
+// subject is what the flags say of the vendor, checked.
+func (s *settings) subject() (certreq.Subject, error) {
+	subject := s.csrSubject()
 	for _, f := range []struct{ name, value string }{{"common-name", subject.CommonName}, {"email", subject.Email}, {"country", subject.Country}} {
 		if f.value == "" {
 			return subject, usage("give it with --"+f.name, "no %s given", f.name)
@@ -100,7 +111,7 @@ func (p *program) vendorCSR(cliCtx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.emit(output, identity.EncodeCSR(der), requestMode, force); err != nil {
+	if err := p.emit(output, certreq.EncodePEM(der), requestMode, force); err != nil {
 		return err
 	}
 	p.ui.info("upload the CSR to https://developer.apple.com/account as \"MDM CSR\"; its key has SHA-256 %s", chain.SPKISHA256(key.Public()))

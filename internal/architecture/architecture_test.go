@@ -37,10 +37,11 @@ var mayImport = map[string]struct {
 	"chain":                                   {[]string{"finding"}, "certificates only: no key, no request"},
 	"request":                                 {[]string{"chain", "finding"}, "the file only: it never sees a key"},
 	"agent":                                   {[]string{"chain", "request", "signer"}, "the use case; which backend signs is handed to it"},
-	"push":                                    {[]string{"chain", "finding", "signer"}, "the customer's side: it knows no vendor's key and no request"},
-	"identity":                                {[]string{"chain", "finding", "signer"}, "the vendor's own key and certificate; which backend holds the key, and customers, are not its business"},
+	"certreq":                                 {[]string{"signer"}, "the CSR only: whose it is, and who takes it, is the caller's business"},
+	"push":                                    {[]string{"certreq", "chain", "finding", "signer"}, "the customer's side: it knows no vendor's key and no request"},
+	"identity":                                {[]string{"certreq", "chain", "finding", "signer"}, "the vendor's own key and certificate; which backend holds the key, and customers, are not its business"},
 	"internal/scripttest":                     {nil, "for tests of the program from outside"},
-	"cmd/hsmsign": {[]string{"agent", "chain", "config", "finding", "identity", "push", "request", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11", "testpki"},
+	"cmd/hsmsign": {[]string{"agent", "certreq", "chain", "config", "finding", "identity", "push", "request", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11", "testpki"},
 		"puts all together"},
 }
 
