@@ -44,9 +44,7 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
-	defer cancel()
-	key, err := job.backend.Open(ctx, job.ref)
+	key, err := job.open(cliCtx.Context)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func TestSamples(t *testing.T) {
 // TestOpenSSL opens what the OpenSSL of this machine makes, in every form that all its versions know.
 func TestOpenSSL(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("there is no openssl here")
+		t.Fatal("there is no openssl here: run make deps")
 	}
 	t.Chdir(t.TempDir())
 	openssl := func(args ...string) {
