@@ -231,7 +231,7 @@ func (w *walk) checkSlots() signer.Step {
 
 func (w *walk) checkToken() signer.Step {
 	var err error
-	if w.found, err = w.module.findToken(w.ref); err != nil {
+	if w.found, err = w.module.findSettledToken(w.ctx, w.ref); err != nil {
 		return stepFail(err)
 	}
 	return stepOK("%s model=%q manufacturer=%q in slot %d", w.found.id, w.found.id.model, w.found.id.manufacturer, w.found.slot)
@@ -263,7 +263,7 @@ func (w *walk) checkState() signer.Step {
 
 func (w *walk) checkLogin() signer.Step {
 	var err error
-	if w.token, err = w.module.retainToken(w.ctx, w.ref, w.found, w.opts); err != nil {
+	if w.token, err = w.module.retainToken(w.ctx, w.ref, &w.found, w.opts); err != nil {
 		return stepFail(err)
 	}
 	w.session = finder{w.module.lib, w.token.anchor, w.ref}

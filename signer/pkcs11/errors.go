@@ -36,7 +36,7 @@ const (
 func judge(code pkcs11.Error) (c class, family error) {
 	switch code {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
-		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK, pkcs11.CKR_USER_PIN_NOT_INITIALIZED,
+		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK,
 		pkcs11.CKR_NEW_PIN_MODE, pkcs11.CKR_NEXT_OTP:
 		return classAuth, signer.ErrAuth
 	case pkcs11.CKR_USER_NOT_LOGGED_IN:
@@ -44,6 +44,8 @@ func judge(code pkcs11.Error) (c class, family error) {
 	case pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_USER_TOO_MANY_TYPES, pkcs11.CKR_USER_TYPE_INVALID,
 		pkcs11.CKR_SESSION_READ_ONLY_EXISTS:
 		return classRequest, signer.ErrAuth // another program of this token must log out first
+	case pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
+		return classRequest, signer.ErrAuth // there is no PIN that a wrong one could lock
 	case pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
 		pkcs11.CKR_FUNCTION_NOT_PARALLEL, pkcs11.CKR_SESSION_PARALLEL_NOT_SUPPORTED, pkcs11.CKR_CANT_LOCK,
 		pkcs11.CKR_NEED_TO_CREATE_THREADS, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,

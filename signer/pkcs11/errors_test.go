@@ -21,9 +21,9 @@ func TestJudge(t *testing.T) {
 		family error
 		codes  string // hexadecimal
 	}{
-		{classAuth, signer.ErrAuth, "A0 A1 A2 A3 A4 102 1B0 1B1 1B8"},
+		{classAuth, signer.ErrAuth, "A0 A1 A2 A3 A4 1B0 1B1 1B8"},
 		{classSession, signer.ErrAuth, "101"},
-		{classRequest, signer.ErrAuth, "B7 103 104 105"},
+		{classRequest, signer.ErrAuth, "B7 102 103 104 105"},
 		{classRequest, signer.ErrUnsupported, "9 A 1B 20 21 51 54 70 71 B4 E2 120 121 130 140 180 1B7"},
 		{classRequest, signer.ErrBadKey, "10 11 12 13 40 41 42 62 63 64 66 67 68 69 6A D0 D1 F0 F1 F2 110 112 113 114 115 170 1B9 203"},
 		{classRequest, signer.ErrBadSignature, "C0 C1"},

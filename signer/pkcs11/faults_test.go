@@ -381,3 +381,37 @@ func TestOpenRecovers(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
+
+// Another program writes to the token's files just now: what the module makes of them is not taken for an answer, but
+// no PIN is sent without end.
+func TestHalfWrittenToken(t *testing.T) {
+	for name, c := range map[string]struct {
+		script []string
+		logins int
+		want   error
+	}{
+		"token unreadable":  {[]string{"C_GetTokenInfo 1 return 5", "C_GetTokenInfo 2 return 5"}, 1, nil},
+		"login unreadable":  {[]string{"C_Login 1 return 5", "C_Login 2 return 5"}, 3, nil},
+		"PIN unreadable":    {[]string{"C_Login 1 return 0x102", "C_Login 2 return 0x102"}, 3, nil},
+		"no PIN":            {[]string{"C_Login * return 0x102"}, 3, signer.ErrAuth},
+		"token that fails":  {[]string{"C_GetTokenInfo * return 5"}, 0, signer.ErrKeyNotFound},
+		"module that fails": {[]string{"C_Login * return 5"}, 3, signer.ErrUnavailable},
+		"wrong PIN":         {[]string{"C_Login * return 0xA0"}, 1, signer.ErrAuth},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tok, f := faulty(t)
+			f.Script(t, c.script...)
+			key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+			if !errors.Is(err, c.want) {
+				t.Fatalf("%v; want %v", err, c.want)
+			}
+			if err == nil {
+				mustSign(t, key)
+				if err := key.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			calls(t, f, map[string]int{"C_Login": c.logins})
+		})
+	}
+}

@@ -75,7 +75,7 @@ func generate(ctx context.Context, r reference, opts Options, spec signer.KeySpe
 
 // openRetained is openKey for a module that is retained already. The caller holds m.mu.
 func (m *module) openRetained(ctx context.Context, r reference, opts Options) (*key, error) {
-	if err := m.retainSettled(ctx, r); err != nil {
+	if err := m.retain(r); err != nil {
 		return nil, err
 	}
 	opts.PublicKey = nil // the reference is exact

@@ -35,7 +35,9 @@ func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo,
 	err := visit(ctx, r, opList, func(m *module) error {
 		tokens, _, err := m.findTokens(r)
 		if err == nil && len(tokens) == 0 {
-			_, err = m.findToken(r) // which says what there is instead
+			var one foundToken
+			one, err = m.findSettledToken(ctx, r) // which says what there is instead
+			tokens = []foundToken{one}
 		}
 		if err != nil {
 			return err

@@ -121,48 +121,28 @@ func (m *module) retain(r reference) error {
 	return nil
 }
 
-// A token whose files another process writes to at this moment (SoftHSM2's, at each login) looks absent or damaged to
-// a module that is initialized just then, and stays so until it is initialized anew.
+// A token whose files another process writes to at this moment (SoftHSM2's, at each login: it truncates them, and
+// gives up their lock before it has written them) looks absent, damaged or without a PIN. What the module has read
+// wrongly when it was initialized stays so until it is initialized anew.
 const (
 	settleTries = 8
+	loginTries  = 3 // bounds how often one PIN is sent
 	settlePause = 50 * time.Millisecond
 )
 
-// retainSettled is retain, but for the first key it waits a little for tokens to be there and readable. No PIN has
-// been sent by then. A module that still shows none is retained: what is wrong with it is for others to say. The
-// caller holds m.mu.
-func (m *module) retainSettled(ctx context.Context, r reference) error {
-	for try := 1; ; try++ {
-		err := m.retain(r)
-		if try == settleTries || m.keys > 1 || m.foreign || err == nil && m.showsTokens() || err != nil && !is(err, pkcs11.CKR_GENERAL_ERROR) {
-			return err
-		}
-		if err == nil {
-			_ = m.release() // it is about to be initialized again, which tells
-		}
-		select {
-		case <-ctx.Done():
-			return r.fail("open", fmt.Errorf("%w: module %q shows no token: %w", signer.ErrUnavailable, m.path, ctx.Err()), "")
-		case <-time.After(settlePause):
-		}
-	}
-}
-
-// showsTokens is whether there is an initialized token, and every slot says what it holds.
-func (m *module) showsTokens() bool {
-	slots, err := m.lib.GetSlotList(true)
-	if err != nil {
+// startAgain waits a moment and initializes the module anew, unless others of this program use it: they have found it
+// well. It is false when there is nothing more to try. The caller holds m.mu and has retained the module.
+func (m *module) startAgain(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
 		return false
+	case <-time.After(settlePause):
 	}
-	there := false
-	for _, slot := range slots {
-		info, err := m.lib.GetTokenInfo(slot)
-		if err != nil {
-			return false
-		}
-		there = there || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0
+	if m.keys > 1 || m.foreign {
+		return true
 	}
-	return there
+	_ = m.finalize() // C_Initialize says whether it matters
+	return m.initialize() == nil
 }
 
 // initialize calls C_Initialize; a module that cannot lock (CKR_CANT_LOCK) is from then on used by one call at a

@@ -46,32 +46,14 @@ func Backend(opts Options) signer.Backend {
 	}
 }
 
-// open runs openKey so that the end of ctx sets the caller free, even from a module that hangs.
+// open is openKey, bounded by ctx.
 func open(ctx context.Context, r reference, opts Options) (signer.Signer, error) {
-	type result struct {
-		k   *key
-		err error
+	work := func() (*key, error) { return openKey(ctx, r, opts) }
+	k, err := await(ctx, r, "open", work, func(k *key) { _ = k.Close() }) // nobody is left to be told
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan result, 1)
-	go func() {
-		k, err := openKey(ctx, r, opts)
-		done <- result{k, err}
-	}()
-	select {
-	case res := <-done:
-		if res.err != nil {
-			return nil, res.err
-		}
-		return res.k, nil
-	case <-ctx.Done():
-		// Whatever openKey still gets hold of must be given back.
-		go func() {
-			if res := <-done; res.err == nil {
-				_ = res.k.Close() // nobody is left to be told
-			}
-		}()
-		return nil, r.fail("open", fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, r.module, ctx.Err()), "")
-	}
+	return k, nil
 }
 
 // openKey loads the module, logs in to the token and finds the key.
@@ -84,26 +66,15 @@ func openKey(ctx context.Context, r reference, opts Options) (*key, error) {
 		return nil, r.fail("open", err, "")
 	}
 	defer m.mu.Unlock()
-	for try := 1; ; try++ {
-		if err := m.retainSettled(ctx, r); err != nil {
-			return nil, err
-		}
-		k, err := m.openKeyAgain(ctx, r, opts)
-		if err == nil {
-			return k, nil
-		}
-		alone := m.keys == 1 && !m.foreign
-		_ = m.release() // the first error is the one to tell
-		// The same moment can meet C_Login, which then says CKR_GENERAL_ERROR and nothing of the PIN.
-		if try == openTries || !alone || !is(err, pkcs11.CKR_GENERAL_ERROR) || ctx.Err() != nil {
-			return nil, err
-		}
-		time.Sleep(settlePause)
+	if err := m.retain(r); err != nil {
+		return nil, err
 	}
+	k, err := m.openKeyAgain(ctx, r, opts)
+	if err != nil {
+		_ = m.release() // the first error is the one to tell
+	}
+	return k, err
 }
-
-// openTries bounds how often a module that fails is initialized anew for one Open, and so how often its PIN is sent.
-const openTries = 3
 
 // openKeyAgain is m.openKey; where other keys are open, a device that went away since has not been noticed yet, so the
 // module is initialized anew for all of them and asked once more. The caller holds m.mu.
@@ -122,11 +93,11 @@ func (m *module) openKeyAgain(ctx context.Context, r reference, opts Options) (*
 
 // openKey opens a key of a module that is initialized. The caller holds m.mu.
 func (m *module) openKey(ctx context.Context, r reference, opts Options) (*key, error) {
-	found, err := m.findToken(r)
+	found, err := m.findSettledToken(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	t, err := m.retainToken(ctx, r, found, opts)
+	t, err := m.retainToken(ctx, r, &found, opts)
 	if err != nil {
 		return nil, err
 	}

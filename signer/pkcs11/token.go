@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -78,6 +79,17 @@ func (m *module) findToken(r reference) (foundToken, error) {
 
 const opFindToken = "find the token of"
 
+// findSettledToken is findToken, but waits a little for a token that is not there; see settlePause. The caller holds
+// m.mu and has retained the module.
+func (m *module) findSettledToken(ctx context.Context, r reference) (foundToken, error) {
+	for try := 1; ; try++ {
+		found, err := m.findToken(r)
+		if try == settleTries || !errors.Is(err, signer.ErrKeyNotFound) || !m.startAgain(ctx) {
+			return found, err
+		}
+	}
+}
+
 // findTokens gives every initialized token that the reference matches, and the names of all that are there. The
 // caller holds m.mu.
 func (m *module) findTokens(r reference) (matches []foundToken, there []string, err error) {
@@ -132,8 +144,9 @@ func (m *module) tokenMatches(u uri, t foundToken) (bool, error) {
 
 const opLogin = "log in to the token of"
 
-// retainToken counts one key more on a token, and logs in to it for the first. The caller holds m.mu.
-func (m *module) retainToken(ctx context.Context, r reference, found foundToken, opts Options) (*token, error) {
+// retainToken counts one key more on a token, and logs in to it for the first. Found may change: a token that was
+// found again may be in another slot. The caller holds m.mu.
+func (m *module) retainToken(ctx context.Context, r reference, found *foundToken, opts Options) (*token, error) {
 	t := m.tokens[found.id]
 	if t == nil {
 		t = &token{id: found.id}
@@ -143,12 +156,12 @@ func (m *module) retainToken(ctx context.Context, r reference, found foundToken,
 		return nil, r.fail(opLogin, err, "correct the PIN, then start the program anew")
 	}
 	if t.keys == 0 {
-		err := checkPINFlags(r, found)
+		err := checkPINFlags(r, *found)
 		if err == nil {
-			err = t.readPIN(ctx, r, found, opts)
+			err = t.readPIN(ctx, r, *found, opts)
 		}
 		if err == nil {
-			err = m.attach(r, t, found)
+			err = m.attachSettled(ctx, r, t, found)
 		}
 		if err != nil {
 			t.forgetPIN()
@@ -170,6 +183,23 @@ func (m *module) releaseToken(t *token) error {
 		return nil
 	}
 	return unlessDead(call("C_CloseSession", m.lib.CloseSession(t.anchor)))
+}
+
+// attachSettled is attach, but tries again where a half-written token explains the answer; see settlePause. None of
+// these answers is about the PIN that was sent. The caller holds m.mu.
+func (m *module) attachSettled(ctx context.Context, r reference, t *token, found *foundToken) error {
+	for try := 1; ; try++ {
+		err := m.attach(r, t, *found)
+		halfWritten := is(err, pkcs11.CKR_GENERAL_ERROR) || is(err, pkcs11.CKR_USER_PIN_NOT_INITIALIZED)
+		if try == loginTries || !halfWritten || !m.startAgain(ctx) {
+			return err
+		}
+		again, err := m.findSettledToken(ctx, r)
+		if err != nil {
+			return err
+		}
+		*found = again
+	}
 }
 
 // attach opens the anchor and logs in with the PIN that is kept. The caller holds m.mu.

@@ -48,7 +48,7 @@ func visit(ctx context.Context, r reference, op string, do func(m *module) error
 		return r.fail(op, err, "")
 	}
 	defer m.mu.Unlock()
-	if err := m.retainSettled(ctx, r); err != nil {
+	if err := m.retain(r); err != nil {
 		return err
 	}
 	defer func() { _ = m.release() }() // what do gives is what counts
@@ -58,7 +58,7 @@ func visit(ctx context.Context, r reference, op string, do func(m *module) error
 // visitToken calls do with a session in the one token that the reference names; see session.
 func visitToken(ctx context.Context, r reference, op string, opts Options, as access, do func(m *module, f finder, t foundToken) error) error {
 	return visit(ctx, r, op, func(m *module) error {
-		t, err := m.findToken(r)
+		t, err := m.findSettledToken(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (m *module) session(ctx context.Context, r reference, found foundToken, opt
 	t := &token{}
 	if as != stranger {
 		var err error
-		if t, err = m.retainToken(ctx, r, found, opts); err != nil {
+		if t, err = m.retainToken(ctx, r, &found, opts); err != nil {
 			return err
 		}
 		defer func() { _ = m.releaseToken(t) }() // what do gives is what counts
