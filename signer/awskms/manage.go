@@ -23,16 +23,18 @@ const (
 
 // ask makes a call with its retries.
 func ask[In, Out any](ctx context.Context, s *site, call func(context.Context, *In, ...func(*kms.Options)) (*Out, error), in *In) (*Out, error) {
-	return remote.Do(ctx, s.caller, func(ctx context.Context) (*Out, error) { return once(ctx, s, call, in) })
+	return remote.Do(ctx, s.caller, classified(s, call, in))
 }
 
-// once makes a call that must not be made twice.
-func once[In, Out any](ctx context.Context, s *site, call func(context.Context, *In, ...func(*kms.Options)) (*Out, error), in *In) (*Out, error) {
-	out, err := call(ctx, in)
-	if err != nil {
-		return nil, s.classify(ctx, err)
+// classified is a call whose errors are in their families.
+func classified[In, Out any](s *site, call func(context.Context, *In, ...func(*kms.Options)) (*Out, error), in *In) func(context.Context) (*Out, error) {
+	return func(ctx context.Context) (*Out, error) {
+		out, err := call(ctx, in)
+		if err != nil {
+			return nil, s.classify(ctx, err)
+		}
+		return out, nil
 	}
-	return out, nil
 }
 
 // generate makes a key and the alias that the reference names.
@@ -72,12 +74,12 @@ func (k *key) generate(ctx context.Context, spec signer.KeySpec) error {
 		return err
 	}
 	// Not repeated: when an answer is lost, the key may be there, and each costs money every month.
-	made, err := once(ctx, s, s.client.CreateKey, &kms.CreateKeyInput{
+	made, err := remote.Once(ctx, s.caller, classified(s, s.client.CreateKey, &kms.CreateKeyInput{
 		KeySpec: keySpec, KeyUsage: types.KeyUsageTypeSignVerify,
 		Description: aws.String("hsmsign: MDM vendor signing key " + alias),
-	})
+	}))
 	switch {
-	case errors.Is(err, signer.ErrUnavailable):
+	case errors.Is(err, signer.ErrUnavailable) && !errors.Is(err, remote.ErrThrottled):
 		return &failure{family: signer.ErrUnavailable, cause: err, text: "a key without an alias may have been made: " + err.Error(),
 			fix: "look for it with hsmsign key list before you try again; delete it with kms:ScheduleKeyDeletion"}
 	case err != nil:

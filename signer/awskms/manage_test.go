@@ -90,6 +90,7 @@ func TestGenerateFaults(t *testing.T) {
 		{"DescribeKey", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "kms:DescribeKey", "grant kms:DescribeKey", 0},
 		{"CreateKey", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "kms:CreateKey", "grant kms:CreateKey", 1},
 		{"CreateKey", []kmstest.Fault{"LimitExceededException"}, signer.ErrUnsupported, "LimitExceeded", "Service Quotas", 1},
+		{"CreateKey", []kmstest.Fault{kmstest.Throttle}, signer.ErrUnavailable, "throttled", "Service Quotas", 1}, // nothing was made
 		{"CreateKey", []kmstest.Fault{kmstest.Truncate}, signer.ErrUnavailable, "may have been made", "key list", 1},
 		{"CreateAlias", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "arn:aws:kms:eu-west-1:111122223333:key/", "kms:ScheduleKeyDeletion", 1},
 		{"CreateAlias", []kmstest.Fault{"AlreadyExistsException"}, signer.ErrKeyExists, "has no alias", "kms:CreateAlias", 1},

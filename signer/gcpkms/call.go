@@ -17,10 +17,6 @@ import (
 // (AsymmetricSignResponse): checksums that never fit are a fault that waiting does not heal.
 const maxDamaged = 2
 
-// maxAgain is how often a call that was lost with its connection is made again in the same attempt. The second may
-// still meet the connection that is breaking.
-const maxAgain = 3
-
 // caller makes the calls of one client under its policy.
 type caller struct {
 	*remote.Caller
@@ -34,17 +30,14 @@ func newCaller(p remote.Policy) *caller { return &caller{Caller: remote.New(p)} 
 func call[T any](ctx context.Context, c *caller, rpc func(ctx context.Context) (T, error)) (T, error) {
 	seen := 0
 	return remote.Do(ctx, c.Caller, func(ctx context.Context) (T, error) {
+		var zero T
 		began := time.Now()
 		value, err := rpc(ctx)
-		for again := 0; again < maxAgain && status.Code(err) == codes.Unavailable && c.knows(began); again++ {
-			began = time.Now()
-			value, err = rpc(ctx)
-		}
 		if err == nil {
 			return value, nil
 		}
-		if status.Code(err) == codes.DeadlineExceeded {
-			awaitDeadline(ctx)
+		if status.Code(err) == codes.Unavailable && c.knows(began) {
+			return zero, fmt.Errorf("%w: %s", remote.ErrInterrupted, oneLine(status.Convert(err).Message()))
 		}
 		err = explain(err)
 		if d, ok := errors.AsType[*damaged](err); ok {
@@ -52,23 +45,13 @@ func call[T any](ctx context.Context, c *caller, rpc func(ctx context.Context) (
 				err = fmt.Errorf("%w: %s, %d times in a row", d.family, d.text, seen)
 			}
 		}
-		var zero T
 		return zero, err
 	})
 }
 
-// awaitDeadline lets ctx end where its deadline has ended a call. gRPC and the service look at the clock themselves,
-// and may be a moment ahead of ctx's timer; package remote asks ctx whose time has run out.
-func awaitDeadline(ctx context.Context) {
-	const moment = 50 * time.Millisecond
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < moment {
-		<-ctx.Done()
-	}
-}
-
 // knows says whether another call has already told of the loss that ended a call. One HTTP/2 connection carries all
 // calls, and when it breaks all fail in one moment; the breaker would take that for as many failures in a row and
-// open. So one of them fails, and those that began before are made again at once, in the same attempt.
+// open. So one of them tells, and those that began before it did are only made again.
 func (c *caller) knows(began time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

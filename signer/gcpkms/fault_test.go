@@ -215,6 +215,32 @@ func TestResetsUnderLoad(t *testing.T) {
 	}
 }
 
+// The reference's max-concurrent and max-rps are kept, also by the calls that a broken connection has cut off and that
+// are made again.
+func TestLimits(t *testing.T) {
+	const delay, perSecond = 100 * time.Millisecond, 100
+	server := double(t, kmstest.Config{Delay: delay})
+	opts := Options{PublicKey: &vendorKey(t).PublicKey, Policy: brisk()}
+	opts.Policy.Attempt, opts.Policy.Total = 10*time.Second, 30*time.Second
+	start := time.Now()
+	if failed, err := batch(t, open(t, opts, at(server, vendorOne)+"&max-concurrent=2"), 6); failed > 0 || time.Since(start) < 3*delay {
+		t.Errorf("two at a time, 6 took %v; %d failed: %v", time.Since(start), failed, err)
+	}
+	for range 5 {
+		server.Script(kmstest.AsymmetricSign, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.Reset)
+	}
+	before := server.Calls(kmstest.AsymmetricSign)
+	start = time.Now()
+	if failed, err := batch(t, open(t, opts, at(server, vendorOne)+fmt.Sprintf("&max-rps=%d", perSecond)), 40); failed > 0 {
+		t.Errorf("%d of 40 failed: %v", failed, err)
+	}
+	// A tenth of a second's calls may come at once.
+	n, most := server.Calls(kmstest.AsymmetricSign)-before, perSecond/10+int(perSecond*time.Since(start).Seconds())
+	if n < 46 || n > most {
+		t.Errorf("%d calls in %v, at most %d; and more than the 5 that break the connection must be made again", n, time.Since(start), most)
+	}
+}
+
 // With the service down the first calls fail within their time, then the breaker answers in milliseconds, and once
 // the service is back the key recovers by itself.
 func TestServiceDown(t *testing.T) {

@@ -7,7 +7,7 @@
 // The backend's function maps its SDK's errors into the families of package signer; only ErrUnavailable is retried.
 // A store that answers that it is asked too often is alive: wrap ErrThrottled, which is retried as well and leaves
 // the breaker closed, so that a batch waits for its quota and does not fail. The SDK's own retries must be off: one
-// place decides. A Caller is safe for concurrent use.
+// place decides, and every request passes the limits. A Caller is safe for concurrent use.
 package remote
 
 import (
@@ -24,8 +24,13 @@ import (
 	"hsmsign/signer"
 )
 
-// ErrThrottled is the ErrUnavailable of a store that is asked too often.
-var ErrThrottled = fmt.Errorf("%w: throttled", signer.ErrUnavailable)
+// Two kinds of ErrUnavailable that do not speak against the store.
+var (
+	// ErrThrottled: it is asked too often.
+	ErrThrottled = fmt.Errorf("%w: throttled", signer.ErrUnavailable)
+	// ErrInterrupted: the call was lost together with others, one of which tells of it.
+	ErrInterrupted = fmt.Errorf("%w: interrupted", signer.ErrUnavailable)
+)
 
 // Policy bounds the calls. A field that is not above zero means its default.
 type Policy struct {
@@ -91,7 +96,7 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 	defer cancel()
 	wait := c.policy.Wait
 	for attempts := 1; ; attempts++ {
-		value, err := attempt(ctx, total, c, call)
+		value, err := attempt(ctx, total, c, c.policy.Attempt, call)
 		if err == nil {
 			return value, nil
 		}
@@ -108,6 +113,13 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 		}
 		wait = min(2*wait, maxWait)
 	}
+}
+
+// Once is Do for a call that must not be made twice. It has the whole time for one attempt.
+func Once[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T, error)) (T, error) {
+	total, cancel := context.WithTimeout(ctx, c.policy.Total)
+	defer cancel()
+	return attempt(ctx, total, c, c.policy.Total, call)
 }
 
 // sleep waits, or says at once that ctx would end before.
@@ -148,7 +160,7 @@ var (
 )
 
 // attempt makes one call within total, when the limits and the breaker let it. ctx is the caller's own.
-func attempt[T any](ctx, total context.Context, c *Caller, call func(ctx context.Context) (T, error)) (T, error) {
+func attempt[T any](ctx, total context.Context, c *Caller, most time.Duration, call func(ctx context.Context) (T, error)) (T, error) {
 	var zero T
 	// Before the queues: while the store is down nobody shall wait for a turn to be told so.
 	if c.breaker.State() == gobreaker.StateOpen {
@@ -172,7 +184,7 @@ func attempt[T any](ctx, total context.Context, c *Caller, call func(ctx context
 	// It counts for nothing unless it gets to its end: a call that panics must not keep the one place of a probe.
 	evidence := errNoEvidence
 	defer func() { done(evidence) }()
-	bounded, cancel := context.WithTimeout(total, c.policy.Attempt)
+	bounded, cancel := context.WithTimeout(total, most)
 	defer cancel()
 	value, err := call(bounded)
 	if err != nil && bounded.Err() != nil && !errors.Is(err, signer.ErrUnavailable) {
@@ -181,8 +193,15 @@ func attempt[T any](ctx, total context.Context, c *Caller, call func(ctx context
 	switch {
 	case !errors.Is(err, signer.ErrUnavailable) || errors.Is(err, ErrThrottled):
 		evidence = nil // a refusal is an answer: the store is alive
-	case ctx.Err() == nil: // a caller who lost patience says nothing about the store
+	case !errors.Is(err, ErrInterrupted) && !over(ctx): // a caller who lost patience says nothing about the store
 		evidence = err
 	}
 	return value, err
+}
+
+// over says whether ctx has ended. The clock is asked as well: SDK and store look at the deadline themselves, and may
+// be ahead of ctx's timer.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }

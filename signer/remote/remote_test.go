@@ -40,6 +40,7 @@ func TestRetries(t *testing.T) {
 		{"at once", nil, 1, nil},
 		{"unavailable twice", []error{errDown, errDown}, 3, nil},
 		{"throttled twice", []error{ErrThrottled, ErrThrottled}, 3, nil},
+		{"interrupted twice", []error{ErrInterrupted, ErrInterrupted}, 3, nil},
 		{"refused", []error{signer.ErrAuth}, 1, signer.ErrAuth},
 		{"unavailable, then refused", []error{errDown, signer.ErrBadKey}, 2, signer.ErrBadKey},
 	} {
@@ -137,6 +138,39 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// lateTimer is a context whose deadline has passed while its timer has not fired.
+type lateTimer struct{ context.Context }
+
+func (lateTimer) Deadline() (time.Time, bool) { return time.Now().Add(-time.Nanosecond), true }
+
+// TestOnce: a call that must not be made twice is not, has more time than an attempt, and passes the same gates.
+func TestOnce(t *testing.T) {
+	policy := quick()
+	policy.MaxRPS, policy.Trip = 0.5, 1
+	c := New(policy)
+	var calls atomic.Int64
+	if _, err := Once(t.Context(), c, func(ctx context.Context) (int, error) {
+		calls.Add(1)
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(2 * policy.Attempt):
+			return 0, ErrThrottled
+		}
+	}); !errors.Is(err, ErrThrottled) || calls.Load() != 1 {
+		t.Errorf("%v after %d calls", err, calls.Load())
+	}
+	if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errNoTurn) || calls.Load() != 1 {
+		t.Errorf("beyond the limit: %v after %d calls", err, calls.Load())
+	}
+	policy.MaxRPS = 0
+	c = New(policy)
+	_, _ = Once(t.Context(), c, func(context.Context) (int, error) { return 0, errDown })
+	if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errOpen) || calls.Load() != 1 {
+		t.Errorf("while the store is down: %v after %d calls", err, calls.Load())
+	}
+}
+
 // TestNoEvidence: neither refusals nor throttling nor impatient callers open the breaker, nor does a call that
 // panics keep the place of the probe.
 func TestNoEvidence(t *testing.T) {
@@ -144,12 +178,17 @@ func TestNoEvidence(t *testing.T) {
 	policy.Trip, policy.Total = 2, 20*time.Millisecond
 	c := New(policy)
 	for name, call := range map[string]func(cancel func()) error{
-		"refused":   func(func()) error { return signer.ErrAuth },
-		"throttled": func(func()) error { return ErrThrottled },
-		"cancelled": func(cancel func()) error { cancel(); return errDown },
+		"refused":     func(func()) error { return signer.ErrAuth },
+		"throttled":   func(func()) error { return ErrThrottled },
+		"cancelled":   func(cancel func()) error { cancel(); return errDown },
+		"interrupted": func(func()) error { return ErrInterrupted },
+		"late":        func(func()) error { return errDown },
 	} {
 		for range 5 {
 			ctx, cancel := context.WithCancel(t.Context())
+			if name == "late" {
+				ctx = lateTimer{ctx}
+			}
 			_, err := Do(ctx, c, func(context.Context) (int, error) { return 0, call(cancel) })
 			cancel()
 			if err == nil || errors.Is(err, errOpen) {
