@@ -57,6 +57,25 @@ func (s Secrets) Read(ctx context.Context, src Source) ([]byte, error) {
 	return secret, nil
 }
 
+// ReadNew asks the person at the terminal for a secret that does not exist yet, twice: nobody can read a key again
+// whose passphrase has a typing error in it. Otherwise it is as Read.
+func (s Secrets) ReadNew(ctx context.Context, label string) ([]byte, error) {
+	first, err := s.Read(ctx, Source{Label: label, From: "prompt"})
+	if err != nil {
+		return nil, err
+	}
+	again, err := s.Read(ctx, Source{Label: "the same again", From: "prompt"})
+	defer clear(again)
+	if err == nil && !bytes.Equal(first, again) {
+		err = fmt.Errorf("%w: %s: the two differ; start again", ErrAuth, label)
+	}
+	if err != nil {
+		clear(first)
+		return nil, err
+	}
+	return first, nil
+}
+
 func (s Secrets) read(ctx context.Context, src Source) ([]byte, error) {
 	kind, arg, ok := strings.Cut(src.From, ":")
 	switch {

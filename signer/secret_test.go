@@ -5,6 +5,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -117,5 +118,40 @@ func TestReadPrivateFile(t *testing.T) {
 	}
 	if _, err := ReadPrivateFile(writeSecret(t, dir, "f", "123456789", 0o600), 8, false); err == nil {
 		t.Error("one byte over the limit is read")
+	}
+}
+
+func TestReadNew(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answers []string
+		want    string // "" for an error
+	}{
+		{"the same twice", []string{"1234", "1234"}, "1234"},
+		{"two", []string{"1234", "1235"}, ""},
+		{"longer the second time", []string{"1234", "12345"}, ""},
+		{"empty", []string{""}, ""},
+		{"only once", []string{"1234"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := Secrets{Prompt: func(context.Context, string) ([]byte, error) {
+				if len(tt.answers) == 0 {
+					return nil, io.EOF
+				}
+				answer := tt.answers[0]
+				tt.answers = tt.answers[1:]
+				return []byte(answer), nil
+			}}
+			got, err := s.ReadNew(t.Context(), "new PIN")
+			if string(got) != tt.want || errors.Is(err, ErrAuth) != (tt.want == "") || len(tt.answers) > 0 {
+				t.Errorf("%q, %v, answers left %q", got, err, tt.answers)
+			}
+			if err != nil && strings.Contains(err.Error(), "1234") {
+				t.Errorf("the error tells the secret: %v", err)
+			}
+		})
+	}
+	if _, err := (Secrets{}).ReadNew(t.Context(), "new PIN"); !errors.Is(err, ErrAuth) {
+		t.Errorf("without a terminal: %v", err)
 	}
 }

@@ -1,71 +1,26 @@
 package main
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
+
+	"hsmsign/internal/wholefile"
 )
 
-// writeFile writes a file whole or not at all: a temporary file beside it, flushed to the disk, takes its name in
-// one step. Without force an existing file is left as it is, also one that appears meanwhile: a link, unlike a
-// rename, replaces nothing.
-func writeFile(path string, data []byte, mode fs.FileMode, force bool) (err error) {
-	defer func() {
-		if err != nil && !errors.Is(err, errExists) {
-			err = fmt.Errorf("write %q: %w", path, err)
-		}
-	}()
-	name := filepath.Join(filepath.Dir(path), tempPrefix+rand.Text())
-	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- beside the user's own output
-	if err != nil {
-		return err
-	}
-	defer os.Remove(name)
-	if _, err = tmp.Write(data); err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if force {
-		return os.Rename(name, path)
-	}
-	err = os.Link(name, path)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, fs.ErrExist):
+// writeFile writes a file whole or not at all; without force an existing one is left as it is.
+func writeFile(path string, data []byte, mode fs.FileMode, force bool) error {
+	err := wholefile.Write(path, data, mode, force)
+	if errors.Is(err, fs.ErrExist) {
 		return existsError(path)
 	}
-	// A file system without links.
-	if _, err := os.Lstat(path); err == nil {
-		return existsError(path)
-	}
-	return os.Rename(name, path)
+	return err
 }
 
-// tempPrefix begins the name of a file that is not finished; one that is left behind was cut off by a kill.
-const tempPrefix = ".hsmsign-unfinished-"
-
-// unfinishedAge is when an unfinished file counts as left behind: it takes milliseconds to finish one.
-const unfinishedAge = time.Minute
-
-// sweep removes what a killed run left behind in a folder of ours. It is tidying only, so it fails silently.
-func sweep(dir string) {
-	left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
-	if err != nil {
-		return
-	}
-	for _, path := range left {
-		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
-			_ = os.Remove(path)
-		}
-	}
-}
+// sweep removes what a killed run left behind in a folder of ours.
+func sweep(dir string) { wholefile.Sweep(dir) }
 
 var errExists = errors.New("the output exists already")
 

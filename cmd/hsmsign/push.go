@@ -232,24 +232,11 @@ func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, e
 	if path != "" || p.getenv(env) != "" {
 		return secrets.Read(ctx, source)
 	}
-	if secrets.Prompt == nil {
-		return nil, &exitError{code: exitAuth, err: fmt.Errorf("%s: none given, and there is no terminal to ask at", label),
-			hint: "name its file with --" + flag + ", or set " + env}
+	passphrase, err := secrets.ReadNew(ctx, label)
+	if err != nil && secrets.Prompt == nil {
+		err = &exitError{code: exitAuth, err: err, hint: "name its file with --" + flag + ", or set " + env}
 	}
-	first, err := secrets.Read(ctx, source)
-	if err != nil {
-		return nil, err
-	}
-	again, err := secrets.Read(ctx, signer.Source{Label: "the same passphrase again", From: "prompt"})
-	defer clear(again)
-	if err == nil && !bytes.Equal(first, again) {
-		err = &exitError{code: exitAuth, err: errors.New("the two passphrases differ"), hint: "start again"}
-	}
-	if err != nil {
-		clear(first)
-		return nil, err
-	}
-	return first, nil
+	return passphrase, err
 }
 
 // generateFileKey makes a key in an encrypted file, which must not exist yet.

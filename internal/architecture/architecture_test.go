@@ -23,7 +23,7 @@ var mayImport = map[string]struct {
 	"config":                {nil, "a file's content; what it means is the command line's business"},
 	"testpki":               {nil, "stands in for Apple, so it must not share a mistake with what it tests"},
 	"signer":                {nil, "the centre: backends and callers know it, it knows none of them"},
-	"signer/file":           {[]string{"signer"}, "a backend knows the interface and nothing else of ours"},
+	"signer/file":           {[]string{"internal/wholefile", "signer"}, "a backend knows the interface and nothing else of ours; this one writes files"},
 	"signer/pkcs11":         {[]string{"signer"}, "a backend knows the interface and nothing else of ours"},
 	"signer/remote":         {[]string{"signer"}, "what the backends over a network share: bounds, retries, the breaker"},
 	"signer/awskms":         {[]string{"signer", "signer/remote"}, "a backend knows the interface, and what all remote ones share"},
@@ -41,7 +41,8 @@ var mayImport = map[string]struct {
 	"push":                                    {[]string{"certreq", "chain", "finding", "signer"}, "the customer's side: it knows no vendor's key and no request"},
 	"identity":                                {[]string{"certreq", "chain", "finding", "signer"}, "the vendor's own key and certificate; which backend holds the key, and customers, are not its business"},
 	"internal/scripttest":                     {nil, "for tests of the program from outside"},
-	"cmd/hsmsign": {[]string{"agent", "certreq", "chain", "config", "finding", "identity", "push", "request", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11", "testpki"},
+	"internal/wholefile":                      {nil, "bytes and a path"},
+	"cmd/hsmsign": {[]string{"agent", "certreq", "chain", "config", "finding", "identity", "internal/wholefile", "push", "request", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11", "testpki"},
 		"puts all together"},
 }
 

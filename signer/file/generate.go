@@ -15,8 +15,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
+	"hsmsign/internal/wholefile"
 	"hsmsign/signer"
 )
 
@@ -34,9 +36,13 @@ func (o *opening) generate(ctx context.Context, spec signer.KeySpec) (*rsa.Priva
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
 		return nil, fmt.Errorf("%w: RSA of %d bits; 2048, 3072 or 4096 are generated", signer.ErrUnsupported, spec.Bits)
 	}
-	// Before anybody is asked for a passphrase; that it is still so is for O_EXCL to say.
+	// Before anybody is asked for a passphrase; that it is still so is for write to say.
 	if _, err := os.Lstat(o.path); err == nil {
 		return nil, o.exists()
+	}
+	if dir := filepath.Dir(o.path); !isFolder(dir) {
+		o.fix = "make the folder first"
+		return nil, fmt.Errorf("%w: there is no folder %q", signer.ErrReference, dir)
 	}
 	passphrase, err := o.newPassphrase(ctx)
 	if err != nil {
@@ -58,32 +64,26 @@ func (o *opening) generate(ctx context.Context, spec signer.KeySpec) (*rsa.Priva
 	return private, o.write(text)
 }
 
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 func (o *opening) exists() error {
 	o.fix = "name another file; nothing is replaced"
 	return fmt.Errorf("%w: file %q", signer.ErrKeyExists, o.path)
 }
 
-// write makes the file, and takes it away again when it cannot be written whole.
+// write makes the file whole or not at all.
 func (o *opening) write(text []byte) error {
-	f, err := os.OpenFile(o.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	switch {
-	case errors.Is(err, fs.ErrExist):
+	err := wholefile.Write(o.path, text, 0o600, false)
+	if errors.Is(err, fs.ErrExist) {
 		return o.exists()
-	case err != nil:
-		return fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%w: %w", signer.ErrUnavailable, errors.Join(err, os.Remove(o.path)))
-	}
-	return nil
+	return err
 }
 
-// newPassphrase gets the passphrase of a new key; nil where it may be written without one. A person is asked twice:
-// nobody can read a key again whose passphrase has a typing error in it.
+// newPassphrase gets the passphrase of a new key; nil where it may be written without one.
 func (o *opening) newPassphrase(ctx context.Context) ([]byte, error) {
 	_, fromFile := o.ref.Query("passphrase-file")
 	if fromFile || o.Secrets.Getenv != nil && o.Secrets.Getenv(envPassphrase) != "" {
@@ -95,24 +95,10 @@ func (o *opening) newPassphrase(ctx context.Context) ([]byte, error) {
 		}
 		return nil, nil
 	}
-	o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase + "; for a test key, add ?unencrypted=allow"
-	first, err := o.Secrets.Read(ctx, signer.Source{Label: fmt.Sprintf("new passphrase of %q", o.path), From: "prompt"})
-	if err != nil {
-		return nil, err
+	if o.Secrets.Prompt == nil {
+		o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase + "; for a test key, add ?unencrypted=allow"
 	}
-	again, err := o.Secrets.Read(ctx, signer.Source{Label: "the same passphrase again", From: "prompt"})
-	if err != nil {
-		clear(first)
-		return nil, err
-	}
-	defer clear(again)
-	if !bytes.Equal(first, again) {
-		clear(first)
-		o.fix = "start again"
-		return nil, fmt.Errorf("%w: the two passphrases differ", signer.ErrAuth)
-	}
-	o.fix = ""
-	return first, nil
+	return o.Secrets.ReadNew(ctx, fmt.Sprintf("new passphrase of %q", o.path))
 }
 
 // encrypt makes RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.

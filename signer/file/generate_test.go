@@ -103,12 +103,12 @@ func TestGenerateRefuses(t *testing.T) {
 		{"exists", "file:" + there, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
 		{"a link that leads nowhere", "file:" + link, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
 		{"no passphrase", "file:" + fresh, Options{}, 2048, signer.ErrAuth, "unencrypted=allow"},
-		{"two passphrases", "file:" + fresh, answers(t, "one", "two"), 2048, signer.ErrAuth, "start again"},
+		{"two passphrases", "file:" + fresh, answers(t, "one", "two"), 2048, signer.ErrAuth, ""},
 		{"empty passphrase", "file:" + fresh, answers(t, ""), 2048, signer.ErrAuth, ""},
 		{"unreadable passphrase", "file:" + fresh + "?passphrase-file=" + dir + "/none", Options{}, 2048, signer.ErrAuth, ""},
 		{"small", "file:" + fresh, env(passphrase), 1024, signer.ErrUnsupported, ""},
 		{"odd", "file:" + fresh, env(passphrase), 2049, signer.ErrUnsupported, ""},
-		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrUnavailable, ""},
+		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrReference, "make the folder"},
 		{"bad reference", "file:" + fresh + "?unencrypted=yes", env(passphrase), 2048, signer.ErrReference, ""},
 	}
 	for _, tt := range tests {

@@ -1,0 +1,101 @@
+package wholefile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	for _, tt := range []struct {
+		data    string
+		replace bool
+		want    string
+		err     error
+	}{
+		{"one", false, "one", nil},
+		{"two", false, "one", fs.ErrExist},
+		{"three", true, "three", nil},
+	} {
+		if err := Write(path, []byte(tt.data), 0o600, tt.replace); !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v, want %v", tt.data, err, tt.err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil || string(got) != tt.want {
+			t.Errorf("%s: the file holds %q, %v; want %q", tt.data, got, err, tt.want)
+		}
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v; want mode 0600", info, err)
+	}
+	if err := Write(filepath.Join(dir, "none", "a"), nil, 0o600, false); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), tempPrefix) {
+		t.Errorf("into no folder: %v", err)
+	}
+	if err := Write(dir, []byte("x"), 0o600, true); err == nil || strings.Contains(err.Error(), tempPrefix) {
+		t.Errorf("over a folder: %v", err)
+	}
+	onlyFile(t, dir, "a")
+}
+
+// onlyFile wants that nothing but the file is left in its folder.
+func onlyFile(t *testing.T, dir, name string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != name {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestWriteRace: of many that write one name one wins, and what it wrote is there whole.
+func TestWriteRace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	var wrote atomic.Int32
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			switch err := Write(path, []byte(strings.Repeat(fmt.Sprint(i), 1<<16)), 0o600, false); {
+			case err == nil:
+				wrote.Add(1)
+			case !errors.Is(err, fs.ErrExist):
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	got, err := os.ReadFile(path)
+	if err != nil || len(got) != 1<<16 || strings.Count(string(got), string(got[:1])) != len(got) || wrote.Load() != 1 {
+		t.Errorf("%d wrote; %d bytes, %v", wrote.Load(), len(got), err)
+	}
+	onlyFile(t, filepath.Dir(path), "a")
+}
+
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"old", tempPrefix + "old", tempPrefix + "young"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	past := time.Now().Add(-2 * unfinishedAge)
+	for _, name := range []string{"old", tempPrefix + "old"} {
+		if err := os.Chtimes(filepath.Join(dir, name), past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	Sweep(dir)
+	for name, want := range map[string]bool{"old": true, tempPrefix + "old": false, tempPrefix + "young": true} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s: there is %v, want %v", name, err == nil, want)
+		}
+	}
+}
