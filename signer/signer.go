@@ -56,6 +56,9 @@ type Backend struct {
 	// Diagnose and Certificates may be nil: then the backend has no such thing.
 	Diagnose     Diagnose
 	Certificates *CertificateStore
+	// InFlight is how many signatures a batch should have under way with the key that ref names. Nil: that is for the
+	// cores of this machine to say.
+	InFlight func(ref Ref) int
 }
 
 // Sign hashes the message with h, signs it, and verifies the signature with the key's public key before it

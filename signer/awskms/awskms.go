@@ -72,6 +72,10 @@ func Backend(opts Options) signer.Backend {
 			return infos, nil
 		},
 		Diagnose: opts.diagnose,
+		InFlight: func(ref signer.Ref) int {
+			r, _ := parseReference(ref, opts.Policy) // what is wrong with it Open says
+			return r.share().InFlight()
+		},
 	}
 }
 

@@ -101,10 +101,8 @@ func connect(ctx context.Context, r reference) (*connection, error) {
 		assume := stscreds.NewAssumeRoleProvider(service, r.role, func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = program })
 		c.credentials = marked{aws.NewCredentialsCache(assume, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = time.Minute })}
 	}
-	policy := r.policy.WithDefaults()
-	policy.Total /= time.Duration(len(r.regions)) // so that the last region has its share of the time
 	for _, region := range r.regions {
-		s := &site{region: region, caller: remote.New(policy)}
+		s := &site{region: region, caller: remote.New(r.share())}
 		name := r.in(region)
 		s.id.Store(&name)
 		s.client = kms.NewFromConfig(cfg, func(o *kms.Options) {

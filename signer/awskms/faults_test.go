@@ -256,6 +256,22 @@ func TestResets(t *testing.T) {
 	}
 }
 
+// TestAllConnectionsReset: what breaks every connection in one moment is waited out, as one failure.
+func TestAllConnectionsReset(t *testing.T) {
+	server, reference := start(t, kmstest.Config{Delay: 100 * time.Millisecond})
+	private := vendorKey(t)
+	policy := quick()
+	policy.Total, policy.Wait = 10*time.Second, 100*time.Millisecond
+	key := mustOpen(t, Options{Policy: policy}, reference)
+	script(t, server, "Sign", slices.Repeat([]kmstest.Fault{kmstest.Reset}, 64)...)
+	if o := batch(t.Context(), key, private, 200); o.good != 200 {
+		t.Errorf("%+v", o)
+	}
+	if asked := server.Calls("Sign"); asked != 264 {
+		t.Errorf("asked %d times for 200 signatures and 64 resets", asked)
+	}
+}
+
 // TestExpiry: credentials that end in the middle of a batch: what was signed is right, the rest fails at once.
 func TestExpiry(t *testing.T) {
 	server, reference := start(t, kmstest.Config{})

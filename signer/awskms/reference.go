@@ -113,6 +113,13 @@ func (r *reference) in(region string) string {
 	return r.id
 }
 
+// share is the policy of one region: the time is shared out, so that the last one has some.
+func (r *reference) share() remote.Policy {
+	policy := r.policy.WithDefaults()
+	policy.Total /= time.Duration(max(1, len(r.regions)))
+	return policy
+}
+
 func (r *reference) readRegions(ref signer.Ref) error {
 	one, hasOne := ref.Query("region")
 	several, hasSeveral := ref.Query("regions")

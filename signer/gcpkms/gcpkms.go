@@ -100,6 +100,10 @@ func Backend(opts Options) signer.Backend {
 			})
 		},
 		Diagnose: opts.diagnose,
+		InFlight: func(ref signer.Ref) int {
+			s, _ := parse(ref, opts.Policy) // what is wrong with it Open says
+			return s.policy.InFlight()
+		},
 	}
 }
 
@@ -109,7 +113,7 @@ type session struct {
 	settings
 	ref    signer.Ref
 	client adminClient
-	caller *caller
+	caller *remote.Caller
 }
 
 // use reads the reference, connects and does the work. The client is closed when that fails.
@@ -171,6 +175,6 @@ func (s *session) connect(ctx context.Context) error {
 		return &fault{fmt.Errorf("%w: %s", signer.ErrAuth, oneLine(err.Error())), fixCredentials}
 	}
 	c.CallOptions = &kms.KeyManagementCallOptions{} // no retries of its own: package remote decides
-	s.client, s.caller = c, newCaller(s.policy)
+	s.client, s.caller = c, remote.New(s.policy)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"hsmsign/signer"
+	"hsmsign/signer/remote"
 )
 
 // open opens the version that the reference names.
@@ -108,7 +109,7 @@ type key struct {
 	public   *rsa.PublicKey
 	unproven atomic.Bool // public is the certificate's, and no signature has been verified with it yet
 	client   client
-	caller   *caller
+	caller   *remote.Caller
 	life     context.Context // ends with Close
 	end      context.CancelFunc
 	once     sync.Once

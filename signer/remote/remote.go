@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -24,13 +25,8 @@ import (
 	"hsmsign/signer"
 )
 
-// Two kinds of ErrUnavailable that do not speak against the store.
-var (
-	// ErrThrottled: it is asked too often.
-	ErrThrottled = fmt.Errorf("%w: throttled", signer.ErrUnavailable)
-	// ErrInterrupted: the call was lost together with others, one of which tells of it.
-	ErrInterrupted = fmt.Errorf("%w: interrupted", signer.ErrUnavailable)
-)
+// ErrThrottled is the ErrUnavailable of a store that is asked too often.
+var ErrThrottled = fmt.Errorf("%w: throttled", signer.ErrUnavailable)
 
 // Policy bounds the calls. A field that is not above zero means its default.
 type Policy struct {
@@ -54,6 +50,16 @@ func (p Policy) WithDefaults() Policy {
 	return p
 }
 
+// InFlight is how many callers at once are served in time: with more the last would wait for their turn under MaxRPS
+// until Total is over. Half of it is left for the calls themselves.
+func (p Policy) InFlight() int {
+	p = p.WithDefaults()
+	if p.MaxRPS > 0 {
+		return max(1, int(min(float64(p.MaxConcurrent), p.MaxRPS*p.Total.Seconds()/2)))
+	}
+	return p.MaxConcurrent
+}
+
 func orDefault[T cmp.Ordered](value, standard T) T {
 	var zero T
 	if value <= zero {
@@ -71,6 +77,10 @@ type Caller struct {
 	limiter *rate.Limiter // nil: no limit
 	slots   chan struct{}
 	breaker *gobreaker.TwoStepCircuitBreaker[any]
+
+	mu     sync.Mutex
+	last   error     // the failure that was last counted against the store
+	lastAt time.Time // when
 }
 
 // New makes a Caller.
@@ -109,7 +119,7 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 		// Half of the wait is fixed and half is chance, so that many callers do not come back at one time.
 		pause := wait/2 + rand.N(wait/2+1) // #nosec G404 -- jitter is no secret
 		if errors.Is(err, errNoTurn) || !sleep(total, pause) {
-			return zero, fmt.Errorf("given up after %d attempts: %w", attempts, lateFor(ctx, total, err))
+			return zero, fmt.Errorf("given up at attempt %d: %w", attempts, lateFor(ctx, total, err))
 		}
 		wait = min(2*wait, maxWait)
 	}
@@ -151,8 +161,8 @@ func lateFor(ctx, total context.Context, err error) error {
 }
 
 var (
-	// errOpen is the answer of the breaker.
-	errOpen = fmt.Errorf("%w: it failed again and again, so it is left alone for a moment", signer.ErrUnavailable)
+	// errOpen is the answer of the breaker, after what the store last failed with.
+	errOpen = errors.New("it failed again and again, so it is left alone for a moment")
 	// errNoTurn: the limits would not let the attempt begin in time.
 	errNoTurn = fmt.Errorf("%w: no attempt was free in time", signer.ErrUnavailable)
 	// errNoEvidence tells the breaker to count an attempt neither for the store nor against it.
@@ -164,7 +174,7 @@ func attempt[T any](ctx, total context.Context, c *Caller, most time.Duration, c
 	var zero T
 	// Before the queues: while the store is down nobody shall wait for a turn to be told so.
 	if c.breaker.State() == gobreaker.StateOpen {
-		return zero, errOpen
+		return zero, c.open()
 	}
 	select {
 	case c.slots <- struct{}{}:
@@ -179,13 +189,14 @@ func attempt[T any](ctx, total context.Context, c *Caller, most time.Duration, c
 	}
 	done, err := c.breaker.Allow()
 	if err != nil {
-		return zero, errOpen
+		return zero, c.open()
 	}
 	// It counts for nothing unless it gets to its end: a call that panics must not keep the one place of a probe.
 	evidence := errNoEvidence
 	defer func() { done(evidence) }()
 	bounded, cancel := context.WithTimeout(total, most)
 	defer cancel()
+	began := time.Now()
 	value, err := call(bounded)
 	if err != nil && bounded.Err() != nil && !errors.Is(err, signer.ErrUnavailable) {
 		err = fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
@@ -193,10 +204,30 @@ func attempt[T any](ctx, total context.Context, c *Caller, most time.Duration, c
 	switch {
 	case !errors.Is(err, signer.ErrUnavailable) || errors.Is(err, ErrThrottled):
 		evidence = nil // a refusal is an answer: the store is alive
-	case !errors.Is(err, ErrInterrupted) && !over(ctx): // a caller who lost patience says nothing about the store
+	case !over(ctx) && c.counts(err, began, over(bounded)): // a caller who lost patience says nothing about the store
 		evidence = err
 	}
 	return value, err
+}
+
+// counts says whether a failure is one more against the store. When a connection that all calls share breaks, or the
+// way to the store, whatever is under way fails in one moment, and would open the breaker though the next attempts may
+// be well; so that counts once. Silence is not of one moment.
+func (c *Caller) counts(err error, began time.Time, silence bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !silence && c.lastAt.After(began) {
+		return false
+	}
+	c.last, c.lastAt = err, time.Now()
+	return true
+}
+
+// open is what is said while the breaker is open.
+func (c *Caller) open() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Errorf("%w; %w", c.last, errOpen)
 }
 
 // over says whether ctx has ended. The clock is asked as well: SDK and store look at the deadline themselves, and may

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,7 +41,6 @@ func TestRetries(t *testing.T) {
 		{"at once", nil, 1, nil},
 		{"unavailable twice", []error{errDown, errDown}, 3, nil},
 		{"throttled twice", []error{ErrThrottled, ErrThrottled}, 3, nil},
-		{"interrupted twice", []error{ErrInterrupted, ErrInterrupted}, 3, nil},
 		{"refused", []error{signer.ErrAuth}, 1, signer.ErrAuth},
 		{"unavailable, then refused", []error{errDown, signer.ErrBadKey}, 2, signer.ErrBadKey},
 	} {
@@ -138,6 +138,44 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// TestOneMoment: calls that fail in one moment are one failure, those that fail one after the other and those that get
+// no answer are as many; and whoever is told that the breaker is open is told what the store failed with.
+func TestOneMoment(t *testing.T) {
+	const callers = 20
+	for _, tt := range []struct {
+		name    string
+		fail    func(ctx context.Context, all *sync.WaitGroup) error
+		trip    uint32
+		refused bool   // by the breaker, afterwards
+		told    string // then
+	}{
+		{"one moment", func(_ context.Context, all *sync.WaitGroup) error { all.Done(); all.Wait(); return errDown }, 2, false, ""},
+		{"one moment, one is enough", func(_ context.Context, all *sync.WaitGroup) error { all.Done(); all.Wait(); return errDown }, 1, true, "down"},
+		{"silence", func(ctx context.Context, _ *sync.WaitGroup) error { <-ctx.Done(); return ctx.Err() }, callers, true, "deadline"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			policy := quick()
+			policy.Trip, policy.Recover, policy.Total = tt.trip, time.Minute, 200*time.Millisecond
+			c := New(policy)
+			var all, workers sync.WaitGroup
+			all.Add(callers)
+			for range callers {
+				workers.Go(func() {
+					_, _ = Once(t.Context(), c, func(ctx context.Context) (int, error) { return 0, tt.fail(ctx, &all) })
+				})
+			}
+			workers.Wait()
+			_, err := Do(t.Context(), c, failing(new(atomic.Int64)))
+			if errors.Is(err, errOpen) != tt.refused {
+				t.Errorf("afterwards: %v", err)
+			}
+			if tt.refused && (!errors.Is(err, signer.ErrUnavailable) || !strings.Contains(err.Error(), tt.told)) {
+				t.Errorf("%v does not tell %q", err, tt.told)
+			}
+		})
+	}
+}
+
 // lateTimer is a context whose deadline has passed while its timer has not fired.
 type lateTimer struct{ context.Context }
 
@@ -178,11 +216,10 @@ func TestNoEvidence(t *testing.T) {
 	policy.Trip, policy.Total = 2, 20*time.Millisecond
 	c := New(policy)
 	for name, call := range map[string]func(cancel func()) error{
-		"refused":     func(func()) error { return signer.ErrAuth },
-		"throttled":   func(func()) error { return ErrThrottled },
-		"cancelled":   func(cancel func()) error { cancel(); return errDown },
-		"interrupted": func(func()) error { return ErrInterrupted },
-		"late":        func(func()) error { return errDown },
+		"refused":   func(func()) error { return signer.ErrAuth },
+		"throttled": func(func()) error { return ErrThrottled },
+		"cancelled": func(cancel func()) error { cancel(); return errDown },
+		"late":      func(func()) error { return errDown },
 	} {
 		for range 5 {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -288,6 +325,25 @@ func TestRate(t *testing.T) {
 	}
 	if took := time.Since(began); took < 80*time.Millisecond {
 		t.Errorf("20 calls at 100 a second took %v", took)
+	}
+}
+
+func TestInFlight(t *testing.T) {
+	for _, tt := range []struct {
+		policy Policy
+		want   int
+	}{
+		{Policy{}, 64},
+		{Policy{MaxConcurrent: 8}, 8},
+		{Policy{MaxRPS: 1000}, 64},
+		{Policy{MaxRPS: 2}, 20},
+		{Policy{MaxRPS: 2, Total: 2 * time.Second}, 2},
+		{Policy{MaxRPS: 0.01}, 1},
+		{Policy{MaxRPS: 1e300}, 64},
+	} {
+		if got := tt.policy.InFlight(); got != tt.want {
+			t.Errorf("%+v: %d, want %d", tt.policy, got, tt.want)
+		}
 	}
 }
 
