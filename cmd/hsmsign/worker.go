@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"net"
+	"errors"
 	"os"
 	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/signer"
 	"hsmsign/signer/pkcs11"
 )
 
@@ -18,12 +19,12 @@ func (p *program) workerCommand() *cli.Command {
 	return &cli.Command{
 		Name: workerCommand, Usage: "serve one PKCS#11 key to the hsmsign that started this (isolate=yes)", Hidden: true,
 		Action: func(ctx *cli.Context) error {
-			conn, err := net.FileConn(os.NewFile(3, "worker"))
-			if err != nil {
+			// systemd sends SIGTERM to the workers of a service, too, which still needs them to finish its work.
+			err := pkcs11.RunWorker(context.WithoutCancel(ctx.Context), ctx.Args().Slice())
+			if errors.Is(err, signer.ErrReference) {
 				return usage("use isolate=yes in a key reference", "%s is run by hsmsign itself", workerCommand)
 			}
-			// systemd sends SIGTERM to the workers of a service, too, which still needs them to finish its work.
-			return pkcs11.RunWorker(context.WithoutCancel(ctx.Context), conn)
+			return err
 		},
 	}
 }

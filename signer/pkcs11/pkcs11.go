@@ -80,8 +80,8 @@ type Options struct {
 	AllowedModules []string
 	// Isolate makes Open run modules in worker processes, as isolate=yes does in a reference; isolate=no there wins.
 	Isolate bool
-	// Worker is the command line that starts this program as a worker: a command that takes the socket it has as
-	// file descriptor 3, calls RunWorker on it, and exits. Nil: isolate=yes is refused.
+	// Worker is the command line that starts this program as a worker: a command that calls RunWorker with the
+	// arguments that are added to it, and exits. Nil: isolate=yes is refused.
 	Worker []string
 
 	// askPIN gives the PIN of a token in a worker, in the place of Secrets.

@@ -3,11 +3,15 @@
 package pkcs11
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"hsmsign/signer"
@@ -16,57 +20,40 @@ import (
 // maxWarnings bounds what one worker may warn about.
 const maxWarnings = 100
 
-// worker is this side of a worker process: questions go out, answers come back in any order.
+// worker is this side of a worker process.
 type worker struct {
 	process *workerProcess
 	login   *login
 	warn    func(text string)
-	out     chan []byte   // encoded frames on their way; cleared when they are sent
+	opened  chan frame // takes the answer to kindOpen
+	lanes   []*lane
 	dead    chan struct{} // closed when nothing is answered any more
 	killing sync.Once
 	err     error     // why it is dead; readable after dead
 	died    time.Time // when; as err
 
-	warnings int // that came; used by read alone
-
-	mu    sync.Mutex
-	calls map[uint32]*question
-	last  uint32
-}
-
-// question waits for an answer.
-type question struct {
-	want   kind       // or kindFailed
-	answer chan frame // takes one
+	// Used by read alone.
+	warnings int // that came
+	answered bool
 }
 
 // startWorker starts a worker process. It dies by kill or stop, by itself, or with this process.
 func startWorker(r reference, opts Options, l *login, warn func(string)) (*worker, error) {
 	variable, _ := strings.CutPrefix(r.pinSource, "env:")
-	p, err := startProcess(opts.Worker, variable)
+	p, err := startProcess(opts.Worker, variable, r.lanes())
 	if err != nil {
 		return nil, fmt.Errorf("%w: start a worker process: %w", signer.ErrUnavailable, err)
 	}
-	w := &worker{
-		process: p, login: l, warn: warn,
-		out: make(chan []byte, maxCalls+2), dead: make(chan struct{}), calls: map[uint32]*question{},
+	w := &worker{process: p, login: l, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{})}
+	for _, file := range p.lanes {
+		w.lanes = append(w.lanes, &lane{file, bufio.NewReaderSize(file, maxAnswer)})
 	}
 	go w.read()
-	go w.write()
 	return w, nil
 }
 
-// ask sends a question, which may be answered by kindFailed. Nobody waits for it yet.
-func (w *worker) ask(what, want kind, fields ...[]byte) *question {
-	q := &question{want, make(chan frame, 1)}
-	w.mu.Lock()
-	w.last++
-	f := frame{what, w.last, fields}
-	w.calls[f.call] = q
-	w.mu.Unlock()
-	w.send(f)
-	return q
-}
+// lanes is how many signatures a worker is asked for at once: one to make and one to go on with, for each session.
+func (r reference) lanes() int { return 2 * r.sessions }
 
 // read takes in frames until the worker is dead.
 func (w *worker) read() {
@@ -74,13 +61,9 @@ func (w *worker) read() {
 		f, err := readFrame(w.process.conn)
 		if err == nil {
 			err = w.take(f)
-		} else if w.process.gone(exitWait) || errors.Is(err, io.EOF) {
-			secret := w.login.secret()
-			err = fmt.Errorf("the worker process ended: %s", w.process.lastWords(secret))
-			clear(secret)
 		}
 		if err != nil {
-			w.kill(fmt.Errorf("%w: %w", signer.ErrUnavailable, err))
+			w.lost(err)
 			return
 		}
 	}
@@ -88,21 +71,40 @@ func (w *worker) read() {
 
 // take handles one frame. An error says which rule it breaks.
 func (w *worker) take(f frame) error {
-	switch f.kind {
-	case kindWarning:
+	switch {
+	case f.kind == kindWarning:
 		return w.takeWarning(string(f.fields[0]))
-	case kindAskPIN:
+	case f.kind == kindAskPIN:
 		return w.login.asked(w, f)
+	case (f.kind == kindOpened || f.kind == kindFailed) && !w.answered:
+		w.answered = true
+		w.opened <- f
+		return nil
 	}
-	w.mu.Lock()
-	q := w.calls[f.call]
-	delete(w.calls, f.call)
-	w.mu.Unlock()
-	if q == nil || f.kind != q.want && f.kind != kindFailed {
-		return fmt.Errorf("the worker process sent a frame of kind %d that nobody waits for", f.kind)
+	return unexpected(f)
+}
+
+func unexpected(f frame) error {
+	return fmt.Errorf("the worker process sent a frame of kind %d that nobody waits for", f.kind)
+}
+
+// send writes a frame to the socket that opens the key. It does not block: there are two of them at most. Where it
+// fails, read meets the end of the socket, too.
+func (w *worker) send(f frame) {
+	b := f.encode()
+	_, _ = w.process.conn.Write(b)
+	clear(b) // it may hold the PIN
+}
+
+// lost kills the worker for what reading from it gave.
+func (w *worker) lost(err error) {
+	if broken := syscall.Errno(0); errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		w.process.gone(exitWait) // how it ended is known then
+		secret := w.login.secret()
+		err = fmt.Errorf("the worker process ended: %s", w.process.lastWords(secret))
+		clear(secret)
 	}
-	q.answer <- f
-	return nil
+	w.kill(fmt.Errorf("%w: %w", signer.ErrUnavailable, err))
 }
 
 // takeWarning passes a warning on.
@@ -112,30 +114,6 @@ func (w *worker) takeWarning(text string) error {
 	}
 	w.warn(text)
 	return nil
-}
-
-// write sends frames until the worker is dead.
-func (w *worker) write() {
-	for {
-		select {
-		case b := <-w.out:
-			_, err := w.process.conn.Write(b)
-			clear(b) // it may hold the PIN
-			if err != nil {
-				return // read meets the end of the socket, too
-			}
-		case <-w.dead:
-			return
-		}
-	}
-}
-
-// send puts a frame on its way. It does not block: there are never more questions than sessions.
-func (w *worker) send(f frame) {
-	select {
-	case w.out <- f.encode():
-	case <-w.dead:
-	}
 }
 
 // alive: it has not been killed, nor found dead.
@@ -168,4 +146,39 @@ func (w *worker) stop(wait time.Duration) error {
 	}
 	// A call into a kernel driver can hold even a killed process.
 	return fmt.Errorf("%w: worker process %d was killed and is still there", signer.ErrUnavailable, w.process.cmd.Process.Pid)
+}
+
+// lane is a socket that carries one signature at a time. It is used by one goroutine at a time, whose thread waits in
+// the kernel: to be woken by Go's network poller costs a busy machine of two cores another tenth of a signature.
+type lane struct {
+	file *os.File // reads give EAGAIN after laneTick
+	in   *bufio.Reader
+}
+
+// laneTick is how late a caller may learn that its context has ended.
+const laneTick = 20 * time.Millisecond
+
+// ask sends a question and waits for its answer until ctx or end. When one of these is first, the error wraps
+// os.ErrDeadlineExceeded, and wait may go on waiting for the answer.
+func (l *lane) ask(ctx context.Context, question frame, end time.Time) (frame, error) {
+	if _, err := l.file.Write(question.encode()); err != nil { // it fits the socket's buffer, which is empty
+		return frame{}, err
+	}
+	return l.wait(ctx, end)
+}
+
+// wait waits for an answer that ask has not waited for.
+func (l *lane) wait(ctx context.Context, end time.Time) (frame, error) {
+	for {
+		f, err := peekFrame(l.in)
+		switch {
+		case errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil && time.Now().Before(end):
+			continue
+		case errors.Is(err, syscall.EAGAIN):
+			return frame{}, os.ErrDeadlineExceeded
+		case err == nil && (f.kind != kindSigned && f.kind != kindFailed || l.in.Buffered() > 0):
+			return frame{}, unexpected(f)
+		}
+		return f, err
+	}
 }

@@ -3,6 +3,8 @@
 package pkcs11
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -12,22 +14,22 @@ import (
 	"hsmsign/signer"
 )
 
-// maxCalls bounds the questions to a worker that wait for their answers.
-const maxCalls = 2 * maxSessions
+// maxFrame bounds a frame, and with it a message that is signed: twice what a CSR may have, and little enough for the
+// buffer of a socket, so that who writes it does not wait for the other side.
+const maxFrame = 128 << 10
 
-// maxFrame bounds a frame, and with it what a message that is signed may have. Nothing that Apple takes comes
-// near it.
-const maxFrame = 1 << 20
+// maxAnswer bounds the answer to a signature's question: the longest text of an error, or a signature of 2 KiB.
+const maxAnswer = 2*maxText + 1<<10
 
 // frame is what a program and its worker say to each other. On the wire it is, with big-endian numbers,
 //
-//	length of what follows uint32 | kind uint8 | call uint32 | fields, each: length uint32, bytes
+//	length of what follows uint32 | kind uint8 | fields, each: length uint32, bytes
 //
-// An answer has the call number of what it answers. Neither side trusts the other: a frame that is too long, of
-// an unknown kind or with another number of fields ends the worker.
+// One socket carries the opening of the key. Each of the others, the lanes, carries one signature at a time, its
+// question and its answer, so that no thread stands between the caller and the thread that signs. Neither side trusts
+// the other: a frame that is too long, of an unknown kind, with another number of fields or out of turn ends the worker.
 type frame struct {
 	kind   kind
-	call   uint32
 	fields [][]byte
 }
 
@@ -58,14 +60,13 @@ func (k kind) count() (int, bool) {
 
 // encode gives the frame as it goes over the wire.
 func (f frame) encode() []byte {
-	size := 5
+	size := 1
 	for _, field := range f.fields {
 		size += 4 + len(field)
 	}
 	b := make([]byte, 0, 4+size)
 	b = binary.BigEndian.AppendUint32(b, uint32(size)) // #nosec G115 -- what is sent was held to maxFrame, or is refused by the reader
 	b = append(b, byte(f.kind))
-	b = binary.BigEndian.AppendUint32(b, f.call)
 	for _, field := range f.fields {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(field))) // #nosec G115 -- as above
 		b = append(b, field...)
@@ -81,8 +82,8 @@ func readFrame(r io.Reader) (frame, error) {
 		return frame{}, err
 	}
 	size := binary.BigEndian.Uint32(head[:])
-	if size < 5 || size > maxFrame {
-		return frame{}, fmt.Errorf("a frame of %d bytes, where 5 to %d are due", size, maxFrame)
+	if size < 1 || size > maxFrame {
+		return frame{}, errFrameSize(size, maxFrame)
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(r, body); err != nil {
@@ -91,17 +92,38 @@ func readFrame(r io.Reader) (frame, error) {
 	return decodeFrame(body)
 }
 
-// decodeFrame reads what follows the length of a frame.
-func decodeFrame(body []byte) (frame, error) {
-	if len(body) < 5 {
-		return frame{}, fmt.Errorf("a frame of %d bytes", len(body))
+// peekFrame is readFrame for a reader whose buffer holds any frame that may come: when the read is interrupted it can
+// be called again, and nothing is lost.
+func peekFrame(r *bufio.Reader) (frame, error) {
+	head, err := r.Peek(4)
+	if err != nil {
+		return frame{}, err
 	}
-	f := frame{kind: kind(body[0]), call: binary.BigEndian.Uint32(body[1:5])}
+	size := binary.BigEndian.Uint32(head)
+	if limit := r.Size() - 4; size < 1 || int64(size) > int64(limit) {
+		return frame{}, errFrameSize(size, limit)
+	}
+	whole, err := r.Peek(4 + int(size))
+	if err != nil {
+		return frame{}, err
+	}
+	f, err := decodeFrame(bytes.Clone(whole[4:]))
+	_, _ = r.Discard(len(whole)) // it is in the buffer
+	return f, err
+}
+
+func errFrameSize(size uint32, limit int) error {
+	return fmt.Errorf("a frame of %d bytes, where 1 to %d are due", size, limit)
+}
+
+// decodeFrame reads what follows the length of a frame, at least one byte.
+func decodeFrame(body []byte) (frame, error) {
+	f := frame{kind: kind(body[0])}
 	count, ok := f.kind.count()
 	if !ok {
 		return frame{}, fmt.Errorf("a frame of unknown kind %d", body[0])
 	}
-	rest := body[5:]
+	rest := body[1:]
 	for range count {
 		if len(rest) < 4 || int64(binary.BigEndian.Uint32(rest)) > int64(len(rest)-4) {
 			return frame{}, fmt.Errorf("a frame of kind %d is too short for its %d fields", f.kind, count)
@@ -129,13 +151,13 @@ func carried() []error {
 }
 
 // maxText bounds a text that crosses; an error that lists ten tokens has some 1,500 bytes.
-const maxText = 8 << 10
+const maxText = 4 << 10
 
 // cut bounds a text.
 func cut(text string) []byte { return []byte(text[:min(len(text), maxText)]) }
 
 // failure is the frame that tells an error to the other side. Errors of this package hold no secrets.
-func failure(call uint32, err error) frame {
+func failure(err error) frame {
 	var e *signer.Error
 	op, fix, inner := "use", "", err
 	if errors.As(err, &e) {
@@ -148,7 +170,7 @@ func failure(call uint32, err error) frame {
 		}
 	}
 	families := binary.BigEndian.AppendUint16(nil, bits)
-	return frame{kindFailed, call, [][]byte{cut(op), families, cut(inner.Error()), cut(fix)}}
+	return frame{kindFailed, [][]byte{cut(op), families, cut(inner.Error()), cut(fix)}}
 }
 
 // remoteError is an error of the other side: what it says, and what errors.Is finds in it.

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -74,7 +75,7 @@ func TestWorkerHangs(t *testing.T) {
 	}()
 	_, err = k.SignContext(gone, digest, crypto.SHA256)
 	refused(t, err, context.Canceled)
-	eventually(t, time.Second, "a call under way", func() bool { return len(k.permits) > 0 })
+	eventually(t, time.Second, "a call under way", func() bool { return len(k.free) < cap(k.free) })
 	cancel()
 	refused(t, <-s, context.Canceled)
 	time.Sleep(2 * k.grace)
@@ -97,7 +98,7 @@ func TestWorkerHangsAtClose(t *testing.T) {
 		_, err := k.SignContext(context.Background(), digest, crypto.SHA256)
 		done <- err
 	}()
-	eventually(t, time.Second, "a call under way", func() bool { return len(k.permits) > 0 })
+	eventually(t, time.Second, "a call under way", func() bool { return len(k.free) < cap(k.free) })
 	began := time.Now()
 	if err := k.Close(); err != nil {
 		t.Error(err)
@@ -135,7 +136,7 @@ func TestWorkerNeverOpens(t *testing.T) {
 
 func TestWorkerTalksGarbage(t *testing.T) {
 	tok := newToken(t)
-	opened := frame{kindOpened, 1, [][]byte{[]byte("no key")}}.encode()
+	opened := frame{kindOpened, [][]byte{[]byte("no key")}}.encode()
 	for name, tt := range map[string]struct {
 		says   string
 		family error
@@ -143,10 +144,9 @@ func TestWorkerTalksGarbage(t *testing.T) {
 	}{
 		"text":            {"HTTP/1.1 400 Bad Request\r\n", signer.ErrUnavailable, "a frame of"},
 		"no key":          {string(opened), signer.ErrBadKey, "public key"},
-		"another call":    {string(frame{kindOpened, 2, [][]byte{nil}}.encode()), signer.ErrUnavailable, "nobody waits for"},
-		"another answer":  {string(frame{kindSigned, 1, [][]byte{nil}}.encode()), signer.ErrUnavailable, "nobody waits for"},
-		"twice a PIN":     {strings.Repeat(string(frame{kindAskPIN, 1, [][]byte{nil, nil}}.encode()), 2), signer.ErrUnavailable, "twice"},
-		"endless warning": {strings.Repeat(string(frame{kindWarning, 1, [][]byte{nil}}.encode()), maxWarnings+1), signer.ErrUnavailable, "warned"},
+		"another answer":  {string(frame{kindSigned, [][]byte{nil}}.encode()), signer.ErrUnavailable, "nobody waits for"},
+		"twice a PIN":     {strings.Repeat(string(frame{kindAskPIN, [][]byte{nil, nil}}.encode()), 2), signer.ErrUnavailable, "twice"},
+		"endless warning": {strings.Repeat(string(frame{kindWarning, [][]byte{nil}}.encode()), maxWarnings+1), signer.ErrUnavailable, "warned"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			opts := Options{Isolate: true, Worker: []string{"/bin/sh", "-c", "printf '%b' \"$0\" >&3; exec sleep 60", octal(tt.says)}}
@@ -297,4 +297,88 @@ func TestWorkerFinalizes(t *testing.T) {
 	}
 	_, err := k.SignContext(t.Context(), digest, crypto.SHA256)
 	refused(t, err, signer.ErrClosed)
+}
+
+// newLane gives a lane and the worker's end of it.
+func newLane(t *testing.T) (*lane, *os.File) {
+	t.Helper()
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = ours.Close(), theirs.Close() })
+	return &lane{ours, bufio.NewReaderSize(ours, maxAnswer)}, theirs
+}
+
+// What is not the one answer to the question is refused.
+func TestLaneTalksGarbage(t *testing.T) {
+	signed := string(frame{kindSigned, [][]byte{digest}}.encode())
+	for name, tt := range map[string]struct{ says, tells string }{
+		"text":           {"HTTP/1.1 400 Bad Request\r\n", "a frame of"},
+		"too long":       {string(frame{kindSigned, [][]byte{make([]byte, maxAnswer)}}.encode()), "a frame of"},
+		"another answer": {string(frame{kindOpened, [][]byte{digest}}.encode()), "nobody waits for"},
+		"two answers":    {signed + signed, "nobody waits for"},
+		"no answer":      {signed[:20], "EOF"},
+	} {
+		l, theirs := newLane(t)
+		if _, err := theirs.WriteString(tt.says); err != nil {
+			t.Fatal(err)
+		}
+		_ = theirs.Close()
+		if _, err := l.wait(t.Context(), time.Now().Add(10*time.Second)); err == nil || !strings.Contains(err.Error(), tt.tells) {
+			t.Errorf("%s: %v; want %q", name, err, tt.tells)
+		}
+	}
+}
+
+// An answer of which half has come when its caller goes away is not lost.
+func TestLaneInterrupted(t *testing.T) {
+	l, theirs := newLane(t)
+	whole := frame{kindSigned, [][]byte{digest}}.encode()
+	if _, err := theirs.Write(whole[:20]); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	end := time.Now().Add(10 * time.Second)
+	if _, err := l.wait(ctx, end); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%v; want the end of the context", err)
+	}
+	if _, err := l.wait(t.Context(), time.Now().Add(3*laneTick)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%v; want the end of the wait", err)
+	}
+	if _, err := theirs.Write(whole[20:]); err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.wait(t.Context(), end)
+	if err != nil || !bytes.Equal(f.fields[0], digest) {
+		t.Errorf("%v, %v", f, err)
+	}
+}
+
+// The longest question is taken by a worker that does not read.
+func TestLaneNeverBlocks(t *testing.T) {
+	l, _ := newLane(t)
+	question := frame{kindSignMessage, [][]byte{{5}, make([]byte, maxSigned)}}
+	if n := len(question.encode()); n > maxFrame {
+		t.Fatalf("%d bytes", n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := l.ask(ctx, question, time.Now().Add(10*time.Second)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v; want the end of the context", err)
+	}
+}
+
+// The worker ends where its parent breaks the rules.
+func TestServeLaneTalksGarbage(t *testing.T) {
+	for _, says := range []string{"GET / HTTP/1.1\r\n", string(frame{kindPIN, [][]byte{nil}}.encode()), string(frame{kindOpened, [][]byte{digest}}.encode())} {
+		l, theirs := newLane(t)
+		if _, err := l.file.WriteString(says); err != nil {
+			t.Fatal(err)
+		}
+		if err := serveLane(theirs, nil); err == nil || !strings.Contains(err.Error(), "a frame of") {
+			t.Errorf("%q: %v", says, err)
+		}
+	}
 }

@@ -30,14 +30,14 @@ const (
 // workerKey is a private key whose module runs in a worker process. A worker that dies or hangs is replaced, and
 // each signature that was under way is tried once more.
 type workerKey struct {
-	ref     reference
-	opts    Options
-	pub     *rsa.PublicKey
-	spki    []byte        // of pub: every worker must come up with it
-	permits chan struct{} // one element for each signature that a worker has: one to make and one to go on with, for each session
-	closed  chan struct{} // closed by Close
-	ctx     context.Context
-	end     context.CancelFunc // of ctx: no worker is started any more
+	ref    reference
+	opts   Options
+	pub    *rsa.PublicKey
+	spki   []byte        // of pub: every worker must come up with it
+	free   chan int      // the numbers of the lanes that nobody uses
+	closed chan struct{} // closed by Close
+	ctx    context.Context
+	end    context.CancelFunc // of ctx: no worker is started any more
 
 	limit, grace, wait time.Duration // callLimit, callGrace and closeWait
 
@@ -69,8 +69,11 @@ func openIsolated(ctx context.Context, r reference, opts Options) (signer.Signer
 			"write isolate=no in the key reference")
 	}
 	k := &workerKey{
-		ref: r, opts: opts, permits: make(chan struct{}, 2*r.sessions), closed: make(chan struct{}),
+		ref: r, opts: opts, free: make(chan int, r.lanes()), closed: make(chan struct{}),
 		limit: callLimit, grace: callGrace, wait: closeWait, warned: map[string]bool{},
+	}
+	for n := range r.lanes() {
+		k.free <- n
 	}
 	k.ctx, k.end = context.WithCancel(context.Background())
 	w, err := k.launch(ctx)
@@ -120,9 +123,10 @@ func (k *workerKey) openIn(ctx context.Context, w *worker) error {
 			return k.ref.fail("open", fmt.Errorf("%w: the public key that is looked for: %w", signer.ErrBadKey, err), "")
 		}
 	}
+	w.send(frame{kindOpen, [][]byte{[]byte(k.ref.ref.String()), []byte(k.ref.module), wanted}})
 	var answer frame
 	select {
-	case answer = <-w.ask(kindOpen, kindOpened, []byte(k.ref.ref.String()), []byte(k.ref.module), wanted).answer:
+	case answer = <-w.opened:
 	case <-w.dead:
 		return k.ref.fail("open", w.err, fixFor(w.err))
 	case <-ctx.Done():

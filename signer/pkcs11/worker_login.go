@@ -146,9 +146,9 @@ func (l *login) answer(label, serial string) frame {
 		l.mu.Lock()
 		l.err = err
 		l.mu.Unlock()
-		return failure(0, err)
+		return failure(err)
 	}
-	return frame{kindPIN, 0, [][]byte{pin}}
+	return frame{kindPIN, [][]byte{pin}}
 }
 
 // read gives a copy of the PIN of a token.

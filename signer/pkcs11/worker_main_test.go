@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,7 +29,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch os.Args[1] {
 	case "pkcs11-worker":
-		err = errors.Join(spyOn(os.Getenv(spyVariable)), RunWorker(context.Background(), workerSocket()))
+		err = errors.Join(spyOn(os.Getenv(spyVariable)), RunWorker(context.Background(), os.Args[2:]))
 	case "silent-worker": // never answers
 		time.Sleep(time.Minute)
 	case "loud-worker": // says what it is told to on standard error, and ends
@@ -48,18 +47,10 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func workerSocket() net.Conn {
-	conn, err := net.FileConn(os.NewFile(3, "worker"))
-	if err != nil {
-		panic(err)
-	}
-	return conn
-}
-
 // beParent opens the key of a reference, or without one starts a worker that does not care about its socket.
 func beParent(reference []string) error {
 	if len(reference) == 0 {
-		p, err := startProcess([]string{os.Args[0], "silent-worker"}, "")
+		p, err := startProcess([]string{os.Args[0], "silent-worker"}, "", 0)
 		if err != nil {
 			return err
 		}

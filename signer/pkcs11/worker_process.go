@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,33 +24,53 @@ const (
 	exitWait    = time.Second // how long a killed process may take to be gone
 )
 
-// process is a worker process and the socket to it.
+// process is a worker process and the sockets to it.
 type workerProcess struct {
 	conn   net.Conn
+	lanes  []*os.File
 	cmd    *exec.Cmd
 	stderr lastBytes
 	exited chan struct{} // closed when it is gone and reaped
 	status error         // of its exit; readable after exited
 }
 
-// startProcess starts a command with one end of a socket as file descriptor 3. Its environment is this process's
-// own without the variables of hsmsign, which may hold a PIN, and without the one named. The module may need
-// any other.
-func startProcess(command []string, without string) (*workerProcess, error) {
-	ours, theirs, err := socketPair()
+// startProcess starts a command with one end of a socket as file descriptor 3 and those of the lanes behind it; the
+// number of lanes is added to its arguments. Its environment is this process's own without the variables of hsmsign,
+// which may hold a PIN, and without the one named. The module may need any other.
+func startProcess(command []string, without string, lanes int) (*workerProcess, error) {
+	p := &workerProcess{exited: make(chan struct{})}
+	var theirs []*os.File
+	defer func() {
+		for _, file := range theirs {
+			_ = file.Close()
+		}
+	}()
+	for range 1 + lanes {
+		ours, their, err := socketPair()
+		if err != nil {
+			p.closeAll()
+			return nil, err
+		}
+		p.lanes, theirs = append(p.lanes, ours), append(theirs, their)
+	}
+	first := p.lanes[0]
+	p.lanes = p.lanes[1:]
+	var err error
+	p.conn, err = net.FileConn(first)
+	_ = first.Close() // net has its own copy
 	if err != nil {
+		p.closeAll()
 		return nil, err
 	}
-	defer func() { _ = theirs.Close() }()
-	cmd := exec.Command(command[0], command[1:]...) // #nosec G204 G702 -- this program itself
+	cmd := exec.Command(command[0], append(command[1:len(command):len(command)], strconv.Itoa(lanes))...) // #nosec G204 G702 -- this program itself
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		return name == without || strings.HasPrefix(name, "HSMSIGN_")
 	})
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = theirs
 	cmd.SysProcAttr = workerAttr()
 	cmd.WaitDelay = exitWait // a daemon that the module has started may hold standard error open
-	p := &workerProcess{conn: ours, cmd: cmd, exited: make(chan struct{})}
+	p.cmd = cmd
 	cmd.Stderr = &p.stderr
 	started := make(chan error, 1)
 	go func() {
@@ -65,14 +86,14 @@ func startProcess(command []string, without string) (*workerProcess, error) {
 		}
 	}()
 	if err := <-started; err != nil {
-		_ = ours.Close()
+		p.closeAll()
 		return nil, err
 	}
 	return p, nil
 }
 
-// socketPair gives two connected sockets that no other child inherits.
-func socketPair() (ours net.Conn, theirs *os.File, err error) {
+// socketPair gives two connected sockets that no other child inherits. Ours waits for laneTick when it is read.
+func socketPair() (ours, theirs *os.File, err error) {
 	syscall.ForkLock.RLock()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err == nil {
@@ -83,12 +104,13 @@ func socketPair() (ours net.Conn, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	theirs = os.NewFile(uintptr(fds[1]), "worker")
-	file := os.NewFile(uintptr(fds[0]), "worker")
-	defer func() { _ = file.Close() }() // net has its own copy
-	if ours, err = net.FileConn(file); err != nil {
-		_ = theirs.Close()
-		return nil, nil, err
+	ours, theirs = os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "worker")
+	tick := syscall.NsecToTimeval(laneTick.Nanoseconds())
+	err = errors.Join(syscall.SetsockoptTimeval(fds[0], syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &tick),
+		syscall.SetsockoptInt(fds[0], syscall.SOL_SOCKET, syscall.SO_SNDBUF, maxFrame))
+	if err != nil {
+		_, _ = ours.Close(), theirs.Close()
+		return nil, nil, os.NewSyscallError("setsockopt", err)
 	}
 	return ours, theirs, nil
 }
@@ -103,7 +125,16 @@ func (p *workerProcess) hangUp() {
 // kill ends the process at once. It may be gone already.
 func (p *workerProcess) kill() {
 	_ = p.cmd.Process.Kill()
-	_ = p.conn.Close()
+	p.closeAll()
+}
+
+func (p *workerProcess) closeAll() {
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
+	for _, file := range p.lanes {
+		_ = file.Close()
+	}
 }
 
 // gone waits for the end of the process, and says whether it came in time.

@@ -3,12 +3,16 @@
 package pkcs11
 
 import (
+	"bufio"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
+	"strconv"
 	"sync"
 
 	"hsmsign/signer"
@@ -19,28 +23,34 @@ func (r reference) isolated(opts Options) bool {
 	return r.isolate == "yes" || r.isolate == "" && opts.Isolate
 }
 
-// RunWorker is the whole work of a worker process: it serves one key to the process at the other end of conn,
-// which started it (see Options.Worker), until that closes its end. The result is nil then, and an error when
-// the other side breaks the rules or ctx ends. Whatever a module still works on is left to the end of the
-// process, so the caller exits next. It closes conn.
-func RunWorker(ctx context.Context, conn io.ReadWriteCloser) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// RunWorker is the whole work of a worker process: it serves one key to the process that started it, over the sockets
+// that it has inherited (see Options.Worker), until that process closes its end. Args are the arguments that were added
+// to the command. The result is nil then, and an error when the other side breaks the rules or ctx ends. Whatever a
+// module still works on is left to the end of the process, so the caller exits next.
+func RunWorker(ctx context.Context, args []string) error {
+	conn, lanes, err := inherited(args)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
 		<-ctx.Done()
 		_ = conn.Close() // ends the read
 	}()
-	s := &workerServer{conn: conn, pins: make(chan frame, 1), calls: make(chan struct{}, maxCalls)}
-	err := s.serve(ctx)
-	if cause := ctx.Err(); cause != nil {
+	s := &workerServer{conn: conn, lanes: lanes, fail: cancel, pins: make(chan frame, 1), opened: make(chan signer.Signer, 1)}
+	err = s.serve(ctx)
+	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	cancel()
+	cancel(nil)
 	<-closed
-	if key := s.opened(); key != nil {
+	select {
+	case key := <-s.opened:
 		_ = key.Close() // nobody is left to be told
+	default:
 	}
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -48,24 +58,43 @@ func RunWorker(ctx context.Context, conn io.ReadWriteCloser) error {
 	return fmt.Errorf("pkcs11 worker: %w", err)
 }
 
-// workerServer is the worker's end of the socket.
+// inherited gives the sockets of a worker process.
+func inherited(args []string) (conn net.Conn, lanes []*os.File, err error) {
+	if len(args) != 1 {
+		return nil, nil, fmt.Errorf("%w: a worker process is started by the program itself", signer.ErrReference)
+	}
+	n, err := strconv.Atoi(args[0])
+	if err == nil && (n < 0 || n > 2*maxSessions) {
+		err = strconv.ErrRange
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %q lanes: %w", signer.ErrReference, args[0], err)
+	}
+	// Whatever file descriptor 3 is, net has a copy of its own.
+	first := os.NewFile(firstSocket, "worker")
+	defer func() { _ = first.Close() }()
+	if conn, err = net.FileConn(first); err != nil {
+		return nil, nil, fmt.Errorf("%w: file descriptor %d: %w", signer.ErrReference, firstSocket, err)
+	}
+	for i := range n {
+		lanes = append(lanes, os.NewFile(uintptr(firstSocket+1+i), "lane"))
+	}
+	return conn, lanes, nil
+}
+
+// firstSocket is the first file descriptor that is not standard (exec.Cmd.ExtraFiles).
+const firstSocket = 3
+
+// workerServer is the worker's end of the sockets.
 type workerServer struct {
-	conn  io.ReadWriteCloser
-	calls chan struct{} // one element for each signature that is being made
+	conn   io.ReadWriteCloser
+	lanes  []*os.File
+	fail   func(error)        // ends the worker
+	opened chan signer.Signer // takes the key
 
 	sending sync.Mutex // held for a whole frame
 	asking  sync.Mutex // held for a question about the PIN, and its answer
 	pins    chan frame // the answer
-
-	mu  sync.Mutex
-	key signer.Signer // nil until it is open
-}
-
-// opened is the key, or nil.
-func (s *workerServer) opened() signer.Signer {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.key
 }
 
 func (s *workerServer) send(f frame) {
@@ -89,45 +118,51 @@ func (s *workerServer) serve(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		switch f.kind {
-		case kindPIN, kindFailed:
-			select {
-			case s.pins <- f:
-			default:
-				return errors.New("a PIN that was not asked for")
-			}
-		case kindSignDigest, kindSignMessage:
-			key := s.opened()
-			if key == nil {
-				return errors.New("a signature is asked for before the key is open")
-			}
-			select {
-			case s.calls <- struct{}{}:
-			default:
-				return fmt.Errorf("more than %d signatures are asked for at once", maxCalls)
-			}
-			go func() {
-				answer := signAnswer(key, f)
-				<-s.calls // before the answer, which lets the other side ask for the next one
-				s.send(answer)
-			}()
-		default:
+		if f.kind != kindPIN && f.kind != kindFailed {
 			return fmt.Errorf("a frame of kind %d in the wrong place", f.kind)
+		}
+		select {
+		case s.pins <- f:
+		default:
+			return errors.New("a PIN that was not asked for")
 		}
 	}
 }
 
-// open opens the key and says how it went.
+// open opens the key, says how it went, and serves the lanes.
 func (s *workerServer) open(ctx context.Context, f frame) {
 	key, spki, err := s.openKey(ctx, f)
 	if err != nil {
-		s.send(failure(f.call, err))
+		s.send(failure(err))
 		return
 	}
-	s.mu.Lock()
-	s.key = key
-	s.mu.Unlock()
-	s.send(frame{kindOpened, f.call, [][]byte{spki}})
+	s.opened <- key
+	for _, lane := range s.lanes {
+		go func() {
+			if err := serveLane(lane, key); !errors.Is(err, io.EOF) {
+				s.fail(err)
+			}
+		}()
+	}
+	s.send(frame{kindOpened, [][]byte{spki}})
+}
+
+// serveLane makes one signature after the other. The thread that reads, signs and answers is the same, which saves
+// more time than anything else here: to wake another one costs tens of microseconds.
+func serveLane(lane io.ReadWriter, key signer.Signer) error {
+	in := bufio.NewReader(lane)
+	for {
+		f, err := readFrame(in)
+		if err != nil {
+			return err
+		}
+		if f.kind != kindSignDigest && f.kind != kindSignMessage {
+			return fmt.Errorf("a frame of kind %d in the wrong place", f.kind)
+		}
+		if _, err := lane.Write(signAnswer(key, f).encode()); err != nil {
+			return err
+		}
+	}
 }
 
 func (s *workerServer) openKey(ctx context.Context, f frame) (signer.Signer, []byte, error) {
@@ -142,7 +177,7 @@ func (s *workerServer) openKey(ctx context.Context, f frame) (signer.Signer, []b
 	// The other side has resolved module-name and checked the file.
 	r.module = string(f.fields[1])
 	opts := Options{
-		Warn:   func(text string) { s.send(frame{kindWarning, 0, [][]byte{cut(text)}}) },
+		Warn:   func(text string) { s.send(frame{kindWarning, [][]byte{cut(text)}}) },
 		askPIN: s.askPIN,
 	}
 	if len(f.fields[2]) > 0 {
@@ -166,7 +201,7 @@ func (s *workerServer) openKey(ctx context.Context, f frame) (signer.Signer, []b
 func (s *workerServer) askPIN(ctx context.Context, label, serial string) ([]byte, error) {
 	s.asking.Lock()
 	defer s.asking.Unlock()
-	s.send(frame{kindAskPIN, 0, [][]byte{cut(label), cut(serial)}})
+	s.send(frame{kindAskPIN, [][]byte{cut(label), cut(serial)}})
 	select {
 	case f := <-s.pins:
 		if f.kind == kindFailed {
@@ -186,7 +221,7 @@ func (s *workerServer) askPIN(ctx context.Context, label, serial string) ([]byte
 // signAnswer makes a signature and gives the answer. It has no context: the other side kills what takes too long.
 func signAnswer(key signer.Signer, f frame) frame {
 	if len(f.fields[0]) != 1 {
-		return failure(f.call, fmt.Errorf("%w: a hash of %d bytes", signer.ErrUnsupported, len(f.fields[0])))
+		return failure(fmt.Errorf("%w: a hash of %d bytes", signer.ErrUnsupported, len(f.fields[0])))
 	}
 	h := crypto.Hash(f.fields[0][0])
 	sign := key.SignContext
@@ -195,7 +230,7 @@ func signAnswer(key signer.Signer, f frame) frame {
 	}
 	sig, err := sign(context.Background(), f.fields[1], h)
 	if err != nil {
-		return failure(f.call, err)
+		return failure(err)
 	}
-	return frame{kindSigned, f.call, [][]byte{sig}}
+	return frame{kindSigned, [][]byte{sig}}
 }

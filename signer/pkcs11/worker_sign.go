@@ -5,8 +5,10 @@ package pkcs11
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"hsmsign/signer"
@@ -59,43 +61,42 @@ func digestSize(h crypto.Hash) int {
 
 // sign makes one signature; where its worker dies, once more. Errors are *signer.Error.
 func (k *workerKey) sign(ctx context.Context, what kind, h crypto.Hash, data []byte) ([]byte, error) {
-	if err := k.acquire(ctx); err != nil {
+	n, err := k.acquire(ctx)
+	if err != nil {
 		return nil, k.ref.fail("sign with", err, "")
 	}
+	question := frame{what, [][]byte{{byte(h)}, data}} // #nosec G115 -- CheckDigest let two small ones pass
 	for again := false; ; again = true {
 		w, err := k.running(ctx)
 		if err != nil {
-			<-k.permits
+			k.free <- n
 			return nil, err
 		}
-		q := w.ask(what, kindSigned, []byte{byte(h)}, data) // #nosec G115 -- CheckDigest let two small ones pass
 		// A caller that goes away early has still set the time until which the worker may take.
 		end, limited := ctx.Deadline()
 		end = end.Add(k.grace)
-		var late <-chan time.Time
 		if !limited {
 			end = time.Now().Add(k.limit)
-			timer := time.NewTimer(k.limit)
-			defer timer.Stop() // at most two
-			late = timer.C
 		}
-		select {
-		case answer := <-q.answer:
-			<-k.permits
+		answer, err := w.lanes[n].ask(ctx, question, end)
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		switch {
+		case err == nil:
+			k.free <- n
 			return k.signature(answer)
-		case <-w.dead:
-			if again || ctx.Err() != nil {
-				<-k.permits
-				return nil, k.ref.fail("sign with", w.err, fixFor(w.err))
-			}
-		case <-late:
-			w.kill(errHung)
-			<-k.permits
-			return nil, k.ref.fail("sign with", errHung, fixFor(errHung))
-		case <-ctx.Done():
-			go k.abandon(w, q, end)
+		case late && ctx.Err() != nil:
+			go k.abandon(context.WithoutCancel(ctx), w, n, end)
 			err := fmt.Errorf("%w: the worker process has not answered: %w", signer.ErrUnavailable, ctx.Err())
 			return nil, k.ref.fail("sign with", err, fixFor(err))
+		case late:
+			w.kill(errHung)
+			k.free <- n
+			return nil, k.ref.fail("sign with", errHung, fixFor(errHung))
+		}
+		w.lost(err)
+		if again || ctx.Err() != nil {
+			k.free <- n
+			return nil, k.ref.fail("sign with", w.err, fixFor(w.err))
 		}
 	}
 }
@@ -104,38 +105,37 @@ func (k *workerKey) sign(ctx context.Context, what kind, h crypto.Hash, data []b
 var errHung = fmt.Errorf("%w: the worker process did not answer in time, and was killed", signer.ErrUnavailable)
 
 // abandon waits until end for the answer to a question whose caller has gone, and then kills the worker.
-func (k *workerKey) abandon(w *worker, q *question, end time.Time) {
-	defer func() { <-k.permits }()
-	timer := time.NewTimer(time.Until(end))
-	defer timer.Stop()
-	select {
-	case answer := <-q.answer:
+func (k *workerKey) abandon(ctx context.Context, w *worker, n int, end time.Time) {
+	switch answer, err := w.lanes[n].wait(ctx, end); {
+	case err == nil:
 		_, _ = k.signature(answer) // it counts, though nobody is left to be told
-	case <-w.dead:
-	case <-timer.C:
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.kill(errHung)
+	default:
+		w.lost(err)
 	}
+	k.free <- n
 }
 
-// acquire waits for a permit. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
-func (k *workerKey) acquire(ctx context.Context) error {
+// acquire waits for a lane. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
+func (k *workerKey) acquire(ctx context.Context) (lane int, err error) {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
+		return 0, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
 	select {
-	case k.permits <- struct{}{}:
+	case n := <-k.free:
 		// Close may have come before, or while both were ready.
 		select {
 		case <-k.closed:
-			<-k.permits
-			return signer.ErrClosed
+			k.free <- n
+			return 0, signer.ErrClosed
 		default:
-			return nil
+			return n, nil
 		}
 	case <-k.closed:
-		return signer.ErrClosed
+		return 0, signer.ErrClosed
 	case <-ctx.Done():
-		return fmt.Errorf("%w: all %d sessions are busy: %w", signer.ErrUnavailable, cap(k.permits), ctx.Err())
+		return 0, fmt.Errorf("%w: all %d sessions are busy: %w", signer.ErrUnavailable, k.ref.sessions, ctx.Err())
 	}
 }
 
@@ -164,17 +164,17 @@ func (k *workerKey) Close() error {
 		timer := time.NewTimer(k.wait)
 		defer timer.Stop()
 		wait, back := k.wait, 0
-		for ; back < cap(k.permits) && wait > 0; back++ {
+		for ; back < cap(k.free) && wait > 0; back++ {
 			select {
-			case k.permits <- struct{}{}:
+			case <-k.free:
 			case <-timer.C:
 				back--
 				wait = 0 // it hangs
 			}
 		}
 		k.endErr = k.endWorker(wait)
-		for ; back < cap(k.permits); back++ {
-			k.permits <- struct{}{} // their worker is dead, so they have ended
+		for ; back < cap(k.free); back++ {
+			<-k.free // their worker is dead, so they have ended
 		}
 		if k.token != nil {
 			k.token.release()
