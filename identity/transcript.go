@@ -64,6 +64,7 @@ type Transcript struct {
 	Record
 	whole      []byte // transcript.json
 	json, text *os.File
+	failed     error // of a write: what is behind half an entry could never be read again
 }
 
 // Record is what a transcript says.
@@ -72,16 +73,6 @@ type Record struct {
 	// Head is the SHA-256 (hex) of transcript.json. Who has it on paper can tell whether an entry was changed, or cut
 	// off the end.
 	Head string
-}
-
-// Last is the last entry of a step.
-func (r *Record) Last(step string) (Entry, bool) {
-	for i := len(r.Entries) - 1; i >= 0; i-- {
-		if r.Entries[i].Step == step {
-			return r.Entries[i], true
-		}
-	}
-	return Entry{}, false
 }
 
 // OpenTranscript opens the transcript in a folder, or begins one. A folder in use by another process is refused.
@@ -141,8 +132,12 @@ func (t *Transcript) Close() error {
 }
 
 // Append adds an entry, made now, to both files, and has the disk take it before it returns. Control characters
-// become spaces; a fact without a value is left out.
+// become spaces; a fact without a value is left out. After a failed write nothing more is written, and the error is
+// that of the write; OpenTranscript puts the files in order.
 func (t *Transcript) Append(step, outcome string, facts ...Fact) error {
+	if t.failed != nil {
+		return t.failed
+	}
 	entry := Entry{
 		Number: len(t.Entries) + 1, Previous: t.Head, Time: time.Now().UTC().Format(time.RFC3339),
 		Step: oneLine(step), Outcome: oneLine(outcome), Facts: []Fact{},
@@ -159,15 +154,15 @@ func (t *Transcript) Append(step, outcome string, facts ...Fact) error {
 	if len(t.whole)+len(line) > maxTranscript/2 { // the text needs room, too
 		return fmt.Errorf("transcript: it would be larger than %d bytes", maxTranscript/2)
 	}
-	if err := write(t.json, line); err != nil {
-		return fmt.Errorf("transcript: %w", err)
+	if err = write(t.json, line); err == nil {
+		t.whole = append(t.whole, line...)
+		t.Entries, t.Head = append(t.Entries, entry), sum(t.whole)
+		err = write(t.text, render(entry, t.Head))
 	}
-	t.whole = append(t.whole, line...)
-	t.Entries, t.Head = append(t.Entries, entry), sum(t.whole)
-	if err := write(t.text, render(entry, t.Head)); err != nil {
-		return fmt.Errorf("transcript: %w", err)
+	if err != nil {
+		t.failed = fmt.Errorf("transcript: %w", err)
 	}
-	return nil
+	return t.failed
 }
 
 // ReadTranscript reads the transcript in a folder and checks it: every entry holds the SHA-256 of all before it, and
@@ -211,10 +206,12 @@ func readBoth(jsonFile, textFile io.Reader) (whole, text []byte, err error) {
 	return whole, text, nil
 }
 
+const fixCutOff = "run the ceremony again if it was cut off; otherwise compare both files with the signed copy"
+
 func differs() error {
 	return &Error{
 		Err: fmt.Errorf("%w: %s does not say what %s says: one of them was changed, or a run was cut off", ErrTranscript, TranscriptText, TranscriptJSON),
-		Fix: "run the ceremony again if it was cut off; otherwise compare both with the signed copy",
+		Fix: fixCutOff,
 	}
 }
 
@@ -227,7 +224,8 @@ func parse(whole []byte) (Record, error) {
 			return Record{}, fmt.Errorf("%w: entry %d of %s: %s", ErrTranscript, len(r.Entries)+1, TranscriptJSON, fmt.Sprintf(format, args...))
 		}
 		if n == 0 {
-			return bad("it is cut off")
+			_, err := bad("it is cut off")
+			return Record{}, &Error{Err: err, Fix: fixCutOff}
 		}
 		line := whole[end : end+n]
 		var e Entry

@@ -192,6 +192,42 @@ func checkResumed(t *testing.T, dir string, jsonFile, textFile []byte) {
 	}
 }
 
+// Behind half an entry nothing is written: the next run could not tell what belongs together.
+func TestTranscriptAfterFailedWrite(t *testing.T) {
+	for _, name := range []string{TranscriptJSON, TranscriptText} {
+		dir, _, _ := sample(t)
+		tr, err := OpenTranscript(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		full := &tr.text
+		if name == TranscriptJSON {
+			full = &tr.json
+		}
+		works := *full
+		if *full, err = os.Open(filepath.Join(dir, name)); err != nil { // cannot be written to, as on a full disk
+			t.Fatal(err)
+		}
+		first := tr.Append(StepCSR, OK)
+		*full = works
+		if again := tr.Append(StepCSR, "failed"); first == nil || !errors.Is(again, first) {
+			t.Errorf("%s: %v, then %v", name, first, again)
+		}
+		if err := tr.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if tr, err = OpenTranscript(dir); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := errors.Join(tr.Append(StepCSR, OK), tr.Close()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := ReadTranscript(dir); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestTranscriptIsLocked(t *testing.T) {
 	dir, _, _ := sample(t)
 	tr, err := OpenTranscript(dir)

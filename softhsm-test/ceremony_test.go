@@ -13,30 +13,25 @@ import (
 	softhsmtest "hsmsign/softhsm-test"
 )
 
-// TestCeremonyAfterKill kills a ceremony (SIGKILL) ever later, runs it again, and wants one key, one CSR and a transcript
-// that holds, wherever it was cut off.
+// TestCeremonyAfterKill kills both parts of a ceremony (SIGKILL) ever later, runs them again, and wants one key, one CSR,
+// one bundle and a transcript that holds, wherever it was cut off.
 func TestCeremonyAfterKill(t *testing.T) {
 	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
 	dir := t.TempDir()
+	pki := filepath.Join(dir, "pki")
 	program := filepath.Join(binary, "hsmsign")
 	cut, finished := 0, 0
 	for delay := 5 * time.Millisecond; finished < 2 && cut < 60; delay += delay / 4 {
 		folder := filepath.Join(dir, delay.String())
 		label := "vendor-" + delay.String()
 		args := []string{
-			"vendor", "ceremony", "--dir", folder, "--key", token.Ref(label), "--witness", "A", "--witness", "B",
+			"vendor", "ceremony", "--dir", folder, "--key", token.Ref(label), "--witness=A", "--witness=B",
 			"--common-name", "Example", "--email", "mdm@example.com", "--country", "US",
 		}
-		killed := exec.Command(program, args...)
-		if err := killed.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(delay)
-		_ = killed.Process.Kill()
-		if killed.Wait() == nil {
-			finished++
-		} else {
+		if killAfter(t, delay, program, args...) {
 			cut++
+		} else {
+			finished++
 		}
 		first := keysOf(t, token, label)
 		run(t, program, args...)
@@ -45,11 +40,31 @@ func TestCeremonyAfterKill(t *testing.T) {
 		if bytes.Count(keys, []byte("\n")) != 1 || len(first) > 0 && !bytes.Equal(first, keys) {
 			t.Errorf("killed after %v: had %q, has %q", delay, first, keys)
 		}
-		run(t, "openssl", "req", "-in", filepath.Join(folder, "vendor.csr"), "-noout", "-verify")
+		csr := filepath.Join(folder, "vendor.csr")
+		run(t, "openssl", "req", "-in", csr, "-noout", "-verify")
+		run(t, program, "testpki", "--csr", csr, "--out-dir", pki, "--force")
+		second := append(args[:8:8], "--certificate", filepath.Join(pki, "vendor.pem"), "--trust-root", filepath.Join(pki, "root.pem"), "--store")
+		killAfter(t, delay, program, second...)
+		run(t, program, second...)
+		if out := run(t, program, "vendor", "ceremony", "--verify", folder); !bytes.Contains(out, []byte(`the last is "complete"`)) {
+			t.Errorf("killed after %v: %s", delay, out)
+		}
 	}
 	if cut < 5 || finished == 0 {
 		t.Errorf("%d were killed, %d had finished", cut, finished)
 	}
+}
+
+// killAfter kills a program after that time, and says whether that was before its end.
+func killAfter(t *testing.T, delay time.Duration, program string, args ...string) bool {
+	t.Helper()
+	killed := exec.Command(program, args...)
+	if err := killed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(delay)
+	_ = killed.Process.Kill()
+	return killed.Wait() != nil
 }
 
 // keysOf lists the keys of a label.

@@ -57,11 +57,8 @@ type ceremony struct {
 }
 
 func (p *program) vendorCeremony(cliCtx *cli.Context) error {
-	s, err := p.settings(cliCtx)
+	s, err := p.startNone(cliCtx)
 	if err != nil {
-		return err
-	}
-	if err := noArguments(cliCtx); err != nil {
 		return err
 	}
 	if dir, _ := s.str("verify"); dir != "" {
@@ -139,7 +136,7 @@ func (c *ceremony) run(ctx context.Context) error {
 	}
 	key, facts, err := c.key(ctx)
 	if err != nil {
-		return errors.Join(err, c.Append(identity.StepGenerate, "failed: "+err.Error()))
+		return c.failed(identity.StepGenerate, err, nil)
 	}
 	defer func() { _ = key.Close() }()
 	take := func(name string, do func(context.Context, signer.Signer) ([]identity.Fact, error)) {
@@ -169,13 +166,21 @@ func (c *ceremony) run(ctx context.Context) error {
 func (c *ceremony) take(name string, do func() ([]identity.Fact, error)) error {
 	facts, err := do()
 	if err != nil {
-		return errors.Join(err, c.Append(name, "failed: "+err.Error(), facts...))
+		return c.failed(name, err, facts)
 	}
 	if err := c.Append(name, identity.OK, facts...); err != nil {
 		return err
 	}
 	c.p.ui.info("wrote down: %s", name)
 	return nil
+}
+
+// failed writes down why a step failed, and gives that error; it may be that nothing can be written down any more.
+func (c *ceremony) failed(name string, err error, facts []identity.Fact) error {
+	if told := c.Append(name, "failed: "+err.Error(), facts...); !errors.Is(err, told) {
+		return errors.Join(err, told)
+	}
+	return err
 }
 
 // begin says who is there, with what.

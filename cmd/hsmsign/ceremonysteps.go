@@ -75,8 +75,6 @@ func (c *ceremony) examine(ctx context.Context, key signer.Signer) ([]identity.F
 	if err := identity.CheckKey(key.Public()); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
 	info, err := c.job.describe(ctx, key)
 	if err != nil {
 		return nil, err
@@ -91,6 +89,8 @@ func (c *ceremony) examine(ctx context.Context, key signer.Signer) ([]identity.F
 	if c.job.backend.Diagnose == nil {
 		return facts, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	again := c.job.backend.Diagnose(ctx, c.job.ref, func(step signer.Step) {
 		if err == nil {
 			err = step.Err

@@ -109,6 +109,26 @@ func (p *program) start(ctx *cli.Context) (s *settings, args []string, asJSON bo
 	return s, args, asJSON, err
 }
 
+// startOne is start for a command that reads one file.
+func (p *program) startOne(ctx *cli.Context) (s *settings, name string, asJSON bool, err error) {
+	if s, err = p.settings(ctx); err == nil {
+		name, err = oneArgument(ctx)
+	}
+	if err == nil {
+		asJSON, err = s.boolean("json")
+	}
+	return s, name, asJSON, err
+}
+
+// startNone is start for a command whose files all have flags.
+func (p *program) startNone(ctx *cli.Context) (*settings, error) {
+	s, err := p.settings(ctx)
+	if err == nil {
+		err = noArguments(ctx)
+	}
+	return s, err
+}
+
 // str is a flag's value and where it came from ("" for both where it is not set).
 func (s *settings) str(name string) (value, origin string) {
 	if s.ctx.IsSet(name) {
@@ -203,6 +223,18 @@ func arguments(ctx *cli.Context) ([]string, error) {
 		}
 	}
 	return args, nil
+}
+
+// oneArgument is for commands that read one file.
+func oneArgument(ctx *cli.Context) (string, error) {
+	args, err := arguments(ctx)
+	if err == nil && len(args) != 1 {
+		err = usage("name one file, or - for standard input", "%d files given", len(args))
+	}
+	if err != nil {
+		return "", err
+	}
+	return args[0], nil
 }
 
 // noArguments is for commands whose files all have flags.

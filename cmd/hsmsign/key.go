@@ -133,8 +133,16 @@ func (s *settings) number(name string, standard, least, most int) (int, error) {
 	return n, nil
 }
 
+func (job *keyJob) open(ctx context.Context) (signer.Signer, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return job.backend.Open(ctx, job.ref)
+}
+
 // describe is the backend's description of the opened key.
 func (job *keyJob) describe(ctx context.Context, key signer.Signer) (signer.KeyInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	infos, err := job.backend.List(ctx, job.ref)
 	if err != nil {
 		return signer.KeyInfo{}, err
@@ -168,7 +176,7 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 		return err
 	}
 	defer func() { _ = key.Close() }()
-	info, err := job.describe(ctx, key)
+	info, err := job.describe(cliCtx.Context, key)
 	if err != nil {
 		return fmt.Errorf("the key was made, but: %w", err)
 	}
@@ -240,9 +248,7 @@ func (p *program) keyShow(cliCtx *cli.Context) error {
 	if asPEM && job.json {
 		return usage("leave one out", "--pem and --json together")
 	}
-	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
-	defer cancel()
-	key, err := job.backend.Open(ctx, job.ref)
+	key, err := job.open(cliCtx.Context)
 	if err != nil {
 		return err
 	}
@@ -250,7 +256,7 @@ func (p *program) keyShow(cliCtx *cli.Context) error {
 	if asPEM {
 		return p.printPublicKey(key.Public())
 	}
-	info, err := job.describe(ctx, key)
+	info, err := job.describe(cliCtx.Context, key)
 	if err != nil {
 		return err
 	}

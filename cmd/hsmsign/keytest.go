@@ -144,9 +144,7 @@ func (p *program) keyImportCert(cliCtx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
-	defer cancel()
-	key, err := job.backend.Open(ctx, job.ref)
+	key, err := job.open(cliCtx.Context)
 	if err != nil {
 		return err
 	}
@@ -155,10 +153,12 @@ func (p *program) keyImportCert(cliCtx *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", certName(args[0]), err)
 	}
-	info, err := job.describe(ctx, key)
+	info, err := job.describe(cliCtx.Context, key)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
+	defer cancel()
 	for _, cert := range own {
 		result := importResult{Ref: info.Ref, Status: "stored", Certificate: describeCert(cert, time.Now())}
 		if info.Cert != nil && info.Cert.Equal(cert) {

@@ -18,7 +18,6 @@ import (
 	"hsmsign/push"
 	"hsmsign/request"
 	"hsmsign/signer"
-	"hsmsign/signer/file"
 )
 
 func (p *program) mdmcertCommand() *cli.Command {
@@ -222,15 +221,7 @@ func (job *orderJob) undo() error {
 }
 
 func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return err
-	}
-	name, err := oneArgument(ctx)
-	if err != nil {
-		return err
-	}
-	asJSON, err := s.boolean("json")
+	s, name, asJSON, err := p.startOne(ctx)
 	if err != nil {
 		return err
 	}
@@ -274,12 +265,7 @@ func (p *program) decryptAttachment(ctx context.Context, s *settings, name, keyN
 	if err != nil {
 		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", name, err), hint: "name the mail's attachment"}
 	}
-	opened, err := p.openPushKey(ctx, s, keyName)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = opened.Close() }()
-	private, err := file.Export(opened)
+	private, err := p.exportKey(ctx, s, keyName, "name the file recipient.key that mdmcert request made")
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -79,11 +80,8 @@ func (p *program) pushCommand() *cli.Command {
 }
 
 func (p *program) pushCSR(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
+	s, err := p.startNone(ctx)
 	if err != nil {
-		return err
-	}
-	if err := noArguments(ctx); err != nil {
 		return err
 	}
 	subject, err := s.customer()
@@ -194,7 +192,32 @@ func (p *program) openPushKey(ctx context.Context, s *settings, value string) (s
 	if err != nil {
 		return nil, err
 	}
-	return p.openKey(ctx, reference, nil)
+	key, err := p.openKey(ctx, reference, nil)
+	if errors.Is(err, signer.ErrAuth) && reference != value {
+		// The backend's hint is about a reference.
+		err = &exitError{code: exitAuth, err: err, hint: "name the file of its passphrase with --passphrase-file, or set " + envPassphrase}
+	}
+	return key, err
+}
+
+// exportKey gives the private key itself, which only a file's can be had of. No PIN is asked for in vain.
+func (p *program) exportKey(ctx context.Context, s *settings, value, hint string) (*rsa.PrivateKey, error) {
+	reference, err := p.keyReference(s, value)
+	if err != nil {
+		return nil, err
+	}
+	ref, _, err := p.backend(reference, nil)
+	if err != nil {
+		return nil, err
+	}
+	if ref.Scheme != "file" {
+		return nil, usage(hint, "%s: a key in a token or service cannot be exported", ref)
+	}
+	key, err := p.openPushKey(ctx, s, value)
+	if err != nil {
+		return nil, err
+	}
+	return file.Export(key)
 }
 
 // keyReference gives the reference of a key that is named by its file or by a reference.

@@ -34,28 +34,8 @@ func (p *program) readPush(ctx context.Context, name string) (*push.Certificate,
 	return cert, nil
 }
 
-// oneArgument is for commands that read one file.
-func oneArgument(ctx *cli.Context) (string, error) {
-	args, err := arguments(ctx)
-	if err != nil {
-		return "", err
-	}
-	if len(args) != 1 {
-		return "", usage("name one file, or - for standard input", "%d files given", len(args))
-	}
-	return args[0], nil
-}
-
 func (p *program) pushInspect(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
-	if err != nil {
-		return err
-	}
-	name, err := oneArgument(ctx)
-	if err != nil {
-		return err
-	}
-	asJSON, err := s.boolean("json")
+	s, name, asJSON, err := p.startOne(ctx)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"time"
 
@@ -51,11 +50,8 @@ type exportJob struct {
 }
 
 func (p *program) pushP12(ctx *cli.Context) error {
-	s, err := p.settings(ctx)
+	s, err := p.startNone(ctx)
 	if err != nil {
-		return err
-	}
-	if err := noArguments(ctx); err != nil {
 		return err
 	}
 	job := &exportJob{p: p, s: s}
@@ -74,7 +70,8 @@ func (p *program) pushP12(ctx *cli.Context) error {
 		return fmt.Errorf("%s: %w", certFile, err)
 	}
 	p.ui.warnings(certFile, findings)
-	private, err := job.exportKey(ctx.Context)
+	private, err := p.exportKey(ctx.Context, s, job.key,
+		"let the MDM server use the key where it is, or make a key in a file with push csr and renew the certificate with it")
 	if err != nil {
 		return err
 	}
@@ -124,29 +121,6 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	}
 	return certFile, nil
 }
-
-// exportKey gives the private key; only a file's can be had. No PIN is asked for in vain.
-func (job *exportJob) exportKey(ctx context.Context) (*rsa.PrivateKey, error) {
-	reference, err := job.p.keyReference(job.s, job.key)
-	if err != nil {
-		return nil, err
-	}
-	ref, _, err := job.p.backend(reference, nil)
-	if err != nil {
-		return nil, err
-	}
-	if ref.Scheme != "file" {
-		return nil, &exitError{code: exitUsage, err: fmt.Errorf("%s: %w", ref, errNotExportable),
-			hint: "let the MDM server use the key where it is, or make a key in a file with push csr and renew the certificate with it"}
-	}
-	key, err := job.p.openKey(ctx, reference, nil)
-	if err != nil {
-		return nil, err
-	}
-	return file.Export(key)
-}
-
-var errNotExportable = errors.New("a key in a token or service cannot be exported")
 
 func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]byte, error) {
 	var passphrase []byte

@@ -48,7 +48,7 @@ func (u *ui) fail(err error) {
 
 // describeError is the line of an error: what is wrong, the rule's name where it has one, what to do.
 func describeError(err error) string {
-	text := err.Error()
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join gives each a line
 	var found *finding.Finding
 	if errors.As(err, &found) {
 		text += " [" + found.ID + "]"

@@ -127,12 +127,6 @@ func (s *settings) output(inputs ...string) (path string, force bool, err error)
 	return path, force, err
 }
 
-func (job *keyJob) open(ctx context.Context) (signer.Signer, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	return job.backend.Open(ctx, job.ref)
-}
-
 func (p *program) vendorImport(cliCtx *cli.Context) error {
 	job, args, err := p.newKeyJob(cliCtx, true)
 	if err != nil {

@@ -88,11 +88,8 @@ func (p *program) vendorStatus(ctx *cli.Context) error {
 }
 
 func (job *statusJob) run(ctx *cli.Context) error {
-	s, err := job.p.settings(ctx)
+	s, err := job.p.startNone(ctx)
 	if err != nil {
-		return err
-	}
-	if err := noArguments(ctx); err != nil {
 		return err
 	}
 	if job.json, err = s.boolean("json"); err != nil {
