@@ -22,7 +22,8 @@ import (
 const (
 	program = "hsmsign" // in CloudTrail: the session of an assumed role, and part of the user agent
 	// maxAnswer is far more than KMS and STS answer to anything that is asked here.
-	maxAnswer = 1 << 20
+	maxAnswer  = 1 << 20
+	maxHeaders = 64 << 10
 	// maxExchange bounds an exchange whose context has no end, such as the refresh of credentials.
 	maxExchange = 30 * time.Second
 	// maxIdle is how many connections wait for the next batch; the SDK's default of 10 would open the others anew.
@@ -66,6 +67,7 @@ type site struct {
 func connect(ctx context.Context, r reference) (*connection, error) {
 	base := awshttp.NewBuildableClient().WithTimeout(maxExchange).WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConns, t.MaxIdleConnsPerHost = maxIdle, maxIdle
+		t.MaxResponseHeaderBytes = maxHeaders
 	})
 	options := []func(*config.LoadOptions) error{config.WithHTTPClient(base), config.WithAppID(program), config.WithLogger(logging.Nop{})}
 	if r.profile != "" {

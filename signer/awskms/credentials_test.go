@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -109,27 +110,76 @@ func TestPlainHTTP(t *testing.T) {
 	wantError(t, err, signer.ErrReference, "plain http", "https")
 }
 
-// TestEndlessAnswer: no more than maxAnswer of an answer is read.
-func TestEndlessAnswer(t *testing.T) {
+// TestOtherAnswers: whatever answers in the place of KMS, the call ends in time, with one line that says what it was,
+// and no more is read than the bounds let through.
+func TestOtherAnswers(t *testing.T) {
 	environment(t)
-	var sent atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		chunk := []byte(`{"KeyId":"` + strings.Repeat("a", 64<<10))
-		for r.Context().Err() == nil {
-			n, err := w.Write(chunk)
-			if sent.Add(int64(n)); err != nil {
-				return
+	for _, tt := range []struct {
+		name   string
+		answer http.HandlerFunc
+		family error
+		text   string
+	}{
+		{"a page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html></html>") }, signer.ErrUnavailable, "damaged"},
+		{"nothing", func(http.ResponseWriter, *http.Request) {}, signer.ErrUnavailable, "left out"},
+		{"not found", http.NotFound, signer.ErrUnsupported, "status 404"},
+		{"elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/other", http.StatusTemporaryRedirect)
+		}, signer.ErrUnsupported, "status 307"},
+		{"a proxy's refusal", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "who are you?", http.StatusForbidden) }, signer.ErrAuth, "status 403"},
+		{"a proxy's failure", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", http.StatusBadGateway) }, signer.ErrUnavailable, "status 502"},
+		{"drop by drop", func(w http.ResponseWriter, r *http.Request) { endless(w, r, " ", 20*time.Millisecond) }, signer.ErrUnavailable, "no answer in time"},
+		{"without end", func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, `{"KeyId":"`)
+			endless(w, r, strings.Repeat("a", 64<<10), 0)
+		}, signer.ErrUnavailable, "damaged"},
+		{"long headers", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("a", 2*maxHeaders)) }, signer.ErrUnavailable, "headers exceeded"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var sent atomic.Int64
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				tt.answer(counted{w, &sent}, r)
+			}))
+			defer server.Close()
+			policy := quick()
+			policy.Total, policy.Wait = 300*time.Millisecond, time.Second
+			began := time.Now()
+			_, err := open(t, Options{Policy: policy}, "awskms:///alias/x?region=eu-west-1&endpoint="+server.URL)
+			wantError(t, err, tt.family, tt.text, "")
+			if took := time.Since(began); took > policy.Total+500*time.Millisecond {
+				t.Errorf("took %v", took)
 			}
-			chunk = chunk[10:]
-			chunk = append(chunk, "aaaaaaaaaa"...)
-		}
-	}))
-	defer server.Close()
-	policy := quick()
-	policy.Total, policy.Wait = 300*time.Millisecond, time.Second
-	_, err := open(t, Options{Policy: policy}, "awskms:///alias/x?region=eu-west-1&endpoint="+server.URL)
-	wantError(t, err, signer.ErrUnavailable, "damaged", "")
-	if n := sent.Load(); n > 64*maxAnswer {
-		t.Errorf("%d bytes were taken", n)
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %q", err)
+			}
+			if n := sent.Load(); n > 64*maxAnswer { // what the sockets hold is taken too
+				t.Errorf("%d bytes were taken", n)
+			}
+		})
 	}
 }
+
+// endless writes text again and again until the client leaves.
+func endless(w http.ResponseWriter, r *http.Request, text string, pause time.Duration) {
+	for r.Context().Err() == nil {
+		if _, err := io.WriteString(w, text); err != nil {
+			return
+		}
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(pause)
+	}
+}
+
+// counted counts what is written.
+type counted struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.sent.Add(int64(n))
+	return n, err
+}
+
+func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }

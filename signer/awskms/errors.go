@@ -53,6 +53,9 @@ type credentialsError struct{ err error }
 func (e *credentialsError) Error() string { return e.err.Error() }
 func (e *credentialsError) Unwrap() error { return e.err }
 
+// unknownCode is what the SDK calls an answer without a code of the service.
+const unknownCode = "UnknownError"
+
 // errPlain: the configuration would send requests readable for anybody on the way.
 var errPlain = errors.New("plain http is for this machine only")
 
@@ -116,18 +119,22 @@ func (s *site) classifyCredentials(err error) error {
 }
 
 func (s *site) classifyCall(err error) error {
-	action := action(err)
+	action, status := action(err), statusOf(err)
 	var fault smithy.APIError
 	var damaged *smithy.DeserializationError
 	switch {
 	case errors.Is(err, errPlain):
 		return &failure{family: signer.ErrReference, text: action + ": " + clip(err.Error()), fix: "write an https endpoint"}
-	case errors.As(err, &damaged):
+	case errors.As(err, &damaged) && status < http.StatusMultipleChoices:
 		return fmt.Errorf("%w: %s: the answer is damaged", signer.ErrUnavailable, action)
-	case !errors.As(err, &fault):
+	case !errors.As(err, &fault) && status == 0:
 		return s.classifyTransport(action, err)
+	case fault == nil || fault.ErrorCode() == unknownCode:
+		f := s.family(action, &smithy.GenericAPIError{}, status)
+		f.text, f.fix = fmt.Sprintf("%s in %s: status %d in words that are not KMS's", action, s.region, status), "see whether the endpoint is that of AWS KMS"
+		return f
 	}
-	f := s.family(action, fault, statusOf(err))
+	f := s.family(action, fault, status)
 	f.text = fmt.Sprintf("%s: %s", action, fault.ErrorCode())
 	// The message about a wrong signature may quote the request, session token included.
 	if !strings.Contains(fault.ErrorCode(), "Signature") {
@@ -140,15 +147,12 @@ func (s *site) classifyCall(err error) error {
 	return f
 }
 
-// classifyTransport is for answers and failures without a word of the service's own.
+// classifyTransport is for failures without an answer.
 func (s *site) classifyTransport(action string, err error) error {
 	var sent *smithyhttp.RequestSendError
 	text := action + " in " + s.region + ": "
 	if errors.As(err, &sent) {
 		return &failure{family: signer.ErrUnavailable, text: text + clip(sent.Err.Error()), fix: "see whether the region and the way to it (DNS, proxy, VPC endpoint) are right"}
-	}
-	if status := statusOf(err); status != 0 {
-		return &failure{family: signer.ErrUnavailable, text: fmt.Sprintf("%sstatus %d", text, status)}
 	}
 	return &failure{family: signer.ErrUnsupported, text: text + clip(err.Error())}
 }

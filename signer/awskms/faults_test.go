@@ -62,6 +62,7 @@ func TestFaults(t *testing.T) {
 		{kmstest.BadGateway, nil, "", "", 2},
 		{kmstest.Reset, nil, "", "", 2},
 		{kmstest.Truncate, nil, "", "", 2},
+		{kmstest.Empty, nil, "", "", 2},
 		{"DependencyTimeoutException", nil, "", "", 2},
 		{kmstest.FlipBit, signer.ErrBadSignature, "does not verify", "", 1},
 		{kmstest.ShortSignature, signer.ErrBadSignature, "gave 255 bytes", "", 1},

@@ -206,6 +206,9 @@ func checkKey(out *kms.GetPublicKeyOutput) (*rsa.PublicKey, error) {
 // swap the key.
 func (s *site) pin(answered *string) error {
 	got := aws.ToString(answered)
+	if got == "" {
+		return fmt.Errorf("%w: the answer is damaged: it names no key", signer.ErrUnavailable)
+	}
 	known := s.id.Load()
 	if arnRegion(*known) == "" || strings.HasPrefix(resource(*known), "alias/") {
 		if arnRegion(got) != s.region || !strings.HasPrefix(resource(got), "key/") {

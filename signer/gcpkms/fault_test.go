@@ -4,8 +4,12 @@ import (
 	"context"
 	"crypto"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +20,7 @@ import (
 
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/kmstest"
+	"hsmsign/signer/remote"
 )
 
 func sign(ctx context.Context, key signer.Signer, message string) error {
@@ -308,3 +313,78 @@ func TestCloseEndsRetries(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// Whatever answers in the place of Cloud KMS, the call ends in time, with one line that says what it was, and no more is
+// read than the bounds let through.
+func TestOtherAnswers(t *testing.T) {
+	message := func(length uint32, body string) func(w http.ResponseWriter, _ *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			_, _ = w.Write(append(binary.BigEndian.AppendUint32([]byte{0}, length), body...)) // gRPC over HTTP/2, "Length-Prefixed-Message"
+			w.Header().Set("Grpc-Status", "0")
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		family error
+		says   string
+	}{
+		{"a page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html></html>") }, signer.ErrUnavailable, "content-type"},
+		{"not found", http.NotFound, signer.ErrUnsupported, "404"},
+		{"a proxy's failure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, signer.ErrUnavailable, "502"},
+		{"no protocol buffer", message(4, "\xff\xff\xff\xff"), signer.ErrUnavailable, "unmarshal"},
+		{"an empty message", message(0, ""), signer.ErrBadKey, `that of ""`},
+		{"a long message", message(100<<20, strings.Repeat("a", 8<<20)), signer.ErrUnavailable, "larger than max"},
+		{"half a message", message(100, "a"), signer.ErrUnavailable, "unexpected EOF"},
+		{"no end", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			for r.Context().Err() == nil {
+				_, _ = w.Write([]byte{0})
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(20 * time.Millisecond)
+			}
+		}, signer.ErrUnavailable, "DEADLINE_EXCEEDED"},
+		{"long headers", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("a", 2*maxHeaders)) }, signer.ErrUnavailable, "UNAVAILABLE"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var sent atomic.Int64
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				c.answer(counted{w, &sent}, r)
+			}))
+			server.Config.Protocols = new(http.Protocols)
+			server.Config.Protocols.SetUnencryptedHTTP2(true)
+			server.Start()
+			defer server.Close()
+			start := time.Now()
+			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne+"?timeout=500ms&endpoint="+server.Listener.Addr().String()))
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("it took %v", took)
+			}
+			if !errors.Is(err, c.family) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("got %q, want one line of %q that says %q", err, c.family, c.says)
+			}
+			if errors.Is(err, remote.ErrThrottled) {
+				t.Errorf("%v: nobody throttles", err)
+			}
+			if n := sent.Load(); n > 16*maxAnswer {
+				t.Errorf("%d bytes were taken", n)
+			}
+		})
+	}
+}
+
+// counted counts what is written.
+type counted struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.sent.Add(int64(n))
+	return n, err
+}
+
+func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }

@@ -75,6 +75,9 @@ func explain(err error) error {
 	case codes.Unimplemented:
 		return wrap(signer.ErrUnsupported, "the endpoint does not speak Cloud KMS; check endpoint= in the reference")
 	case codes.ResourceExhausted:
+		if strings.HasPrefix(text, "grpc: ") { // the client's own word: the answer is longer than maxAnswer
+			return wrap(signer.ErrUnavailable, "")
+		}
 		return wrap(remote.ErrThrottled, "set max-rps in the reference below the project's share of the quota, or ask for more: IAM & Admin, Quotas, in the console")
 	default: // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, ABORTED, UNKNOWN: signing again does no harm
 		return wrap(signer.ErrUnavailable, "")

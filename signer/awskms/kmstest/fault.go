@@ -23,6 +23,7 @@ const (
 	BadGateway     Fault = "bad-gateway" // status 502 with a page in HTML, as a proxy writes it
 	Reset          Fault = "reset"       // the connection is reset, no answer is given
 	Truncate       Fault = "truncate"    // half of the answer, as if it were whole
+	Empty          Fault = "empty"       // status 200 and nothing, as a broken proxy answers
 	FlipBit        Fault = "flip-bit"    // one bit of the signature is wrong
 	ShortSignature Fault = "short"       // the last byte of the signature is missing
 	OtherKey       Fault = "other-key"   // the answer names another key
@@ -63,7 +64,7 @@ func (f Fault) check() error {
 		_, err := time.ParseDuration(d)
 		return err
 	}
-	own := []Fault{OK, BadGateway, Reset, Truncate, FlipBit, ShortSignature, OtherKey, Hang}
+	own := []Fault{OK, BadGateway, Reset, Truncate, Empty, FlipBit, ShortSignature, OtherKey, Hang}
 	if _, known := messages()[string(f)]; known || slices.Contains(own, f) {
 		return nil
 	}
@@ -142,9 +143,9 @@ func (s *Server) meet(w http.ResponseWriter, r *http.Request, f Fault) bool {
 	}
 	select {
 	case <-r.Context().Done():
-		return false
+		panic(http.ErrAbortHandler) // returning would answer with status 200 and nothing in it
 	case <-s.ending:
-		return false
+		panic(http.ErrAbortHandler)
 	case <-late:
 	}
 	switch f {
@@ -190,8 +191,11 @@ func (f Fault) damage(members map[string]any) []byte {
 		}
 	}
 	body := encode(members)
-	if f == Truncate {
+	switch f {
+	case Truncate:
 		return body[:len(body)/2]
+	case Empty:
+		return nil
 	}
 	return body
 }
