@@ -19,8 +19,13 @@ const (
 	Legacy
 )
 
-// iterations, of the key derivations and the MAC: OWASP's Password Storage Cheat Sheet asks for 600,000.
-const iterations = 600_000
+// The iterations of the key derivations and of the MAC. OWASP's Password Storage Cheat Sheet asks for 600,000; what is
+// old was made for OpenSSL's PKCS12_DEFAULT_ITER. (The library's one round for the legacy MAC would give the passphrase to
+// whoever tries many.)
+const (
+	iterations       = 600_000
+	legacyIterations = 2048
+)
 
 // ErrPassphrase means a passphrase that importers could not use.
 var ErrPassphrase = errors.New("unfit passphrase")
@@ -39,7 +44,7 @@ func EncodePKCS12(cert *Certificate, private *rsa.PrivateKey, passphrase []byte,
 	// Not the newer PBMAC1 of RFC 9579: OpenSSL 3.0 and Java 17 do not read it.
 	encoder := pkcs12.Modern2023.WithIterations(iterations)
 	if encryption == Legacy {
-		encoder = pkcs12.LegacyDES
+		encoder = pkcs12.LegacyDES.WithIterations(legacyIterations)
 	}
 	pfx, err := encoder.Encode(private, cert.Certificate, nil, string(passphrase))
 	if err != nil {

@@ -138,7 +138,7 @@ func checkResults(t *testing.T, dir string) {
 		t.Errorf("openssl finds no key: %s", key)
 	}
 	if _, err := exec.LookPath("keytool"); err != nil {
-		return // openssl has read it; Java is not everywhere
+		t.Skip("there is no keytool here")
 	}
 	list := run(t, "keytool", "-list", "-storetype", "PKCS12", "-keystore", at("MDM_APNSCert.pfx"), "-storepass:file", at("export-pass"))
 	if !strings.Contains(string(list), "PrivateKeyEntry") {

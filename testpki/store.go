@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"hsmsign/internal/wholefile"
 )
 
 const (
@@ -43,41 +45,32 @@ type pair struct {
 	key      *rsa.PrivateKey
 }
 
-// savePairs writes all, or nothing where one of the files is there already.
+// savePairs writes all or nothing.
 func savePairs(dir string, pairs ...pair) error {
-	for _, p := range pairs {
-		for _, name := range []string{p.certFile, p.keyFile} {
-			path := filepath.Join(dir, name)
-			if _, err := os.Lstat(path); err == nil {
-				return &fs.PathError{Op: "save the test PKI", Path: path, Err: fs.ErrExist}
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
+	type file struct {
+		path string
+		data []byte
+		mode fs.FileMode
 	}
+	var files []file
 	for _, p := range pairs {
 		key, err := x509.MarshalPKCS8PrivateKey(p.key)
 		if err != nil {
 			return fmt.Errorf("encode the key for %s: %w", p.keyFile, err)
 		}
-		if err := writeNew(filepath.Join(dir, p.keyFile), pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: key}), 0o600); err != nil {
-			return err
-		}
-		if err := writeNew(filepath.Join(dir, p.certFile), pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: p.cert.Raw}), 0o644); err != nil {
+		files = append(files,
+			file{filepath.Join(dir, p.keyFile), pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: key}), 0o600},
+			file{filepath.Join(dir, p.certFile), pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: p.cert.Raw}), 0o644})
+	}
+	for i, f := range files {
+		if err := wholefile.Write(f.path, f.data, f.mode, false); err != nil {
+			for _, made := range files[:i] {
+				err = errors.Join(err, os.Remove(made.path))
+			}
 			return err
 		}
 	}
 	return nil
-}
-
-// writeNew: O_EXCL holds "never overwrites" against another process, too.
-func writeNew(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- the folder is the caller's own
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Close())
 }
 
 // Load reads what Save wrote and checks that keys and certificates belong together. The error wraps

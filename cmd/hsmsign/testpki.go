@@ -85,14 +85,15 @@ func (p *program) testpki(ctx *cli.Context) error {
 // loadAuthority gives the folder's test authority, made now if there is none.
 func loadAuthority(dir string) (*testpki.Authority, error) {
 	authority, err := testpki.Load(dir)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return authority, err
+	made := errors.Is(err, fs.ErrNotExist)
+	if made {
+		if authority, err = testpki.New(time.Now()); err == nil {
+			err = authority.Save(dir)
+		}
 	}
-	if authority, err = testpki.New(time.Now()); err != nil {
-		return nil, err
+	// What lies in the folder is for its owner to put right; a full disk is not of his making.
+	if err != nil && (!made || errors.Is(err, fs.ErrExist)) {
+		err = usage("name another --out-dir", "%w", err)
 	}
-	if err := authority.Save(dir); err != nil {
-		return nil, usage("name another --out-dir", "save the test authority: %w", err)
-	}
-	return authority, nil
+	return authority, err
 }

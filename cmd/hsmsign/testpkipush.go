@@ -2,14 +2,13 @@ package main
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
+	"hsmsign/push"
 	"hsmsign/request"
 	"hsmsign/testpki"
 )
@@ -45,11 +44,8 @@ func (p *program) issuePush(ctx *cli.Context) error {
 		return err
 	}
 	authority, err := testpki.Load(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return usage("make one with hsmsign testpki --csr vendor.csr --out-dir "+dir, "%w", err)
-	}
 	if err != nil {
-		return err
+		return usage("name the folder of a test authority; hsmsign testpki --csr vendor.csr --out-dir FOLDER makes one", "%w", err)
 	}
 	data, err := p.readInput(ctx.Context, requestFile, request.MaxRequest)
 	if err != nil {
@@ -71,7 +67,13 @@ func (p *program) issuePush(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return noForce(p.emit(output, []byte(chain.PEM([]*x509.Certificate{cert})), requestMode, false))
+	if err := noForce(p.emit(output, []byte(chain.PEM([]*x509.Certificate{cert})), requestMode, false)); err != nil {
+		return err
+	}
+	if output != "" && output != "-" {
+		p.ui.info("wrote %s, a TEST push certificate for the topic %s", output, push.Topic(cert))
+	}
+	return nil
 }
 
 // renewedTopic is that of the old push certificate, which the authority must have issued itself.

@@ -21,7 +21,7 @@ var mayImport = map[string]struct {
 }{
 	"finding":               {nil, "everybody speaks of findings; they speak of nobody"},
 	"config":                {nil, "a file's content; what it means is the command line's business"},
-	"testpki":               {nil, "stands in for Apple, so it must not share a mistake with what it tests"},
+	"testpki":               {[]string{"internal/wholefile"}, "stands in for Apple, so it must not share a mistake with what it tests"},
 	"signer":                {nil, "the centre: backends and callers know it, it knows none of them"},
 	"signer/file":           {[]string{"internal/wholefile", "signer"}, "a backend knows the interface and nothing else of ours; this one writes files"},
 	"signer/pkcs11":         {[]string{"signer"}, "a backend knows the interface and nothing else of ours"},

@@ -92,6 +92,9 @@ type opening struct {
 }
 
 func (o *opening) fail(op string, err error) error {
+	if o.fix == "" && errors.Is(err, signer.ErrBadKey) {
+		o.fix = "name an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; a damaged one has to come from its backup"
+	}
 	return &signer.Error{Op: op, Ref: o.ref, Err: err, Fix: o.fix}
 }
 
