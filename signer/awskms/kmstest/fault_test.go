@@ -119,7 +119,10 @@ func TestBounds(t *testing.T) {
 		t.Error(err)
 	}
 	select {
-	case <-ended:
+	case err := <-ended:
+		if err == nil {
+			t.Error("the request that hung was answered by Close")
+		}
 	case <-time.After(5 * time.Second):
 		t.Error("the request hangs after Close")
 	}
