@@ -54,8 +54,7 @@ func (job *signJob) batch(ctx context.Context, args []string) error {
 	var count tally
 	var workers sync.WaitGroup
 	next := make(chan batchItem)
-	// More workers than cores: while some wait for the disk, others sign.
-	for range min(4*runtime.GOMAXPROCS(0), len(items)) {
+	for range min(job.workers, len(items)) {
 		workers.Go(func() {
 			for item := range next {
 				job.one(ctx, stop, item, &count)

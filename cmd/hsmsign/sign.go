@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -62,6 +63,7 @@ type signJob struct {
 	timeout  time.Duration // of one signature
 	json     bool
 	force    bool
+	workers  int // of a batch
 	chain    *chain.Chain
 	encoder  *request.Encoder
 	// agent opens the key when the first CSR has passed its checks: nobody is asked for a PIN in vain.
@@ -93,7 +95,6 @@ func (p *program) sign(ctx *cli.Context) error {
 
 func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error) {
 	job := &signJob{p: p, close: func() {}}
-	var err error
 	if err := job.readFlags(s); err != nil {
 		return nil, err
 	}
@@ -101,8 +102,14 @@ func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error)
 	if key == "" {
 		return nil, s.missing("key", "vendor key")
 	}
-	if _, err := signer.ParseRef(key); err != nil {
+	ref, backend, err := p.backend(key, nil)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	// More workers than cores: while some wait for the disk, others sign.
+	job.workers = 4 * runtime.GOMAXPROCS(0)
+	if backend.InFlight != nil {
+		job.workers = backend.InFlight(ref)
 	}
 	if job.chain, err = p.vendorChain(ctx, s); err != nil {
 		return nil, err
