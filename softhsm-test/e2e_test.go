@@ -110,7 +110,8 @@ func setupFiles(env *testscript.Env, more map[string]string) error {
 	return nil
 }
 
-// TestGolden: one key and one CSR give the same bytes from every backend, and openssl agrees with them.
+// TestGolden: one key gives the same request for a CSR, and the same CSR of its own, from every backend, and openssl agrees
+// with them.
 func TestGolden(t *testing.T) {
 	token := softhsmtest.New(t)
 	dir := t.TempDir()
@@ -127,6 +128,9 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hsmsign := filepath.Join(binary, "hsmsign")
+	subject := []string{"--common-name", "Example", "--email", "mdm@example.com", "--country", "US"}
+	wantCSR := run(t, hsmsign, append([]string{"push", "csr", "--push-key", keyFile}, subject...)...)
 	aws, gcp := startAWS(t), startGCP(t)
 	for _, variable := range aws.env {
 		name, value, _ := strings.Cut(variable, "=")
@@ -136,10 +140,15 @@ func TestGolden(t *testing.T) {
 		"file": "file:" + keyFile, "softhsm": token.Ref("vendor"), "awskms": aws.ref, "gcpkms": gcp.ref,
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := run(t, filepath.Join(binary, "hsmsign"), "sign", "--key", ref,
+			got := run(t, hsmsign, "sign", "--key", ref,
 				"--cert", goldenDir+"/chain.pem", "--trust-root", goldenDir+"/root.pem", goldenDir+"/customer.csr")
 			if !bytes.Equal(got, want) {
 				t.Errorf("not the golden request: %.80q...", got)
+			}
+			for _, of := range [][]string{{"vendor", "csr", "--key", ref}, {"push", "csr", "--push-key", ref}} {
+				if got := run(t, hsmsign, append(of, subject...)...); !bytes.Equal(got, wantCSR) {
+					t.Errorf("%s csr: %s, want %s", of[0], got, wantCSR)
+				}
 			}
 		})
 	}
