@@ -256,6 +256,39 @@ func TestKMSResets(t *testing.T) {
 	}
 }
 
+// TestKMSInterrupted: a command that waits for the service ends at once when it is interrupted, and says so by its code.
+func TestKMSInterrupted(t *testing.T) {
+	for name, start := range services() {
+		t.Run(name, func(t *testing.T) {
+			double := start(t, 0)
+			double.meet(t, "silent")
+			b := newBench(t, double.env...)
+			b.only(t, 1)
+			output := filepath.Join(b.dir, "c000.req")
+			cmd := exec.Command(filepath.Join(binary, "hsmsign"), "sign", "--key", double.ref, "--cert", goldenDir+"/chain.pem",
+				"--trust-root", goldenDir+"/root.pem", "-o", output, filepath.Join(b.dir, "in", "c000.csr"))
+			cmd.Env = append(os.Environ(), b.env...)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				if signatures, _ := double.calls(); signatures > 0 {
+					break
+				}
+			}
+			kill(t, cmd.Process, syscall.SIGINT)
+			began := time.Now()
+			_ = cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != 1 || time.Since(began) > 2*time.Second {
+				t.Errorf("exit code %d after %v", code, time.Since(began))
+			}
+			if _, err := os.Stat(output); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the output: %v", err)
+			}
+		})
+	}
+}
+
 // TestKMSFaultsInABatch: whatever the service does in the middle of a batch, each request is whole and right or absent,
 // the exit code and one line say how it ended, no secret is told, and a second run completes it.
 func TestKMSFaultsInABatch(t *testing.T) {

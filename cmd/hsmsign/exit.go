@@ -75,6 +75,7 @@ var families = []struct {
 	err  error
 	code int
 }{
+	{context.Canceled, exitFault}, // interrupted; a backend that was left says that it did not answer
 	{signer.ErrReference, exitUsage},
 	{certreq.ErrSubject, exitUsage},
 	{push.ErrAddress, exitUsage},
