@@ -13,13 +13,19 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil
 PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils
 
+# What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
+LEAN := grpcnotrace urfave_cli_no_docs
+TAGS ?=
+comma := ,
+space := $(subst ,, )
+
 .PHONY: help
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build bin/hsmsign
-	go build -trimpath -o bin/hsmsign ./cmd/hsmsign
+build: ## Build bin/hsmsign; TAGS=nocloud leaves AWS KMS and GCP KMS out
+	go build -trimpath -tags '$(subst $(space),$(comma),$(strip $(LEAN) $(TAGS)))' -o bin/hsmsign ./cmd/hsmsign
 
 .PHONY: deps
 deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all is there)
@@ -47,6 +53,7 @@ lint: $(GOLANGCI) ## Check formatting, vet, linters, and that the build without 
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
 	go vet ./...
 	$(GOLANGCI) run ./...
+	go vet -tags nocloud ./cmd/...
 	for target in linux/arm64 darwin/arm64 windows/amd64; do \
 		echo "build without cgo for $$target"; \
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./cmd/hsmsign; \
@@ -67,6 +74,11 @@ bench: deps ## Measure the hot paths, each as a ratio to its raw limit in the sa
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
+
+.PHONY: opencryptoki
+opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft token too (installs it; wants root)
+	@command -v pkcsslotd >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq opencryptoki >/dev/null; }
+	@bash softhsm-test/opencryptoki.sh
 
 .PHONY: soak
 soak: deps ## Sign 100,000 times and look for growth in sessions, threads and memory

@@ -4,26 +4,26 @@ import (
 	"context"
 	"crypto"
 	"fmt"
+	"slices"
 
 	"hsmsign/signer"
-	"hsmsign/signer/awskms"
 	"hsmsign/signer/file"
-	"hsmsign/signer/gcpkms"
 	"hsmsign/signer/pkcs11"
 )
+
+// cloudSchemes are the schemes that a build with the tag nocloud does without.
+var cloudSchemes = []string{"awskms", "gcpkms"}
 
 // backends maps a reference's scheme to its backend. pub is the key that is looked for, nil where it is not known.
 func (p *program) backends(pub crypto.PublicKey) map[string]signer.Backend {
 	secrets := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}
 	warn := func(message string) { p.ui.warn("%s", message) }
-	return map[string]signer.Backend{
-		"file":   file.Backend(file.Options{Secrets: secrets, Warn: warn}),
-		"awskms": awskms.Backend(awskms.Options{Warn: warn, PublicKey: pub}),
-		"gcpkms": gcpkms.Backend(gcpkms.Options{Warn: warn, PublicKey: pub}),
-		"pkcs11": pkcs11.Backend(pkcs11.Options{
-			Secrets: secrets, Warn: warn, PublicKey: pub, AllowedModules: p.modules, Worker: worker(),
-		}),
-	}
+	all := cloudBackends(warn, pub)
+	all["file"] = file.Backend(file.Options{Secrets: secrets, Warn: warn})
+	all["pkcs11"] = pkcs11.Backend(pkcs11.Options{
+		Secrets: secrets, Warn: warn, PublicKey: pub, AllowedModules: p.modules, Worker: worker(),
+	})
+	return all
 }
 
 // backend reads a reference and finds the backend for it.
@@ -33,10 +33,14 @@ func (p *program) backend(reference string, pub crypto.PublicKey) (signer.Ref, s
 		return ref, signer.Backend{}, err
 	}
 	backend, ok := p.backends(pub)[ref.Scheme]
-	if !ok {
+	switch {
+	case ok:
+		return ref, backend, nil
+	case slices.Contains(cloudSchemes, ref.Scheme):
+		return ref, backend, fmt.Errorf("%w: this build has no cloud KMS: it was made with -tags nocloud; use another for %s", signer.ErrUnsupported, ref)
+	default:
 		return ref, backend, fmt.Errorf("%w: unknown scheme %q; there are file, pkcs11, awskms and gcpkms", signer.ErrReference, ref.Scheme)
 	}
-	return ref, backend, nil
 }
 
 // openKey opens the key that a reference names; pub, where it is known, tells it from others.

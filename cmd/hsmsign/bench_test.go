@@ -229,9 +229,15 @@ func BenchmarkBatchFileOnDisk(b *testing.B) {
 	})
 }
 
-func BenchmarkBatchSoftHSM(b *testing.B) {
+// benchToken is a SoftHSM2 token with the vendor's key.
+func benchToken(b *testing.B) *softhsmtest.Token {
 	token := softhsmtest.New(b)
 	token.Import(b, readGolden(b, "vendor.key"), "vendor", []byte{1})
+	return token
+}
+
+func BenchmarkBatchSoftHSM(b *testing.B) {
+	token := benchToken(b)
 	// A module is initialized once a process; the program takes one that is initialized as it is.
 	lib, sessions, object := bareSessions(b, token)
 	info := []byte("\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20")
@@ -275,11 +281,12 @@ func bareSessions(b *testing.B, token *softhsmtest.Token) (*pkcs11.Ctx, []pkcs11
 	return lib, sessions, objects[0]
 }
 
-// buildProgram builds the real program.
-func buildProgram(b *testing.B) string {
+// buildProgram builds the real program, with more tags than those of "make build".
+func buildProgram(b testing.TB, tags ...string) string {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "hsmsign")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+	tags = append(tags, "grpcnotrace", "urfave_cli_no_docs")
+	if out, err := exec.Command("go", "build", "-tags", strings.Join(tags, ","), "-o", path, ".").CombinedOutput(); err != nil { // #nosec G204 -- a test's own arguments
 		b.Fatalf("%v: %s", err, out)
 	}
 	return path
@@ -320,6 +327,30 @@ func BenchmarkProcess(b *testing.B) {
 	b.ReportMetric(median(sign).Seconds()/median(openssl).Seconds(), "x-openssl")
 	b.ReportMetric(float64(median(sign).Microseconds())/1000, "sign-ms")
 	b.ReportMetric(float64(median(version).Microseconds())/1000, "version-ms")
+}
+
+// BenchmarkSoftHSMProcess is one sign on SoftHSM2 as a whole process, compared with pkcs11-tool's bare signature over the
+// same CSR with the same key.
+func BenchmarkSoftHSMProcess(b *testing.B) {
+	b.Run("nocloud", func(b *testing.B) { softHSMProcess(b, buildProgram(b, "nocloud")) })
+	b.Run("whole", func(b *testing.B) { softHSMProcess(b, buildProgram(b)) })
+}
+
+func softHSMProcess(b *testing.B, hsmsign string) {
+	token := benchToken(b)
+	dir := b.TempDir()
+	out, der := filepath.Join(dir, "out"), filepath.Join(dir, "customer.der")
+	timed(b, "openssl", "req", "-in", filepath.Join(golden, "customer.csr"), "-outform", "DER", "-out", der)
+	b.Setenv("BENCH_PIN", token.PIN)
+	var sign, tool []time.Duration
+	for b.Loop() {
+		tool = append(tool, timed(b, "pkcs11-tool", "--module", token.Module, "--token-label", token.Label, "--login", "--pin", "env:BENCH_PIN",
+			"--sign", "--mechanism", "SHA256-RSA-PKCS", "--label", "vendor", "-i", der, "-o", out))
+		sign = append(sign, timed(b, hsmsign, "sign", "--key", token.Ref("vendor"), "--cert", filepath.Join(golden, "chain.pem"),
+			"--trust-root", filepath.Join(golden, "root.pem"), "--force", "-o", out, filepath.Join(golden, "customer.csr")))
+	}
+	b.ReportMetric(median(sign).Seconds()/median(tool).Seconds(), "x-pkcs11-tool")
+	b.ReportMetric(float64(median(sign).Microseconds())/1000, "sign-ms")
 }
 
 // BenchmarkBatchMemory is by how much the peak memory of a batch of 20,000 exceeds that of 200.

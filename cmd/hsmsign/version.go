@@ -3,7 +3,6 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -49,10 +48,13 @@ func (p *program) version(ctx *cli.Context) error {
 func readVersion() versionInfo {
 	info := versionInfo{
 		Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Backends: []string{"file", "pkcs11", "awskms", "gcpkms"},
+		Backends: []string{"file"},
 	}
-	if !pkcs11.Available {
-		info.Backends = slices.DeleteFunc(info.Backends, func(b string) bool { return b == "pkcs11" })
+	if pkcs11.Available {
+		info.Backends = append(info.Backends, "pkcs11")
+	}
+	if withCloud {
+		info.Backends = append(info.Backends, cloudSchemes...)
 	}
 	build, ok := debug.ReadBuildInfo()
 	if !ok {

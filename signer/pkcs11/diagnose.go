@@ -222,7 +222,7 @@ func (w *walk) checkSlots() signer.Step {
 	if err != nil {
 		return stepFail(err)
 	}
-	const detail = "%d slots, %d with a token, %d of these initialized"
+	const detail = "slots: %d, with a token: %d, initialized: %d"
 	if len(present) > 0 && len(there) == 0 {
 		return stepWarn("have the security officer initialize the token (C_InitToken; pkcs11-tool --init-token)", detail, len(all), len(present), len(there))
 	}
@@ -252,7 +252,8 @@ func (w *walk) checkState() signer.Step {
 	case has(pkcs11.CKF_USER_PIN_COUNT_LOW):
 		return stepWarn("log in once with the right PIN, which resets the counter", "a wrong PIN was sent since the last login (CKF_USER_PIN_COUNT_LOW)")
 	}
-	if limit := info.MaxSessionCount; limit != pkcs11.CK_EFFECTIVELY_INFINITE && limit != pkcs11.CK_UNAVAILABLE_INFORMATION {
+	// opencryptoki's "unavailable" is one less than that of the standard.
+	if limit := info.MaxSessionCount; limit != pkcs11.CK_EFFECTIVELY_INFINITE && limit < pkcs11.CK_UNAVAILABLE_INFORMATION-1 {
 		if info.SessionCount != pkcs11.CK_UNAVAILABLE_INFORMATION && info.SessionCount+2 > limit {
 			return stepWarn("end programs that use the token, or raise its limit; signing needs two sessions", "%d of %d sessions are in use", info.SessionCount, limit)
 		}
