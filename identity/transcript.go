@@ -172,7 +172,7 @@ func ReadTranscript(dir string) (*Record, error) {
 	var err error
 	for i, name := range []string{TranscriptJSON, TranscriptText} {
 		if files[i], err = os.Open(filepath.Join(dir, name)); err != nil { // #nosec G304 -- the caller's own folder
-			return nil, fmt.Errorf("%w: %w", ErrTranscript, err)
+			return nil, &Error{Err: fmt.Errorf("%w: %w", ErrTranscript, err), Fix: "name the folder of a ceremony"}
 		}
 		defer files[i].Close()
 	}

@@ -92,17 +92,9 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	keyOut, _ := s.str("key-out")
-	existing, _ := s.str("push-key")
-	if ctx.IsSet("key-out") != ctx.IsSet("push-key") { // the one on the command line beats the environment's
-		if ctx.IsSet("key-out") {
-			existing = ""
-		} else {
-			keyOut = ""
-		}
-	}
-	if (keyOut == "") == (existing == "") {
-		return usage("--key-out makes a key, --push-key takes one that is there", "one of --key-out and --push-key is needed")
+	keyOut, existing, err := s.newOrExisting()
+	if err != nil {
+		return err
 	}
 	output, _ := s.str("output")
 	if err := checkNew(output, keyOut); err != nil {
@@ -137,6 +129,22 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 	return nil
 }
 
+// newOrExisting is the file of the key to be made, or the key that is there.
+func (s *settings) newOrExisting() (keyOut, existing string, err error) {
+	keyOut, _ = s.str("key-out")
+	existing, _ = s.str("push-key")
+	switch made, named := s.ctx.IsSet("key-out"), s.ctx.IsSet("push-key"); { // the command line beats the environment
+	case made && !named:
+		existing = ""
+	case named && !made:
+		keyOut = ""
+	}
+	if (keyOut == "") == (existing == "") {
+		err = usage("--key-out makes a key, --push-key takes one that is there", "one of --key-out and --push-key is needed")
+	}
+	return keyOut, existing, err
+}
+
 func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject certreq.Subject, output string) error {
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
@@ -144,8 +152,8 @@ func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject certr
 	if err != nil {
 		return err
 	}
-	if err := p.emit(output, certreq.EncodePEM(der), requestMode, false); err != nil {
-		return noForce(err)
+	if err := noForce(p.emit(output, certreq.EncodePEM(der), requestMode, false)); err != nil {
+		return err
 	}
 	return p.ui.flush() // standard output may be a full disk
 }
