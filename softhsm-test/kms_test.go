@@ -53,7 +53,7 @@ func startAWS(t *testing.T, args ...string) cloud {
 	t.Helper()
 	key := filepath.Join(goldenDir, "vendor.key")
 	// The address, two credentials, the key's ARN.
-	printed := startDouble(t, "awskms-double", 4, append([]string{"--print", "--key", "alias/mdm-vendor=" + key}, args...)...)
+	printed := startDouble(t, "awskms-double", 4, append([]string{"--listen", "127.0.0.1:0", "--key", "alias/mdm-vendor=" + key}, args...)...)
 	return cloud{
 		ref: "awskms:///alias/mdm-vendor?region=eu-west-1&endpoint=" + printed[0],
 		env: append(printed[1:3:3], "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null"),

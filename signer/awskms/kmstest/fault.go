@@ -58,8 +58,16 @@ func messages() map[string]string {
 	}
 }
 
-// check refuses what is no fault.
-func (f Fault) check() error {
+// operations are those that can fail on demand.
+func operations() []string {
+	return []string{"*", "AssumeRole", "CreateAlias", "CreateKey", "DescribeKey", "GetPublicKey", "ListAliases", "ListKeys", "Sign"}
+}
+
+// check refuses what is no fault, or a fault of no operation.
+func (f Fault) check(operation string) error {
+	if name, _, _ := strings.Cut(operation, "@"); !slices.Contains(operations(), name) {
+		return fmt.Errorf("unknown operation %q; there are %v", name, operations())
+	}
 	if d, ok := strings.CutPrefix(string(f), delayPrefix); ok {
 		_, err := time.ParseDuration(d)
 		return err
@@ -68,15 +76,15 @@ func (f Fault) check() error {
 	if _, known := messages()[string(f)]; known || slices.Contains(own, f) {
 		return nil
 	}
-	return fmt.Errorf("unknown fault %q", f)
+	return fmt.Errorf("unknown fault %q; there are %v, delay=2s, and the error codes of KMS", f, own)
 }
 
 // Script lets the next requests of an operation ("Sign", "AssumeRole", or "*" for whichever comes) meet these faults,
-// one each and in this order; those already there come first. "Sign@us-east-1" is for one region. A fault that is
-// not known is an error, and then nothing is changed.
+// one each and in this order; those already there come first. "Sign@us-east-1" is for one region. A fault or an
+// operation that is not known is an error, and then nothing is changed.
 func (s *Server) Script(operation string, faults ...Fault) error {
 	for _, f := range faults {
-		if err := f.check(); err != nil {
+		if err := f.check(operation); err != nil {
 			return err
 		}
 	}
@@ -89,7 +97,7 @@ func (s *Server) Script(operation string, faults ...Fault) error {
 // Stand lets every request of an operation, named as for Script, meet a fault once its script is used up. OK ends
 // it.
 func (s *Server) Stand(operation string, fault Fault) error {
-	if err := fault.check(); err != nil {
+	if err := fault.check(operation); err != nil {
 		return err
 	}
 	s.mu.Lock()

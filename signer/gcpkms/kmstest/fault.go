@@ -72,12 +72,12 @@ const delayPrefix = "delay="
 // Delay makes the answer come d later. As text it is "delay=2s".
 func Delay(d time.Duration) Fault { return Fault(delayPrefix + d.String()) }
 
-// ParseScript reads "AsymmetricSign:throttle,delay=2s,ok".
+// ParseScript reads "AsymmetricSign=throttle,delay=2s,ok".
 func ParseScript(text string) (Operation, []Fault, error) {
-	name, list, ok := strings.Cut(text, ":")
+	name, list, ok := strings.Cut(text, "=")
 	op := Operation(name)
 	if !ok || !slices.Contains(operations(), op) {
-		return "", nil, fmt.Errorf("script %q: write OPERATION:FAULT,FAULT,...; operations are %v", text, operations())
+		return "", nil, fmt.Errorf("script %q: write OPERATION=FAULT,FAULT,...; operations are %v", text, operations())
 	}
 	var script []Fault
 	for _, word := range strings.Split(list, ",") {

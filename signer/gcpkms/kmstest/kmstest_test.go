@@ -173,11 +173,11 @@ func TestScript(t *testing.T) {
 }
 
 func TestParseScript(t *testing.T) {
-	op, script, err := kmstest.ParseScript("AsymmetricSign:throttle,delay=2s,ok")
+	op, script, err := kmstest.ParseScript("AsymmetricSign=throttle,delay=2s,ok")
 	if err != nil || op != kmstest.AsymmetricSign || len(script) != 3 || script[0] != kmstest.Throttle || script[1] != kmstest.Delay(2*time.Second) {
 		t.Errorf("%v %v %v", op, script, err)
 	}
-	for _, text := range []string{"", "AsymmetricSign", "Sign:ok", "AsymmetricSign:", "AsymmetricSign:delay=", "AsymmetricSign:delay=-1s", "AsymmetricSign:ok,,ok"} {
+	for _, text := range []string{"", "AsymmetricSign", "Sign=ok", "AsymmetricSign=", "AsymmetricSign=delay=", "AsymmetricSign=delay=-1s", "AsymmetricSign=ok,,ok"} {
 		if _, _, err := kmstest.ParseScript(text); err == nil {
 			t.Errorf("%q is read", text)
 		}

@@ -1,9 +1,9 @@
 // Command awskms-double runs package kmstest's double of AWS KMS as a process of its own, until it is interrupted.
 //
-//	awskms-double --key alias/mdm-vendor=vendor.key --print
+//	awskms-double --key alias/mdm-vendor=vendor.key
 //
-// Clients sign with the access key and the secret that --print shows. It is for tests: the keys it is given lie in
-// its memory, and anybody who can reach the address may use them.
+// It prints its URL, the access key and the secret that clients sign with, and the ARNs of the keys, a line each. It is
+// for tests: the keys it is given lie in its memory, and anybody who can reach the address may use them.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "awskms-double:", err)
 		stop()
 		os.Exit(1)
@@ -38,17 +38,20 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var config kmstest.Config
 	var keys, faults []string
 	flags := flag.NewFlagSet("awskms-double", flag.ContinueOnError)
-	flags.SetOutput(out)
-	flags.StringVar(&config.Listen, "listen", "127.0.0.1:0", "`address` to listen on")
-	flags.StringVar(&config.Region, "region", "eu-west-1", "`region` of the keys")
-	flags.DurationVar(&config.Delay, "delay", 0, "`time` added to every answer, such as 10ms")
-	printing := flags.Bool("print", false, "print address, credentials and keys")
+	flags.SetOutput(io.Discard) // main tells an error, once
+	flags.StringVar(&config.Listen, "listen", "127.0.0.1:8080", "`HOST:PORT` to listen on; port 0 takes a free one")
+	flags.StringVar(&config.Region, "region", "eu-west-1", "`REGION` of the keys")
+	flags.DurationVar(&config.Delay, "delay", 0, "`TIME` added to every answer, such as 10ms")
 	several := func(to *[]string) func(string) error {
 		return func(v string) error { *to = append(*to, v); return nil }
 	}
-	flags.Func("key", "[alias/NAME=]`file` with an RSA key (PKCS#8 in PEM) to import; may be repeated", several(&keys))
-	flags.Func("faults", "`OPERATION=FAULT,...` that its next requests meet in this order, such as Sign=ThrottlingException,delay=2s,ok,reset; may be repeated", several(&faults))
-	if err := flags.Parse(args); err != nil {
+	flags.Func("key", "`[alias/NAME=]FILE` with an RSA key (PKCS#8 in PEM) to import; may be repeated", several(&keys))
+	flags.Func("faults", "`SCRIPT` of what the next requests of an operation meet in this order, such as Sign=ThrottlingException,delay=2s,ok,reset; may be repeated", several(&faults))
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(out)
+		flags.Usage()
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
@@ -72,10 +75,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	if *printing {
-		if _, err := fmt.Fprintln(out, strings.Join(lines, "\n")); err != nil {
-			return err
-		}
+	if _, err := fmt.Fprintln(out, strings.Join(lines, "\n")); err != nil {
+		return err
 	}
 	<-ctx.Done()
 	return nil

@@ -21,7 +21,7 @@ func TestRun(t *testing.T) {
 	read, write := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(ctx, []string{"--key", "alias/v=" + vendorKey, "--faults", "Sign=ThrottlingException,delay=1ms,ok", "--delay", "1ms", "--print"}, write)
+		ended <- run(ctx, []string{"--key", "alias/v=" + vendorKey, "--faults", "Sign=ThrottlingException,delay=1ms,ok", "--delay", "1ms", "--listen", "127.0.0.1:0"}, write)
 		_ = write.Close()
 	}()
 	lines := bufio.NewScanner(read)
@@ -72,15 +72,24 @@ func TestRunRefuses(t *testing.T) {
 		{[]string{"--key", "v=" + vendorKey}, "alias/NAME"},
 		{[]string{"--faults", "Sign"}, "OPERATION=FAULT"},
 		{[]string{"--faults", "Sign=explode"}, "explode"},
+		{[]string{"--faults", "Sing=ok"}, "Sing"},
 		{[]string{"--listen", "nowhere"}, "nowhere"},
 		{[]string{"extra"}, "extra"},
 		{[]string{"--no-such-flag"}, "no-such-flag"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		err := run(ctx, tt.args, io.Discard)
+		err := run(ctx, append([]string{"--listen", "127.0.0.1:0"}, tt.args...), io.Discard)
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%q: got %v, which must hold %q", tt.args, err, tt.text)
 		}
+	}
+}
+
+// TestHelp: every flag is told, and nothing is served.
+func TestHelp(t *testing.T) {
+	var out strings.Builder
+	if err := run(t.Context(), []string{"--help"}, &out); err != nil || strings.Count(out.String(), "\n  -") != 5 {
+		t.Errorf("%v: %s", err, out.String())
 	}
 }

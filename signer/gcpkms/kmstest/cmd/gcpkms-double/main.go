@@ -3,7 +3,7 @@
 //	gcpkms-double --key vendor.key &
 //	hsmsign key test --key 'gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=127.0.0.1:9010'
 //
-// It prints its address on stdout and runs until it is interrupted. It is for tests: whoever reaches its port can sign.
+// It prints its address and runs until it is interrupted. It is for tests: whoever reaches its port can sign.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "gcpkms-double:", err)
 		stop()
 		os.Exit(1)
@@ -33,26 +33,30 @@ func main() {
 }
 
 // run serves until ctx ends.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("gcpkms-double", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags.SetOutput(io.Discard) // main tells an error, once
 	var config kmstest.Config
 	flags.StringVar(&config.Listen, "listen", "127.0.0.1:9010", "`HOST:PORT` of a loopback address; port 0 takes a free one")
-	flags.DurationVar(&config.Delay, "delay", 0, "added to every answer, such as 10ms")
-	flags.DurationVar(&config.Generation, "generation", 0, "how long a new key is PENDING_GENERATION")
+	flags.DurationVar(&config.Delay, "delay", 0, "`TIME` added to every answer, such as 10ms")
+	flags.DurationVar(&config.Generation, "generation", 0, "`TIME` that a new key is PENDING_GENERATION, such as 5s")
 	name := flags.String("name", "projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1", "resource `NAME` of the key of --key")
-	file := flags.String("key", "", "PKCS#8 PEM `FILE` with an RSA key to import")
+	file := flags.String("key", "", "`FILE` with an RSA key (PKCS#8 in PEM) to import")
 	scripts := map[kmstest.Operation][]kmstest.Fault{}
-	flags.Func("faults", "`SCRIPT` such as AsymmetricSign:throttle,delay=2s,ok; may be repeated", func(text string) error {
+	flags.Func("faults", "`SCRIPT` of what the next requests of an operation meet in this order, such as AsymmetricSign=throttle,delay=2s,ok; may be repeated", func(text string) error {
 		op, script, err := kmstest.ParseScript(text)
 		scripts[op] = append(scripts[op], script...)
 		return err
 	})
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(out)
+		flags.Usage()
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("it takes no arguments, and got %q", flags.Arg(0))
+		return fmt.Errorf("%q is no flag", flags.Arg(0))
 	}
 	server, err := kmstest.NewServer(config)
 	if err != nil {
@@ -71,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	for op, script := range scripts {
 		server.Script(op, script...)
 	}
-	if _, err := fmt.Fprintln(stdout, server.Addr()); err != nil {
+	if _, err := fmt.Fprintln(out, server.Addr()); err != nil {
 		return err
 	}
 	<-ctx.Done()

@@ -18,7 +18,7 @@ func TestRun(t *testing.T) {
 	read, write := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(ctx, []string{"--listen", "127.0.0.1:0", "--delay", "1ms", "--key", "../../../../../testdata/golden/vendor.key", "--faults", "AsymmetricSign:throttle,ok"}, write, io.Discard)
+		ended <- run(ctx, []string{"--listen", "127.0.0.1:0", "--delay", "1ms", "--key", "../../../../../testdata/golden/vendor.key", "--faults", "AsymmetricSign=throttle,ok"}, write)
 	}()
 	address, err := bufio.NewReader(read).ReadString('\n')
 	if err != nil {
@@ -48,13 +48,21 @@ func TestRunRefuses(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // what is not refused ends at once, without an error
 	for _, args := range [][]string{
-		{"--listen", "0.0.0.0:0"}, {"--listen", "nonsense"}, {"--key", "none.key"}, {"--key", "main.go"}, {"--faults", "Sign:ok"}, {"stray"},
+		{"--listen", "0.0.0.0:0"}, {"--listen", "nonsense"}, {"--key", "none.key"}, {"--key", "main.go"}, {"--faults", "Sign=ok"}, {"stray"},
 		{"--key", "../../../../../testdata/golden/vendor.key", "--name", "k"},
 		{"--key", "../../../../../testdata/golden/chain.pem"},
 	} {
 		args = append([]string{"--listen", "127.0.0.1:0"}, args...)
-		if err := run(ctx, args, io.Discard, io.Discard); err == nil {
+		if err := run(ctx, args, io.Discard); err == nil {
 			t.Errorf("%v is taken", args)
 		}
+	}
+}
+
+// Every flag is told, and nothing is served.
+func TestHelp(t *testing.T) {
+	var out strings.Builder
+	if err := run(t.Context(), []string{"--help"}, &out); err != nil || strings.Count(out.String(), "\n  -") != 6 {
+		t.Errorf("%v: %s", err, out.String())
 	}
 }
