@@ -2,12 +2,16 @@ package softhsmtest_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -65,6 +69,51 @@ func startGCP(t *testing.T, args ...string) cloud {
 	key := filepath.Join(goldenDir, "vendor.key")
 	printed := startDouble(t, "gcpkms-double", 1, append([]string{"--listen", "127.0.0.1:0", "--key", key}, args...)...)
 	return cloud{ref: "gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + printed[0]}
+}
+
+// TestKMSDocument runs the commands of docs/kms.md that need no account, as they stand, but for the doubles' addresses.
+func TestKMSDocument(t *testing.T) {
+	text, err := os.ReadFile("../docs/kms.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden, err := filepath.Abs("../testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(golden, filepath.Join(dir, "testdata")); err != nil {
+		t.Fatal(err)
+	}
+	var script strings.Builder
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+		script.WriteString(block[1])
+	}
+	// The end of each reference is the address.
+	_, aws, _ := strings.Cut(startAWS(t).ref, "endpoint=")
+	_, gcp, _ := strings.Cut(startGCP(t).ref, "endpoint=")
+	commands := strings.NewReplacer("http://127.0.0.1:8080", aws, "127.0.0.1:9010", gcp).Replace(script.String())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	shell := exec.CommandContext(ctx, "bash", "-euxo", "pipefail", "-c", commands)
+	shell.Dir = dir
+	shell.Env = append(os.Environ(), "PATH="+binary+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	out, err := shell.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if n := strings.Count(string(out), "+ hsmsign "); n < 8 {
+		t.Errorf("%d commands were run:\n%s", n, out)
+	}
+	want, err := os.ReadFile(filepath.Join(goldenDir, "customer.req"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"aws.req", "gcp.req"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is not the golden request (%v)", name, err)
+		}
+	}
 }
 
 // TestKMSScripts runs the real program against each cloud's double. A script finds the golden files, $REF (the vendor

@@ -108,12 +108,13 @@ func TestTerraform(t *testing.T) {
 	}
 }
 
+// TestTerraformIsFormatted looks at both clouds.
 func TestTerraformIsFormatted(t *testing.T) {
 	terraform, err := exec.LookPath("terraform")
 	if err != nil {
 		t.Skip("terraform is not installed")
 	}
-	if out, err := exec.CommandContext(t.Context(), terraform, "fmt", "-check", "-diff").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), terraform, "fmt", "-check", "-diff", "-recursive", "..").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
