@@ -33,6 +33,7 @@ const (
 type FetchOptions struct {
 	BaseURL string        // an https mirror: every file is got from BaseURL/<Pin.File>. Empty: from Apple
 	Names   []string      // which, by Pin.Name or Pin.File. Empty: all that are not retired
+	Pins    []Pin         // what there is, and held to. nil: Apple's, which are Pins()
 	Client  *http.Client  // nil: one with the transport http.DefaultTransport
 	Timeout time.Duration // of one try; zero: 15 s
 }
@@ -47,7 +48,7 @@ type Fetched struct {
 // nor a proxy in between needs to be trusted. It gets all that are asked for or fails: with ErrPin when the
 // bytes are others than pinned, else with ErrFetch. It ends within two minutes.
 func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
-	pins, err := selectPins(opts.Names)
+	pins, err := opts.selectPins()
 	if err != nil {
 		return nil, err
 	}
@@ -77,19 +78,25 @@ func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
 	return got, nil
 }
 
-func selectPins(names []string) ([]Pin, error) {
+// Known is what can be fetched: Pins, or Apple's.
+func (opts FetchOptions) Known() []Pin {
+	if opts.Pins == nil {
+		return Pins()
+	}
+	return opts.Pins
+}
+
+func (opts FetchOptions) selectPins() ([]Pin, error) {
 	var chosen []Pin
-	for _, p := range Pins() {
-		if len(names) == 0 && !p.Retired || slices.Contains(names, p.Name) || slices.Contains(names, p.File) {
+	var known []string
+	for _, p := range opts.Known() {
+		known = append(known, p.Name)
+		if len(opts.Names) == 0 && !p.Retired || slices.Contains(opts.Names, p.Name) || slices.Contains(opts.Names, p.File) {
 			chosen = append(chosen, p)
 		}
 	}
-	for _, n := range names {
-		if !slices.ContainsFunc(Pins(), func(p Pin) bool { return n == p.Name || n == p.File }) {
-			var known []string
-			for _, p := range Pins() {
-				known = append(known, p.Name)
-			}
+	for _, n := range opts.Names {
+		if !slices.ContainsFunc(chosen, func(p Pin) bool { return n == p.Name || n == p.File }) {
 			return nil, fmt.Errorf("%w: no certificate is called %q; there are %s", ErrFetch, n, strings.Join(known, ", "))
 		}
 	}

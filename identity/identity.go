@@ -133,21 +133,21 @@ func ownCertificate(certs []*x509.Certificate, key crypto.PublicKey) *x509.Certi
 // fetchIssuers gets Apple's certificates above cert, up to the root. Where Apple did not issue it there are none.
 func fetchIssuers(ctx context.Context, cert *x509.Certificate, opts chain.FetchOptions) ([]*x509.Certificate, error) {
 	var got []*x509.Certificate
+	known := opts.Known()
 	for top := cert; len(got) < chain.MaxPath; top = got[len(got)-1] {
-		i := slices.IndexFunc(chain.Pins(), func(p chain.Pin) bool {
+		i := slices.IndexFunc(known, func(p chain.Pin) bool {
 			return p.Subject == top.Issuer.CommonName && p.KeyID == hex.EncodeToString(top.AuthorityKeyId) && !p.Retired
 		})
 		if i < 0 {
 			break
 		}
-		pin := chain.Pins()[i]
-		opts.Names = []string{pin.File}
+		opts.Names = []string{known[i].File}
 		fetched, err := chain.Fetch(ctx, opts)
 		if err != nil {
 			return nil, err
 		}
 		got = append(got, fetched[0].Cert)
-		if pin.Root {
+		if known[i].Root {
 			break
 		}
 	}

@@ -3,6 +3,7 @@ package identity
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -127,6 +128,41 @@ func appleLike(t *testing.T, key *rsa.PrivateKey, issuer *x509.Certificate) *x50
 		t.Fatal(err)
 	}
 	return cert
+}
+
+// What is missing is fetched, up to the root, and completes the chain; here with a test PKI's certificates pinned in the
+// place of Apple's, under which nobody but Apple can issue a vendor certificate.
+func TestImportFetchesTheRest(t *testing.T) {
+	w := newWorld(t)
+	vendor := w.issue(t, w.key, testpki.VendorOptions{})
+	var pins []chain.Pin
+	files := map[string][]byte{}
+	for _, cert := range []*x509.Certificate{w.Integration, w.Root, w.WWDR} {
+		sum := sha256.Sum256(cert.Raw)
+		pins = append(pins, chain.Pin{
+			Name: cert.Subject.CommonName, File: hex.EncodeToString(cert.SubjectKeyId) + ".cer", SHA256: hex.EncodeToString(sum[:]),
+			Subject: cert.Subject.CommonName, KeyID: hex.EncodeToString(cert.SubjectKeyId), Root: cert == w.Root,
+		})
+		files["/"+pins[len(pins)-1].File] = cert.Raw
+	}
+	var asked []string
+	server := httptest.NewTLSServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		_, _ = out.Write(files[r.URL.Path])
+	}))
+	defer server.Close()
+	c, err := Import(t.Context(), fake{Signer: w.key}, vendor.Raw, ImportOptions{
+		TrustRoots: []*x509.Certificate{w.Root}, Fetch: &chain.FetchOptions{BaseURL: server.URL, Client: server.Client(), Pins: pins},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([][]byte{vendor.Raw, w.WWDR.Raw, w.Root.Raw}, c.Raw()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"/" + pins[2].File, "/" + pins[1].File}, asked); diff != "" {
+		t.Errorf("-want +asked:\n%s", diff)
+	}
 }
 
 // What is missing is fetched: the intermediate that the certificate names, then its root. It is Apple's own, so it
