@@ -15,8 +15,8 @@ const (
 	nagiosUnknown  = 3
 )
 
-// nagiosLine is one line for all identities, the worst first in weight: a word, what it is, and the days left of each
-// as performance data ('label'=value;warn;crit).
+// nagiosLine is one line for all identities: the word of the worst, how each stands, and the days left of each as
+// performance data ('label'=value;warn;crit).
 func nagiosLine(states []*vendorState, warn int) (line string, code int) {
 	var texts, data []string
 	for _, v := range states {
