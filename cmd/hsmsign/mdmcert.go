@@ -46,7 +46,7 @@ func (p *program) mdmcertCommand() *cli.Command {
 				Flags: []cli.Flag{
 					stringFlag("recipient-key", "the `FILE` recipient.key that request made"), passphraseFileFlag(),
 					stringFlag("csr", "the CSR `FILE` that the request must hold"),
-					outputFlag(), trustRootFlag(), configFlag(), jsonFlag(),
+					stringFlag("output", "write to `FILE`", "o"), trustRootFlag(), configFlag(), jsonFlag(),
 				},
 				Action: p.mdmcertDecrypt,
 			},

@@ -73,7 +73,8 @@ func (p *program) pushCommand() *cli.Command {
 			p.pushP12Command(),
 			{
 				Name: "topic", Usage: "print the topic of a push certificate, and nothing else", ArgsUsage: "FILE",
-				Action: p.pushTopic,
+				Description: "  hsmsign push topic MDM_Certificate.pem",
+				Action:      p.pushTopic,
 			},
 		},
 	}

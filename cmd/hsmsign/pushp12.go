@@ -29,7 +29,7 @@ func (p *program) pushP12Command() *cli.Command {
 			stringFlag("export-format", "`FORMAT` of the file: p12, or pem (certificate, then key) (default: p12)", "format"),
 			boolFlag("legacy", "encrypt the p12 with triple DES and SHA-1, for old Java and Windows importers"),
 			boolFlag("unencrypted", "write the key of a pem without a passphrase"),
-			outputFlag(), configFlag(),
+			stringFlag("output", "write to `FILE`, or - for standard output", "o"), configFlag(),
 		},
 		Action: p.pushP12,
 	}
