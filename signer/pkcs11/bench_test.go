@@ -13,6 +13,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -29,33 +30,49 @@ func BenchmarkSignP11Kit(b *testing.B) {
 }
 
 func benchmarkSign(b *testing.B, ref string) {
-	opened := mustOpen(b, ref)
-	k := opened.(*key)
-	size := cap(k.sessions.permits)
+	k := mustOpen(b, ref).(*key)
+	compareWithRaw(b, k, k)
+}
+
+// compareWithRaw compares signer with bare calls of the module that k has loaded.
+func compareWithRaw(b *testing.B, k *key, signer signer.Signer) {
+	b.Helper()
 	for _, callers := range []int{1, 2, 8} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
-			free := make(chan pkcs11.SessionHandle, size)
-			for _, sh := range rawSessions(b, k, size) {
-				free <- sh
-			}
-			info := append([]byte(sha256Info), digest...)
-			raw := func() error {
-				sh := <-free
-				defer func() { free <- sh }()
-				if err := k.module.lib.SignInit(sh, k.mechanisms.raw, k.binding.Load().object); err != nil {
-					return err
-				}
-				_, err := k.module.lib.Sign(sh, info)
-				return err
-			}
+			raw := bareSign(b, k)
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			ours := func() error {
-				_, err := k.SignContext(ctx, digest, crypto.SHA256)
+				_, err := signer.SignContext(ctx, digest, crypto.SHA256)
 				return err
 			}
 			compare(b, callers, raw, ours)
 		})
+	}
+}
+
+// bareSign is C_SignInit and C_Sign on as many sessions as the key's pool has.
+func bareSign(b *testing.B, k *key) func() error {
+	b.Helper()
+	size := cap(k.sessions.permits)
+	free := make(chan pkcs11.SessionHandle, size)
+	for range size {
+		sh, err := k.module.lib.OpenSession(k.token.now.Load().slot, pkcs11.CKF_SERIAL_SESSION)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = k.module.lib.CloseSession(sh) })
+		free <- sh
+	}
+	info := append([]byte(sha256Info), digest...)
+	return func() error {
+		sh := <-free
+		defer func() { free <- sh }()
+		if err := k.module.lib.SignInit(sh, k.mechanisms.raw, k.binding.Load().object); err != nil {
+			return err
+		}
+		_, err := k.module.lib.Sign(sh, info)
+		return err
 	}
 }
 
@@ -96,8 +113,8 @@ type stopwatch struct {
 	times []time.Duration
 }
 
-func (s *stopwatch) time(call func() error) func(worker int) error {
-	return func(int) error {
+func (s *stopwatch) time(call func() error) func() error {
+	return func() error {
 		began := time.Now()
 		err := call()
 		took := time.Since(began)
@@ -115,7 +132,7 @@ func (s *stopwatch) p99() float64 {
 }
 
 // share lets workers make n calls between them, and gives the time that took.
-func share(b *testing.B, workers, n int, call func(worker int) error) time.Duration {
+func share(b *testing.B, workers, n int, call func() error) time.Duration {
 	b.Helper()
 	began := time.Now()
 	work := make(chan struct{}, n)
@@ -124,10 +141,10 @@ func share(b *testing.B, workers, n int, call func(worker int) error) time.Durat
 	}
 	close(work)
 	var group sync.WaitGroup
-	for worker := range workers {
+	for range workers {
 		group.Go(func() {
 			for range work {
-				if err := call(worker); err != nil {
+				if err := call(); err != nil {
 					b.Error(err)
 					return
 				}
@@ -136,19 +153,4 @@ func share(b *testing.B, workers, n int, call func(worker int) error) time.Durat
 	}
 	group.Wait()
 	return time.Since(began)
-}
-
-// rawSessions opens n sessions past the pool, until the benchmark ends.
-func rawSessions(b *testing.B, k *key, n int) []pkcs11.SessionHandle {
-	b.Helper()
-	sessions := make([]pkcs11.SessionHandle, n)
-	for i := range sessions {
-		sh, err := k.module.lib.OpenSession(k.token.now.Load().slot, pkcs11.CKF_SERIAL_SESSION)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() { _ = k.module.lib.CloseSession(sh) })
-		sessions[i] = sh
-	}
-	return sessions
 }

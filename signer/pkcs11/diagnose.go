@@ -252,14 +252,18 @@ func (w *walk) checkState() signer.Step {
 	case has(pkcs11.CKF_USER_PIN_COUNT_LOW):
 		return stepWarn("log in once with the right PIN, which resets the counter", "a wrong PIN was sent since the last login (CKF_USER_PIN_COUNT_LOW)")
 	}
+	login := "login required"
+	if has(pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH) {
+		login = "login required, at the token's PIN pad where the reference names no PIN"
+	}
 	// opencryptoki's "unavailable" is one less than that of the standard.
 	if limit := info.MaxSessionCount; limit != pkcs11.CK_EFFECTIVELY_INFINITE && limit < pkcs11.CK_UNAVAILABLE_INFORMATION-1 {
 		if info.SessionCount != pkcs11.CK_UNAVAILABLE_INFORMATION && info.SessionCount+2 > limit {
 			return stepWarn("end programs that use the token, or raise its limit; signing needs two sessions", "%d of %d sessions are in use", info.SessionCount, limit)
 		}
-		return stepOK("login required; at most %d sessions", limit)
+		return stepOK("%s; at most %d sessions", login, limit)
 	}
-	return stepOK("login required; no limit of sessions")
+	return stepOK("%s; no limit of sessions", login)
 }
 
 func (w *walk) checkLogin() signer.Step {

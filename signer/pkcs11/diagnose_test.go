@@ -170,6 +170,10 @@ func TestDiagnoseTokenState(t *testing.T) {
 	if n := s.counts()["C_Login"]; n != 1 {
 		t.Errorf("%d logins; want 1", n)
 	}
+	s.flags = pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH
+	if steps := diagnosed(t.Context(), t, tok.Ref("vendor")); steps[7].Status != signer.StatusOK || !strings.Contains(steps[7].Detail, "PIN pad") {
+		t.Errorf("%+v; want the PIN pad told", steps[7])
+	}
 }
 
 func TestDiagnoseWrongPIN(t *testing.T) {
