@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,7 +17,8 @@ import (
 )
 
 // BenchmarkBatch makes 1,000 signatures with 64 in flight, each answer 10 ms late, and compares with what cannot be
-// less: the waits, and the double's own signatures, which are measured in the same run on all processors.
+// less: the waits, and the double's own signatures, which are measured turn about on all processors. The ratio is the
+// median of the rounds.
 func BenchmarkBatch(b *testing.B) {
 	const signatures, inFlight, delay = 1000, 64, 10 * time.Millisecond
 	_, reference := start(b, kmstest.Config{Delay: delay})
@@ -38,19 +40,23 @@ func BenchmarkBatch(b *testing.B) {
 		group.Wait()
 		return time.Since(start)
 	}
-	var took, floor time.Duration
+	var all time.Duration
+	var ratios []float64
 	for b.Loop() {
-		took += parallel(inFlight, func() error {
+		took := parallel(inFlight, func() error {
 			_, err := signer.Sign(context.Background(), key, []byte("message"), crypto.SHA256)
 			return err
 		})
-		floor += signatures*delay/inFlight + parallel(runtime.GOMAXPROCS(0), func() error {
+		floor := signatures*delay/inFlight + parallel(runtime.GOMAXPROCS(0), func() error {
 			_, err := rsa.SignPKCS1v15(nil, private, crypto.SHA256, digest[:])
 			return err
 		})
+		all += took
+		ratios = append(ratios, float64(took)/float64(floor))
 	}
-	b.ReportMetric(float64(took)/float64(floor), "ratio")
-	b.ReportMetric(signatures*float64(b.N)/took.Seconds(), "signatures/s")
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "ratio")
+	b.ReportMetric(signatures*float64(b.N)/all.Seconds(), "signatures/s")
 }
 
 // BenchmarkSign is one signature after the other. Its allocations are those of the client and of the double together,
