@@ -101,7 +101,7 @@ func (r Ref) String() string {
 		if secretAttr(a.name) {
 			b.WriteString("REDACTED")
 		} else {
-			b.WriteString(escape(redactPIN(a.value)))
+			b.WriteString(escape(redactUser(a.name, redactPIN(a.value))))
 		}
 	}
 	return b.String()
@@ -123,6 +123,16 @@ func redactPIN(s string) string {
 		s = s[:from] + "REDACTED" + s[end:]
 	}
 	return s
+}
+
+// redactUser hides user and password where the address of a server has them: "http://user:secret@host". No backend
+// takes that, and the error that refuses it prints the reference.
+func redactUser(name, value string) string {
+	at := strings.LastIndexByte(value, '@')
+	if name != "endpoint" || at < 0 {
+		return value
+	}
+	return "REDACTED" + value[at:]
 }
 
 // secretAttr: pin-value (RFC 7512) and whatever a user may have taken for it. Attributes that say where a

@@ -91,7 +91,7 @@ func parse(ref signer.Ref, policy remote.Policy) (settings, error) {
 			continue
 		}
 		if err := a.set(value); err != nil {
-			return s, fmt.Errorf("%w: %s is %q; %w", signer.ErrReference, a.name, value, err)
+			return s, fmt.Errorf("%w: %s: %w", signer.ErrReference, a.name, err)
 		}
 	}
 	if s.requireHSM && s.protection != kmspb.ProtectionLevel_HSM {
