@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/signer"
@@ -33,15 +35,23 @@ func TestGenerate(t *testing.T) {
 	reference := at(server, "alias/New-Vendor")
 	// A key just made is not known everywhere at once: eventual consistency.
 	script(t, server, "GetPublicKey", "NotFoundException", "NotFoundException")
-	key, err := generate(t, reference, 2048)
+	made, err := generate(t, reference, 3072)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256); err != nil {
+	s := made.(*key).sites[0]
+	out, err := ask(t.Context(), s, s.client.DescribeKey, &kms.DescribeKeyInput{KeyId: s.id.Load()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := out.KeyMetadata; m.KeySpec != "RSA_3072" || m.KeyUsage != "SIGN_VERIFY" || !strings.Contains(aws.ToString(m.Description), "hsmsign: MDM vendor signing key alias/New-Vendor") {
+		t.Errorf("%s for %s: %q", m.KeySpec, m.KeyUsage, aws.ToString(m.Description))
+	}
+	if _, err := signer.Sign(t.Context(), made, []byte("x"), crypto.SHA256); err != nil {
 		t.Fatal(err)
 	}
 	again := mustOpen(t, Options{}, reference)
-	if diff := cmp.Diff(key.Public(), again.Public()); diff != "" {
+	if diff := cmp.Diff(made.Public(), again.Public()); diff != "" {
 		t.Errorf("the alias names another key:\n%s", diff)
 	}
 	_, err = generate(t, taken, 2048)

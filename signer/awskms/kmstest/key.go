@@ -32,6 +32,8 @@ type Key struct {
 	State   string        // "": Enabled
 	Usage   string        // "": SignVerify, or EncryptDecrypt for a symmetric key
 
+	Description string
+
 	arn string // in one region
 }
 

@@ -132,7 +132,7 @@ func (k *Key) metadata() map[string]any {
 	part := strings.Split(k.arn, ":")
 	m := map[string]any{
 		"AWSAccountId": part[4], "Arn": k.arn, "KeyId": k.ID, "Enabled": k.State == Enabled, "KeyState": k.State, "KeyUsage": k.Usage,
-		"KeySpec": k.spec(), "CustomerMasterKeySpec": k.spec(), "Origin": "AWS_KMS", "KeyManager": "CUSTOMER",
+		"KeySpec": k.spec(), "CustomerMasterKeySpec": k.spec(), "Origin": "AWS_KMS", "Description": k.Description, "KeyManager": "CUSTOMER",
 		"MultiRegion": len(k.Regions) > 1, "CreationDate": time.Now().Unix(),
 	}
 	if k.Usage == SignVerify {
@@ -150,7 +150,7 @@ func (s *Server) createKey(p parameters, region string) (map[string]any, error) 
 	if err != nil {
 		return nil, err
 	}
-	arn, err := s.Add(Key{Private: private, Regions: []string{region}})
+	arn, err := s.Add(Key{Private: private, Regions: []string{region}, Description: p.Description})
 	if err != nil {
 		return nil, err
 	}
@@ -158,9 +158,7 @@ func (s *Server) createKey(p parameters, region string) (map[string]any, error) 
 	if err != nil {
 		return nil, err
 	}
-	metadata := k.metadata()
-	metadata["Description"] = p.Description
-	return map[string]any{"KeyMetadata": metadata}, nil
+	return map[string]any{"KeyMetadata": k.metadata()}, nil
 }
 
 func (s *Server) createAlias(p parameters, region string) (map[string]any, error) {
