@@ -8,9 +8,6 @@ package main
 
 import (
 	"context"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,13 +17,14 @@ import (
 	"strings"
 	"syscall"
 
+	"hsmsign/internal/double"
 	"hsmsign/signer/awskms/kmstest"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "awskms-double:", err)
 		stop()
 		os.Exit(1)
@@ -38,7 +36,6 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var config kmstest.Config
 	var keys, faults []string
 	flags := flag.NewFlagSet("awskms-double", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // main tells an error, once
 	flags.StringVar(&config.Listen, "listen", "127.0.0.1:8080", "`HOST:PORT` to listen on; port 0 takes a free one")
 	flags.StringVar(&config.Region, "region", "eu-west-1", "`REGION` of the keys")
 	flags.DurationVar(&config.Delay, "delay", 0, "`TIME` added to every answer, such as 10ms")
@@ -47,15 +44,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	flags.Func("key", "`[alias/NAME=]FILE` with an RSA key (PKCS#8 in PEM) to import; may be repeated", several(&keys))
 	flags.Func("faults", "`SCRIPT` of what the next requests of an operation meet in this order, such as Sign=ThrottlingException,delay=2s,ok,reset; may be repeated", several(&faults))
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		flags.SetOutput(out)
-		flags.Usage()
-		return nil
-	} else if err != nil {
+	if err := double.Parse(flags, args, out); err != nil {
 		return err
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%q is no flag", flags.Arg(0))
 	}
 	server, err := kmstest.NewServer(config)
 	if err != nil {
@@ -87,21 +77,9 @@ func importKey(server *kmstest.Server, argument string) (arn string, err error) 
 	if !named {
 		alias, path = "", argument
 	}
-	text, err := os.ReadFile(path) // #nosec G304 -- the file that the user names
+	private, err := double.ReadKey(path)
 	if err != nil {
 		return "", err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return "", fmt.Errorf("%q: no private key in PKCS#8 and PEM", path)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return "", fmt.Errorf("%q: %w", path, err)
-	}
-	private, ok := parsed.(*rsa.PrivateKey)
-	if !ok {
-		return "", fmt.Errorf("%q: a key of type %T, not RSA", path, parsed)
 	}
 	return server.AddKey(alias, private)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
+	"flag"
 	"io"
 	"net/http"
 	"os"
@@ -89,7 +91,7 @@ func TestRunRefuses(t *testing.T) {
 // TestHelp: every flag is told, and nothing is served.
 func TestHelp(t *testing.T) {
 	var out strings.Builder
-	if err := run(t.Context(), []string{"--help"}, &out); err != nil || strings.Count(out.String(), "\n  -") != 5 {
+	if err := run(t.Context(), []string{"--help"}, &out); !errors.Is(err, flag.ErrHelp) || strings.Count(out.String(), "\n  -") != 5 {
 		t.Errorf("%v: %s", err, out.String())
 	}
 }

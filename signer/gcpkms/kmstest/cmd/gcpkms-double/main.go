@@ -8,9 +8,6 @@ package main
 
 import (
 	"context"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,13 +16,14 @@ import (
 	"os/signal"
 	"syscall"
 
+	"hsmsign/internal/double"
 	"hsmsign/signer/gcpkms/kmstest"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "gcpkms-double:", err)
 		stop()
 		os.Exit(1)
@@ -35,7 +33,6 @@ func main() {
 // run serves until ctx ends.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("gcpkms-double", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // main tells an error, once
 	var config kmstest.Config
 	flags.StringVar(&config.Listen, "listen", "127.0.0.1:9010", "`HOST:PORT` of a loopback address; port 0 takes a free one")
 	flags.DurationVar(&config.Delay, "delay", 0, "`TIME` added to every answer, such as 10ms")
@@ -48,15 +45,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		scripts[op] = append(scripts[op], script...)
 		return err
 	})
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		flags.SetOutput(out)
-		flags.Usage()
-		return nil
-	} else if err != nil {
+	if err := double.Parse(flags, args, out); err != nil {
 		return err
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%q is no flag", flags.Arg(0))
 	}
 	server, err := kmstest.NewServer(config)
 	if err != nil {
@@ -64,7 +54,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	defer server.Close()
 	if *file != "" {
-		private, err := readKey(*file)
+		private, err := double.ReadKey(*file)
 		if err != nil {
 			return err
 		}
@@ -80,24 +70,4 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	<-ctx.Done()
 	return nil
-}
-
-func readKey(path string) (*rsa.PrivateKey, error) {
-	text, err := os.ReadFile(path) // #nosec G304 -- the user names the file
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("read %q: it is not PEM", path)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w", path, err)
-	}
-	private, ok := parsed.(*rsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("read %q: a %T; an RSA key is needed", path, parsed)
-	}
-	return private, nil
 }
