@@ -10,8 +10,8 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
-PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs
@@ -30,11 +30,11 @@ build: ## Build bin/hsmsign; TAGS=nocloud leaves AWS KMS and GCP KMS out
 .PHONY: deps
 deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all is there)
 	@missing=; for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
-	ls /usr/lib/*/pkcs11/p11-kit-client.so >/dev/null 2>&1 || missing="$$missing p11-kit-client.so"; \
+	[[ "$(PACKAGES)" != *p11-kit* ]] || ls /usr/lib/*/pkcs11/p11-kit-client.so >/dev/null 2>&1 || missing="$$missing p11-kit-client.so"; \
 	if [ -n "$$missing" ]; then \
 		echo "installing what is missing:$$missing"; \
 		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
-		$$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq $(PACKAGES) >/dev/null; \
+		$$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	fi
 
 .PHONY: test
@@ -85,6 +85,8 @@ soak: deps ## Sign 100,000 times and look for growth in sessions, threads and me
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
 
 .PHONY: demo
+demo: PROGRAMS := softhsm2-util openssl
+demo: PACKAGES := softhsm2 openssl
 demo: deps build ## Go the whole way of docs/walkthrough.md, with SoftHSM2 or a key file; see demo-out/
 	@bash softhsm-test/demo.sh
 

@@ -50,7 +50,7 @@ func TestEncodePKCS12(t *testing.T) {
 			}
 			keytool, err := exec.LookPath("keytool")
 			if err != nil {
-				t.Skip("there is no keytool here")
+				t.Fatal("there is no keytool here: run make deps")
 			}
 			out, err := exec.Command(keytool, "-list", "-v", "-storetype", "PKCS12", "-keystore", path, "-storepass:file", writeText(t, passphrase)).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "PrivateKeyEntry") || !strings.Contains(string(out), cert.Topic) {

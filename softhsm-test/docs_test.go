@@ -138,7 +138,7 @@ func checkResults(t *testing.T, dir string) {
 		t.Errorf("openssl finds no key: %s", key)
 	}
 	if _, err := exec.LookPath("keytool"); err != nil {
-		t.Skip("there is no keytool here")
+		t.Fatal("there is no keytool here: run make deps")
 	}
 	list := run(t, "keytool", "-list", "-storetype", "PKCS12", "-keystore", at("MDM_APNSCert.pfx"), "-storepass:file", at("export-pass"))
 	if !strings.Contains(string(list), "PrivateKeyEntry") {

@@ -108,7 +108,12 @@ func (f finder) refuseExisting(label, id string) error {
 			if err != nil {
 				return f.ref.fail(opGenerate, err, "")
 			}
-			if len(there) > 0 {
+			switch {
+			case len(there) == 0:
+			case class == pkcs11.CKO_PUBLIC_KEY:
+				return f.ref.fail(opGenerate, fmt.Errorf("%w: a public key without its private one: %s", signer.ErrKeyExists, list(f.describe(there))),
+					"if a generation was cut off there, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id=")
+			default:
 				return f.ref.fail(opGenerate, fmt.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(there))),
 					"choose another object= and id=; nothing is replaced")
 			}

@@ -109,7 +109,7 @@ func TestGenerateRefuses(t *testing.T) {
 		{"label", tok.Ref("vendor"), 2048, signer.ErrKeyExists, `object="vendor"`},
 		{"id", with(";object=new;id=%01"), 2048, signer.ErrKeyExists, `object="vendor" id=%01`},
 		{"label of another kind", tok.Ref("curve"), 2048, signer.ErrKeyExists, "(not RSA)"},
-		{"label of a public key", tok.Ref("public"), 2048, signer.ErrKeyExists, `object="public"`},
+		{"label of a public key", tok.Ref("public"), 2048, signer.ErrKeyExists, `a public key without its private one: object="public"`},
 		{"no label", tok.Ref(""), 2048, signer.ErrReference, "has no name"},
 		{"empty label", with(";object="), 2048, signer.ErrReference, "has no name"},
 		{"empty id", with(";object=new;id="), 2048, signer.ErrReference, "id= is empty"},
