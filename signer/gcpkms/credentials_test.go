@@ -115,7 +115,11 @@ func TestThroughTLS(t *testing.T) {
 	ip := outside(t)
 	pair, roots := certificate(t, ip)
 	server := double(t, kmstest.Config{Listen: net.JoinHostPort(ip.String(), "0"), Token: accessToken, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}})
-	out := child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne), "SSL_CERT_FILE="+roots)
+	out := child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne), "SSL_CERT_FILE="+roots, "GOOGLE_SDK_GO_LOGGING_LEVEL=debug",
+		"GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99")
+	if strings.Contains(out, accessToken) {
+		t.Errorf("the access token is told:\n%s", out)
+	}
 	if !strings.Contains(out, "result: <nil>") {
 		t.Error(out)
 	}

@@ -30,6 +30,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	kms "cloud.google.com/go/kms/apiv1"
 	"cloud.google.com/go/kms/apiv1/kmspb"
@@ -157,6 +158,8 @@ func (s *session) connect(ctx context.Context) error {
 	opts := []option.ClientOption{
 		option.WithUserAgent("hsmsign"),
 		option.WithTelemetryDisabled(),
+		// GOOGLE_SDK_GO_LOGGING_LEVEL=debug would print every answer, that of the metadata server with the token too.
+		option.WithLogger(slog.New(slog.DiscardHandler)),
 		option.WithGRPCDialOption(grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer))),
 		option.WithGRPCDialOption(grpc.WithMaxHeaderListSize(maxHeaders)),
 	}
