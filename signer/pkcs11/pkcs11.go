@@ -14,7 +14,8 @@
 //	               the variable HSMSIGN_PIN, then the terminal
 //	pin-value      the PIN itself; works, and is warned about
 //	max-sessions   how many signatures are made at the same time: 1 to 64; by default as many as there are
-//	               processors, at most 4. More sessions than the HSM has cores only make each one slower
+//	               processors, at most 4, and with isolate=yes twice that. More sessions than the HSM has
+//	               cores only make each one slower
 //	mechanism      "rsa-pkcs" (the token signs a DigestInfo) or "sha256-rsa-pkcs" (the token is handed the message
 //	               and hashes it); by default the first where the token offers it, else the second
 //	isolate        "yes" runs the module in a worker process, "no" in this one; see below. By default as

@@ -40,7 +40,7 @@ type worker struct {
 // startWorker starts a worker process. It dies by kill or stop, by itself, or with this process.
 func startWorker(r reference, opts Options, l *login, warn func(string)) (*worker, error) {
 	variable, _ := strings.CutPrefix(r.pinSource, "env:")
-	p, err := startProcess(opts.Worker, variable, r.lanes())
+	p, err := startProcess(opts.Worker, variable, r.sessions)
 	if err != nil {
 		return nil, fmt.Errorf("%w: start a worker process: %w", signer.ErrUnavailable, err)
 	}
@@ -51,9 +51,6 @@ func startWorker(r reference, opts Options, l *login, warn func(string)) (*worke
 	go w.read()
 	return w, nil
 }
-
-// lanes is how many signatures a worker is asked for at once: one to make and one to go on with, for each session.
-func (r reference) lanes() int { return 2 * r.sessions }
 
 // read takes in frames until the worker is dead.
 func (w *worker) read() {

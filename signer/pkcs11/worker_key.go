@@ -34,7 +34,7 @@ type workerKey struct {
 	opts   Options
 	pub    *rsa.PublicKey
 	spki   []byte        // of pub: every worker must come up with it
-	free   chan int      // the numbers of the lanes that nobody uses
+	free   chan int      // the numbers of the lanes that nobody uses; there is one for each session
 	closed chan struct{} // closed by Close
 	ctx    context.Context
 	end    context.CancelFunc // of ctx: no worker is started any more
@@ -68,11 +68,14 @@ func openIsolated(ctx context.Context, r reference, opts Options) (signer.Signer
 		return nil, r.fail("open", fmt.Errorf("%w: isolate=yes: this program has no worker process for PKCS#11 modules", signer.ErrUnsupported),
 			"write isolate=no in the key reference")
 	}
+	if _, said := r.ref.Query("max-sessions"); !said {
+		r.sessions *= 2 // while the answer of one crosses to us and the next question back, another one works
+	}
 	k := &workerKey{
-		ref: r, opts: opts, free: make(chan int, r.lanes()), closed: make(chan struct{}),
+		ref: r, opts: opts, free: make(chan int, r.sessions), closed: make(chan struct{}),
 		limit: callLimit, grace: callGrace, wait: closeWait, warned: map[string]bool{},
 	}
-	for n := range r.lanes() {
+	for n := range r.sessions {
 		k.free <- n
 	}
 	k.ctx, k.end = context.WithCancel(context.Background())

@@ -64,7 +64,7 @@ func inherited(args []string) (conn net.Conn, lanes []*os.File, err error) {
 		return nil, nil, fmt.Errorf("%w: a worker process is started by the program itself", signer.ErrReference)
 	}
 	n, err := strconv.Atoi(args[0])
-	if err == nil && (n < 0 || n > 2*maxSessions) {
+	if err == nil && (n < 0 || n > maxSessions) {
 		err = strconv.ErrRange
 	}
 	if err != nil {
@@ -176,6 +176,7 @@ func (s *workerServer) openKey(ctx context.Context, f frame) (signer.Signer, []b
 	}
 	// The other side has resolved module-name and checked the file.
 	r.module = string(f.fields[1])
+	r.sessions = max(1, len(s.lanes))
 	opts := Options{
 		Warn:   func(text string) { s.send(frame{kindWarning, [][]byte{cut(text)}}) },
 		askPIN: s.askPIN,
