@@ -340,6 +340,7 @@ func TestOtherAnswers(t *testing.T) {
 		{"half a message", message(100, "a"), signer.ErrUnavailable, "unexpected EOF"},
 		{"no end", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/grpc")
+			_, _ = w.Write([]byte{0, 0, 0, 0xff, 0xff})
 			for r.Context().Err() == nil {
 				_, _ = w.Write([]byte{0})
 				_ = http.NewResponseController(w).Flush()

@@ -105,6 +105,7 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 	total, cancel := context.WithTimeout(ctx, c.policy.Total)
 	defer cancel()
 	wait := c.policy.Wait
+	var before error
 	for attempts := 1; ; attempts++ {
 		value, err := attempt(ctx, total, c, c.policy.Attempt, call)
 		if err == nil {
@@ -116,6 +117,10 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 		if !errors.Is(err, signer.ErrUnavailable) || errors.Is(err, errOpen) {
 			return zero, err
 		}
+		if before != nil && over(total) {
+			err = before // an attempt that was cut off says less than the one that failed
+		}
+		before = err
 		// Half of the wait is fixed and half is chance, so that many callers do not come back at one time.
 		pause := wait/2 + rand.N(wait/2+1) // #nosec G404 -- jitter is no secret
 		if errors.Is(err, errNoTurn) || !sleep(total, pause) {

@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -92,6 +93,23 @@ func TestEnds(t *testing.T) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestCutOff: what the last attempt could not say before time was up, the one before has said.
+func TestCutOff(t *testing.T) {
+	policy := quick()
+	policy.Attempt = policy.Total
+	calls := 0
+	_, err := Do(t.Context(), New(policy), func(ctx context.Context) (int, error) {
+		if calls++; calls == 1 {
+			return 0, errDown
+		}
+		<-ctx.Done()
+		return 0, fmt.Errorf("%w: silence: %w", signer.ErrUnavailable, ctx.Err())
+	})
+	if !errors.Is(err, errDown) || calls != 2 {
+		t.Errorf("after %d calls: %v; want %v", calls, err, errDown)
 	}
 }
 
