@@ -53,6 +53,7 @@ type workerKey struct {
 	lost     error           // why the last worker was lost, or not started
 	backOff  time.Duration   // after the next loss; zero after a signature
 	notUntil time.Time       // when the next worker may be started
+	restarts uint64          // workers after the first that have opened the key
 }
 
 // workerStart is a worker on its way, for all who wait for it.
@@ -226,6 +227,8 @@ func (k *workerKey) start(s *workerStart) {
 	k.current, k.starting = w, nil
 	if err != nil {
 		k.lose(inner(err), time.Now())
+	} else {
+		k.restarts++
 	}
 	k.noteRefusal(err)
 	close(s.done)
@@ -239,4 +242,11 @@ func (k *workerKey) noteRefusal(err error) {
 			k.token.refuse(k.refused)
 		}
 	}
+}
+
+// Stats is how the key is doing; see Statistics.
+func (k *workerKey) Stats() Stats {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return Stats{InUse: cap(k.free) - len(k.free), Restarts: k.restarts}
 }

@@ -225,6 +225,9 @@ func TestWorkerDies(t *testing.T) {
 					t.Errorf("the same worker %d signs after %v", now, sig)
 				}
 			}
+			if got := stats(k); got != (Stats{Restarts: 3}) {
+				t.Errorf("%+v; want 3 restarts", got)
+			}
 		})
 		t.Run("while it signs, "+sig.String(), func(t *testing.T) {
 			s := newSpy(t, tok.Module)
