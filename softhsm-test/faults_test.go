@@ -305,3 +305,23 @@ func TestTenProgramsAtOnce(t *testing.T) {
 		t.Errorf("%d of %d requests", n, batchOf)
 	}
 }
+
+// The module is finalized when the work is done, in the program itself and in its worker: a real HSM would keep the
+// session and the login of a program that goes without a word.
+func TestModuleIsFinalized(t *testing.T) {
+	token := vendorToken(t)
+	faults := softhsmtest.BuildFaultModule(t)
+	faults.Use(token)
+	b := newBench(t, append(token.Env(), faults.Env()...)...)
+	for _, query := range []string{"", "&isolate=yes"} {
+		faults.Script(t)
+		b.complete(t, token.Ref("vendor")+query+"&max-sessions=2")
+		calls := faults.Calls(t)
+		if calls["C_Initialize"] == 0 || calls["C_Finalize"] != calls["C_Initialize"] {
+			t.Errorf("%q: %d C_Initialize, %d C_Finalize", query, calls["C_Initialize"], calls["C_Finalize"])
+		}
+		if err := os.RemoveAll(filepath.Join(b.dir, "out")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -83,7 +83,7 @@ func (p *program) sign(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer job.close()
+	defer func() { job.close() }() // what it is by then
 	if job.outDir != "" {
 		return job.batch(ctx.Context, args)
 	}
