@@ -22,25 +22,43 @@ const tempPrefix = ".hsmsign-unfinished-"
 // unfinishedAge is when an unfinished file counts as left behind: it takes milliseconds to finish one.
 const unfinishedAge = time.Minute
 
-// Write writes a file: a temporary one beside it, flushed to the disk, takes its name in one step. Unless it may
-// replace, a file that is there stays as it is, also one that appears meanwhile (a link, unlike a rename, replaces
-// nothing), and the error wraps fs.ErrExist.
-func Write(path string, data []byte, mode fs.FileMode, replace bool) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write %q: %w", path, cause(err))
-		}
-	}()
-	name := filepath.Join(filepath.Dir(path), tempPrefix+rand.Text())
+// Write writes a file: a temporary one, flushed to the disk, takes its name in one step. Unless it may replace, a file
+// that is there stays as it is, also one that appears meanwhile (a link, unlike a rename, replaces nothing), and the
+// error wraps fs.ErrExist.
+//
+// Where the system can make a file without a name (Linux, on most file systems) a kill leaves nothing of it; otherwise a
+// file beside it, which Sweep removes.
+func Write(path string, data []byte, mode fs.FileMode, replace bool) error {
+	err := writeUnnamed(path, data, mode, replace)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = writeNamed(path, data, mode, replace)
+	}
+	if err != nil {
+		return fmt.Errorf("write %q: %w", path, cause(err))
+	}
+	return nil
+}
+
+// tempName is a name beside path that nobody has.
+func tempName(path string) string { return filepath.Join(filepath.Dir(path), tempPrefix+rand.Text()) }
+
+// fill writes all to the disk.
+func fill(f *os.File, data []byte) error {
+	_, err := f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return err
+}
+
+func writeNamed(path string, data []byte, mode fs.FileMode, replace bool) error {
+	name := tempName(path)
 	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- beside the user's own output
 	if err != nil {
 		return err
 	}
 	defer os.Remove(name)
-	if _, err = tmp.Write(data); err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
+	if err := errors.Join(fill(tmp, data), tmp.Close()); err != nil {
 		return err
 	}
 	if replace {

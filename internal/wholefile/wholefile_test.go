@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,7 +14,24 @@ import (
 	"time"
 )
 
+// ways are both ways to write a file.
+var ways = map[string]func(path string, data []byte, mode fs.FileMode, replace bool) error{
+	"as it comes": Write,
+	"with a temporary name": func(path string, data []byte, mode fs.FileMode, replace bool) error {
+		if err := writeNamed(path, data, mode, replace); err != nil {
+			return cause(err)
+		}
+		return nil
+	},
+}
+
 func TestWrite(t *testing.T) {
+	for name, write := range ways {
+		t.Run(name, func(t *testing.T) { testWrite(t, write) })
+	}
+}
+
+func testWrite(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a")
 	for _, tt := range []struct {
@@ -26,7 +44,7 @@ func TestWrite(t *testing.T) {
 		{"two", false, "one", fs.ErrExist},
 		{"three", true, "three", nil},
 	} {
-		if err := Write(path, []byte(tt.data), 0o600, tt.replace); !errors.Is(err, tt.err) {
+		if err := write(path, []byte(tt.data), 0o600, tt.replace); !errors.Is(err, tt.err) {
 			t.Errorf("%s: %v, want %v", tt.data, err, tt.err)
 		}
 		got, err := os.ReadFile(path)
@@ -38,10 +56,10 @@ func TestWrite(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v; want mode 0600", info, err)
 	}
-	if err := Write(filepath.Join(dir, "none", "a"), nil, 0o600, false); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), tempPrefix) {
+	if err := write(filepath.Join(dir, "none", "a"), nil, 0o600, false); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), tempPrefix) {
 		t.Errorf("into no folder: %v", err)
 	}
-	if err := Write(dir, []byte("x"), 0o600, true); err == nil || strings.Contains(err.Error(), tempPrefix) {
+	if err := write(dir, []byte("x"), 0o600, true); err == nil || strings.Contains(err.Error(), tempPrefix) {
 		t.Errorf("over a folder: %v", err)
 	}
 	onlyFile(t, dir, "a")
@@ -58,12 +76,18 @@ func onlyFile(t *testing.T, dir, name string) {
 
 // TestWriteRace: of many that write one name one wins, and what it wrote is there whole.
 func TestWriteRace(t *testing.T) {
+	for name, write := range ways {
+		t.Run(name, func(t *testing.T) { testWriteRace(t, write) })
+	}
+}
+
+func testWriteRace(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
 	path := filepath.Join(t.TempDir(), "a")
 	var wrote atomic.Int32
 	var all sync.WaitGroup
 	for i := range 8 {
 		all.Go(func() {
-			switch err := Write(path, []byte(strings.Repeat(fmt.Sprint(i), 1<<16)), 0o600, false); {
+			switch err := write(path, []byte(strings.Repeat(fmt.Sprint(i), 1<<16)), 0o600, false); {
 			case err == nil:
 				wrote.Add(1)
 			case !errors.Is(err, fs.ErrExist):
@@ -77,6 +101,52 @@ func TestWriteRace(t *testing.T) {
 		t.Errorf("%d wrote; %d bytes, %v", wrote.Load(), len(got), err)
 	}
 	onlyFile(t, filepath.Dir(path), "a")
+}
+
+// childVariable tells the child of TestKill that it is one: it fills its folder.
+const childVariable = "WHOLEFILE_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) != "" {
+		for i := range 100_000 {
+			if err := Write(fmt.Sprint(i), make([]byte, 1<<16), 0o600, false); err != nil {
+				panic(err)
+			}
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// TestKill: what a killed process leaves is whole, and nothing else where files can be made without a name.
+func TestKill(t *testing.T) {
+	for range 10 {
+		dir := t.TempDir()
+		err := writeUnnamed(filepath.Join(dir, "probe"), make([]byte, 1<<16), 0o600, false)
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.Skip("files cannot be made without a name here")
+		}
+		child := exec.Command(os.Args[0]) // #nosec G204 -- this test
+		child.Dir, child.Env = dir, append(os.Environ(), childVariable+"=1")
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if left, err := os.ReadDir(dir); err == nil && len(left) > 10 {
+				break
+			}
+		}
+		_ = child.Process.Kill()
+		_ = child.Wait() // it was killed
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) < 10 {
+			t.Fatalf("%d files, %v", len(left), err)
+		}
+		for _, file := range left {
+			if info, err := file.Info(); err != nil || info.Size() != 1<<16 || strings.HasPrefix(file.Name(), tempPrefix) {
+				t.Errorf("%v, %v", info, err)
+			}
+		}
+	}
 }
 
 func TestSweep(t *testing.T) {

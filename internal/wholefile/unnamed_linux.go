@@ -1,0 +1,52 @@
+package wholefile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// writeUnnamed writes by a file that has no name until it is whole (open(2), O_TMPFILE). The error wraps
+// errors.ErrUnsupported where the file system, the kernel or a missing /proc does not let it.
+func writeUnnamed(path string, data []byte, mode fs.FileMode, replace bool) error {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, uint32(mode.Perm()))
+	if errors.Is(err, unix.EISDIR) { // a kernel that does not know O_TMPFILE
+		err = errors.ErrUnsupported
+	}
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	err = fill(f, data)
+	if err == nil {
+		err = name(fd, path, replace)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// name gives an open file its name. To replace one, it takes two steps, with a temporary name for the moment between.
+func name(fd int, path string, replace bool) error {
+	link := func(name string) error {
+		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+		if errors.Is(err, fs.ErrNotExist) { // /proc is, or the folder, which writeNamed finds out too
+			return errors.ErrUnsupported
+		}
+		return err
+	}
+	if !replace {
+		return link(path)
+	}
+	between := tempName(path)
+	err := link(between)
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(between, path); err != nil {
+		err = errors.Join(err, os.Remove(between))
+	}
+	return err
+}
