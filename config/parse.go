@@ -159,7 +159,11 @@ func set(entry *ast.MappingValueNode, settings []setting) *Error {
 	}
 	i := slices.IndexFunc(settings, func(s setting) bool { return s.name == name.Value })
 	if i < 0 {
-		return refuse(at, suggest(name.Value, settings), "unknown key %q", shorten(name.Value))
+		var known []string
+		for _, s := range settings {
+			known = append(known, s.name)
+		}
+		return refuse(at, Suggest(name.Value, known, "the keys are: "+strings.Join(known, ", ")), "unknown key %q", shorten(name.Value))
 	}
 	s := settings[i]
 	switch {
@@ -227,22 +231,21 @@ func shorten(s string) string {
 	return s
 }
 
-// suggest names the key that was most likely meant.
-func suggest(name string, settings []setting) string {
+// Suggest is the hint for a name that is none of those that are known: the one that is at most two letters away, or that
+// one of both begins with; otherwise, where there is none.
+func Suggest(name string, known []string, otherwise string) string {
 	best, bestDistance := "", 3
-	var names []string
-	for _, s := range settings {
-		names = append(names, s.name)
-		d := distance(strings.ToLower(shorten(name)), s.name)
-		if strings.HasPrefix(name, s.name) || len(name) > 2 && strings.HasPrefix(s.name, name) {
-			d = 2
+	for _, k := range known {
+		d := distance(strings.ToLower(shorten(name)), strings.ToLower(k))
+		if strings.HasPrefix(name, k) || len(name) > 2 && strings.HasPrefix(k, name) {
+			d = min(d, 2)
 		}
 		if d < bestDistance {
-			best, bestDistance = s.name, d
+			best, bestDistance = k, d
 		}
 	}
 	if best == "" {
-		return "the keys are: " + strings.Join(names, ", ")
+		return otherwise
 	}
 	return fmt.Sprintf("did you mean %q?", best)
 }

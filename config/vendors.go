@@ -98,10 +98,5 @@ func SuggestVendor(name string, names []string) string {
 	if len(names) == 0 {
 		return "there are no vendors in the configuration"
 	}
-	for _, n := range names {
-		if distance(strings.ToLower(shorten(name)), strings.ToLower(n)) < 3 {
-			return "did you mean \"" + n + "\"?"
-		}
-	}
-	return "there are " + strings.Join(names, ", ")
+	return Suggest(name, names, "there are "+strings.Join(names, ", "))
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"hsmsign/config"
 )
 
 // program is what the commands share: the world outside, passed in.
@@ -72,18 +74,23 @@ func strict(commands []*cli.Command) {
 				if name := ctx.Args().First(); name != "" {
 					return unknownCommand(ctx, name)
 				}
-				return usage("run hsmsign "+ctx.Command.Name+" --help", "%s: name one of %s", ctx.Command.Name, names(ctx.Command.Subcommands))
+				return usage("run hsmsign "+ctx.Command.Name+" --help", "%s: name one of %s", ctx.Command.Name, strings.Join(names(ctx.Command.Subcommands), ", "))
 			}
 		}
 	}
 }
 
 func usageError(ctx *cli.Context, err error, _ bool) error {
-	command := strings.TrimSpace("hsmsign " + ctx.Command.Name)
-	if ctx.Command.Name == "hsmsign" || ctx.Command.Name == "" {
-		command = "hsmsign"
+	hint := "run " + ctx.Command.HelpName + " --help"
+	if name, unknown := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); unknown { // package flag's words
+		name = strings.TrimPrefix(name, "-")
+		var known []string
+		for _, f := range ctx.Command.Flags {
+			known = append(known, "--"+f.Names()[0])
+		}
+		return usage(config.Suggest("--"+name, known, hint), "unknown flag --%s", name)
 	}
-	return usage("run "+command+" --help", "%w", err)
+	return usage(hint, "%w", err)
 }
 
 func unknownCommand(ctx *cli.Context, name string) error {
@@ -91,19 +98,16 @@ func unknownCommand(ctx *cli.Context, name string) error {
 	if len(ctx.Command.Subcommands) > 0 {
 		commands = ctx.Command.Subcommands
 	}
-	hint := "the commands are " + names(commands)
-	if s := cli.SuggestCommand(commands, name); s != "" {
-		hint = strings.ToLower(s) // "Did you mean ...?"
-	}
-	return usage(hint, "unknown command %q", name)
+	known := names(commands)
+	return usage(config.Suggest(name, known, "the commands are "+strings.Join(known, ", ")), "unknown command %q", name)
 }
 
-func names(commands []*cli.Command) string {
+func names(commands []*cli.Command) []string {
 	var list []string
 	for _, c := range commands {
 		if !c.Hidden && c.Name != "help" {
 			list = append(list, c.Name)
 		}
 	}
-	return strings.Join(list, ", ")
+	return list
 }
