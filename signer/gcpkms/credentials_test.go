@@ -2,11 +2,13 @@ package gcpkms
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -79,15 +81,15 @@ func metadataServer(t *testing.T) string {
 	return strings.TrimPrefix(server.URL, "http://")
 }
 
-// child runs TestChild in a process of its own: Go reads the system's roots, and Google's library the environment,
-// once a process.
+// child signs in a process of its own, and gives what that says: Go reads the system's roots, and Google's library the
+// environment, once a process.
 func child(t *testing.T, environment ...string) string {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestChild$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), exe)
 	cmd.Env = append(environment, "HOME="+t.TempDir(), "GCE_METADATA_HOST="+metadataServer(t))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -96,16 +98,22 @@ func child(t *testing.T, environment ...string) string {
 	return string(out)
 }
 
-// TestChild is what runs in that process. By itself it does nothing.
-func TestChild(t *testing.T) {
-	text := os.Getenv("HSMSIGN_TEST_CHILD")
+// childVariable names the key that a child signs with.
+const childVariable = "HSMSIGN_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(childVariable)
 	if text == "" {
-		t.Skip("for other tests to run")
+		os.Exit(m.Run())
 	}
-	key, err := Backend(Options{Warn: func(m string) { fmt.Println("warning:", m) }}).Open(t.Context(), reference(t, text))
+	ref, err := signer.ParseRef(text)
+	if err != nil {
+		panic(err)
+	}
+	ctx := context.Background()
+	key, err := Backend(Options{Warn: func(m string) { fmt.Println("warning:", m) }}).Open(ctx, ref)
 	if err == nil {
-		defer func() { _ = key.Close() }()
-		err = sign(t.Context(), key, "message")
+		err = errors.Join(sign(ctx, key, "message"), key.Close())
 	}
 	fmt.Println("result:", err)
 }
@@ -115,7 +123,7 @@ func TestThroughTLS(t *testing.T) {
 	ip := outside(t)
 	pair, roots := certificate(t, ip)
 	server := double(t, kmstest.Config{Listen: net.JoinHostPort(ip.String(), "0"), Token: accessToken, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}})
-	out := child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne), "SSL_CERT_FILE="+roots, "GOOGLE_SDK_GO_LOGGING_LEVEL=debug",
+	out := child(t, childVariable+"="+at(server, vendorOne), "SSL_CERT_FILE="+roots, "GOOGLE_SDK_GO_LOGGING_LEVEL=debug",
 		"GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99")
 	if strings.Contains(out, accessToken) {
 		t.Errorf("the access token is told:\n%s", out)
@@ -127,7 +135,7 @@ func TestThroughTLS(t *testing.T) {
 		t.Errorf("no warning:\n%s", out)
 	}
 	// The same with roots that do not know the server.
-	out = child(t, "HSMSIGN_TEST_CHILD="+at(server, vendorOne)+"&timeout=1s", "SSL_CERT_FILE=/dev/null", "SSL_CERT_DIR=/dev/null")
+	out = child(t, childVariable+"="+at(server, vendorOne)+"&timeout=1s", "SSL_CERT_FILE=/dev/null", "SSL_CERT_DIR=/dev/null")
 	if !strings.Contains(out, signer.ErrUnavailable.Error()) || !strings.Contains(out, "certificate") {
 		t.Error(out)
 	}

@@ -387,16 +387,17 @@ func TestOpenRecovers(t *testing.T) {
 func TestHalfWrittenToken(t *testing.T) {
 	for name, c := range map[string]struct {
 		script []string
+		opened int // times that the module was initialized
 		logins int
 		want   error
 	}{
-		"token unreadable":  {[]string{"C_GetTokenInfo 1 return 5", "C_GetTokenInfo 2 return 5"}, 1, nil},
-		"login unreadable":  {[]string{"C_Login 1 return 5", "C_Login 2 return 5"}, 3, nil},
-		"PIN unreadable":    {[]string{"C_Login 1 return 0x102", "C_Login 2 return 0x102"}, 3, nil},
-		"no PIN":            {[]string{"C_Login * return 0x102"}, 3, signer.ErrAuth},
-		"token that fails":  {[]string{"C_GetTokenInfo * return 5"}, 0, signer.ErrKeyNotFound},
-		"module that fails": {[]string{"C_Login * return 5"}, 3, signer.ErrUnavailable},
-		"wrong PIN":         {[]string{"C_Login * return 0xA0"}, 1, signer.ErrAuth},
+		"token unreadable":  {[]string{"C_GetTokenInfo 1 return 5", "C_GetTokenInfo 2 return 5"}, 2, 1, nil},
+		"login unreadable":  {[]string{"C_Login 1 return 5", "C_Login 2 return 5"}, 3, 3, nil},
+		"PIN unreadable":    {[]string{"C_Login 1 return 0x102", "C_Login 2 return 0x102"}, 3, 3, nil},
+		"no PIN":            {[]string{"C_Login * return 0x102"}, 3, 3, signer.ErrAuth},
+		"token that fails":  {[]string{"C_GetTokenInfo * return 5"}, settleTries, 0, signer.ErrKeyNotFound},
+		"module that fails": {[]string{"C_Login * return 5"}, 3, 3, signer.ErrUnavailable},
+		"wrong PIN":         {[]string{"C_Login * return 0xA0"}, 1, 1, signer.ErrAuth},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tok, f := faulty(t)
@@ -411,7 +412,7 @@ func TestHalfWrittenToken(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			calls(t, f, map[string]int{"C_Login": c.logins})
+			calls(t, f, map[string]int{"C_Login": c.logins, "C_Initialize": c.opened})
 		})
 	}
 }

@@ -194,6 +194,24 @@ func TestWorkerCrashesInModule(t *testing.T) {
 	signs(t, k)
 }
 
+// All sessions of a worker are in C_Sign at one time.
+func TestWorkerSessions(t *testing.T) {
+	tok := newToken(t)
+	module := softhsmtest.BuildFaultModule(t)
+	module.Use(tok)
+	opts := workerOptions()
+	opts.Worker = slices.Concat([]string{"/usr/bin/env"}, module.Env(), opts.Worker)
+	k := openWorker(t, tok.Ref("vendor"), opts)
+	module.Script(t, "C_Sign * hang")
+	var callers sync.WaitGroup
+	for range cap(k.free) {
+		callers.Go(func() { signs(t, k) })
+	}
+	eventually(t, 5*time.Second, "calls of C_Sign by all sessions", func() bool { return module.Calls(t)["C_Sign"] == cap(k.free) })
+	module.Script(t)
+	callers.Wait()
+}
+
 // octal writes bytes for printf's %b.
 func octal(s string) string {
 	var b strings.Builder

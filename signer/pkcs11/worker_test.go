@@ -142,6 +142,12 @@ func TestIsolateAttribute(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	// How many signatures are made at a time: what the reference says, or twice what there are in the program itself.
+	for query, want := range map[string]int{"": 2 * min(runtime.NumCPU(), 4), "&max-sessions=3": 3} {
+		if k := openWorker(t, tok.Ref("vendor")+query, workerOptions()); cap(k.free) != want || len(k.current.lanes) != want {
+			t.Errorf("%q: %d, with %d lanes; want %d", query, cap(k.free), len(k.current.lanes), want)
+		}
+	}
 	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=maybe"))
 	refused(t, err, signer.ErrReference, "isolate")
 	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=yes"))
