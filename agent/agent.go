@@ -26,7 +26,7 @@ type Prepared struct {
 }
 
 // Prepare decodes and checks a customer's CSR file (PEM, DER, base64) and checks it against the vendor's chain. It
-// needs no key and no network. An error is a *finding.Finding. Safe for concurrent use.
+// needs no key and no network. An error is a *fault.Finding. Safe for concurrent use.
 func Prepare(c *chain.Chain, csrFile []byte) (*Prepared, error) {
 	csr, err := request.DecodeCSR(csrFile)
 	if err != nil {

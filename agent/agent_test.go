@@ -16,7 +16,7 @@ import (
 	"testing"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -131,7 +131,7 @@ func TestPrepareRefuses(t *testing.T) {
 		"csr/key-1024.pem": "csr.key-size", "csr/bad-signature.der": "csr.signature", "golden/vendor.csr": "csr.vendor-key",
 	} {
 		p, err := Prepare(c, read(t, file))
-		var found *finding.Finding
+		var found *fault.Finding
 		if !errors.As(err, &found) || found.ID != id || p != nil {
 			t.Errorf("%s: got %v, %v; want %s", file, p, err, id)
 		}
@@ -160,7 +160,7 @@ func TestKeyMustBeTheCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = New(goldenChain(t), &memoryKey{PrivateKey: other}, crypto.SHA256)
-	var found *finding.Finding
+	var found *fault.Finding
 	if !errors.As(err, &found) || found.ID != "chain.key-mismatch" {
 		t.Errorf("got %v", err)
 	}

@@ -29,7 +29,7 @@ import (
 	"strings"
 	"time"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // Bounds of what is read and tried.
@@ -66,7 +66,7 @@ func (o Options) trusts(cert *x509.Certificate) bool {
 // Chain is leaf, intermediate(s), root, checked by Build.
 type Chain struct {
 	Certs    []*x509.Certificate
-	Findings []finding.Finding // warnings and notes, none of severity Error
+	Findings []fault.Finding // warnings and notes, none of severity Error
 }
 
 // Leaf is the vendor certificate.
@@ -84,7 +84,7 @@ func (c *Chain) Raw() [][]byte {
 	return raw
 }
 
-// MatchKey is an error, a *finding.Finding, unless the leaf holds this public key.
+// MatchKey is an error, a *fault.Finding, unless the leaf holds this public key.
 func (c *Chain) MatchKey(pub crypto.PublicKey) error {
 	if sameKey(c.Leaf().PublicKey, pub) {
 		return nil
@@ -116,14 +116,14 @@ func SPKISHA256(pub crypto.PublicKey) string {
 // alone or a whole chain, in any order), its issuers from cert, extra and Options.TrustRoots together.
 // Duplicates are dropped; certificates that do not belong to the chain are left out, with a Note.
 //
-// The error is a *finding.Finding of severity Error whose subject is "chain".
+// The error is a *fault.Finding of severity Error whose subject is "chain".
 func Build(cert, extra []*x509.Certificate, opts Options) (*Chain, error) {
 	opts = opts.withDefaults()
 	given, _ := dedupe(slices.Concat(cert, extra))
 	leaves, _ := dedupe(cert)
 	pool, _ := dedupe(slices.Concat(given, opts.TrustRoots))
 	path, findings := inspect(leaves, pool, opts)
-	if err := finding.First(findings); err != nil {
+	if err := fault.First(findings); err != nil {
 		return nil, err
 	}
 	return &Chain{Certs: path, Findings: append(findings, strangers(given, path)...)}, nil
@@ -132,7 +132,7 @@ func Build(cert, extra []*x509.Certificate, opts Options) (*Chain, error) {
 // Check looks at certificates as they stand in a request, made by whatever tool, and reports every finding:
 // none of severity Error means that the chain is good. Options.TrustRoots are trusted but not added: what is
 // missing from certs is missing from the request.
-func Check(certs []*x509.Certificate, opts Options) []finding.Finding {
+func Check(certs []*x509.Certificate, opts Options) []fault.Finding {
 	opts = opts.withDefaults()
 	unique, findings := dedupe(certs)
 	path, more := inspect(unique, unique, opts)
@@ -145,12 +145,12 @@ func Check(certs []*x509.Certificate, opts Options) []finding.Finding {
 }
 
 // inspect chooses the leaf, finds its issuers and applies every rule to what it found.
-func inspect(leaves, pool []*x509.Certificate, opts Options) (path []*x509.Certificate, findings []finding.Finding) {
+func inspect(leaves, pool []*x509.Certificate, opts Options) (path []*x509.Certificate, findings []fault.Finding) {
 	if len(leaves) == 0 {
-		return nil, []finding.Finding{empty()}
+		return nil, []fault.Finding{empty()}
 	}
 	if len(pool) > MaxCerts {
-		return nil, []finding.Finding{tooMany(len(pool))}
+		return nil, []fault.Finding{tooMany(len(pool))}
 	}
 	leaf, chosen := chooseLeaf(leaves, opts)
 	findings = append(checkLeaf(leaf), chosen...) // "a push certificate" says more than "not this key's"
@@ -160,14 +160,14 @@ func inspect(leaves, pool []*x509.Certificate, opts Options) (path []*x509.Certi
 	}
 	dates := checkDates(path, opts)
 	findings = append(findings, dates...)
-	if complete && finding.First(dates) == nil {
+	if complete && fault.First(dates) == nil {
 		findings = append(findings, verify(path, opts)...)
 	}
 	return path, findings
 }
 
 // dedupe drops certificates that were there before, byte for byte, keeps the order, and reports each drop.
-func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []finding.Finding) {
+func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []fault.Finding) {
 	seen := make(map[[sha256.Size]byte]bool, len(certs))
 	for _, c := range certs {
 		sum := sha256.Sum256(c.Raw)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/testpki"
 )
 
@@ -149,11 +149,11 @@ func TestRules(t *testing.T) {
 				tt.opts.TrustRoots = certs(w.Root)
 			}
 			_, err := Build(tt.certs, nil, tt.opts)
-			var f *finding.Finding
+			var f *fault.Finding
 			if !errors.As(err, &f) {
 				t.Fatalf("Build: %v, want a finding", err)
 			}
-			if f.ID != tt.id || f.Severity != finding.Error || f.Portal != tt.portal || f.Subject() != finding.Chain {
+			if f.ID != tt.id || f.Severity != fault.SeverityError || f.Portal != tt.portal || f.Subject() != fault.Chain {
 				t.Errorf("Build: %s %s (portal %q), want %s (portal %q)", f.Severity, f.ID, f.Portal, tt.id, tt.portal)
 			}
 			for _, m := range tt.mentions {
@@ -212,7 +212,7 @@ func TestWarnings(t *testing.T) {
 			if diff := cmp.Diff(tt.want, summary(findings)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			if len(findings) > 0 && !slices.ContainsFunc(findings, func(f finding.Finding) bool { return strings.Contains(f.Message, tt.mentions) }) {
+			if len(findings) > 0 && !slices.ContainsFunc(findings, func(f fault.Finding) bool { return strings.Contains(f.Message, tt.mentions) }) {
 				t.Errorf("%q does not stand in %v", tt.mentions, findings)
 			}
 			if _, err := Build(tt.certs, nil, Options{Now: now, TrustRoots: certs(w.Root)}); err != nil {

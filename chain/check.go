@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // What Apple's Push Certificates Portal says to a request with such a chain.
@@ -32,16 +32,16 @@ const (
 )
 
 // checkLeaf: what a certificate must be to sign Push Certificate Requests.
-func checkLeaf(c *x509.Certificate) []finding.Finding {
+func checkLeaf(c *x509.Certificate) []fault.Finding {
 	if uid := userID(c); strings.HasPrefix(uid, pushTopic) || c.Issuer.CommonName == pushCA {
-		return []finding.Finding{refuse("chain.push-certificate", fixLeaf, portalSignature,
+		return []fault.Finding{refuse("chain.push-certificate", fixLeaf, portalSignature,
 			"%s is a push certificate, not the vendor's (user id %q, issued by %q)", name(c), uid, c.Issuer.CommonName)}
 	}
 	if c.IsCA {
-		return []finding.Finding{refuse("chain.leaf-is-ca", fixLeaf, portalSignature,
+		return []fault.Finding{refuse("chain.leaf-is-ca", fixLeaf, portalSignature,
 			"%s is a certificate authority, not a vendor certificate", name(c))}
 	}
-	var f []finding.Finding
+	var f []fault.Finding
 	if pub, ok := c.PublicKey.(*rsa.PublicKey); !ok {
 		f = append(f, refuse("chain.leaf-key", "make a vendor CSR with an RSA-2048 key and have Apple issue a certificate for it", portalSignature,
 			"%s holds a key of type %v; Apple takes RSA only", name(c), c.PublicKeyAlgorithm))
@@ -55,7 +55,7 @@ func checkLeaf(c *x509.Certificate) []finding.Finding {
 	}
 	vendor := asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
 	if !hasExtension(c, vendor) {
-		f = append(f, finding.Finding{ID: "chain.vendor-extension", Severity: finding.Warning,
+		f = append(f, fault.Finding{ID: "chain.vendor-extension", Severity: fault.SeverityWarning,
 			Fix:     "make sure that this is the certificate Apple issued for the MDM vendor's CSR; if it is, ignore this",
 			Message: fmt.Sprintf("%s lacks Apple's extension %v, which marks an MDM vendor's certificate", name(c), vendor)})
 	}
@@ -63,9 +63,9 @@ func checkLeaf(c *x509.Certificate) []finding.Finding {
 }
 
 // checkDates: every certificate of the path is valid now, and for some time to come.
-func checkDates(path []*x509.Certificate, opts Options) []finding.Finding {
+func checkDates(path []*x509.Certificate, opts Options) []fault.Finding {
 	const day = 24 * time.Hour
-	var f []finding.Finding
+	var f []fault.Finding
 	for i, c := range path {
 		if pin, ok := Lookup(c); ok && pin.Retired {
 			continue // chain.wwdr-g1 says it
@@ -83,7 +83,7 @@ func checkDates(path []*x509.Certificate, opts Options) []finding.Finding {
 			f = append(f, refuse("chain.expired", fix, portalExpired,
 				"%s expired %s, %s ago", name(c), c.NotAfter.UTC().Format(date), days(-left)))
 		case left < time.Duration(opts.WarnDays)*day:
-			f = append(f, finding.Finding{ID: "chain.expires-soon", Severity: finding.Warning, Fix: fix,
+			f = append(f, fault.Finding{ID: "chain.expires-soon", Severity: fault.SeverityWarning, Fix: fix,
 				Message: fmt.Sprintf("%s expires %s, in %s", name(c), c.NotAfter.UTC().Format(date), days(left))})
 		}
 	}
@@ -91,13 +91,13 @@ func checkDates(path []*x509.Certificate, opts Options) []finding.Finding {
 }
 
 // incomplete says why the path does not reach a trusted certificate.
-func incomplete(path, pool []*x509.Certificate) []finding.Finding {
+func incomplete(path, pool []*x509.Certificate) []fault.Finding {
 	top := path[len(path)-1]
 	if pin, ok := Lookup(top); ok && pin.Retired {
-		return []finding.Finding{retired(top, pin, true)}
+		return []fault.Finding{retired(top, pin, true)}
 	}
 	if selfIssued(top) {
-		return []finding.Finding{untrusted(top)}
+		return []fault.Finding{untrusted(top)}
 	}
 	circle := false
 	for _, c := range pool {
@@ -109,20 +109,20 @@ func incomplete(path, pool []*x509.Certificate) []finding.Finding {
 			continue
 		}
 		if err := checkSignature(top, c); err != nil {
-			return []finding.Finding{refuse("chain.signature", "get the certificate of the issuer anew: "+fetchFix(top), portalSignature,
+			return []fault.Finding{refuse("chain.signature", "get the certificate of the issuer anew: "+fetchFix(top), portalSignature,
 				"the signature of %s is not by %s, although that has its issuer's name: %v", name(top), name(c), err)}
 		}
-		return []finding.Finding{refuse("chain.too-long", "give only the certificates between the vendor's and Apple's root", portalSignature,
+		return []fault.Finding{refuse("chain.too-long", "give only the certificates between the vendor's and Apple's root", portalSignature,
 			"no trusted root within %d certificates of %s", MaxPath, name(path[0]))}
 	}
 	if circle { // two authorities that certified each other
-		return []finding.Finding{untrusted(top)}
+		return []fault.Finding{untrusted(top)}
 	}
-	return []finding.Finding{missing(path, pool)}
+	return []fault.Finding{missing(path, pool)}
 }
 
 // missing: the issuer of the path's end is not there.
-func missing(path, pool []*x509.Certificate) finding.Finding {
+func missing(path, pool []*x509.Certificate) fault.Finding {
 	top := path[len(path)-1]
 	id, what := "chain.missing-intermediate", "the intermediate"
 	pin, pinned := lookupIssuer(top)
@@ -146,7 +146,7 @@ func missing(path, pool []*x509.Certificate) finding.Finding {
 	return refuse(id, fetchFix(top), portalSignature, "%s", msg)
 }
 
-func untrusted(top *x509.Certificate) finding.Finding {
+func untrusted(top *x509.Certificate) fault.Finding {
 	msg := fmt.Sprintf("the chain ends at %s, which is neither Apple's root nor a trust root that was given", name(top))
 	for _, p := range Pins() {
 		if p.Root && p.Subject == top.Subject.CommonName {
@@ -158,8 +158,8 @@ func untrusted(top *x509.Certificate) finding.Finding {
 
 // retired: WWDR G1 expired and is still in many guides and chain files. Its key is not that of G3: a vendor
 // certificate that it issued needs renewal, one that it only stands beside does not need it.
-func retired(c *x509.Certificate, pin Pin, inPath bool) finding.Finding {
-	f := finding.Finding{ID: "chain.wwdr-g1", Severity: finding.Warning,
+func retired(c *x509.Certificate, pin Pin, inPath bool) fault.Finding {
+	f := fault.Finding{ID: "chain.wwdr-g1", Severity: fault.SeverityWarning,
 		Message: fmt.Sprintf("%s expired %s and must not be used", name(c), pin.NotAfter.Format(date))}
 	for _, p := range Pins() {
 		if p.Name == "WWDR G3" {
@@ -167,14 +167,14 @@ func retired(c *x509.Certificate, pin Pin, inPath bool) finding.Finding {
 		}
 	}
 	if inPath {
-		f.Severity, f.Portal, f.Fix = finding.Error, portalExpired, fixRenew+"; then "+f.Fix
+		f.Severity, f.Portal, f.Fix = fault.SeverityError, portalExpired, fixRenew+"; then "+f.Fix
 	}
 	return f
 }
 
 // strangers are certificates that do not belong to the chain.
-func strangers(certs, path []*x509.Certificate) []finding.Finding {
-	var f []finding.Finding
+func strangers(certs, path []*x509.Certificate) []fault.Finding {
+	var f []fault.Finding
 	for _, c := range certs {
 		if slices.ContainsFunc(path, c.Equal) {
 			continue
@@ -183,14 +183,14 @@ func strangers(certs, path []*x509.Certificate) []finding.Finding {
 			f = append(f, retired(c, pin, false))
 			continue
 		}
-		f = append(f, finding.Finding{ID: "chain.stranger", Severity: finding.Note,
+		f = append(f, fault.Finding{ID: "chain.stranger", Severity: fault.SeverityNote,
 			Message: fmt.Sprintf("%s does not belong to the chain", name(c))})
 	}
 	return f
 }
 
 // order: leaf first and root last. Others have been seen in requests; whether the portal takes them is not known.
-func order(certs, path []*x509.Certificate) []finding.Finding {
+func order(certs, path []*x509.Certificate) []fault.Finding {
 	members := filter(certs, func(c *x509.Certificate) bool { return slices.ContainsFunc(path, c.Equal) })
 	if slices.EqualFunc(members, path, (*x509.Certificate).Equal) {
 		return nil
@@ -199,30 +199,30 @@ func order(certs, path []*x509.Certificate) []finding.Finding {
 	for _, c := range members {
 		names = append(names, name(c))
 	}
-	return []finding.Finding{{ID: "chain.order", Severity: finding.Warning, Fix: "put the vendor certificate first and the root last",
+	return []fault.Finding{{ID: "chain.order", Severity: fault.SeverityWarning, Fix: "put the vendor certificate first and the root last",
 		Message: "the certificates are out of order: " + strings.Join(names, ", ")}}
 }
 
-func empty() finding.Finding {
+func empty() fault.Finding {
 	return refuse("chain.empty", "add the vendor certificate, the WWDR intermediate and Apple's root", portalNoChain, "there is no certificate")
 }
 
-func tooMany(n int) finding.Finding {
+func tooMany(n int) fault.Finding {
 	return refuse("chain.too-many", "give only the vendor certificate, the WWDR intermediate and Apple's root", "",
 		"%d certificates; at most %d are looked at", n, MaxCerts)
 }
 
-func duplicate(c *x509.Certificate) finding.Finding {
-	return finding.Finding{ID: "chain.duplicate", Severity: finding.Warning, Fix: "leave one of them",
+func duplicate(c *x509.Certificate) fault.Finding {
+	return fault.Finding{ID: "chain.duplicate", Severity: fault.SeverityWarning, Fix: "leave one of them",
 		Message: name(c) + " stands in the chain more than once"}
 }
 
-func keyMismatch(c *x509.Certificate, key crypto.PublicKey) finding.Finding {
+func keyMismatch(c *x509.Certificate, key crypto.PublicKey) fault.Finding {
 	return refuse("chain.key-mismatch", "give the certificate that was issued for this key, or the key of this certificate", portalSignature,
 		"%s is not the certificate of the key: it holds the public key with SHA-256 %s, the key has %s", name(c), SPKISHA256(c.PublicKey), SPKISHA256(key))
 }
 
-func ambiguous(certs []*x509.Certificate) finding.Finding {
+func ambiguous(certs []*x509.Certificate) fault.Finding {
 	var names []string
 	for _, c := range certs {
 		names = append(names, fmt.Sprintf("%s (serial number %x, until %s)", name(c), c.SerialNumber, c.NotAfter.UTC().Format(date)))
@@ -231,18 +231,18 @@ func ambiguous(certs []*x509.Certificate) finding.Finding {
 		"%d certificates may be the vendor's: %s", len(certs), strings.Join(names, ", "))
 }
 
-func invalidPath(leaf *x509.Certificate, err error) finding.Finding {
+func invalidPath(leaf *x509.Certificate, err error) fault.Finding {
 	return refuse("chain.invalid", "use the chain that Apple issued", portalSignature, "the chain of %s is not valid: %v", name(leaf), err)
 }
 
-func notApple(root *x509.Certificate) finding.Finding {
-	return finding.Finding{ID: "chain.trust-root", Severity: finding.Note, Portal: portalSignature,
+func notApple(root *x509.Certificate) fault.Finding {
+	return fault.Finding{ID: "chain.trust-root", Severity: fault.SeverityNote, Portal: portalSignature,
 		Message: fmt.Sprintf("the chain ends at %s, a trust root that was given; Apple's portal takes Apple's roots only", name(root))}
 }
 
 // refuse makes a finding of severity Error.
-func refuse(id, fix, portal, format string, args ...any) finding.Finding {
-	return finding.Finding{ID: id, Severity: finding.Error, Message: fmt.Sprintf(format, args...), Fix: fix, Portal: portal}
+func refuse(id, fix, portal, format string, args ...any) fault.Finding {
+	return fault.Finding{ID: id, Severity: fault.SeverityError, Message: fmt.Sprintf(format, args...), Fix: fix, Portal: portal}
 }
 
 // fetchFix says how to get the issuer of cert.

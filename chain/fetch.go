@@ -10,14 +10,16 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"hsmsign/fault"
 )
 
 // The errors of Fetch, found with errors.Is.
 var (
 	// ErrFetch: a certificate could not be got. May work later, or from elsewhere.
-	ErrFetch = errors.New("cannot fetch")
+	ErrFetch = fault.Unavailable.New("cannot fetch")
 	// ErrPin: what was got is not the certificate that is pinned.
-	ErrPin = errors.New("not the pinned certificate")
+	ErrPin = fault.Vendor.New("not the pinned certificate")
 )
 
 // Bounds of Fetch.

@@ -9,13 +9,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/testpki"
 )
 
@@ -137,7 +135,7 @@ func (w world) leafOf(t testing.TB, parent *ca) *x509.Certificate {
 func certs(c ...*x509.Certificate) []*x509.Certificate { return c }
 
 // summary is "severity id" of each finding.
-func summary(findings []finding.Finding) []string {
+func summary(findings []fault.Finding) []string {
 	s := []string{}
 	for _, f := range findings {
 		s = append(s, string(f.Severity)+" "+f.ID)
@@ -152,18 +150,4 @@ func subjects(path []*x509.Certificate) []string {
 		s = append(s, c.Subject.CommonName+" "+c.SerialNumber.String())
 	}
 	return s
-}
-
-// apple reads one of Apple's certificates, which are not part of the project.
-func apple(t testing.TB, file string) *x509.Certificate {
-	t.Helper()
-	der, err := os.ReadFile(filepath.Join("..", "..", "shared", "apple", file)) // #nosec G304 -- a name out of the pin table
-	if err != nil {
-		t.Skip("Apple's certificates are not here")
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
 }

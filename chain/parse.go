@@ -11,7 +11,7 @@ import (
 	"strings"
 	"unicode"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // Parse reads all certificates of one file, in their order: PEM (any number, with text around, and blocks run
@@ -19,7 +19,7 @@ import (
 // PKCS#7 bundles (.p7b, .p7c) of both forms. Other PEM blocks beside certificates are ignored, private keys
 // among them.
 //
-// The error is a *finding.Finding, chain.unreadable or chain.empty. Where the file holds no certificate it
+// The error is a *fault.Finding, chain.unreadable or chain.empty. Where the file holds no certificate it
 // says what it holds instead; where a block is damaged, which one. It never repeats what the file says.
 func Parse(data []byte) ([]*x509.Certificate, error) {
 	if len(data) > MaxFile {
@@ -50,7 +50,7 @@ func Parse(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-func unreadable(format string, args ...any) *finding.Finding {
+func unreadable(format string, args ...any) *fault.Finding {
 	f := refuse("chain.unreadable", "give a certificate in PEM, DER or PKCS#7 form", portalNoChain, format, args...)
 	return &f
 }

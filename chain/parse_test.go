@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // bundle is a PKCS#7 SignedData that holds certificates and signs nothing, as "openssl crl2pkcs7 -nocrl" makes.
@@ -190,11 +190,11 @@ func TestParseRefuses(t *testing.T) {
 	for _, tt := range refusals(t, newWorld(t)) {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := Parse([]byte(tt.data))
-			var f *finding.Finding
+			var f *fault.Finding
 			if !errors.As(err, &f) {
 				t.Fatalf("%d certificates, error %v; want a finding", len(got), err)
 			}
-			if f.ID != tt.id || f.Severity != finding.Error || !strings.Contains(f.Message, tt.want) {
+			if f.ID != tt.id || f.Severity != fault.SeverityError || !strings.Contains(f.Message, tt.want) {
 				t.Errorf("%s: %s; want %s: ...%s", f.ID, f.Message, tt.id, tt.want)
 			}
 		})
@@ -218,8 +218,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		first, err := Parse(data)
 		if err != nil {
-			var found *finding.Finding
-			if !errors.As(err, &found) || found.Subject() != finding.Chain || found.Message == "" {
+			var found *fault.Finding
+			if !errors.As(err, &found) || found.Subject() != fault.Chain || found.Message == "" {
 				t.Fatalf("error %#v is not a finding about a chain", err)
 			}
 			return
@@ -238,7 +238,7 @@ func FuzzParse(f *testing.F) {
 		if !slices.EqualFunc(first, again, (*x509.Certificate).Equal) {
 			t.Fatal("written again, other certificates")
 		}
-		if findings := Check(first, Options{Now: now}); finding.First(findings) == nil {
+		if findings := Check(first, Options{Now: now}); fault.First(findings) == nil {
 			t.Fatalf("good without a trusted root: %v", findings)
 		}
 	})

@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"slices"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // chooseLeaf finds the vendor certificate: the one that holds the key, or where no key is known the only one
 // that is not a CA. Among several (a renewal holds the same key) it is the only one that is valid now. With
 // findings it still gives the likeliest, so that Check can go on.
-func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []finding.Finding) {
+func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []fault.Finding) {
 	candidates := filter(certs, func(c *x509.Certificate) bool { return !c.IsCA })
 	if len(candidates) == 0 {
 		candidates = certs[:1]
@@ -24,7 +24,7 @@ func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []f
 	if opts.Key != nil {
 		matching := filter(certs, func(c *x509.Certificate) bool { return sameKey(c.PublicKey, opts.Key) })
 		if len(matching) == 0 {
-			return candidates[0], []finding.Finding{keyMismatch(candidates[0], opts.Key)}
+			return candidates[0], []fault.Finding{keyMismatch(candidates[0], opts.Key)}
 		}
 		candidates = matching
 	}
@@ -33,7 +33,7 @@ func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []f
 	case len(valid) == 1:
 		return valid[0], nil
 	case len(valid) > 1:
-		return valid[0], []finding.Finding{ambiguous(valid)}
+		return valid[0], []fault.Finding{ambiguous(valid)}
 	}
 	return slices.MaxFunc(candidates, byExpiry), nil // checkDates says that it is not valid
 }
@@ -129,7 +129,7 @@ func checkSignature(cert, issuer *x509.Certificate) error {
 
 // verify has crypto/x509 validate the path: path length, name constraints, algorithms, all that the rules
 // above do not look at. The only root is the path's own end, whose trust is decided already.
-func verify(path []*x509.Certificate, opts Options) []finding.Finding {
+func verify(path []*x509.Certificate, opts Options) []fault.Finding {
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	last := len(path) - 1
 	roots.AddCert(withoutApple(path[last]))
@@ -141,10 +141,10 @@ func verify(path []*x509.Certificate, opts Options) []finding.Finding {
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
-		return []finding.Finding{invalidPath(path[0], err)}
+		return []fault.Finding{invalidPath(path[0], err)}
 	}
 	if pin, ok := Lookup(path[last]); !ok || !pin.Root {
-		return []finding.Finding{notApple(path[last])}
+		return []fault.Finding{notApple(path[last])}
 	}
 	return nil
 }

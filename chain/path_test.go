@@ -16,7 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
 
 type pathCase struct {
@@ -82,9 +83,9 @@ func TestPaths(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			opts := Options{Now: now, TrustRoots: certs(root.cert), Key: w.key.Public()}
 			c, err := Build(tt.certs[:1], tt.certs[1:], opts)
-			checked := finding.First(Check(tt.certs, opts))
+			checked := fault.First(Check(tt.certs, opts))
 			if len(tt.path) == 0 {
-				var f *finding.Finding
+				var f *fault.Finding
 				if !errors.As(err, &f) || f.ID != tt.id {
 					t.Errorf("Build: %v, want %s", err, tt.id)
 				}
@@ -158,13 +159,13 @@ func TestHugeKey(t *testing.T) {
 // TestApple uses Apple's own certificates, where they are at hand.
 func TestApple(t *testing.T) {
 	opts := Options{Now: now}
-	root, rootG3 := apple(t, "AppleIncRootCertificate.cer"), apple(t, "AppleRootCA-G3.cer")
+	root, rootG3 := testkit.Apple(t, "AppleIncRootCertificate.cer"), testkit.Apple(t, "AppleRootCA-G3.cer")
 	for file, want := range map[string]*x509.Certificate{
 		"AppleWWDRCAG2.cer": rootG3, "AppleWWDRCAG3.cer": root, "AppleWWDRCAG4.cer": root,
 		"AppleWWDRCAG5.cer": root, "AppleWWDRCAG6.cer": rootG3, "AppleAAI2CA.cer": root,
 	} {
-		c := apple(t, file)
-		path, complete := climb(c, certs(root, rootG3, apple(t, "AppleWWDRCA.cer")), opts)
+		c := testkit.Apple(t, file)
+		path, complete := climb(c, certs(root, rootG3, testkit.Apple(t, "AppleWWDRCA.cer")), opts)
 		if !complete || len(path) != 2 || !path[1].Equal(want) {
 			t.Errorf("%s: complete %v, %q", file, complete, subjects(path))
 			continue
@@ -206,7 +207,7 @@ func TestMissingGeneration(t *testing.T) {
 		}
 		for _, withKeyID := range []bool{true, false} {
 			f := Check(certs(w.claim(t, pin, withKeyID)), Options{Now: now})
-			i := slices.IndexFunc(f, func(f finding.Finding) bool { return f.ID == "chain.missing-intermediate" })
+			i := slices.IndexFunc(f, func(f fault.Finding) bool { return f.ID == "chain.missing-intermediate" })
 			if i < 0 {
 				t.Errorf("%s: %q", pin.Name, summary(f))
 				continue
@@ -225,7 +226,7 @@ func TestMissingGeneration(t *testing.T) {
 	// A key id that is none of Apple's: no generation is guessed from the name.
 	pin := Pins()[4]
 	pin.KeyID = strings.Repeat("00", 20)
-	if f := Check(certs(w.claim(t, pin, true)), Options{Now: now}); slices.ContainsFunc(f, func(f finding.Finding) bool { return strings.Contains(f.Fix, "WWDRCAG") }) {
+	if f := Check(certs(w.claim(t, pin, true)), Options{Now: now}); slices.ContainsFunc(f, func(f fault.Finding) bool { return strings.Contains(f.Fix, "WWDRCAG") }) {
 		t.Errorf("unknown key id: %+v", f)
 	}
 	// What the push CA issued is no vendor's, whatever its subject says.
@@ -236,7 +237,7 @@ func TestMissingGeneration(t *testing.T) {
 
 // TestWWDRG1: the expired intermediate has a rule of its own, in the chain and beside it.
 func TestWWDRG1(t *testing.T) {
-	g1, root := apple(t, "AppleWWDRCA.cer"), apple(t, "AppleIncRootCertificate.cer")
+	g1, root := testkit.Apple(t, "AppleWWDRCA.cer"), testkit.Apple(t, "AppleIncRootCertificate.cer")
 	w := newWorld(t)
 	tests := []struct {
 		name  string
@@ -253,7 +254,7 @@ func TestWWDRG1(t *testing.T) {
 		if diff := cmp.Diff(tt.want, summary(f)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
-		i := slices.IndexFunc(f, func(f finding.Finding) bool { return f.ID == "chain.wwdr-g1" })
+		i := slices.IndexFunc(f, func(f fault.Finding) bool { return f.ID == "chain.wwdr-g1" })
 		if i < 0 || !strings.Contains(f[i].Message, "expired 2023-02-07") || !strings.Contains(f[i].Fix, "AppleWWDRCAG3.cer") {
 			t.Errorf("%s: %+v", tt.name, f)
 		}

@@ -5,13 +5,15 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
 // TestPins compares the table with Apple's files.
 func TestPins(t *testing.T) {
 	for _, pin := range Pins() {
-		c := apple(t, pin.File)
+		c := testkit.Apple(t, pin.File)
 		got, ok := Lookup(c)
 		if !ok {
 			t.Errorf("%s: SHA-256 of the file is %s, the pin %s", pin.Name, sha256Hex(c.Raw), pin.SHA256)

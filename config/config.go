@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"hsmsign/fault"
 )
 
 // MaxFile is the largest config file that is read, in bytes.
@@ -66,8 +68,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
 }
 
-// Hint is what to do about it.
+// Hint returns what to do.
 func (e *Error) Hint() string { return e.Fix }
+
+// Kind returns fault.Usage.
+func (e *Error) Kind() fault.Kind { return fault.Usage }
 
 // Load reads a config file. Since it names the module that is loaded as code, it must belong to root or to the
 // user, and nobody else may be able to write to it; otherwise, and when Parse refuses it, the error is *Error.

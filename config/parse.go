@@ -14,6 +14,9 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"hsmsign/fault"
+	"hsmsign/internal/suggest"
 )
 
 // setting is one key of the file: where its text goes, its list, or its vendors.
@@ -163,7 +166,7 @@ func set(entry *ast.MappingValueNode, settings []setting) *Error {
 		for _, s := range settings {
 			known = append(known, s.name)
 		}
-		return refuse(at, Suggest(name.Value, known, "the keys are: "+strings.Join(known, ", ")), "unknown key %q", shorten(name.Value))
+		return refuse(at, suggest.Name(name.Value, known, "the keys are: "+strings.Join(known, ", ")), "unknown key %q", shorten(name.Value))
 	}
 	s := settings[i]
 	switch {
@@ -223,50 +226,5 @@ func (s setting) read(value ast.Node) (string, *Error) {
 	return text.Value, nil
 }
 
-// shorten keeps an error to one line.
-func shorten(s string) string {
-	if len(s) > 40 {
-		return s[:40] + "..."
-	}
-	return s
-}
-
-// Suggest is the hint for a name that is none of those that are known: the one that is at most two letters away, or that
-// one of both begins with; otherwise, where there is none.
-func Suggest(name string, known []string, otherwise string) string {
-	best, bestDistance := "", 3
-	for _, k := range known {
-		d := distance(strings.ToLower(shorten(name)), strings.ToLower(k))
-		if strings.HasPrefix(name, k) || len(name) > 2 && strings.HasPrefix(k, name) {
-			d = min(d, 2)
-		}
-		if d < bestDistance {
-			best, bestDistance = k, d
-		}
-	}
-	if best == "" {
-		return otherwise
-	}
-	return fmt.Sprintf("did you mean %q?", best)
-}
-
-// distance is the number of letters to insert, delete or replace to get from a to b (Levenshtein, 1965).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
-}
+// shorten bounds a text from the file in an error.
+func shorten(s string) string { return fault.Clip(s, 43) }

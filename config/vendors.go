@@ -8,6 +8,8 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
+
+	"hsmsign/internal/suggest"
 )
 
 // maxVendors bounds how many identities there can be; Apple gives a vendor three certificates at most.
@@ -98,5 +100,5 @@ func SuggestVendor(name string, names []string) string {
 	if len(names) == 0 {
 		return "there are no vendors in the configuration"
 	}
-	return Suggest(name, names, "there are "+strings.Join(names, ", "))
+	return suggest.Name(name, names, "there are "+strings.Join(names, ", "))
 }

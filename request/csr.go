@@ -8,7 +8,7 @@ import (
 	"math/bits"
 	"slices"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // MaxCSR is the most that is read of a certificate signing request, in bytes, in whatever encoding it comes.
@@ -23,17 +23,17 @@ type CSR struct {
 	// Parsed is the request's content.
 	Parsed *x509.CertificateRequest
 	// Findings is what CheckCSR says of it: from DecodeCSR warnings at most.
-	Findings []finding.Finding
+	Findings []fault.Finding
 }
 
-// DecodeCSR reads the one CSR in data and refuses it unless it is sound. An error is a *finding.Finding whose ID
+// DecodeCSR reads the one CSR in data and refuses it unless it is sound. An error is a *fault.Finding whose ID
 // starts with "csr.".
 func DecodeCSR(data []byte) (*CSR, error) {
 	csr, err := ParseCSR(data)
 	if err != nil {
 		return nil, err
 	}
-	if err := finding.First(csr.Findings); err != nil {
+	if err := fault.First(csr.Findings); err != nil {
 		return nil, err
 	}
 	return csr, nil
@@ -73,8 +73,8 @@ const (
 	fixNewKey = "ask the customer for a CSR over a new RSA key of 2048 bits or more, signed with SHA-256"
 )
 
-func refuse(id, message, fix string) *finding.Finding {
-	return &finding.Finding{ID: id, Severity: finding.Error, Message: message, Fix: fix, Portal: finding.PortalInvalidCSR}
+func refuse(id, message, fix string) *fault.Finding {
+	return &fault.Finding{ID: id, Severity: fault.SeverityError, Message: message, Fix: fix, Portal: fault.PortalInvalidCSR}
 }
 
 // The limits of the customer's key. Below 2048 bits Apple refuses; above 8192 a check costs more than the
@@ -91,21 +91,21 @@ const (
 // CheckCSR checks a parsed CSR and gives what it finds: an Error for what makes it unfit, a Warning for what is
 // merely old. The order is that of cost, and nothing after an unfit key is checked: each rule may count on the
 // ones before.
-func CheckCSR(csr *x509.CertificateRequest) []finding.Finding {
+func CheckCSR(csr *x509.CertificateRequest) []fault.Finding {
 	pub, ok := csr.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return []finding.Finding{*refuse("csr.key-type", fmt.Sprintf("the key is %v; Apple's push certificates take RSA only", csr.PublicKeyAlgorithm), fixNewKey)}
+		return []fault.Finding{*refuse("csr.key-type", fmt.Sprintf("the key is %v; Apple's push certificates take RSA only", csr.PublicKeyAlgorithm), fixNewKey)}
 	}
 	if f := checkKey(pub); f != nil {
-		return []finding.Finding{*f}
+		return []fault.Finding{*f}
 	}
-	var found []finding.Finding
+	var found []fault.Finding
 	switch csr.SignatureAlgorithm {
 	case x509.MD2WithRSA, x509.MD5WithRSA:
 		return append(found, *refuse("csr.hash", fmt.Sprintf("the CSR is signed with %v, which can be forged", csr.SignatureAlgorithm), fixNewKey))
 	case x509.SHA1WithRSA:
-		found = append(found, finding.Finding{
-			ID: "csr.sha1", Severity: finding.Warning,
+		found = append(found, fault.Finding{
+			ID: "csr.sha1", Severity: fault.SeverityWarning,
 			Message: "the CSR is signed with SHA-1, which Apple took from older servers and may stop taking",
 			Fix:     "ask the customer for a CSR signed with SHA-256 at the next renewal",
 		})
@@ -117,7 +117,7 @@ func CheckCSR(csr *x509.CertificateRequest) []finding.Finding {
 }
 
 // checkKey: see the CA/Browser Forum's baseline requirements 6.1.6, and Böck, "Fermat factorization in the wild".
-func checkKey(pub *rsa.PublicKey) *finding.Finding {
+func checkKey(pub *rsa.PublicKey) *fault.Finding {
 	bits := pub.N.BitLen()
 	switch {
 	case bits < minKeyBits || bits > maxKeyBits:

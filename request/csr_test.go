@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // csrDir holds CSR files in every shape, good ones (good*) and one for each rule that refuses.
@@ -89,14 +89,14 @@ func TestDecodeCSRRefuses(t *testing.T) {
 	for name, id := range cases {
 		t.Run(name, func(t *testing.T) {
 			csr, err := DecodeCSR(data[name])
-			var found *finding.Finding
+			var found *fault.Finding
 			if !errors.As(err, &found) || csr != nil {
 				t.Fatalf("got %v, %v; want a finding %s", csr, err, id)
 			}
 			if found.ID != id {
 				t.Errorf("got %s (%s), want %s", found.ID, found.Message, id)
 			}
-			if found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != finding.Error || found.Subject() != finding.CSR {
+			if found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != fault.SeverityError || found.Subject() != fault.CSR {
 				t.Errorf("incomplete: %+v", found)
 			}
 		})
@@ -124,7 +124,7 @@ func TestSHA1IsAWarning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != finding.Warning {
+	if len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != fault.SeverityWarning {
 		t.Errorf("got %+v", csr.Findings)
 	}
 }
@@ -229,8 +229,8 @@ func FuzzDecodeCSR(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		csr, err := ParseCSR(data)
 		if err != nil {
-			var found *finding.Finding
-			if !errors.As(err, &found) || found.Subject() != finding.CSR {
+			var found *fault.Finding
+			if !errors.As(err, &found) || found.Subject() != fault.CSR {
 				t.Fatalf("not a finding: %v", err)
 			}
 			return

@@ -8,19 +8,19 @@ import (
 
 	"howett.net/plist"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // Parse reads a Push Certificate Request in any shape seen in the wild: base64 in one line or wrapped, or the
 // bare XML; keys in any order; a chain in any order, with PEM blocks run together or lines too long. It decodes
-// and checks nothing: see Verify. An error is a *finding.Finding whose ID starts with "request.".
+// and checks nothing: see Verify. An error is a *fault.Finding whose ID starts with "request.".
 func Parse(data []byte) (*Request, error) {
 	r, _, err := parse(data)
 	return r, err
 }
 
 // parse also gives what it tolerated, as findings.
-func parse(data []byte) (*Request, []finding.Finding, error) {
+func parse(data []byte) (*Request, []fault.Finding, error) {
 	xml, found, err := unwrap(data)
 	if err != nil {
 		return nil, nil, err
@@ -31,10 +31,10 @@ func parse(data []byte) (*Request, []finding.Finding, error) {
 	}
 	found = append(found, plistFound...)
 	r := &Request{}
-	if r.CSR, err = decodeKey(dict, keyCSR, finding.PortalInvalidCSR); err != nil {
+	if r.CSR, err = decodeKey(dict, keyCSR, fault.PortalInvalidCSR); err != nil {
 		return nil, nil, err
 	}
-	if r.Signature, err = decodeKey(dict, keySignature, finding.PortalSignature); err != nil {
+	if r.Signature, err = decodeKey(dict, keySignature, fault.PortalSignature); err != nil {
 		return nil, nil, err
 	}
 	chain, chainFound, err := parseChain(dict[keyChain])
@@ -54,36 +54,36 @@ const (
 
 const fixSignAgain = "make the request again with hsmsign sign"
 
-func bad(id, message, fix, portal string) *finding.Finding {
-	return &finding.Finding{ID: id, Severity: finding.Error, Message: message, Fix: fix, Portal: portal}
+func bad(id, message, fix, portal string) *fault.Finding {
+	return &fault.Finding{ID: id, Severity: fault.SeverityError, Message: message, Fix: fix, Portal: portal}
 }
 
-func tolerated(id, message, fix string) finding.Finding {
-	return finding.Finding{ID: id, Severity: finding.Warning, Message: message, Fix: fix}
+func tolerated(id, message, fix string) fault.Finding {
+	return fault.Finding{ID: id, Severity: fault.SeverityWarning, Message: message, Fix: fix}
 }
 
 // unwrap gives the XML inside data.
-func unwrap(data []byte) ([]byte, []finding.Finding, error) {
+func unwrap(data []byte) ([]byte, []fault.Finding, error) {
 	if len(data) > MaxRequest {
 		return nil, nil, bad("request.size", fmt.Sprintf("larger than %d bytes, which no request is", MaxRequest),
-			"check that this is the file that the vendor sent", finding.PortalInvalidCSR)
+			"check that this is the file that the vendor sent", fault.PortalInvalidCSR)
 	}
 	text := bytes.TrimSpace(plainText(data))
 	if isXML(text) {
-		return text, []finding.Finding{tolerated("request.not-base64",
+		return text, []fault.Finding{tolerated("request.not-base64",
 			"the bare XML property list: Apple asks for the base64 of it", "encode it: base64 -w0 FILE")}, nil
 	}
-	var found []finding.Finding
+	var found []fault.Finding
 	if bytes.ContainsAny(text, " \t\r\n") {
-		found = append(found, finding.Finding{ID: "request.wrapped", Severity: finding.Note,
+		found = append(found, fault.Finding{ID: "request.wrapped", Severity: fault.SeverityNote,
 			Message: "the base64 is wrapped into lines, which the portal is known to take"})
 	}
 	xml, err := decodeBase64(text)
 	if err != nil {
-		return nil, nil, bad("request.encoding", "neither base64 nor an XML property list: "+describe(text), fixSignAgain, finding.PortalInvalidCSR)
+		return nil, nil, bad("request.encoding", "neither base64 nor an XML property list: "+describe(text), fixSignAgain, fault.PortalInvalidCSR)
 	}
 	if xml = bytes.TrimSpace(xml); !isXML(xml) {
-		return nil, nil, bad("request.encoding", "base64 of something that is no XML property list: "+describe(xml), fixSignAgain, finding.PortalInvalidCSR)
+		return nil, nil, bad("request.encoding", "base64 of something that is no XML property list: "+describe(xml), fixSignAgain, fault.PortalInvalidCSR)
 	}
 	return xml, found, nil
 }
@@ -93,9 +93,9 @@ func isXML(text []byte) bool {
 	return bytes.HasPrefix(text, []byte("<?xml")) || bytes.HasPrefix(text, []byte("<!DOCTYPE plist")) || bytes.HasPrefix(text, []byte("<plist"))
 }
 
-func parsePlist(xml []byte) (map[string]any, []finding.Finding, error) {
+func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 	malformed := func(why string) error {
-		return bad("request.plist", "not a property list with three strings: "+why, fixSignAgain, finding.PortalInvalidCSR)
+		return bad("request.plist", "not a property list with three strings: "+why, fixSignAgain, fault.PortalInvalidCSR)
 	}
 	var dict map[string]any
 	if _, err := plist.Unmarshal(xml, &dict); err != nil {
@@ -114,14 +114,14 @@ func parsePlist(xml []byte) (map[string]any, []finding.Finding, error) {
 			return nil, nil, malformed(key + " stands more than once")
 		}
 	}
-	var found []finding.Finding
+	var found []fault.Finding
 	if len(dict) > 3 {
 		found = append(found, tolerated("request.extra-key", fmt.Sprintf("the property list has %d keys; Apple names three", len(dict)), fixSignAgain))
 	}
 	if bytes.Contains(xml, []byte("-//Apple//DTD PLIST 1.0//EN")) || !bytes.Contains(xml, []byte("<!DOCTYPE")) {
 		return dict, found, nil
 	}
-	return dict, append(found, finding.Finding{ID: "request.doctype", Severity: finding.Note,
+	return dict, append(found, fault.Finding{ID: "request.doctype", Severity: fault.SeverityNote,
 		Message: "the property list has another DOCTYPE than -//Apple//DTD PLIST 1.0//EN; older tools write -//Apple Inc//DTD"}), nil
 }
 
@@ -142,12 +142,12 @@ func decodeKey(dict map[string]any, key, portal string) ([]byte, error) {
 }
 
 // parseChain reads concatenated PEM certificates. Nothing in it is parsed further.
-func parseChain(value any) ([][]byte, []finding.Finding, error) {
+func parseChain(value any) ([][]byte, []fault.Finding, error) {
 	text := strings.TrimSpace(value.(string))
 	if text == "" {
-		return nil, nil, bad("request.chain-empty", keyChain+" is empty", fixSignAgain, finding.PortalChainMissing)
+		return nil, nil, bad("request.chain-empty", keyChain+" is empty", fixSignAgain, fault.PortalChainMissing)
 	}
-	var found []finding.Finding
+	var found []fault.Finding
 	if apart := strings.ReplaceAll(text, "----------BEGIN", "-----\n-----BEGIN"); apart != text {
 		found = append(found, tolerated("request.pem-run-together",
 			"PEM blocks stand on one line (-----END CERTIFICATE----------BEGIN CERTIFICATE-----), which many readers cut short", fixSignAgain))
@@ -164,12 +164,12 @@ func parseChain(value any) ([][]byte, []finding.Finding, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s holds a PEM %q where certificates belong", keyChain, block.Type), fixSignAgain, finding.PortalChainMissing)
+			return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s holds a PEM %q where certificates belong", keyChain, block.Type), fixSignAgain, fault.PortalChainMissing)
 		}
 		chain = append(chain, block.Bytes)
 	}
 	if len(chain) != begins || begins == 0 {
-		return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s has %d PEM blocks of which %d can be read", keyChain, begins, len(chain)), fixSignAgain, finding.PortalChainMissing)
+		return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s has %d PEM blocks of which %d can be read", keyChain, begins, len(chain)), fixSignAgain, fault.PortalChainMissing)
 	}
 	return chain, found, nil
 }

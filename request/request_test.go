@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 const goldenDir = "../testdata/golden/"
@@ -170,24 +170,24 @@ func TestParseRefuses(t *testing.T) {
 		id     string
 		portal string
 	}{
-		{"empty", nil, "request.encoding", finding.PortalInvalidCSR},
-		{"too large", make([]byte, MaxRequest+1), "request.size", finding.PortalInvalidCSR},
-		{"a CSR", readFile(t, csrDir+"/good.pem"), "request.encoding", finding.PortalInvalidCSR},
-		{"base64 of DER", readFile(t, csrDir+"/good.b64"), "request.encoding", finding.PortalInvalidCSR},
-		{"cut XML", []byte(xml[:len(xml)/2]), "request.plist", finding.PortalInvalidCSR},
-		{"GNUStep", []byte(`<48656c6c6f>`), "request.encoding", finding.PortalInvalidCSR},
-		{"key missing", replace(keyCSR, "SomethingElse"), "request.plist", finding.PortalInvalidCSR},
-		{"key twice", replace("<dict>", "<dict><key>"+keyCSR+"</key><string>AAAA</string>"), "request.plist", finding.PortalInvalidCSR},
-		{"not a string", replace("<string>"+csr+"</string>", "<integer>1</integer>"), "request.plist", finding.PortalInvalidCSR},
-		{"CSR is PEM", replace(csr, "-----BEGIN CERTIFICATE REQUEST-----"), "request.value", finding.PortalInvalidCSR},
-		{"CSR empty", replace(csr, ""), "request.value", finding.PortalInvalidCSR},
-		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", finding.PortalChainMissing},
-		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", finding.PortalChainMissing},
-		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", finding.PortalChainMissing},
+		{"empty", nil, "request.encoding", fault.PortalInvalidCSR},
+		{"too large", make([]byte, MaxRequest+1), "request.size", fault.PortalInvalidCSR},
+		{"a CSR", readFile(t, csrDir+"/good.pem"), "request.encoding", fault.PortalInvalidCSR},
+		{"base64 of DER", readFile(t, csrDir+"/good.b64"), "request.encoding", fault.PortalInvalidCSR},
+		{"cut XML", []byte(xml[:len(xml)/2]), "request.plist", fault.PortalInvalidCSR},
+		{"GNUStep", []byte(`<48656c6c6f>`), "request.encoding", fault.PortalInvalidCSR},
+		{"key missing", replace(keyCSR, "SomethingElse"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice", replace("<dict>", "<dict><key>"+keyCSR+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"not a string", replace("<string>"+csr+"</string>", "<integer>1</integer>"), "request.plist", fault.PortalInvalidCSR},
+		{"CSR is PEM", replace(csr, "-----BEGIN CERTIFICATE REQUEST-----"), "request.value", fault.PortalInvalidCSR},
+		{"CSR empty", replace(csr, ""), "request.value", fault.PortalInvalidCSR},
+		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", fault.PortalChainMissing},
+		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", fault.PortalChainMissing},
+		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", fault.PortalChainMissing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, err := Parse(c.data)
-			var found *finding.Finding
+			var found *fault.Finding
 			if !errors.As(err, &found) || r != nil {
 				t.Fatalf("got %v, %v", r, err)
 			}
@@ -207,8 +207,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := Parse(data)
 		if err != nil {
-			var found *finding.Finding
-			if !errors.As(err, &found) || found.Subject() != finding.Request {
+			var found *fault.Finding
+			if !errors.As(err, &found) || found.Subject() != fault.Request {
 				t.Fatalf("not a finding: %v", err)
 			}
 			return

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // VerifyOptions says what a request is held against. The zero value: Apple's roots, now, any CSR.
@@ -24,7 +24,7 @@ type VerifyOptions struct {
 
 // Report is what Verify found. The decoded parts are nil where the request could not be read that far.
 type Report struct {
-	Findings []finding.Finding
+	Findings []fault.Finding
 	Request  *Request
 	CSR      *x509.CertificateRequest
 	Chain    []*x509.Certificate // in the request's order
@@ -32,7 +32,7 @@ type Report struct {
 }
 
 // OK is whether the request can be uploaded: no finding of severity Error.
-func (r *Report) OK() bool { return finding.First(r.Findings) == nil }
+func (r *Report) OK() bool { return fault.First(r.Findings) == nil }
 
 // Verify examines a Push Certificate Request as Apple's portal would, and goes on after a defect, so that one run
 // names them all. The request may be any tool's.
@@ -53,11 +53,11 @@ func Verify(data []byte, opts VerifyOptions) *Report {
 	return r
 }
 
-// add takes in an error that is a *finding.Finding, as every error of this package and of chain is.
+// add takes in an error that is a *fault.Finding, as every error of this package and of chain is.
 func (r *Report) add(err error) {
-	var f *finding.Finding
+	var f *fault.Finding
 	if !errors.As(err, &f) {
-		f = bad("request.unreadable", err.Error(), fixSignAgain, finding.PortalInvalidCSR)
+		f = bad("request.unreadable", err.Error(), fixSignAgain, fault.PortalInvalidCSR)
 	}
 	r.Findings = append(r.Findings, *f)
 }
@@ -70,7 +70,7 @@ func (r *Report) readCSR(want *CSR) {
 		r.CSR = parsed
 		r.Findings = append(r.Findings, CheckCSR(parsed)...)
 	case bytes.Contains(der, pemBegin):
-		r.add(bad("request.csr-pem", keyCSR+" is the base64 of a PEM file; it must be that of the DER inside", fixSignAgain, finding.PortalInvalidCSR))
+		r.add(bad("request.csr-pem", keyCSR+" is the base64 of a PEM file; it must be that of the DER inside", fixSignAgain, fault.PortalInvalidCSR))
 	default:
 		r.add(err)
 	}
@@ -88,7 +88,7 @@ func (r *Report) readChain(opts VerifyOptions) {
 	for i, der := range r.Request.Chain {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			r.add(bad("request.chain-certificate", fmt.Sprintf("certificate %d of the chain is unreadable: %v", i+1, err), fixSignAgain, finding.PortalChainMissing))
+			r.add(bad("request.chain-certificate", fmt.Sprintf("certificate %d of the chain is unreadable: %v", i+1, err), fixSignAgain, fault.PortalChainMissing))
 			continue
 		}
 		r.Chain = append(r.Chain, cert)
@@ -125,7 +125,7 @@ func (r *Report) checkSignature(want *CSR) {
 	}
 	der, sig := r.Request.CSR, r.Request.Signature
 	wrong := func(what string) {
-		r.add(bad("request.signature", "the signature "+what, fixSignAgain, finding.PortalSignature))
+		r.add(bad("request.signature", "the signature "+what, fixSignAgain, fault.PortalSignature))
 	}
 	pub, ok := vendor.PublicKey.(*rsa.PublicKey)
 	if !ok {
@@ -135,9 +135,9 @@ func (r *Report) checkSignature(want *CSR) {
 		return
 	}
 	if r.Digest == crypto.SHA1 {
-		f := bad("request.signature-sha1", "the signature was made with SHA-1; Apple wants SHA-256", "make the request again with --digest sha256", finding.PortalSignature)
+		f := bad("request.signature-sha1", "the signature was made with SHA-1; Apple wants SHA-256", "make the request again with --digest sha256", fault.PortalSignature)
 		if vendor.NotBefore.Before(sha1Until) {
-			f.Severity, f.Portal = finding.Warning, ""
+			f.Severity, f.Portal = fault.SeverityWarning, ""
 		}
 		r.add(f)
 		return

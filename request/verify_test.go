@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/testpki"
 )
 
@@ -78,7 +78,7 @@ func (k *kit) request(t testing.TB) *Request {
 func problems(r *Report) []string {
 	var ids []string
 	for _, f := range r.Findings {
-		if f.Severity != finding.Note {
+		if f.Severity != fault.SeverityNote {
 			ids = append(ids, string(f.Severity)+" "+f.ID)
 		}
 	}
@@ -205,7 +205,7 @@ func TestVerify(t *testing.T) {
 			if report.OK() != wantOK {
 				t.Errorf("OK is %v", report.OK())
 			}
-			said := slices.ContainsFunc(report.Findings, func(f finding.Finding) bool {
+			said := slices.ContainsFunc(report.Findings, func(f fault.Finding) bool {
 				return bytes.Contains([]byte(f.Message), []byte(c.says)) && f.Fix != ""
 			})
 			if c.says != "" && !said {
@@ -229,7 +229,7 @@ func TestVerifyNamesThePortalsError(t *testing.T) {
 	for _, f := range report.Findings {
 		portal[f.ID] = f.Portal
 	}
-	want := map[string]string{"request.signature": finding.PortalSignature, "chain.expired": finding.PortalExpired}
+	want := map[string]string{"request.signature": fault.PortalSignature, "chain.expired": fault.PortalExpired}
 	for id, words := range want {
 		if portal[id] != words {
 			t.Errorf("%s: got %q, want %q", id, portal[id], words)

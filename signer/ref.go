@@ -3,6 +3,7 @@ package signer
 import (
 	"fmt"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -12,8 +13,8 @@ const MaxRef = 4096
 
 // Ref is a parsed key reference: scheme:path?name=value&name=value.
 //
-// It is not a URL: a '+' means itself, and only the backend knows what its path means (RFC 7512 section 2.3
-// for pkcs11). The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
+// It is not a URL: a '+' means itself, and only the backend knows what the path means (RFC 7512 section 2.3 for
+// pkcs11). The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
 type Ref struct {
 	Scheme string // "file", "pkcs11", "awskms", "gcpkms": lower case
 	Path   string // all between "scheme:" and "?", as it was written, percent-encoding included
@@ -23,15 +24,15 @@ type Ref struct {
 // attr is one query attribute; the value is percent-decoded.
 type attr struct{ name, value string }
 
-// ParseRef reads a key reference. An error wraps ErrReference and never repeats the text of the query, which
-// may hold a PIN.
+// ParseRef reads a key reference. An error wraps ErrReference and never repeats text of the query, which may contain a
+// PIN.
 func ParseRef(s string) (Ref, error) {
 	if len(s) > MaxRef {
 		return Ref{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrReference, len(s), MaxRef)
 	}
 	for _, c := range []byte(s) {
 		if c < 0x20 || c == 0x7f {
-			return Ref{}, fmt.Errorf("%w: it holds a control character; percent-encode it", ErrReference)
+			return Ref{}, fmt.Errorf("%w: it contains a control character; percent-encode it", ErrReference)
 		}
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
@@ -59,14 +60,14 @@ func ParseRef(s string) (Ref, error) {
 			return Ref{}, fmt.Errorf("%w: query attribute %q: a %% must be followed by two hexadecimal digits", ErrReference, name)
 		}
 		if slices.ContainsFunc(ref.query, func(a attr) bool { return a.name == name }) {
-			return Ref{}, fmt.Errorf("%w: query attribute %q stands twice", ErrReference, name)
+			return Ref{}, fmt.Errorf("%w: query attribute %q is repeated", ErrReference, name)
 		}
 		ref.query = append(ref.query, attr{name, value})
 	}
 	return ref, nil
 }
 
-// Query is the percent-decoded value of a query attribute, and whether it is there.
+// Query returns the percent-decoded value of a query attribute, and whether the reference has it.
 func (r Ref) Query(name string) (string, bool) {
 	for _, a := range r.query {
 		if a.name == name {
@@ -76,39 +77,53 @@ func (r Ref) Query(name string) (string, bool) {
 	return "", false
 }
 
-// CheckQuery refuses a query attribute that is none of the known ones: a typing error must not weaken a setting.
-// The error wraps ErrReference.
+// CheckQuery refuses an unknown query attribute: a typing error must not weaken a setting. The error wraps
+// ErrReference.
 func (r Ref) CheckQuery(known ...string) error {
 	for _, a := range r.query {
 		if !slices.Contains(known, a.name) {
-			return fmt.Errorf("%w: unknown query attribute %q; %s: takes %s", ErrReference, a.name, r.Scheme, strings.Join(known, ", "))
+			return fmt.Errorf("%w: unknown query attribute %q; %s: accepts %s", ErrReference, a.name, r.Scheme, strings.Join(known, ", "))
 		}
 	}
 	return nil
 }
 
-// String is the reference in the form ParseRef reads, with the value of every attribute that may be a secret
-// replaced by "REDACTED". Without secrets, ParseRef(r.String()) is r, as long as the escapes that it adds leave
-// it within MaxRef.
+// Encode returns the reference exactly, secrets included: ParseRef(r.Encode()) is r, and it is never longer than the
+// text that was parsed. It is for another process; String is for people.
+func (r Ref) Encode() string {
+	return r.format(r.Path, func(a attr) string {
+		return special.ReplaceAllStringFunc(a.value, func(c string) string { return fmt.Sprintf("%%%02X", c[0]) })
+	})
+}
+
+// special are the bytes that ParseRef does not read as themselves in a value.
+var special = regexp.MustCompile(`[%&\x00-\x1f\x7f]`)
+
+// String returns the reference in the form that ParseRef reads, with the value of every attribute that may be a secret
+// replaced by "REDACTED".
 func (r Ref) String() string {
+	return r.format(redactPIN(r.Path), func(a attr) string {
+		if secretAttr(a.name) {
+			return "REDACTED"
+		}
+		return escape(redactUser(a.name, redactPIN(a.value)))
+	})
+}
+
+func (r Ref) format(path string, value func(attr) string) string {
 	var b strings.Builder
-	b.WriteString(r.Scheme + ":" + redactPIN(r.Path))
+	b.WriteString(r.Scheme + ":" + path)
 	sep := byte('?')
 	for _, a := range r.query {
 		b.WriteByte(sep)
 		sep = '&'
-		b.WriteString(a.name + "=")
-		if secretAttr(a.name) {
-			b.WriteString("REDACTED")
-		} else {
-			b.WriteString(escape(redactUser(a.name, redactPIN(a.value))))
-		}
+		b.WriteString(a.name + "=" + value(a))
 	}
 	return b.String()
 }
 
-// redactPIN hides a pin-value that stands where none belongs, in the path or behind a ';' in the query: the
-// error that refuses it prints the reference.
+// redactPIN hides a pin-value in the wrong place, in the path or after a ';' in the query: the error that refuses it
+// prints the reference.
 func redactPIN(s string) string {
 	const name = "pin-value="
 	for from := 0; from+len(name) <= len(s); from++ {
@@ -125,8 +140,8 @@ func redactPIN(s string) string {
 	return s
 }
 
-// redactUser hides user and password where the address of a server has them: "http://user:secret@host". No backend
-// takes that, and the error that refuses it prints the reference.
+// redactUser hides the user and password of a server's address: "http://user:secret@host". No backend accepts them,
+// and the error that refuses them prints the reference.
 func redactUser(name, value string) string {
 	at := strings.LastIndexByte(value, '@')
 	if name != "endpoint" || at < 0 {
@@ -135,8 +150,8 @@ func redactUser(name, value string) string {
 	return "REDACTED" + value[at:]
 }
 
-// secretAttr: pin-value (RFC 7512) and whatever a user may have taken for it. Attributes that say where a
-// secret lies (pin-source, passphrase-file) are not secret.
+// secretAttr reports whether an attribute may be a secret: pin-value (RFC 7512) and its look-alikes. Attributes that say
+// where a secret is (pin-source, passphrase-file) are not secret.
 func secretAttr(name string) bool {
 	name = strings.ToLower(name)
 	if strings.HasSuffix(name, "-source") || strings.HasSuffix(name, "-file") {
@@ -171,7 +186,7 @@ func isDigit(c byte) bool  { return '0' <= c && c <= '9' }
 // Unescape percent-decodes s (RFC 3986 section 2.1). A '+' stays a '+'.
 func Unescape(s string) (string, error) { return url.PathUnescape(s) }
 
-// escape percent-encodes what must not stand in a query value.
+// escape percent-encodes the characters that are not allowed in a query value.
 func escape(s string) string {
 	const plain = "-._~:[]@!$'()*+,;=/?|" // RFC 7512 pk11-qattr, without '&'
 	var b strings.Builder

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/fault"
 )
 
 func TestParseRef(t *testing.T) {
@@ -99,7 +101,7 @@ func TestParseRefRefuses(t *testing.T) {
 		"file:a?x":                               "attribute 1 is not of the form",
 		"file:a?=1":                              "attribute 1 is not of the form",
 		"file:a?x y=1":                           "attribute 1 is not of the form",
-		"file:a?x=1&x=2":                         `"x" stands twice`,
+		"file:a?x=1&x=2":                         `"x" is repeated`,
 		"file:a?x=%4":                            `"x": a % must be followed`,
 		"file:a?x=%zz":                           `"x": a % must be followed`,
 		"file:a\nb":                              "control character",
@@ -108,7 +110,7 @@ func TestParseRefRefuses(t *testing.T) {
 		"file:" + strings.Repeat("a", MaxRef-4):  "4097 bytes, at most 4096",
 		"pkcs11:token=a?pin-value=1234%":         `"pin-value": a % must be followed`,
 		"pkcs11:token=a?pin-value=1234&1234":     "attribute 2 is not of the form",
-		"pkcs11:a?pin-value=1234&pin-value=1234": `"pin-value" stands twice`,
+		"pkcs11:a?pin-value=1234&pin-value=1234": `"pin-value" is repeated`,
 		"pkcs11:a?pin-value=1234\n":              "control character",
 	} {
 		ref, err := ParseRef(in)
@@ -134,7 +136,7 @@ func TestCheckQuery(t *testing.T) {
 		t.Errorf("known: %v", err)
 	}
 	err = ref.CheckQuery("module-path", "pin-source")
-	if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), `unknown query attribute "pin-value"; pkcs11: takes module-path, pin-source`) {
+	if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), `unknown query attribute "pin-value"; pkcs11: accepts module-path, pin-source`) {
 		t.Errorf("unknown: %v", err)
 	}
 	if strings.Contains(err.Error(), "1234") {
@@ -147,12 +149,12 @@ func TestErrorTellsNoPIN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Error{Op: "log in", Ref: ref, Err: ErrAuth, Fix: "check the PIN"}
+	e := &Error{Op: "log in", Ref: ref, Err: fault.WithHint(ErrAuth, "check the PIN")}
 	if want := "log in pkcs11:token=a?pin-value=REDACTED: authentication failed"; e.Error() != want {
 		t.Errorf("%q, want %q", e, want)
 	}
-	if !errors.Is(e, ErrAuth) || e.Hint() != "check the PIN" {
-		t.Errorf("wraps %v, hint %q", e.Unwrap(), e.Hint())
+	if !errors.Is(e, ErrAuth) || fault.Hint(e) != "check the PIN" {
+		t.Errorf("wraps %v, hint %q", e.Unwrap(), fault.Hint(e))
 	}
 }
 

@@ -37,7 +37,7 @@ func runTests(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), binaryWait)
 	defer cancel()
 	build := exec.CommandContext(ctx, "go", "build", "-o", dir, "hsmsign/cmd/hsmsign",
-		"hsmsign/signer/awskms/kmstest/cmd/awskms-double", "hsmsign/signer/gcpkms/kmstest/cmd/gcpkms-double")
+		"hsmsign/signer/awskms/awskmstest/cmd/awskms-double", "hsmsign/signer/gcpkms/gcpkmstest/cmd/gcpkms-double")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build hsmsign: %v\n%s", err, out)
 		return 1

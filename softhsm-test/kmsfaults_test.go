@@ -19,8 +19,8 @@ import (
 	"testing"
 	"time"
 
-	aws "hsmsign/signer/awskms/kmstest"
-	gcp "hsmsign/signer/gcpkms/kmstest"
+	aws "hsmsign/signer/awskms/awskmstest"
+	gcp "hsmsign/signer/gcpkms/gcpkmstest"
 )
 
 // service is a double of a KMS within the test, so that it counts and fails as the test wants, with the golden vendor

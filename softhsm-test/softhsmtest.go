@@ -4,7 +4,7 @@
 //	tok := softhsmtest.New(t)
 //	tok.Import(t, keyPEM, "vendor", []byte{1})
 //	ref, err := signer.ParseRef(tok.Ref("vendor"))
-//	key, err := pkcs11.Backend(pkcs11.Options{}).Open(ctx, ref)
+//	key, err := pkcs11.Backend(pkcs11.Options{}).Open(ctx, ref, signer.OpenOptions{})
 //
 // Faults come from two rigs around such a token: BuildFaultModule makes a PKCS#11 module that stands before
 // SoftHSM2 and does what a script says (return values, locked PINs, hangs, crashes), and NewP11Kit puts the token

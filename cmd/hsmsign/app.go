@@ -5,9 +5,9 @@ import (
 	"io"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"hsmsign/internal/suggest"
 
-	"hsmsign/config"
+	"github.com/urfave/cli/v2"
 )
 
 // program is what the commands share: the world outside, passed in.
@@ -88,7 +88,7 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 		for _, f := range ctx.Command.Flags {
 			known = append(known, "--"+f.Names()[0])
 		}
-		return usage(config.Suggest("--"+name, known, hint), "unknown flag --%s", name)
+		return usage(suggest.Name("--"+name, known, hint), "unknown flag --%s", name)
 	}
 	return usage(hint, "%w", err)
 }
@@ -99,7 +99,7 @@ func unknownCommand(ctx *cli.Context, name string) error {
 		commands = ctx.Command.Subcommands
 	}
 	known := names(commands)
-	return usage(config.Suggest(name, known, "the commands are "+strings.Join(known, ", ")), "unknown command %q", name)
+	return usage(suggest.Name(name, known, "the commands are "+strings.Join(known, ", ")), "unknown command %q", name)
 }
 
 func names(commands []*cli.Command) []string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/file"
 	"hsmsign/signer/pkcs11"
@@ -16,12 +17,12 @@ var cloudSchemes = []string{"awskms", "gcpkms"}
 
 // backends maps a reference's scheme to its backend. pub is the key that is looked for, nil where it is not known.
 func (p *program) backends(pub crypto.PublicKey) map[string]signer.Backend {
-	secrets := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}
+	secrets := secret.Reader{Getenv: p.getenv, Prompt: p.prompt}
 	warn := func(message string) { p.ui.warn("%s", message) }
-	all := cloudBackends(warn, pub)
+	all := cloudBackends(warn)
 	all["file"] = file.Backend(file.Options{Secrets: secrets, Warn: warn})
 	all["pkcs11"] = pkcs11.Backend(pkcs11.Options{
-		Secrets: secrets, Warn: warn, PublicKey: pub, AllowedModules: p.modules, Worker: worker(),
+		Secrets: secrets, Warn: warn, AllowedModules: p.modules, Worker: worker(),
 	})
 	return all
 }
@@ -51,5 +52,5 @@ func (p *program) openKey(ctx context.Context, reference string, pub crypto.Publ
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	return backend.Open(ctx, ref)
+	return backend.Open(ctx, ref, signer.OpenOptions{PublicKey: pub})
 }

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"hsmsign/agent"
+	"hsmsign/fault"
 	"hsmsign/request"
 )
 
@@ -178,9 +179,9 @@ func (job *signJob) finish(ctx context.Context, total int, count *tally) error {
 	case err != nil:
 		return err
 	case refused > 0:
-		return &exitError{code: exitRefused, err: errSilent}
+		return exitStatus(fault.Refused.Exit())
 	case failed > 0:
-		return &exitError{code: int(count.failedExit.Load()), err: errSilent}
+		return exitStatus(int(count.failedExit.Load()))
 	}
 	return nil
 }

@@ -6,18 +6,19 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"hsmsign/fault"
+	ceremonies "hsmsign/lifecycle/ceremony"
+
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/certreq"
 	"hsmsign/chain"
-	"hsmsign/identity"
+	"hsmsign/lifecycle/certreq"
 	"hsmsign/signer"
 )
 
@@ -47,7 +48,7 @@ func (p *program) ceremonyCommand() *cli.Command {
 
 // ceremony is one run of it.
 type ceremony struct {
-	*identity.Transcript
+	*ceremonies.Transcript
 	p         *program
 	job       *keyJob
 	dir       string
@@ -70,10 +71,10 @@ func (p *program) vendorCeremony(cliCtx *cli.Context) error {
 	}
 	defer func() { _ = c.Close() }()
 	switch {
-	case c.done(identity.StepComplete):
+	case c.done(ceremonies.StepComplete):
 		p.ui.info("the ceremony in %q is complete; check it with --verify", c.dir)
 		return nil
-	case c.done(identity.StepWait) && c.in == nil:
+	case c.done(ceremonies.StepWait) && c.in == nil:
 		c.waiting()
 		return nil
 	}
@@ -93,7 +94,7 @@ func (p *program) newCeremony(cliCtx *cli.Context) (*ceremony, error) {
 		return nil, usage("name the ceremony's folder with --dir", "no folder given")
 	}
 	c.witnesses, _ = job.list("witness")
-	if err := identity.CheckWitnesses(c.witnesses); err != nil {
+	if err := ceremonies.CheckWitnesses(c.witnesses); err != nil {
 		return nil, err
 	}
 	if name, _ := job.str("certificate"); name != "" {
@@ -101,7 +102,7 @@ func (p *program) newCeremony(cliCtx *cli.Context) (*ceremony, error) {
 			return nil, err
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(c.dir, identity.TranscriptJSON)); err != nil {
+	if _, err := os.Lstat(filepath.Join(c.dir, ceremonies.TranscriptJSON)); err != nil {
 		// The first run: before the folder is made.
 		if c.subject, err = job.subject(); err != nil {
 			return nil, err
@@ -113,14 +114,14 @@ func (p *program) newCeremony(cliCtx *cli.Context) (*ceremony, error) {
 	if err := os.MkdirAll(c.dir, 0o750); err != nil {
 		return nil, usage("name another --dir", "make the folder: %w", err)
 	}
-	if c.Transcript, err = identity.OpenTranscript(c.dir); err != nil {
+	if c.Transcript, err = ceremonies.OpenTranscript(c.dir); err != nil {
 		return nil, err
 	}
-	if !c.done(identity.StepCSR) {
+	if !c.done(ceremonies.StepCSR) {
 		c.subject, err = job.subject()
 	}
 	if err == nil && len(c.Entries) > 0 {
-		_, err = identity.Verify(c.dir)
+		_, err = ceremonies.Verify(c.dir)
 	}
 	if err != nil {
 		_ = c.Close()
@@ -136,39 +137,39 @@ func (c *ceremony) run(ctx context.Context) error {
 	}
 	key, facts, err := c.key(ctx)
 	if err != nil {
-		return c.failed(identity.StepGenerate, err, nil)
+		return c.failed(ceremonies.StepGenerate, err, nil)
 	}
 	defer func() { _ = key.Close() }()
-	take := func(name string, do func(context.Context, signer.Signer) ([]identity.Fact, error)) {
+	take := func(name string, do func(context.Context, signer.Signer) ([]ceremonies.Fact, error)) {
 		if err == nil && !c.done(name) {
-			err = c.take(name, func() ([]identity.Fact, error) { return do(ctx, key) })
+			err = c.take(name, func() ([]ceremonies.Fact, error) { return do(ctx, key) })
 		}
 	}
-	take(identity.StepGenerate, func(context.Context, signer.Signer) ([]identity.Fact, error) { return facts, nil })
-	take(identity.StepExamine, c.examine)
-	take(identity.StepCSR, c.csr)
+	take(ceremonies.StepGenerate, func(context.Context, signer.Signer) ([]ceremonies.Fact, error) { return facts, nil })
+	take(ceremonies.StepExamine, c.examine)
+	take(ceremonies.StepCSR, c.csr)
 	if c.in == nil {
-		take(identity.StepWait, c.sign)
+		take(ceremonies.StepWait, c.sign)
 		if err == nil {
 			c.waiting()
 		}
 		return err
 	}
-	take(identity.StepImport, c.certificate)
-	take(identity.StepComplete, c.sign)
+	take(ceremonies.StepImport, c.certificate)
+	take(ceremonies.StepComplete, c.sign)
 	if err == nil {
-		c.p.ui.info("print and sign %s; %s is for --cert", filepath.Join(c.dir, identity.TranscriptText), filepath.Join(c.dir, identity.BundleFile))
+		c.p.ui.info("print and sign %s; %s is for --cert", filepath.Join(c.dir, ceremonies.TranscriptText), filepath.Join(c.dir, ceremonies.BundleFile))
 	}
 	return err
 }
 
 // take takes one step and writes down how it went.
-func (c *ceremony) take(name string, do func() ([]identity.Fact, error)) error {
+func (c *ceremony) take(name string, do func() ([]ceremonies.Fact, error)) error {
 	facts, err := do()
 	if err != nil {
 		return c.failed(name, err, facts)
 	}
-	if err := c.Append(name, identity.OK, facts...); err != nil {
+	if err := c.Append(name, ceremonies.OK, facts...); err != nil {
 		return err
 	}
 	c.p.ui.info("wrote down: %s", name)
@@ -176,7 +177,7 @@ func (c *ceremony) take(name string, do func() ([]identity.Fact, error)) error {
 }
 
 // failed writes down why a step failed, and gives that error; it may be that nothing can be written down any more.
-func (c *ceremony) failed(name string, err error, facts []identity.Fact) error {
+func (c *ceremony) failed(name string, err error, facts []ceremonies.Fact) error {
 	if told := c.Append(name, "failed: "+err.Error(), facts...); !errors.Is(err, told) {
 		return errors.Join(err, told)
 	}
@@ -187,61 +188,61 @@ func (c *ceremony) failed(name string, err error, facts []identity.Fact) error {
 func (c *ceremony) begin() error {
 	version := readVersion()
 	program := strings.Join(strings.Fields("hsmsign "+version.Version+" "+version.Revision+" "+version.Go+" "+version.Platform), " ")
-	facts := []identity.Fact{
-		{Name: identity.FactReference, Value: c.job.ref.String()},
+	facts := []ceremonies.Fact{
+		{Name: ceremonies.FactReference, Value: c.job.ref.String()},
 		{Name: "program", Value: program},
 	}
 	if path, err := os.Executable(); err == nil {
 		facts = append(facts, fileFact("program SHA-256", path))
 	}
 	if path, ok := c.job.ref.Query("module-path"); ok {
-		facts = append(facts, identity.Fact{Name: "module", Value: path}, fileFact("module SHA-256", path))
+		facts = append(facts, ceremonies.Fact{Name: "module", Value: path}, fileFact("module SHA-256", path))
 	}
 	if host, err := os.Hostname(); err == nil {
-		facts = append(facts, identity.Fact{Name: "machine", Value: host})
+		facts = append(facts, ceremonies.Fact{Name: "machine", Value: host})
 	}
 	for _, name := range c.witnesses {
-		facts = append(facts, identity.Fact{Name: "witness", Value: name})
+		facts = append(facts, ceremonies.Fact{Name: "witness", Value: name})
 	}
-	return c.Append(identity.StepBegin, identity.OK, facts...)
+	return c.Append(ceremonies.StepBegin, ceremonies.OK, facts...)
 }
 
 // maxHashed bounds the files of which the transcript holds the SHA-256: modules and this program have some 10 MB.
 const maxHashed = 256 << 20
 
-func fileFact(name, path string) identity.Fact {
+func fileFact(name, path string) ceremonies.Fact {
 	f, err := os.Open(path) // #nosec G304 -- the program's own file, or a module that is about to be loaded
 	if err != nil {
-		return identity.Fact{Name: name, Value: "unknown: " + pathCause(err).Error()}
+		return ceremonies.Fact{Name: name, Value: "unknown: " + pathCause(err).Error()}
 	}
 	defer f.Close()
 	digest := sha256.New()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > maxHashed {
-		return identity.Fact{Name: name, Value: "unknown: not a regular file of a fit size"}
+		return ceremonies.Fact{Name: name, Value: "unknown: not a regular file of a fit size"}
 	}
 	if _, err := io.Copy(digest, io.LimitReader(f, maxHashed)); err != nil {
-		return identity.Fact{Name: name, Value: "unknown: " + pathCause(err).Error()}
+		return ceremonies.Fact{Name: name, Value: "unknown: " + pathCause(err).Error()}
 	}
-	return identity.Fact{Name: name, Value: hex.EncodeToString(digest.Sum(nil))}
+	return ceremonies.Fact{Name: name, Value: hex.EncodeToString(digest.Sum(nil))}
 }
 
 // sign ends a part of the ceremony: with lines for the witnesses to sign on.
-func (c *ceremony) sign(context.Context, signer.Signer) ([]identity.Fact, error) {
-	var facts []identity.Fact
+func (c *ceremony) sign(context.Context, signer.Signer) ([]ceremonies.Fact, error) {
+	var facts []ceremonies.Fact
 	for _, name := range c.witnesses {
-		facts = append(facts, identity.Fact{Name: identity.FactSignature, Value: name})
+		facts = append(facts, ceremonies.Fact{Name: ceremonies.FactSignature, Value: name})
 	}
 	return facts, nil
 }
 
 func (c *ceremony) waiting() {
 	c.p.ui.info("print and sign %s; upload %s to https://developer.apple.com/account as \"MDM CSR\"; then run this again with --certificate mdm.cer",
-		filepath.Join(c.dir, identity.TranscriptText), filepath.Join(c.dir, identity.CSRFile))
+		filepath.Join(c.dir, ceremonies.TranscriptText), filepath.Join(c.dir, ceremonies.CSRFile))
 }
 
 // output writes a file of the ceremony. One that a run left behind which was cut off is taken if it is the very same.
-func (c *ceremony) output(name string, data []byte) (identity.Fact, error) {
-	fact := identity.Fact{Name: identity.FactFileSHA256, Value: hexSHA256(data)}
+func (c *ceremony) output(name string, data []byte) (ceremonies.Fact, error) {
+	fact := ceremonies.Fact{Name: ceremonies.FactFileSHA256, Value: hexSHA256(data)}
 	path := filepath.Join(c.dir, name)
 	sweep(c.dir)
 	err := writeFile(path, data, requestMode, false)
@@ -253,22 +254,22 @@ func (c *ceremony) output(name string, data []byte) (identity.Fact, error) {
 		return fact, err
 	}
 	if !bytes.Equal(there, data) {
-		return fact, &exitError{code: exitUsage, err: fmt.Errorf("%q is there, and not of this ceremony", path), hint: "take it away, or name another --dir"}
+		return fact, fault.Usage.Errorf("%q is there, and not of this ceremony", path).Fix("take it away, or name another --dir")
 	}
 	return fact, nil
 }
 
 // verifyCeremony checks the transcript of a folder.
 func (p *program) verifyCeremony(dir string) error {
-	r, err := identity.Verify(dir)
+	r, err := ceremonies.Verify(dir)
 	if err != nil {
 		return err
 	}
 	last := r.Entries[len(r.Entries)-1]
 	p.ui.print("%d entries hold, the last is %q, %s", len(r.Entries), last.Step, last.Time)
-	p.ui.print("SHA-256 of %s: %s; compare it with the last one on the signed copy", identity.TranscriptJSON, r.Head)
+	p.ui.print("SHA-256 of %s: %s; compare it with the last one on the signed copy", ceremonies.TranscriptJSON, r.Head)
 	var rows [][]string
-	for _, step := range []string{identity.StepGenerate, identity.StepExamine, identity.StepCSR, identity.StepImport, identity.StepComplete} {
+	for _, step := range []string{ceremonies.StepGenerate, ceremonies.StepExamine, ceremonies.StepCSR, ceremonies.StepImport, ceremonies.StepComplete} {
 		done := "not yet"
 		if e, ok := r.Done(step); ok {
 			done = "entry " + strconv.Itoa(e.Number)

@@ -12,7 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 func (p *program) chainCommand() *cli.Command {
@@ -107,9 +107,9 @@ func (p *program) chainParts(ctx context.Context, s *settings, args []string) (c
 
 // checkResult is what chain check --json prints.
 type checkResult struct {
-	OK       bool              `json:"ok"`
-	Chain    []certInfo        `json:"chain"` // in order, where it could be built, else as given
-	Findings []finding.Finding `json:"findings"`
+	OK       bool            `json:"ok"`
+	Chain    []certInfo      `json:"chain"` // in order, where it could be built, else as given
+	Findings []fault.Finding `json:"findings"`
 }
 
 func (p *program) chainCheck(ctx *cli.Context) error {
@@ -123,7 +123,7 @@ func (p *program) chainCheck(ctx *cli.Context) error {
 	}
 	now := time.Now()
 	opts := chain.Options{TrustRoots: roots, Now: now}
-	result := checkResult{Chain: describeChain(certs, now), Findings: []finding.Finding{}}
+	result := checkResult{Chain: describeChain(certs, now), Findings: []fault.Finding{}}
 	c, err := chain.Build(certs, nil, opts)
 	if err == nil {
 		result.OK, result.Chain = true, describeChain(c.Certs, now)
@@ -143,7 +143,7 @@ func (p *program) chainCheck(ctx *cli.Context) error {
 	if err == nil {
 		return nil
 	}
-	return &exitError{code: exitVendor, err: errSilent}
+	return exitStatus(fault.Vendor.Exit())
 }
 
 // fetchResult is what chain fetch --json prints for one certificate.
@@ -196,7 +196,7 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 
 func fetchError(err error) error {
 	if errors.Is(err, chain.ErrPin) {
-		return &exitError{code: exitVendor, err: err, hint: "somebody on the way, or the mirror, gave another file; get it from Apple"}
+		return fault.Vendor.Errorf("%w", err).Fix("somebody on the way, or the mirror, gave another file; get it from Apple")
 	}
-	return &exitError{code: exitUnavailable, err: err, hint: "try again, name a mirror with --base-url, or carry the files over and name them with --chain"}
+	return fault.Unavailable.Errorf("%w", err).Fix("try again, name a mirror with --base-url, or carry the files over and name them with --chain")
 }

@@ -3,8 +3,6 @@
 package main
 
 import (
-	"crypto"
-
 	"hsmsign/signer"
 	"hsmsign/signer/awskms"
 	"hsmsign/signer/gcpkms"
@@ -14,9 +12,9 @@ import (
 // which are half of the program and of its start: the tag nocloud leaves them out.
 const withCloud = true
 
-func cloudBackends(warn func(string), pub crypto.PublicKey) map[string]signer.Backend {
+func cloudBackends(warn func(string)) map[string]signer.Backend {
 	return map[string]signer.Backend{
-		"awskms": awskms.Backend(awskms.Options{Warn: warn, PublicKey: pub}),
-		"gcpkms": gcpkms.Backend(gcpkms.Options{Warn: warn, PublicKey: pub}),
+		"awskms": awskms.Backend(awskms.Options{Warn: warn}),
+		"gcpkms": gcpkms.Backend(gcpkms.Options{Warn: warn}),
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
-	"hsmsign/push"
+	"hsmsign/lifecycle/pushcert"
 	"hsmsign/request"
 )
 
@@ -47,7 +47,7 @@ func describeCert(cert *x509.Certificate, now time.Time) certInfo {
 		KeySHA256: hexSHA256(cert.RawSubjectPublicKeyInfo), SHA256: hexSHA256(cert.Raw),
 	}
 	info.Kind, info.Name = "other", "certificate"
-	topic := push.Topic(cert)
+	topic := pushcert.Topic(cert)
 	pin, pinned := chain.Lookup(cert)
 	switch {
 	case pinned:

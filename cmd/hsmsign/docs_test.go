@@ -65,7 +65,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 func TestFindingsAreDocumented(t *testing.T) {
 	id := regexp.MustCompile("[\"`]((?:csr|chain|request|push)\\.[a-z0-9-]+)[\"`]")
 	var inCode []string
-	for _, dir := range []string{"request", "chain", "agent", "push", "identity"} {
+	for _, dir := range []string{"request", "chain", "agent", "lifecycle"} {
 		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

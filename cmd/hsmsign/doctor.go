@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -51,7 +50,7 @@ func (p *program) doctor(cliCtx *cli.Context) error {
 		}
 		p.ui.printStep(step, job.json)
 	}
-	key := job.backend.Diagnose(ctx, job.ref, report)
+	key := job.backend.Diagnose(ctx, job.ref, signer.OpenOptions{}, report)
 	if key != nil {
 		defer func() { _ = key.Close() }()
 	}
@@ -61,7 +60,7 @@ func (p *program) doctor(cliCtx *cli.Context) error {
 	if first == nil {
 		return nil
 	}
-	return &exitError{code: exitCode(first), err: errSilent}
+	return exitStatus(exitCode(first))
 }
 
 // checkChain is the last step: the vendor's chain is complete, and its leaf the key's.
@@ -75,13 +74,13 @@ func (p *program) checkChain(ctx context.Context, job *keyJob, key signer.Signer
 		err = c.MatchKey(key.Public())
 	}
 	if err != nil {
-		step.Status, step.Detail, step.Fix, step.Err = signer.StatusFail, err.Error(), hintOf(err), err
+		step.Status, step.Detail, step.Fix, step.Err = signer.StatusFail, err.Error(), fault.Hint(err), err
 		return step
 	}
 	step.Status = signer.StatusOK
 	step.Detail = c.Leaf().Subject.CommonName + ", valid until " + c.Leaf().NotAfter.UTC().Format("2006-01-02") + "; the key's own"
 	for _, f := range c.Findings {
-		if f.Severity == finding.Warning {
+		if f.Severity == fault.SeverityWarning {
 			step.Status, step.Detail, step.Fix = signer.StatusWarn, f.Message, f.Fix
 		}
 	}
@@ -106,13 +105,4 @@ func (u *ui) printStep(step signer.Step, asJSON bool) {
 	if step.Fix != "" && step.Status != signer.StatusOK {
 		u.print("%-7s  %-14s  -> %s", "", "", step.Fix)
 	}
-}
-
-// hintOf is what an error knows to do about itself.
-func hintOf(err error) string {
-	var h hinter
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
 }

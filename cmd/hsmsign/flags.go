@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/config"
+	"hsmsign/fault"
 )
 
 // envName is the environment variable of a flag: HSMSIGN_TRUST_ROOT for --trust-root.
@@ -211,7 +212,7 @@ func (s *settings) fromConfig(name string) []string {
 
 // usage is a refusal of the command line.
 func usage(hint, format string, args ...any) error {
-	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...), hint: hint}
+	return fault.Usage.Errorf(format, args...).Fix(hint)
 }
 
 // arguments gives the command's file arguments. The library takes a flag after the first argument for a file.

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/request"
 )
 
@@ -27,11 +27,11 @@ func (p *program) inspectCommand() *cli.Command {
 
 // inspectResult is what --json prints for one file.
 type inspectResult struct {
-	File         string            `json:"file"`
-	Kind         string            `json:"kind"` // csr, certificates, request
-	CSR          *csrInfo          `json:"csr,omitempty"`
-	Certificates []certInfo        `json:"certificates,omitempty"`
-	Findings     []finding.Finding `json:"findings,omitempty"` // what is wrong with a CSR
+	File         string          `json:"file"`
+	Kind         string          `json:"kind"` // csr, certificates, request
+	CSR          *csrInfo        `json:"csr,omitempty"`
+	Certificates []certInfo      `json:"certificates,omitempty"`
+	Findings     []fault.Finding `json:"findings,omitempty"` // what is wrong with a CSR
 }
 
 func (p *program) inspect(ctx *cli.Context) error {
@@ -59,7 +59,7 @@ func (p *program) inspect(ctx *cli.Context) error {
 			}
 		}
 		p.ui.fail(fmt.Errorf("%s: %w", file, err))
-		failed = &exitError{code: exitRefused, err: errSilent}
+		failed = exitStatus(fault.Refused.Exit())
 	}
 	return failed
 }

@@ -136,7 +136,7 @@ func (s *settings) number(name string, standard, least, most int) (int, error) {
 func (job *keyJob) open(ctx context.Context) (signer.Signer, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	return job.backend.Open(ctx, job.ref)
+	return job.backend.Open(ctx, job.ref, signer.OpenOptions{})
 }
 
 // describe is the backend's description of the opened key.

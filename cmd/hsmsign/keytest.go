@@ -74,7 +74,7 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 }
 
 // ownCertificates are those of the certificates that hold the key; there is at least one, or the error is a
-// *finding.Finding.
+// *fault.Finding.
 func ownCertificates(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.Certificate, error) {
 	var own []*x509.Certificate
 	for _, cert := range certs {

@@ -13,10 +13,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/certreq"
-	"hsmsign/finding"
-	"hsmsign/push"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/certreq"
+	"hsmsign/lifecycle/mdmcert"
 	"hsmsign/request"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -60,8 +61,8 @@ const envAPIKey = "HSMSIGN_API_KEY" // #nosec G101 -- the name of a variable
 type orderJob struct {
 	p          *program
 	s          *settings
-	service    push.Service
-	order      push.Order
+	service    mdmcert.Service
+	order      mdmcert.Order
 	subject    certreq.Subject
 	dir        string
 	bits       int
@@ -89,9 +90,8 @@ func (p *program) mdmcertRequest(ctx *cli.Context) error {
 	}
 	err = job.service.Send(ctx.Context, job.order)
 	switch {
-	case errors.Is(err, push.ErrNoAnswer):
-		return &exitError{code: exitUnavailable, err: err,
-			hint: "the files in " + job.dir + " are kept, since it may have taken the order; to try again, give the CSR with --csr, and another --out-dir"}
+	case errors.Is(err, mdmcert.ErrNoAnswer):
+		return fault.Unavailable.Errorf("%w", err).Fix("the files in " + job.dir + " are kept, since it may have taken the order; to try again, give the CSR with --csr, and another --out-dir")
 	case err != nil:
 		return errors.Join(err, job.undo())
 	}
@@ -124,7 +124,7 @@ func (job *orderJob) readFlags(ctx context.Context) error {
 	if csrFile, _ := s.str("csr"); csrFile != "" {
 		csr, err := job.p.readCSR(ctx, csrFile)
 		if err == nil {
-			err = finding.First(csr.Findings)
+			err = fault.First(csr.Findings)
 		}
 		if err != nil {
 			return err
@@ -152,13 +152,13 @@ func (job *orderJob) readFlags(ctx context.Context) error {
 }
 
 func (p *program) readAPIKey(ctx context.Context, s *settings) (string, error) {
-	source := signer.Source{Label: "API key of the service", Env: envAPIKey}
+	source := secret.Source{Label: "API key of the service", Env: envAPIKey}
 	if path, _ := s.str("api-key-file"); path != "" {
 		source.From = "file:" + path
 	}
-	key, err := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}.Read(ctx, source)
+	key, err := secret.Reader{Getenv: p.getenv, Prompt: p.prompt}.Read(ctx, source)
 	if err != nil {
-		return "", &exitError{code: exitAuth, err: err, hint: "name its file with --api-key-file, or set " + envAPIKey}
+		return "", fault.Auth.Errorf("%w", err).Fix("name its file with --api-key-file, or set " + envAPIKey)
 	}
 	return string(key), nil
 }
@@ -189,7 +189,7 @@ func (job *orderJob) makeFiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if job.order.EncryptFor, err = push.NewRecipient(ctx, key, time.Now()); err != nil {
+	if job.order.EncryptFor, err = mdmcert.NewRecipient(ctx, key, time.Now()); err != nil {
 		return err
 	}
 	return job.write(recipientCertFile, "CERTIFICATE", job.order.EncryptFor)
@@ -248,7 +248,7 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 	}
 	report := request.Verify(decrypted, opts)
 	if report.Request == nil { // whatever it is, it is not what is uploaded to Apple
-		return fmt.Errorf("%s: what was encrypted is no Push Certificate Request: %w", name, finding.First(report.Findings))
+		return fmt.Errorf("%s: what was encrypted is no Push Certificate Request: %w", name, fault.First(report.Findings))
 	}
 	if err := noForce(writeFile(output, decrypted, requestMode, false)); err != nil {
 		return err
@@ -261,15 +261,15 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 }
 
 func (p *program) decryptAttachment(ctx context.Context, s *settings, name, keyName string) ([]byte, error) {
-	data, err := p.readInput(ctx, name, push.MaxAttachment)
+	data, err := p.readInput(ctx, name, mdmcert.MaxAttachment)
 	if err != nil {
-		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", name, err), hint: "name the mail's attachment"}
+		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name the mail's attachment")
 	}
 	private, err := p.exportKey(ctx, s, keyName, "name the file recipient.key that mdmcert request made")
 	if err != nil {
 		return nil, err
 	}
-	decrypted, err := push.Decrypt(data, private)
+	decrypted, err := mdmcert.Decrypt(data, private)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

@@ -40,7 +40,7 @@ func cmdMDMCert(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 	ref, err := signer.ParseRef("file:" + ts.MkAbs("vendor.key"))
 	ts.Check(err)
-	service.key, err = file.Backend(file.Options{}).Open(context.Background(), ref)
+	service.key, err = file.Backend(file.Options{}).Open(context.Background(), ref, signer.OpenOptions{})
 	ts.Check(err)
 	server := httptest.NewServer(service)
 	ts.Defer(server.Close)

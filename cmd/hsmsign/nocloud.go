@@ -3,13 +3,11 @@
 package main
 
 import (
-	"crypto"
-
 	"hsmsign/signer"
 )
 
 const withCloud = false
 
-func cloudBackends(func(string), crypto.PublicKey) map[string]signer.Backend {
+func cloudBackends(func(string)) map[string]signer.Backend {
 	return map[string]signer.Backend{}
 }

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"hsmsign/fault"
 )
 
 // A build without the cloud SDKs says so, and has none of their code.
@@ -18,7 +20,7 @@ func TestNoCloud(t *testing.T) {
 	}
 	out, err = exec.Command(hsmsign, "key", "show", "--key", "awskms:///alias/mdm").CombinedOutput() // #nosec G204 -- as above
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitUsage || !strings.Contains(string(out), "-tags nocloud") {
+	if !errors.As(err, &exit) || exit.ExitCode() != fault.Usage.Exit() || !strings.Contains(string(out), "-tags nocloud") {
 		t.Errorf("%v: %s", err, out)
 	}
 	deps, err := exec.Command("go", "list", "-deps", "-tags", "nocloud", ".").Output()

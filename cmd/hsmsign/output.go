@@ -2,11 +2,11 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
 )
 
@@ -25,7 +25,7 @@ func sweep(dir string) { wholefile.Sweep(dir) }
 var errExists = errors.New("the output exists already")
 
 func existsError(path string) error {
-	return &exitError{code: exitUsage, err: fmt.Errorf("%q: %w", path, errExists), hint: "write elsewhere, or overwrite it with --force"}
+	return fault.Usage.Errorf("%q: %w", path, errExists).Fix("write elsewhere, or overwrite it with --force")
 }
 
 // checkOutput refuses an output that could not be written anyway, before the key is asked for anything: one that

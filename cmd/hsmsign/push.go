@@ -14,7 +14,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/certreq"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/certreq"
+	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/file"
 )
@@ -190,7 +192,7 @@ func checkNew(paths ...string) error {
 // noForce says what to do about an existing output where there is no --force.
 func noForce(err error) error {
 	if errors.Is(err, errExists) {
-		return &exitError{code: exitUsage, err: err, hint: "name another file; nothing is replaced"}
+		return fault.Usage.Errorf("%w", err).Fix("name another file; nothing is replaced")
 	}
 	return err
 }
@@ -204,7 +206,7 @@ func (p *program) openPushKey(ctx context.Context, s *settings, value string) (s
 	key, err := p.openKey(ctx, reference, nil)
 	if errors.Is(err, signer.ErrAuth) && reference != value {
 		// The backend's hint is about a reference.
-		err = &exitError{code: exitAuth, err: err, hint: "name the file of its passphrase with --passphrase-file, or set " + envPassphrase}
+		err = fault.Auth.Errorf("%w", err).Fix("name the file of its passphrase with --passphrase-file, or set " + envPassphrase)
 	}
 	return key, err
 }
@@ -255,8 +257,8 @@ func fileRef(path, passphraseFile string) string {
 // newPassphrase gets the passphrase of a file that is to be written: from the file that the flag names, from the
 // environment, or from the person at the terminal, who is asked twice.
 func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, env string) ([]byte, error) {
-	secrets := signer.Secrets{Getenv: p.getenv, Prompt: p.prompt}
-	source := signer.Source{Label: label, Env: env}
+	secrets := secret.Reader{Getenv: p.getenv, Prompt: p.prompt}
+	source := secret.Source{Label: label, Env: env}
 	path, _ := s.str(flag)
 	if path != "" {
 		source.From = "file:" + path
@@ -266,7 +268,7 @@ func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, e
 	}
 	passphrase, err := secrets.ReadNew(ctx, label)
 	if err != nil && secrets.Prompt == nil {
-		err = &exitError{code: exitAuth, err: err, hint: "name its file with --" + flag + ", or set " + env}
+		err = fault.Auth.Errorf("%w", err).Fix("name its file with --" + flag + ", or set " + env)
 	}
 	return passphrase, err
 }
@@ -280,5 +282,5 @@ func generateFileKey(ctx context.Context, path string, passphrase []byte, bits i
 	ctx, cancel := context.WithTimeout(ctx, generateTimeout)
 	defer cancel()
 	given := func(context.Context, string) ([]byte, error) { return bytes.Clone(passphrase), nil }
-	return file.Backend(file.Options{Secrets: signer.Secrets{Prompt: given}}).Generate(ctx, ref, signer.KeySpec{Bits: bits})
+	return file.Backend(file.Options{Secrets: secret.Reader{Prompt: given}}).Generate(ctx, ref, signer.KeySpec{Bits: bits})
 }

@@ -9,25 +9,25 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/finding"
-	"hsmsign/push"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/pushcert"
 )
 
 // pushResult is what push inspect --json prints.
 type pushResult struct {
-	File        string            `json:"file"`
-	Certificate certInfo          `json:"certificate"`
-	KeyMatches  *bool             `json:"key_matches,omitempty"` // absent where no key was named
-	Findings    []finding.Finding `json:"findings"`
+	File        string          `json:"file"`
+	Certificate certInfo        `json:"certificate"`
+	KeyMatches  *bool           `json:"key_matches,omitempty"` // absent where no key was named
+	Findings    []fault.Finding `json:"findings"`
 }
 
 // readPush reads the push certificate in a file.
-func (p *program) readPush(ctx context.Context, name string) (*push.Certificate, error) {
-	data, err := p.readInput(ctx, name, push.MaxCertificate)
+func (p *program) readPush(ctx context.Context, name string) (*pushcert.Certificate, error) {
+	data, err := p.readInput(ctx, name, pushcert.MaxCertificate)
 	if err != nil {
-		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", name, err), hint: "name a readable push certificate"}
+		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name a readable push certificate")
 	}
-	cert, err := push.ParseCertificate(data)
+	cert, err := pushcert.ParseCertificate(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -57,15 +57,15 @@ func (p *program) pushInspect(ctx *cli.Context) error {
 		result.add(err)
 	}
 	p.ui.showPush(result, asJSON)
-	if finding.First(result.Findings) != nil {
+	if fault.First(result.Findings) != nil {
 		return errDefects
 	}
 	return nil
 }
 
-// add takes in an error that is a *finding.Finding.
+// add takes in an error that is a *fault.Finding.
 func (r *pushResult) add(err error) {
-	var f *finding.Finding
+	var f *fault.Finding
 	if errors.As(err, &f) {
 		r.Findings = append(r.Findings, *f)
 	}
@@ -74,7 +74,7 @@ func (r *pushResult) add(err error) {
 func (u *ui) showPush(r pushResult, asJSON bool) {
 	if asJSON {
 		if r.Findings == nil {
-			r.Findings = []finding.Finding{}
+			r.Findings = []fault.Finding{}
 		}
 		u.json(r)
 		return
@@ -104,7 +104,7 @@ func (p *program) pushRenew(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := push.CheckRenewal(old, renewed, time.Now()); err != nil {
+	if err := pushcert.CheckRenewal(old, renewed, time.Now()); err != nil {
 		return fmt.Errorf("%s: %w", newName, err)
 	}
 	p.ui.print("%s: renews %s", newName, oldName)

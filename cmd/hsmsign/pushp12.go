@@ -10,8 +10,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
-	"hsmsign/push"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/pushcert"
 	"hsmsign/signer/file"
 )
 
@@ -41,7 +41,7 @@ const envExportPassphrase = "HSMSIGN_EXPORT_PASSPHRASE" // #nosec G101 -- the na
 type exportJob struct {
 	p           *program
 	s           *settings
-	cert        *push.Certificate
+	cert        *pushcert.Certificate
 	key         string
 	output      string
 	pem         bool
@@ -66,7 +66,7 @@ func (p *program) pushP12(ctx *cli.Context) error {
 		return err
 	}
 	findings := job.cert.Check(time.Now())
-	if err := finding.First(findings); err != nil {
+	if err := fault.First(findings); err != nil {
 		return fmt.Errorf("%s: %w", certFile, err)
 	}
 	p.ui.warnings(certFile, findings)
@@ -138,10 +138,10 @@ func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]by
 		key, err := file.EncodePEM(private, passphrase)
 		return append([]byte(chain.PEM([]*x509.Certificate{job.cert.Certificate})), key...), err
 	}
-	encryption := push.Modern
+	encryption := pushcert.Modern
 	if job.legacy {
-		encryption = push.Legacy
+		encryption = pushcert.Legacy
 		job.p.ui.warn("--legacy: triple DES and SHA-1 are weak; choose a long passphrase")
 	}
-	return push.EncodePKCS12(job.cert, private, passphrase, encryption)
+	return pushcert.EncodePKCS12(job.cert, private, passphrase, encryption)
 }

@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/request"
 )
 
@@ -19,16 +19,16 @@ const (
 
 // signResult is what --json prints for one CSR. The fields are a contract; docs/cli.md lists them.
 type signResult struct {
-	File      string            `json:"file"`
-	Status    string            `json:"status"`
-	Customer  string            `json:"customer,omitempty"`
-	Output    string            `json:"output,omitempty"`
-	Subject   string            `json:"subject,omitempty"`
-	CSRSHA256 string            `json:"csr_sha256,omitempty"` // of the DER
-	KeySHA256 string            `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
-	Warnings  []finding.Finding `json:"warnings,omitempty"`
-	Error     *jsonError        `json:"error,omitempty"`
-	Request   string            `json:"request,omitempty"` // the request itself, where no output file was named
+	File      string          `json:"file"`
+	Status    string          `json:"status"`
+	Customer  string          `json:"customer,omitempty"`
+	Output    string          `json:"output,omitempty"`
+	Subject   string          `json:"subject,omitempty"`
+	CSRSHA256 string          `json:"csr_sha256,omitempty"` // of the DER
+	KeySHA256 string          `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
+	Warnings  []fault.Finding `json:"warnings,omitempty"`
+	Error     *jsonError      `json:"error,omitempty"`
+	Request   string          `json:"request,omitempty"` // the request itself, where no output file was named
 }
 
 // jsonError is an error in JSON.
@@ -40,14 +40,10 @@ type jsonError struct {
 }
 
 func newJSONError(err error) *jsonError {
-	e := &jsonError{Message: err.Error(), Exit: exitCode(err)}
-	var found *finding.Finding
+	e := &jsonError{Message: err.Error(), Fix: fault.Hint(err), Exit: exitCode(err)}
+	var found *fault.Finding
 	if errors.As(err, &found) {
 		e.ID = found.ID
-	}
-	var h hinter
-	if errors.As(err, &h) {
-		e.Fix = h.Hint()
 	}
 	return e
 }
@@ -75,7 +71,7 @@ func (job *signJob) report(r *signResult, err error) {
 	}
 	if err != nil {
 		r.Status, r.Output = statusFailed, ""
-		if exitCode(err) == exitRefused {
+		if fault.KindOf(err) == fault.Refused {
 			r.Status = statusRefused
 		}
 		r.Error = newJSONError(err)

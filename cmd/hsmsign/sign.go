@@ -15,6 +15,7 @@ import (
 
 	"hsmsign/agent"
 	"hsmsign/chain"
+	"hsmsign/fault"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -223,7 +224,7 @@ func (p *program) readCerts(ctx context.Context, files ...string) ([]*x509.Certi
 		}
 		data, err := p.readInput(ctx, file, chain.MaxFile)
 		if err != nil {
-			return nil, &exitError{code: exitVendor, err: fmt.Errorf("certificate file %q: %w", file, err), hint: "check the path"}
+			return nil, fault.Vendor.Errorf("certificate file %q: %w", file, err).Fix("check the path")
 		}
 		certs, err := chain.Parse(data)
 		if err != nil {
@@ -296,7 +297,7 @@ func (job *signJob) signFile(ctx context.Context, file string) (*signResult, []b
 func (job *signJob) prepare(ctx context.Context, result *signResult) (*agent.Prepared, error) {
 	data, err := job.p.readInput(ctx, result.File, request.MaxCSR)
 	if err != nil {
-		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", result.File, err), hint: "name a readable CSR file"}
+		return nil, fault.Refused.Errorf("%s: %w", result.File, err).Fix("name a readable CSR file")
 	}
 	p, err := agent.Prepare(job.chain, data)
 	if err != nil {

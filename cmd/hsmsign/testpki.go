@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
+	"hsmsign/fault"
 	"hsmsign/testpki"
 )
 
@@ -64,7 +64,7 @@ func (p *program) testpki(ctx *cli.Context) error {
 	}
 	vendor, err := authority.IssueVendor(csr.Parsed, testpki.VendorOptions{})
 	if err != nil {
-		return &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", csrFile, err), hint: "make the CSR again"}
+		return fault.Refused.Errorf("%s: %w", csrFile, err).Fix("make the CSR again")
 	}
 	certs := []*x509.Certificate{vendor, authority.WWDR, authority.Root}
 	if err := writeFile(vendorFile, []byte(chain.PEM(certs)), requestMode, force); err != nil {

@@ -2,13 +2,13 @@ package main
 
 import (
 	"crypto/x509"
-	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
-	"hsmsign/push"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/pushcert"
 	"hsmsign/request"
 	"hsmsign/testpki"
 )
@@ -49,7 +49,7 @@ func (p *program) issuePush(ctx *cli.Context) error {
 	}
 	data, err := p.readInput(ctx.Context, requestFile, request.MaxRequest)
 	if err != nil {
-		return &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", requestFile, err), hint: "name a readable request file"}
+		return fault.Refused.Errorf("%s: %w", requestFile, err).Fix("name a readable request file")
 	}
 	opts := request.VerifyOptions{TrustRoots: []*x509.Certificate{authority.Root}, Now: time.Now()}
 	report := request.Verify(data, opts)
@@ -71,7 +71,7 @@ func (p *program) issuePush(ctx *cli.Context) error {
 		return err
 	}
 	if output != "" && output != "-" {
-		p.ui.info("wrote %s, a TEST push certificate for the topic %s", output, push.Topic(cert))
+		p.ui.info("wrote %s, a TEST push certificate for the topic %s", output, pushcert.Topic(cert))
 	}
 	return nil
 }
@@ -83,7 +83,7 @@ func (p *program) renewedTopic(ctx *cli.Context, authority *testpki.Authority, n
 		return "", err
 	}
 	if err := old.CheckSignatureFrom(authority.Integration); err != nil {
-		return "", &exitError{code: exitRefused, err: fmt.Errorf("%s: not issued by this test authority: %w", name, err), hint: "name a push certificate from issue-push with the same --out-dir"}
+		return "", fault.Refused.Errorf("%s: not issued by this test authority: %w", name, err).Fix("name a push certificate from issue-push with the same --out-dir")
 	}
 	return old.Topic, nil
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 )
 
 // ui owns all printing. Its rules: results go to stdout, all else to stderr; one line for each thing that is
@@ -35,12 +35,9 @@ func newUI(out, err *os.File) *ui {
 	return &ui{out: out, err: err, tty: term.IsTerminal(int(err.Fd())), ttyOut: term.IsTerminal(int(out.Fd()))}
 }
 
-// hinter is an error that knows what to do about itself.
-type hinter interface{ Hint() string }
-
 // fail prints the one line of a refusal on stderr.
 func (u *ui) fail(err error) {
-	if errors.Is(err, errSilent) {
+	if isSilent(err) {
 		return
 	}
 	u.line(describeError(err))
@@ -49,13 +46,12 @@ func (u *ui) fail(err error) {
 // describeError is the line of an error: what is wrong, the rule's name where it has one, what to do.
 func describeError(err error) string {
 	text := strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join gives each a line
-	var found *finding.Finding
+	var found *fault.Finding
 	if errors.As(err, &found) {
 		text += " [" + found.ID + "]"
 	}
-	var h hinter
-	if errors.As(err, &h) && h.Hint() != "" {
-		text += "; " + h.Hint()
+	if hint := fault.Hint(err); hint != "" {
+		text += "; " + hint
 	}
 	return text
 }
@@ -67,9 +63,9 @@ func (u *ui) warn(format string, args ...any) { u.line("warning: " + fmt.Sprintf
 func (u *ui) info(format string, args ...any) { u.line(fmt.Sprintf(format, args...)) }
 
 // warnings prints the warnings among findings, for one file.
-func (u *ui) warnings(file string, findings []finding.Finding) {
+func (u *ui) warnings(file string, findings []fault.Finding) {
 	for _, f := range findings {
-		if f.Severity != finding.Warning {
+		if f.Severity != fault.SeverityWarning {
 			continue
 		}
 		text := f.Message + " [" + f.ID + "]"

@@ -10,9 +10,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/certreq"
 	"hsmsign/chain"
-	"hsmsign/identity"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/certreq"
+	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/signer"
 )
 
@@ -107,7 +108,7 @@ func (p *program) vendorCSR(cliCtx *cli.Context) error {
 	defer func() { _ = key.Close() }()
 	ctx, cancel := context.WithTimeout(cliCtx.Context, signTimeout)
 	defer cancel()
-	der, err := identity.CreateCSR(ctx, key, subject)
+	der, err := vendorcert.CreateCSR(ctx, key, subject)
 	if err != nil {
 		return err
 	}
@@ -168,7 +169,7 @@ type importing struct {
 	job     *keyJob
 	name    string
 	file    []byte
-	options identity.ImportOptions
+	options vendorcert.ImportOptions
 	beside  bool // --store
 }
 
@@ -196,7 +197,7 @@ func (p *program) readImport(ctx context.Context, job *keyJob, name string) (*im
 		return nil, err
 	}
 	if in.file, err = p.readInput(ctx, name, chain.MaxFile); err != nil {
-		return nil, &exitError{code: exitVendor, err: fmt.Errorf("certificate file %q: %w", name, err), hint: "check the path"}
+		return nil, fault.Vendor.Errorf("certificate file %q: %w", name, err).Fix("check the path")
 	}
 	return in, nil
 }
@@ -205,7 +206,7 @@ func (p *program) readImport(ctx context.Context, job *keyJob, name string) (*im
 func (in *importing) prove(ctx context.Context, key signer.Signer) (*chain.Chain, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*signTimeout) // the fetching has bounds of its own
 	defer cancel()
-	c, err := identity.Import(ctx, key, in.file, in.options)
+	c, err := vendorcert.Import(ctx, key, in.file, in.options)
 	switch {
 	case errors.Is(err, chain.ErrFetch), errors.Is(err, chain.ErrPin):
 		return nil, fetchError(err)

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,8 +10,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/chain"
-	"hsmsign/finding"
-	"hsmsign/identity"
+	"hsmsign/fault"
+	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/signer"
 )
 
@@ -45,17 +44,17 @@ const (
 
 // vendorState is what vendor status --json prints for one vendor identity.
 type vendorState struct {
-	Vendor       string            `json:"vendor"` // "" for the unnamed one
-	Active       bool              `json:"active"` // its state decides the exit code
-	State        string            `json:"state"`
-	Key          string            `json:"key"`
-	Signs        bool              `json:"signs"` // the key was opened and made a signature
-	Certificates []certInfo        `json:"certificates"`
-	DaysLeft     int               `json:"days_left"`         // of the certificate that expires first
-	Expires      string            `json:"expires,omitempty"` // its not_after
-	Findings     []finding.Finding `json:"findings"`
-	Next         string            `json:"next"` // what to do
-	Error        *jsonError        `json:"error,omitempty"`
+	Vendor       string          `json:"vendor"` // "" for the unnamed one
+	Active       bool            `json:"active"` // its state decides the exit code
+	State        string          `json:"state"`
+	Key          string          `json:"key"`
+	Signs        bool            `json:"signs"` // the key was opened and made a signature
+	Certificates []certInfo      `json:"certificates"`
+	DaysLeft     int             `json:"days_left"`         // of the certificate that expires first
+	Expires      string          `json:"expires,omitempty"` // its not_after
+	Findings     []fault.Finding `json:"findings"`
+	Next         string          `json:"next"` // what to do
+	Error        *jsonError      `json:"error,omitempty"`
 
 	err   error
 	certs []*x509.Certificate
@@ -80,11 +79,11 @@ func (p *program) vendorStatus(ctx *cli.Context) error {
 	if job.nagios, err = p.bareSettings(ctx).boolean("nagios"); err == nil {
 		err = job.run(ctx)
 	}
-	if err == nil || !job.nagios || errors.Is(err, errSilent) {
+	if err == nil || !job.nagios || isSilent(err) {
 		return err
 	}
 	p.ui.print("UNKNOWN: %s", nagiosText(describeError(err)))
-	return &exitError{code: nagiosUnknown, err: errSilent}
+	return exitStatus(nagiosUnknown)
 }
 
 func (job *statusJob) run(ctx *cli.Context) error {
@@ -136,7 +135,7 @@ func (job *statusJob) identities(s *settings) []*settings {
 // look opens the key of one identity, signs with it, and checks its chain. The error is one of usage.
 func (job *statusJob) look(ctx context.Context, s *settings) (*vendorState, error) {
 	active, _ := s.str("vendor")
-	v := &vendorState{Vendor: s.vendor, Active: active == "" || active == s.vendor, Certificates: []certInfo{}, Findings: []finding.Finding{}}
+	v := &vendorState{Vendor: s.vendor, Active: active == "" || active == s.vendor, Certificates: []certInfo{}, Findings: []fault.Finding{}}
 	reference, from := s.str("key")
 	if reference == "" {
 		return nil, s.missing("key", "vendor key")
@@ -161,7 +160,7 @@ func (job *statusJob) look(ctx context.Context, s *settings) (*vendorState, erro
 			chainErr = c.MatchKey(key.Public())
 		}
 		if chainErr == nil {
-			keyErr = identity.Prove(ctx, key, c.Leaf())
+			keyErr = vendorcert.Prove(ctx, key, c.Leaf())
 		} else {
 			keyErr = signOnce(ctx, key, []byte("hsmsign vendor status"))
 		}
@@ -178,8 +177,7 @@ func (job *statusJob) look(ctx context.Context, s *settings) (*vendorState, erro
 func (job *statusJob) chain(ctx context.Context, s *settings, v *vendorState) (*chain.Chain, error) {
 	name, _ := s.str("cert")
 	if name == "" {
-		return nil, &exitError{code: exitVendor, err: errors.New("it has no certificate yet"),
-			hint: "make its CSR with hsmsign vendor csr, and import Apple's certificate with hsmsign vendor import"}
+		return nil, fault.Vendor.Errorf("it has no certificate yet").Fix("make its CSR with hsmsign vendor csr, and import Apple's certificate with hsmsign vendor import")
 	}
 	files, _ := s.list("chain")
 	cert, err := job.p.readCerts(ctx, name)
@@ -214,14 +212,14 @@ func (job *statusJob) judge(v *vendorState, err error) {
 		v.Next += " until " + soonest.NotAfter.AddDate(0, 0, -job.warn).UTC().Format(time.DateOnly)
 	}
 	for _, f := range v.Findings {
-		if f.Severity == finding.Warning {
+		if f.Severity == fault.SeverityWarning {
 			v.State, v.Next = stateWarning, f.Message+"; "+f.Fix
 		}
 	}
 	if err == nil {
 		return
 	}
-	v.State, v.err, v.Error, v.Next = stateCritical, err, newJSONError(err), orDefault(hintOf(err), "run hsmsign doctor, which says more")
+	v.State, v.err, v.Error, v.Next = stateCritical, err, newJSONError(err), orDefault(fault.Hint(err), "run hsmsign doctor, which says more")
 	if !v.Active {
 		v.State = stateWarning
 		v.Next += "; or take it out of the configuration if it has had its time"
@@ -246,12 +244,12 @@ func (job *statusJob) report(states []*vendorState) error {
 		if code == nagiosOK {
 			return nil
 		}
-		return &exitError{code: code, err: errSilent}
+		return exitStatus(code)
 	}
 	var failed error
 	for _, v := range states {
 		if v.State == stateCritical && failed == nil {
-			failed = &exitError{code: exitCode(v.err), err: errSilent}
+			failed = exitStatus(exitCode(v.err))
 		}
 		if job.json {
 			job.p.ui.json(v)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/finding"
+	"hsmsign/fault"
 	"hsmsign/request"
 )
 
@@ -30,12 +30,12 @@ func (p *program) verifyCommand() *cli.Command {
 
 // verifyResult is what --json prints for one request.
 type verifyResult struct {
-	File     string            `json:"file"`
-	OK       bool              `json:"ok"`
-	Digest   string            `json:"digest,omitempty"` // of the signature; absent when it does not verify
-	CSR      *csrInfo          `json:"csr,omitempty"`
-	Chain    []certInfo        `json:"chain,omitempty"`
-	Findings []finding.Finding `json:"findings"`
+	File     string          `json:"file"`
+	OK       bool            `json:"ok"`
+	Digest   string          `json:"digest,omitempty"` // of the signature; absent when it does not verify
+	CSR      *csrInfo        `json:"csr,omitempty"`
+	Chain    []certInfo      `json:"chain,omitempty"`
+	Findings []fault.Finding `json:"findings"`
 }
 
 func (p *program) verify(ctx *cli.Context) error {
@@ -62,7 +62,7 @@ func (p *program) verify(ctx *cli.Context) error {
 	for _, file := range args {
 		data, err := p.readInput(ctx.Context, file, request.MaxRequest)
 		if err != nil {
-			return &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", file, err), hint: "name a readable request file"}
+			return fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
 		}
 		report := request.Verify(data, opts)
 		p.showReport(file, report, opts.Now, asJSON)
@@ -77,7 +77,7 @@ func (p *program) verify(ctx *cli.Context) error {
 func (p *program) readCSR(ctx context.Context, file string) (*request.CSR, error) {
 	data, err := p.readInput(ctx, file, request.MaxCSR)
 	if err != nil {
-		return nil, &exitError{code: exitRefused, err: fmt.Errorf("%s: %w", file, err), hint: "name a readable CSR file"}
+		return nil, fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable CSR file")
 	}
 	csr, err := request.ParseCSR(data)
 	if err != nil {
@@ -90,7 +90,7 @@ func (p *program) showReport(file string, r *request.Report, now time.Time, asJS
 	if asJSON {
 		result := verifyResult{File: file, OK: r.OK(), Digest: digestName(r), Chain: describeChain(r.Chain, now), Findings: r.Findings}
 		if result.Findings == nil {
-			result.Findings = []finding.Finding{}
+			result.Findings = []fault.Finding{}
 		}
 		if r.CSR != nil {
 			info := describeCSR(r.CSR)
@@ -115,7 +115,7 @@ func (p *program) showReport(file string, r *request.Report, now time.Time, asJS
 }
 
 // printFindings shows each finding with what to do about it and what the portal would say.
-func (u *ui) printFindings(findings []finding.Finding) {
+func (u *ui) printFindings(findings []fault.Finding) {
 	for _, f := range findings {
 		u.print("  %s: %s [%s]", f.Severity, f.Message, f.ID)
 		if f.Fix != "" {

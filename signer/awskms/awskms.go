@@ -32,7 +32,7 @@ import (
 	"fmt"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // Options is what the backend needs from the program around it. The zero value is usable.
@@ -50,7 +50,9 @@ type Options struct {
 // ErrUnavailable when KMS throttles, fails or does not answer until the time is up.
 func Backend(opts Options) signer.Backend {
 	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+		Open: func(ctx context.Context, ref signer.Ref, open signer.OpenOptions) (signer.Signer, error) {
+			opts := opts
+			opts.PublicKey = open.PublicKey
 			k, err := opts.open(ctx, ref)
 			if err != nil {
 				return nil, carry("open", ref, err)
@@ -80,7 +82,7 @@ func Backend(opts Options) signer.Backend {
 }
 
 func carry(op string, ref signer.Ref, err error) error {
-	return &signer.Error{Op: op, Ref: ref, Err: err, Fix: fixOf(err)}
+	return &signer.Error{Op: op, Ref: ref, Err: err}
 }
 
 func (o Options) open(ctx context.Context, ref signer.Ref) (*key, error) {

@@ -19,9 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
-	"hsmsign/signer/awskms/kmstest"
-	"hsmsign/signer/remote"
+	"hsmsign/signer/awskms/awskmstest"
+	remote "hsmsign/signer/kms"
 	"hsmsign/signer/signertest"
 )
 
@@ -75,7 +76,7 @@ func environment(tb testing.TB) {
 	}
 	none := filepath.Join(tb.TempDir(), "none")
 	for name, value := range map[string]string{
-		"AWS_ACCESS_KEY_ID": kmstest.AccessKeyID, "AWS_SECRET_ACCESS_KEY": kmstest.SecretAccessKey,
+		"AWS_ACCESS_KEY_ID": awskmstest.AccessKeyID, "AWS_SECRET_ACCESS_KEY": awskmstest.SecretAccessKey,
 		"AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none, "AWS_EC2_METADATA_DISABLED": "true",
 	} {
 		tb.Setenv(name, value)
@@ -83,10 +84,10 @@ func environment(tb testing.TB) {
 }
 
 // start starts a double with the vendor's key under alias/Vendor, and gives the reference to it.
-func start(tb testing.TB, config kmstest.Config) (*kmstest.Server, string) {
+func start(tb testing.TB, config awskmstest.Config) (*awskmstest.Server, string) {
 	tb.Helper()
 	environment(tb)
-	server, err := kmstest.NewServer(config)
+	server, err := awskmstest.NewServer(config)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -102,18 +103,18 @@ func start(tb testing.TB, config kmstest.Config) (*kmstest.Server, string) {
 }
 
 // at is the reference to a key on the double.
-func at(server *kmstest.Server, id string) string {
+func at(server *awskmstest.Server, id string) string {
 	return "awskms:///" + id + "?endpoint=" + server.URL() + "&region=" + server.Region()
 }
 
-func script(tb testing.TB, server *kmstest.Server, operation string, faults ...kmstest.Fault) {
+func script(tb testing.TB, server *awskmstest.Server, operation string, faults ...awskmstest.Fault) {
 	tb.Helper()
 	if err := server.Script(operation, faults...); err != nil {
 		tb.Fatal(err)
 	}
 }
 
-func stand(tb testing.TB, server *kmstest.Server, operation string, fault kmstest.Fault) {
+func stand(tb testing.TB, server *awskmstest.Server, operation string, fault awskmstest.Fault) {
 	tb.Helper()
 	if err := server.Stand(operation, fault); err != nil {
 		tb.Fatal(err)
@@ -126,7 +127,7 @@ func open(tb testing.TB, opts Options, reference string) (signer.Signer, error) 
 	if err != nil {
 		tb.Fatal(err)
 	}
-	key, err := Backend(opts).Open(context.Background(), ref)
+	key, err := Backend(opts).Open(context.Background(), ref, signer.OpenOptions{PublicKey: opts.PublicKey})
 	if err == nil {
 		tb.Cleanup(func() { _ = key.Close() })
 	}
@@ -169,9 +170,9 @@ func wantError(tb testing.TB, err, family error, text, fix string) {
 		tb.Fatalf("%v is a %T", err, err)
 	case !strings.Contains(err.Error(), text):
 		tb.Errorf("%q does not hold %q", err, text)
-	case !strings.Contains(carrier.Fix, fix):
-		tb.Errorf("fix %q does not hold %q", carrier.Fix, fix)
-	case strings.Contains(fmt.Sprintf("%+v %s", err, carrier.Fix), kmstest.SecretAccessKey):
+	case !strings.Contains(fault.Hint(carrier), fix):
+		tb.Errorf("fix %q does not hold %q", fault.Hint(carrier), fix)
+	case strings.Contains(fmt.Sprintf("%+v %s", err, fault.Hint(carrier)), awskmstest.SecretAccessKey):
 		tb.Errorf("the error tells the secret access key")
 	}
 }
@@ -196,11 +197,11 @@ func TestConformance(t *testing.T) {
 		})
 	}
 	t.Run("double", func(t *testing.T) {
-		server, reference := start(t, kmstest.Config{Delay: time.Millisecond})
+		server, reference := start(t, awskmstest.Config{Delay: time.Millisecond})
 		signertest.Run(t, signertest.Fixture{
 			Backend: Backend(Options{Policy: quick()}), Ref: reference, Public: &vendorKey(t).PublicKey,
 			Missing: at(server, "alias/vendor"), // aliases keep their case
-			Hashes:  []crypto.Hash{crypto.SHA256}, Secrets: []string{kmstest.SecretAccessKey},
+			Hashes:  []crypto.Hash{crypto.SHA256}, Secrets: []string{awskmstest.SecretAccessKey},
 		})
 	})
 }
@@ -214,7 +215,7 @@ func TestCalls(t *testing.T) {
 		asked  int
 	}{{"without the certificate", nil, 1}, {"with the certificate", &private.PublicKey, 0}} {
 		t.Run(tt.name, func(t *testing.T) {
-			server, reference := start(t, kmstest.Config{})
+			server, reference := start(t, awskmstest.Config{})
 			key := mustOpen(t, Options{Policy: quick(), PublicKey: tt.public}, reference)
 			for i := range 5 {
 				mustSign(t, key, private, fmt.Sprint(i))
@@ -227,7 +228,7 @@ func TestCalls(t *testing.T) {
 }
 
 // requests is how many have come in.
-func requests(server *kmstest.Server) int {
+func requests(server *awskmstest.Server) int {
 	n := 0
 	for _, operation := range []string{"GetPublicKey", "Sign", "DescribeKey", "CreateKey", "CreateAlias", "ListKeys", "ListAliases", "AssumeRole"} {
 		n += server.Calls(operation)
@@ -236,7 +237,7 @@ func requests(server *kmstest.Server) int {
 }
 
 func TestReferenceForms(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	arn := *mustOpen(t, Options{}, reference).(*key).sites[0].id.Load()
 	id := strings.TrimPrefix(resource(arn), "key/")
@@ -266,7 +267,7 @@ func TestReferenceForms(t *testing.T) {
 
 // TestUnfitKeys: keys that are there and cannot make the signatures, with what to do.
 func TestUnfitKeys(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
+	server, _ := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -274,14 +275,14 @@ func TestUnfitKeys(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, text, fix string
-		key             kmstest.Key
+		key             awskmstest.Key
 	}{
-		{"encryption", "ENCRYPT_DECRYPT", "SIGN_VERIFY", kmstest.Key{Private: private, Usage: kmstest.EncryptDecrypt}},
-		{"elliptic curve", "ECC_NIST_P256", "RSA", kmstest.Key{Private: ec}},
-		{"symmetric", "UnsupportedOperationException", "RSA", kmstest.Key{}},
-		{"disabled", "is disabled", "kms:EnableKey", kmstest.Key{Private: private, State: kmstest.Disabled}},
-		{"pending deletion", "is pending deletion", "kms:CancelKeyDeletion", kmstest.Key{Private: private, State: kmstest.PendingDeletion}},
-		{"pending import", "is pending import", "kms:ImportKeyMaterial", kmstest.Key{Private: private, State: kmstest.PendingImport}},
+		{"encryption", "ENCRYPT_DECRYPT", "SIGN_VERIFY", awskmstest.Key{Private: private, Usage: awskmstest.EncryptDecrypt}},
+		{"elliptic curve", "ECC_NIST_P256", "RSA", awskmstest.Key{Private: ec}},
+		{"symmetric", "UnsupportedOperationException", "RSA", awskmstest.Key{}},
+		{"disabled", "is disabled", "kms:EnableKey", awskmstest.Key{Private: private, State: awskmstest.Disabled}},
+		{"pending deletion", "is pending deletion", "kms:CancelKeyDeletion", awskmstest.Key{Private: private, State: awskmstest.PendingDeletion}},
+		{"pending import", "is pending import", "kms:ImportKeyMaterial", awskmstest.Key{Private: private, State: awskmstest.PendingImport}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			arn, err := server.Add(tt.key)
@@ -302,7 +303,7 @@ func TestUnfitKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		key := mustOpen(t, Options{Policy: quick()}, at(server, arn))
-		server.SetState(arn, kmstest.Disabled)
+		server.SetState(arn, awskmstest.Disabled)
 		before := server.Calls("Sign")
 		_, err = signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
 		wantError(t, err, signer.ErrBadKey, "disabled", "kms:EnableKey")
@@ -322,7 +323,7 @@ func TestMovedAlias(t *testing.T) {
 	private := vendorKey(t)
 	for _, public := range []crypto.PublicKey{nil, &private.PublicKey} {
 		t.Run(fmt.Sprintf("%T", public), func(t *testing.T) {
-			server, reference := start(t, kmstest.Config{})
+			server, reference := start(t, awskmstest.Config{})
 			key := mustOpen(t, Options{Policy: quick(), PublicKey: public}, reference)
 			mustSign(t, key, private, "before")
 			if _, err := server.AddKey("alias/Vendor", newKey(t)); err != nil {
@@ -335,7 +336,7 @@ func TestMovedAlias(t *testing.T) {
 
 // TestOtherCertificate: a key that is not the certificate's gives no signature.
 func TestOtherCertificate(t *testing.T) {
-	_, reference := start(t, kmstest.Config{})
+	_, reference := start(t, awskmstest.Config{})
 	key := mustOpen(t, Options{Policy: quick(), PublicKey: &newKey(t).PublicKey}, reference)
 	if _, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256); !errors.Is(err, signer.ErrBadKey) {
 		t.Errorf("got %v", err)
@@ -346,10 +347,10 @@ func TestOtherCertificate(t *testing.T) {
 
 // TestRegions: the second region stands in for the first, with the same key only.
 func TestRegions(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
+	server, _ := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	const id = "mrk-1234abcd12ab34cd56ef1234567890ab"
-	if _, err := server.Add(kmstest.Key{Private: private, ID: id, Alias: "alias/Multi", Regions: []string{"eu-west-1", "us-east-1"}}); err != nil {
+	if _, err := server.Add(awskmstest.Key{Private: private, ID: id, Alias: "alias/Multi", Regions: []string{"eu-west-1", "us-east-1"}}); err != nil {
 		t.Fatal(err)
 	}
 	query := "?regions=eu-west-1,us-east-1&endpoint=" + server.URL()
@@ -360,13 +361,13 @@ func TestRegions(t *testing.T) {
 			opts.Policy.Total = time.Second
 			key := mustOpen(t, opts, "awskms:///"+name+query)
 			mustSign(t, key, private, "first")
-			stand(t, server, "*@eu-west-1", kmstest.Internal)
+			stand(t, server, "*@eu-west-1", awskmstest.Internal)
 			mustSign(t, key, private, "second")
 			if w := warned.Load(); w == nil || !strings.Contains(*w, `"us-east-1" signs now, not "eu-west-1"`) {
 				t.Errorf("no warning about the change of region")
 			}
 			mustSign(t, mustOpen(t, opts, "awskms:///"+name+query), private, "opened while the first is down")
-			stand(t, server, "*@eu-west-1", kmstest.AccessDenied)
+			stand(t, server, "*@eu-west-1", awskmstest.AccessDenied)
 			time.Sleep(2 * opts.Policy.Recover)
 			asked := server.Calls("Sign")
 			_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
@@ -374,7 +375,7 @@ func TestRegions(t *testing.T) {
 			if n := server.Calls("Sign") - asked; n != 1 {
 				t.Errorf("%d calls; a refusal of one region is not tried in another", n)
 			}
-			stand(t, server, "*@eu-west-1", kmstest.OK)
+			stand(t, server, "*@eu-west-1", awskmstest.OK)
 			mustSign(t, key, private, "third")
 		})
 	}
@@ -382,8 +383,8 @@ func TestRegions(t *testing.T) {
 		opts := Options{Policy: quick()}
 		opts.Policy.Total = time.Second
 		key := mustOpen(t, opts, "awskms:///"+id+query)
-		stand(t, server, "*@eu-west-1", kmstest.Hang)
-		defer stand(t, server, "*@eu-west-1", kmstest.OK)
+		stand(t, server, "*@eu-west-1", awskmstest.Hang)
+		defer stand(t, server, "*@eu-west-1", awskmstest.OK)
 		ctx, cancel := context.WithTimeout(t.Context(), opts.Policy.Total)
 		defer cancel()
 		if _, err := signer.Sign(ctx, key, []byte("x"), crypto.SHA256); err != nil {
@@ -391,13 +392,13 @@ func TestRegions(t *testing.T) {
 		}
 	})
 	t.Run("another key under the alias", func(t *testing.T) {
-		if _, err := server.Add(kmstest.Key{Private: newKey(t), Alias: "alias/Multi", Regions: []string{"us-east-1"}}); err != nil {
+		if _, err := server.Add(awskmstest.Key{Private: newKey(t), Alias: "alias/Multi", Regions: []string{"us-east-1"}}); err != nil {
 			t.Fatal(err)
 		}
 		opts := Options{Policy: quick()}
 		opts.Policy.Total = time.Second
 		key := mustOpen(t, opts, "awskms:///alias/Multi"+query)
-		stand(t, server, "Sign@eu-west-1", kmstest.Internal)
+		stand(t, server, "Sign@eu-west-1", awskmstest.Internal)
 		_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
 		wantError(t, err, signer.ErrUnavailable, "the key in region \"us-east-1\" is another one", "")
 	})

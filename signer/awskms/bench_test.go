@@ -7,20 +7,20 @@ import (
 	"time"
 
 	"hsmsign/signer"
-	"hsmsign/signer/awskms/kmstest"
+	"hsmsign/signer/awskms/awskmstest"
 	"hsmsign/signer/signertest"
 )
 
 func BenchmarkInFlight(b *testing.B) {
 	const delay = 10 * time.Millisecond
-	_, reference := start(b, kmstest.Config{Delay: delay})
+	_, reference := start(b, awskmstest.Config{Delay: delay})
 	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference), vendorKey(b), delay)
 }
 
 // BenchmarkSign is one signature after the other. Its allocations are those of the client and of the double together,
 // since the double runs in this process.
 func BenchmarkSign(b *testing.B) {
-	server, reference := start(b, kmstest.Config{})
+	server, reference := start(b, awskmstest.Config{})
 	key := mustOpen(b, Options{}, reference)
 	opened := requests(server)
 	b.ReportAllocs()

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"hsmsign/signer"
-	"hsmsign/signer/awskms/kmstest"
+	"hsmsign/signer/awskms/awskmstest"
 )
 
 func TestCredentials(t *testing.T) {
@@ -37,9 +37,9 @@ func TestCredentials(t *testing.T) {
 			env: map[string]string{"AWS_SECRET_ACCESS_KEY": "wrong"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			server, reference := start(t, kmstest.Config{})
+			server, reference := start(t, awskmstest.Config{})
 			file := filepath.Join(t.TempDir(), "config")
-			text := "[profile signing]\naws_access_key_id = " + kmstest.AccessKeyID + "\naws_secret_access_key = " + kmstest.SecretAccessKey + "\n"
+			text := "[profile signing]\naws_access_key_id = " + awskmstest.AccessKeyID + "\naws_secret_access_key = " + awskmstest.SecretAccessKey + "\n"
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -66,15 +66,15 @@ func TestCredentials(t *testing.T) {
 
 // TestRoleFaults: STS refuses for good, or fails and is asked again.
 func TestRoleFaults(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	t.Setenv("AWS_ENDPOINT_URL_STS", server.URL())
 	reference += "&role-arn=arn:aws:iam::111122223333:role/hsmsign"
-	script(t, server, "AssumeRole", kmstest.AccessDenied)
+	script(t, server, "AssumeRole", awskmstest.AccessDenied)
 	_, err := open(t, Options{Policy: quick()}, reference)
 	wantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
-	script(t, server, "AssumeRole", kmstest.Internal, kmstest.Reset, kmstest.Throttle)
+	script(t, server, "AssumeRole", awskmstest.Internal, awskmstest.Reset, awskmstest.Throttle)
 	mustSign(t, mustOpen(t, Options{Policy: quick()}, reference), vendorKey(t), "role")
-	stand(t, server, "AssumeRole", kmstest.Internal)
+	stand(t, server, "AssumeRole", awskmstest.Internal)
 	policy := quick()
 	policy.Total = 500 * time.Millisecond
 	_, err = open(t, Options{Policy: policy}, reference)
@@ -83,7 +83,7 @@ func TestRoleFaults(t *testing.T) {
 
 // TestSignatureMessage: what a service writes about a wrong signature may quote the request with its session token.
 func TestSignatureMessage(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong")
 	_, err := open(t, Options{Policy: quick()}, reference)
 	if err == nil || strings.Contains(err.Error(), "calculated") {

@@ -26,7 +26,8 @@ type walk struct {
 
 // diagnose walks from the reference to a signature; see signer.Diagnose. It asks KMS for the public key even where
 // Options.PublicKey is set, and compares the two.
-func (o Options) diagnose(ctx context.Context, ref signer.Ref, report func(signer.Step)) signer.Signer {
+func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
+	o.PublicKey = open.PublicKey
 	w := &walk{Options: o, ref: ref}
 	failed := false
 	for _, s := range []struct {

@@ -12,7 +12,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // What to do about a failure.
@@ -28,6 +28,9 @@ type failure struct {
 	family, cause error // cause may be nil
 	text, fix     string
 }
+
+// Hint is what to do about it.
+func (f *failure) Hint() string { return f.fix }
 
 func (f *failure) Error() string { return f.family.Error() + ": " + f.text }
 

@@ -18,13 +18,13 @@ import (
 	"time"
 
 	"hsmsign/signer"
-	"hsmsign/signer/awskms/kmstest"
-	"hsmsign/signer/remote"
+	"hsmsign/signer/awskms/awskmstest"
+	remote "hsmsign/signer/kms"
 )
 
 // TestGolden: the double's signature is that of the golden request, byte for byte.
 func TestGolden(t *testing.T) {
-	_, reference := start(t, kmstest.Config{})
+	_, reference := start(t, awskmstest.Config{})
 	csr, err := os.ReadFile("../../testdata/golden/customer.csr")
 	if err != nil {
 		t.Fatal(err)
@@ -47,28 +47,28 @@ func TestGolden(t *testing.T) {
 
 // TestFaults: what KMS answers to a signature, by family. asked is how often it is asked in all.
 func TestFaults(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	key := mustOpen(t, Options{Policy: quick()}, reference)
 	for _, tt := range []struct {
-		fault     kmstest.Fault
+		fault     awskmstest.Fault
 		family    error // nil: the second answer is good
 		text, fix string
 		asked     int
 	}{
-		{kmstest.Throttle, nil, "", "", 2},
-		{kmstest.Internal, nil, "", "", 2},
-		{kmstest.KeyUnavailable, nil, "", "", 2},
-		{kmstest.BadGateway, nil, "", "", 2},
-		{kmstest.Reset, nil, "", "", 2},
-		{kmstest.Truncate, nil, "", "", 2},
-		{kmstest.Empty, nil, "", "", 2},
+		{awskmstest.Throttle, nil, "", "", 2},
+		{awskmstest.Internal, nil, "", "", 2},
+		{awskmstest.KeyUnavailable, nil, "", "", 2},
+		{awskmstest.BadGateway, nil, "", "", 2},
+		{awskmstest.Reset, nil, "", "", 2},
+		{awskmstest.Truncate, nil, "", "", 2},
+		{awskmstest.Empty, nil, "", "", 2},
 		{"DependencyTimeoutException", nil, "", "", 2},
-		{kmstest.FlipBit, signer.ErrBadSignature, "does not verify", "", 1},
-		{kmstest.ShortSignature, signer.ErrBadSignature, "gave 255 bytes", "", 1},
-		{kmstest.OtherKey, signer.ErrBadKey, "KMS answered for", "", 1},
-		{kmstest.AccessDenied, signer.ErrAuth, "kms:Sign", "grant kms:Sign", 1},
-		{kmstest.ExpiredToken, signer.ErrAuth, "expired", "new credentials", 1},
+		{awskmstest.FlipBit, signer.ErrBadSignature, "does not verify", "", 1},
+		{awskmstest.ShortSignature, signer.ErrBadSignature, "gave 255 bytes", "", 1},
+		{awskmstest.OtherKey, signer.ErrBadKey, "KMS answered for", "", 1},
+		{awskmstest.AccessDenied, signer.ErrAuth, "kms:Sign", "grant kms:Sign", 1},
+		{awskmstest.ExpiredToken, signer.ErrAuth, "expired", "new credentials", 1},
 		{"UnrecognizedClientException", signer.ErrAuth, "invalid", "credentials", 1},
 		{"MissingAuthenticationTokenException", signer.ErrAuth, "Missing", "credentials", 1},
 		{"InvalidSignatureException", signer.ErrAuth, "InvalidSignature", "clock", 1},
@@ -86,7 +86,7 @@ func TestFaults(t *testing.T) {
 				mustSign(t, key, private, string(tt.fault))
 			} else {
 				_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
-				if tt.fault == kmstest.FlipBit { // found by signer.Sign
+				if tt.fault == awskmstest.FlipBit { // found by signer.Sign
 					if !errors.Is(err, tt.family) || !strings.Contains(err.Error(), tt.text) {
 						t.Errorf("got %v", err)
 					}
@@ -103,28 +103,28 @@ func TestFaults(t *testing.T) {
 
 // TestAlwaysCorrupt: damaged answers without end give no signature, and end in time.
 func TestAlwaysCorrupt(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	policy := quick()
 	policy.Total, policy.Trip = 200*time.Millisecond, 1000
 	key := mustOpen(t, Options{Policy: policy}, reference)
-	stand(t, server, "Sign", kmstest.Truncate)
+	stand(t, server, "Sign", awskmstest.Truncate)
 	_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
 	wantError(t, err, signer.ErrUnavailable, "damaged", "")
 	if n := server.Calls("Sign"); n < 2 {
 		t.Errorf("asked %d times; damage is worth another attempt", n)
 	}
-	stand(t, server, "GetPublicKey", kmstest.Truncate)
+	stand(t, server, "GetPublicKey", awskmstest.Truncate)
 	_, err = open(t, Options{Policy: policy}, reference)
 	wantError(t, err, signer.ErrUnavailable, "damaged", "")
 }
 
 // TestThrottled: a batch at 64 in flight waits while it is throttled, and every signature comes.
 func TestThrottled(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	key := mustOpen(t, Options{Policy: quick()}, reference)
-	stand(t, server, "Sign", kmstest.Throttle)
-	timer := time.AfterFunc(300*time.Millisecond, func() { _ = server.Stand("Sign", kmstest.OK) })
+	stand(t, server, "Sign", awskmstest.Throttle)
+	timer := time.AfterFunc(300*time.Millisecond, func() { _ = server.Stand("Sign", awskmstest.OK) })
 	defer timer.Stop()
 	results := batch(t.Context(), key, private, 200)
 	if results.good != 200 {
@@ -138,12 +138,12 @@ func TestThrottled(t *testing.T) {
 // TestOutage: with nothing but errors a call ends within its deadline, the breaker lets the next ones fail in
 // milliseconds without asking, and the service is used again by itself once it is well.
 func TestOutage(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	policy := quick()
 	policy.Total, policy.Trip = time.Second, 5
 	key := mustOpen(t, Options{Policy: policy}, reference)
-	stand(t, server, "*", kmstest.Internal)
+	stand(t, server, "*", awskmstest.Internal)
 	began := time.Now()
 	_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
 	wantError(t, err, signer.ErrUnavailable, "", "")
@@ -159,22 +159,22 @@ func TestOutage(t *testing.T) {
 	if took := time.Since(began); took > 100*time.Millisecond || server.Calls("Sign") != asked {
 		t.Errorf("20 more took %v and asked %d times", took, server.Calls("Sign")-asked)
 	}
-	stand(t, server, "*", kmstest.OK)
+	stand(t, server, "*", awskmstest.OK)
 	time.Sleep(policy.Recover + 50*time.Millisecond)
 	mustSign(t, key, private, "well again")
 }
 
 // TestDeadlines: silence ends with the attempt, with the whole time, and with the caller's context.
 func TestDeadlines(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	policy := quick()
 	policy.Attempt, policy.Total = 150*time.Millisecond, 600*time.Millisecond
 	key := mustOpen(t, Options{Policy: policy}, reference)
-	script(t, server, "Sign", kmstest.Delay(time.Second))
+	script(t, server, "Sign", awskmstest.Delay(time.Second))
 	mustSign(t, key, private, "the second attempt is in time")
 
-	stand(t, server, "Sign", kmstest.Delay(3*time.Second))
+	stand(t, server, "Sign", awskmstest.Delay(3*time.Second))
 	began := time.Now()
 	_, err := signer.Sign(t.Context(), key, []byte("x"), crypto.SHA256)
 	wantError(t, err, signer.ErrUnavailable, "no answer in time", "")
@@ -184,7 +184,7 @@ func TestDeadlines(t *testing.T) {
 	if n := server.Calls("Sign"); n < 4 {
 		t.Errorf("%d attempts", n)
 	}
-	stand(t, server, "Sign", kmstest.Hang)
+	stand(t, server, "Sign", awskmstest.Hang)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err = signer.Sign(ctx, key, []byte("x"), crypto.SHA256)
@@ -241,12 +241,12 @@ func batch(ctx context.Context, key signer.Signer, private *rsa.PrivateKey, n in
 
 // TestResets: connections that break under a batch of 1,000 cost no signature its correctness.
 func TestResets(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
 	policy := quick()
 	policy.Total = 10 * time.Second
 	key := mustOpen(t, Options{Policy: policy}, reference)
-	pattern := []kmstest.Fault{kmstest.OK, kmstest.OK, kmstest.Reset, kmstest.OK, kmstest.Truncate}
+	pattern := []awskmstest.Fault{awskmstest.OK, awskmstest.OK, awskmstest.Reset, awskmstest.OK, awskmstest.Truncate}
 	script(t, server, "Sign", slices.Repeat(pattern, 100)...)
 	o := batch(t.Context(), key, private, 1000)
 	if o.wrong != 0 || o.good < 900 || o.good+o.bad != 1000 {
@@ -259,12 +259,12 @@ func TestResets(t *testing.T) {
 
 // TestAllConnectionsReset: what breaks every connection in one moment is waited out, as one failure.
 func TestAllConnectionsReset(t *testing.T) {
-	server, reference := start(t, kmstest.Config{Delay: 100 * time.Millisecond})
+	server, reference := start(t, awskmstest.Config{Delay: 100 * time.Millisecond})
 	private := vendorKey(t)
 	policy := quick()
 	policy.Total, policy.Wait = 10*time.Second, 100*time.Millisecond
 	key := mustOpen(t, Options{Policy: policy}, reference)
-	script(t, server, "Sign", slices.Repeat([]kmstest.Fault{kmstest.Reset}, 64)...)
+	script(t, server, "Sign", slices.Repeat([]awskmstest.Fault{awskmstest.Reset}, 64)...)
 	if o := batch(t.Context(), key, private, 200); o.good != 200 {
 		t.Errorf("%+v", o)
 	}
@@ -275,9 +275,9 @@ func TestAllConnectionsReset(t *testing.T) {
 
 // TestExpiry: credentials that end in the middle of a batch: what was signed is right, the rest fails at once.
 func TestExpiry(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	private := vendorKey(t)
-	session := kmstest.Credentials{AccessKeyID: "ASIAEXAMPLE0000000000", SecretAccessKey: "session-secret", SessionToken: "session-token-value", Expires: time.Now().Add(time.Hour)}
+	session := awskmstest.Credentials{AccessKeyID: "ASIAEXAMPLE0000000000", SecretAccessKey: "session-secret", SessionToken: "session-token-value", Expires: time.Now().Add(time.Hour)}
 	server.AddCredentials(session)
 	t.Setenv("AWS_ACCESS_KEY_ID", session.AccessKeyID)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", session.SecretAccessKey)
@@ -309,7 +309,7 @@ func TestExpiry(t *testing.T) {
 
 // TestLimits: max-rps and max-concurrent of the reference are kept.
 func TestLimits(t *testing.T) {
-	server, reference := start(t, kmstest.Config{Delay: 30 * time.Millisecond})
+	server, reference := start(t, awskmstest.Config{Delay: 30 * time.Millisecond})
 	private := vendorKey(t)
 	slow := mustOpen(t, Options{}, reference+"&max-concurrent=1")
 	began := time.Now()
@@ -328,7 +328,7 @@ func TestLimits(t *testing.T) {
 
 // TestServiceGone: nothing listens where the endpoint points.
 func TestServiceGone(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	if err := server.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/signer"
-	"hsmsign/signer/awskms/kmstest"
+	"hsmsign/signer/awskms/awskmstest"
 )
 
 func generate(t *testing.T, reference string, bits int) (signer.Signer, error) {
@@ -31,7 +31,7 @@ func generate(t *testing.T, reference string, bits int) (signer.Signer, error) {
 }
 
 func TestGenerate(t *testing.T) {
-	server, taken := start(t, kmstest.Config{})
+	server, taken := start(t, awskmstest.Config{})
 	reference := at(server, "alias/New-Vendor")
 	// A key just made is not known everywhere at once: eventual consistency.
 	script(t, server, "GetPublicKey", "NotFoundException", "NotFoundException")
@@ -64,7 +64,7 @@ func TestGenerate(t *testing.T) {
 }
 
 func TestGenerateRefuses(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
+	server, _ := start(t, awskmstest.Config{})
 	for _, tt := range []struct {
 		reference string
 		bits      int
@@ -88,22 +88,22 @@ func TestGenerateRefuses(t *testing.T) {
 
 // TestGenerateFaults: CreateKey is asked once only, and a key that stays behind is named.
 func TestGenerateFaults(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
+	server, _ := start(t, awskmstest.Config{})
 	made := 0
 	for _, tt := range []struct {
 		operation string
-		faults    []kmstest.Fault
+		faults    []awskmstest.Fault
 		family    error
 		text, fix string
 		makes     int
 	}{
-		{"DescribeKey", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "kms:DescribeKey", "grant kms:DescribeKey", 0},
-		{"CreateKey", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "kms:CreateKey", "grant kms:CreateKey", 1},
-		{"CreateKey", []kmstest.Fault{"LimitExceededException"}, signer.ErrUnsupported, "LimitExceeded", "Service Quotas", 1},
-		{"CreateKey", []kmstest.Fault{kmstest.Throttle}, signer.ErrUnavailable, "throttled", "Service Quotas", 1}, // nothing was made
-		{"CreateKey", []kmstest.Fault{kmstest.Truncate}, signer.ErrUnavailable, "may have been made", "key list", 1},
-		{"CreateAlias", []kmstest.Fault{kmstest.AccessDenied}, signer.ErrAuth, "arn:aws:kms:eu-west-1:111122223333:key/", "kms:ScheduleKeyDeletion", 1},
-		{"CreateAlias", []kmstest.Fault{"AlreadyExistsException"}, signer.ErrKeyExists, "has no alias", "kms:CreateAlias", 1},
+		{"DescribeKey", []awskmstest.Fault{awskmstest.AccessDenied}, signer.ErrAuth, "kms:DescribeKey", "grant kms:DescribeKey", 0},
+		{"CreateKey", []awskmstest.Fault{awskmstest.AccessDenied}, signer.ErrAuth, "kms:CreateKey", "grant kms:CreateKey", 1},
+		{"CreateKey", []awskmstest.Fault{"LimitExceededException"}, signer.ErrUnsupported, "LimitExceeded", "Service Quotas", 1},
+		{"CreateKey", []awskmstest.Fault{awskmstest.Throttle}, signer.ErrUnavailable, "throttled", "Service Quotas", 1}, // nothing was made
+		{"CreateKey", []awskmstest.Fault{awskmstest.Truncate}, signer.ErrUnavailable, "may have been made", "key list", 1},
+		{"CreateAlias", []awskmstest.Fault{awskmstest.AccessDenied}, signer.ErrAuth, "arn:aws:kms:eu-west-1:111122223333:key/", "kms:ScheduleKeyDeletion", 1},
+		{"CreateAlias", []awskmstest.Fault{"AlreadyExistsException"}, signer.ErrKeyExists, "has no alias", "kms:CreateAlias", 1},
 	} {
 		script(t, server, tt.operation, tt.faults...)
 		_, err := generate(t, at(server, "alias/faulty"), 2048)
@@ -114,7 +114,7 @@ func TestGenerateFaults(t *testing.T) {
 		}
 	}
 	// An alias whose answer is lost is there when it is asked for again.
-	script(t, server, "CreateAlias", kmstest.Internal, kmstest.Throttle)
+	script(t, server, "CreateAlias", awskmstest.Internal, awskmstest.Throttle)
 	if _, err := generate(t, at(server, "alias/faulty"), 2048); err != nil {
 		t.Error(err)
 	}
@@ -130,17 +130,17 @@ func list(t *testing.T, reference string) ([]signer.KeyInfo, error) {
 }
 
 func TestList(t *testing.T) {
-	server, one := start(t, kmstest.Config{})
+	server, one := start(t, awskmstest.Config{})
 	private := vendorKey(t)
-	add := func(k kmstest.Key) string {
+	add := func(k awskmstest.Key) string {
 		arn, err := server.Add(k)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return arn
 	}
-	disabled := add(kmstest.Key{Private: private, State: kmstest.Disabled, Alias: "alias/Old"})
-	add(kmstest.Key{Alias: "alias/Symmetric"})
+	disabled := add(awskmstest.Key{Private: private, State: awskmstest.Disabled, Alias: "alias/Old"})
+	add(awskmstest.Key{Alias: "alias/Symmetric"})
 	infos, err := list(t, at(server, ""))
 	if err != nil || len(infos) != 2 {
 		t.Fatalf("%d keys, want the two of RSA: %v", len(infos), err)
@@ -171,31 +171,31 @@ func TestList(t *testing.T) {
 
 // TestListPermissions: what may not be asked is left out.
 func TestListPermissions(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
-	stand(t, server, "ListAliases", kmstest.AccessDenied)
-	stand(t, server, "DescribeKey", kmstest.AccessDenied)
-	if _, err := server.Add(kmstest.Key{}); err != nil {
+	server, _ := start(t, awskmstest.Config{})
+	stand(t, server, "ListAliases", awskmstest.AccessDenied)
+	stand(t, server, "DescribeKey", awskmstest.AccessDenied)
+	if _, err := server.Add(awskmstest.Key{}); err != nil {
 		t.Fatal(err)
 	}
 	infos, err := list(t, at(server, ""))
 	if err != nil || len(infos) != 1 || infos[0].Bits != 2048 || infos[0].Label != "" || infos[0].Properties != nil {
 		t.Errorf("%+v, %v", infos, err)
 	}
-	stand(t, server, "GetPublicKey", kmstest.AccessDenied)
+	stand(t, server, "GetPublicKey", awskmstest.AccessDenied)
 	infos, err = list(t, at(server, ""))
 	if err != nil || len(infos) != 2 || infos[0].Bits != 0 || infos[0].ID == "" {
 		t.Errorf("%+v, %v", infos, err)
 	}
-	stand(t, server, "ListKeys", kmstest.AccessDenied)
+	stand(t, server, "ListKeys", awskmstest.AccessDenied)
 	_, err = list(t, at(server, ""))
 	wantError(t, err, signer.ErrAuth, "kms:ListKeys", "grant kms:ListKeys")
 }
 
 // TestListPages: a listing goes on to the last page, and is bounded.
 func TestListPages(t *testing.T) {
-	server, _ := start(t, kmstest.Config{})
-	stand(t, server, "DescribeKey", kmstest.AccessDenied)
-	stand(t, server, "GetPublicKey", kmstest.AccessDenied)
+	server, _ := start(t, awskmstest.Config{})
+	stand(t, server, "DescribeKey", awskmstest.AccessDenied)
+	stand(t, server, "GetPublicKey", awskmstest.AccessDenied)
 	private := vendorKey(t)
 	fill := func(n int) {
 		for i := range n {
@@ -222,7 +222,7 @@ func diagnose(t *testing.T, opts Options, reference string) (map[string]signer.S
 	}
 	var names []string
 	steps := map[string]signer.Step{}
-	key := Backend(opts).Diagnose(context.Background(), ref, func(s signer.Step) {
+	key := Backend(opts).Diagnose(context.Background(), ref, signer.OpenOptions{PublicKey: opts.PublicKey}, func(s signer.Step) {
 		names = append(names, s.Name)
 		steps[s.Name] = s
 	})
@@ -233,7 +233,7 @@ func diagnose(t *testing.T, opts Options, reference string) (map[string]signer.S
 }
 
 func TestDiagnose(t *testing.T) {
-	server, reference := start(t, kmstest.Config{})
+	server, reference := start(t, awskmstest.Config{})
 	opts := Options{Policy: quick()}
 	opts.Policy.Total = 300 * time.Millisecond
 	steps, key := diagnose(t, opts, reference)
@@ -260,10 +260,10 @@ func TestDiagnose(t *testing.T) {
 		{"reference", "reference", opts, "awskms:///Vendor", nil, signer.ErrReference},
 		{"region", "key", opts, strings.Replace(reference, "eu-west-1", "us-east-1", 1), nil, signer.ErrKeyNotFound},
 		{"certificate", "key", Options{Policy: opts.Policy, PublicKey: &newKey(t).PublicKey}, reference, nil, signer.ErrBadKey},
-		{"outage", "reach", opts, reference, func() { stand(t, server, "*", kmstest.Internal) }, signer.ErrUnavailable},
-		{"denied", "key", opts, reference, func() { stand(t, server, "GetPublicKey", kmstest.AccessDenied) }, signer.ErrAuth},
-		{"signing denied", "signature", opts, reference, func() { stand(t, server, "Sign", kmstest.AccessDenied) }, signer.ErrAuth},
-		{"disabled", "key", opts, reference, func() { server.SetState(arn, kmstest.Disabled) }, signer.ErrBadKey},
+		{"outage", "reach", opts, reference, func() { stand(t, server, "*", awskmstest.Internal) }, signer.ErrUnavailable},
+		{"denied", "key", opts, reference, func() { stand(t, server, "GetPublicKey", awskmstest.AccessDenied) }, signer.ErrAuth},
+		{"signing denied", "signature", opts, reference, func() { stand(t, server, "Sign", awskmstest.AccessDenied) }, signer.ErrAuth},
+		{"disabled", "key", opts, reference, func() { server.SetState(arn, awskmstest.Disabled) }, signer.ErrBadKey},
 		{"no credentials", "credentials", opts, reference, func() { t.Setenv("AWS_ACCESS_KEY_ID", "") }, signer.ErrAuth},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -275,13 +275,13 @@ func TestDiagnose(t *testing.T) {
 				t.Errorf("%+v", steps)
 			}
 			for _, operation := range []string{"*", "GetPublicKey", "Sign"} {
-				stand(t, server, operation, kmstest.OK)
+				stand(t, server, operation, awskmstest.OK)
 			}
-			server.SetState(arn, kmstest.Enabled)
+			server.SetState(arn, awskmstest.Enabled)
 		})
 	}
-	t.Setenv("AWS_ACCESS_KEY_ID", kmstest.AccessKeyID)
-	stand(t, server, "DescribeKey", kmstest.AccessDenied)
+	t.Setenv("AWS_ACCESS_KEY_ID", awskmstest.AccessKeyID)
+	stand(t, server, "DescribeKey", awskmstest.AccessDenied)
 	steps, key = diagnose(t, opts, reference)
 	if key == nil || !strings.Contains(steps["protection"].Detail, "signing does not need") {
 		t.Fatalf("%+v", steps)

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // The bounds of what a reference may set.

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 const (

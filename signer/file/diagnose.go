@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"time"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -27,7 +28,7 @@ type walk struct {
 }
 
 // diagnose walks from the reference to a signature; see signer.Diagnose.
-func (o Options) diagnose(ctx context.Context, ref signer.Ref, report func(signer.Step)) signer.Signer {
+func (o Options) diagnose(ctx context.Context, ref signer.Ref, _ signer.OpenOptions, report func(signer.Step)) signer.Signer {
 	w := &walk{opening: opening{Options: o, ref: ref}, ctx: ctx}
 	defer func() { clear(w.data); clear(w.der) }()
 	failed := false
@@ -77,7 +78,7 @@ func (w *walk) checkFile() signer.Step {
 	w.Warn = nil
 	var err error
 	w.data, err = w.readKey()
-	if err != nil && !errors.Is(err, signer.ErrInsecureMode) {
+	if err != nil && !errors.Is(err, secret.ErrInsecureMode) {
 		return signer.Step{Err: err}
 	}
 	w.err = err

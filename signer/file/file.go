@@ -27,6 +27,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"hsmsign/fault"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -36,7 +38,7 @@ const maxFile = 64 << 10
 // Options is what the backend needs from the program around it. The zero value reads keys that are not
 // encrypted, and those whose reference names a passphrase file.
 type Options struct {
-	Secrets signer.Secrets       // where a passphrase comes from
+	Secrets secret.Reader        // where a passphrase comes from
 	Warn    func(message string) // told when insecure-mode=allow is made use of; nil: silent
 }
 
@@ -46,7 +48,7 @@ type Options struct {
 // folder, whose keys it gives, and asks for no passphrase.
 func Backend(opts Options) signer.Backend {
 	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+		Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
 			o := opening{Options: opts, ref: ref}
 			private, err := o.open(ctx)
 			if err != nil {
@@ -95,7 +97,7 @@ func (o *opening) fail(op string, err error) error {
 	if o.fix == "" && errors.Is(err, signer.ErrBadKey) {
 		o.fix = "name an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; a damaged one has to come from its backup"
 	}
-	return &signer.Error{Op: op, Ref: o.ref, Err: err, Fix: o.fix}
+	return &signer.Error{Op: op, Ref: o.ref, Err: fault.WithHint(err, o.fix)}
 }
 
 func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
@@ -121,12 +123,12 @@ func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
 // readKey reads the key's file. The caller clears it.
 func (o *opening) readKey() ([]byte, error) {
 	data, err := o.read(func(anyMode bool) ([]byte, error) {
-		return signer.ReadPrivateFile(o.path, maxFile, anyMode)
+		return secret.ReadFile(o.path, maxFile, anyMode)
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: %w", signer.ErrKeyNotFound, err)
-	case errors.Is(err, signer.ErrInsecureMode):
+	case errors.Is(err, secret.ErrInsecureMode):
 		o.fix = fmt.Sprintf("chmod 600 %s, or add ?insecure-mode=allow to the reference", o.path)
 		fallthrough
 	case err != nil:
@@ -174,7 +176,7 @@ func (o *opening) settings() error {
 // that is the case.
 func (o *opening) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) {
 	data, err := file(false)
-	if !o.insecure || !errors.Is(err, signer.ErrInsecureMode) {
+	if !o.insecure || !errors.Is(err, secret.ErrInsecureMode) {
 		return data, err
 	}
 	if o.Warn != nil {
@@ -185,24 +187,24 @@ func (o *opening) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) 
 
 // passphrase is asked for only once the key is known to be encrypted. The caller clears it.
 func (o *opening) passphrase(ctx context.Context) ([]byte, error) {
-	src := signer.Source{Label: fmt.Sprintf("passphrase of %q", o.path), Env: envPassphrase}
+	src := secret.Source{Label: fmt.Sprintf("passphrase of %q", o.path), Env: envPassphrase}
 	if path, ok := o.ref.Query("passphrase-file"); ok {
 		src.From = "file:" + path
 	}
 	o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase
-	secret, err := o.read(func(anyMode bool) ([]byte, error) {
+	passphrase, err := o.read(func(anyMode bool) ([]byte, error) {
 		src.AnyMode = anyMode
 		return o.Secrets.Read(ctx, src)
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
 	if err := ctx.Err(); err != nil { // the person took longer than the caller would wait
-		clear(secret)
+		clear(passphrase)
 		return nil, err
 	}
 	o.fix = ""
-	return secret, nil
+	return passphrase, nil
 }
 
 // key is an opened file. Close lets go of the private key; signatures in flight end as they would have.

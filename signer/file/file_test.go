@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/fault"
+	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
 )
@@ -66,7 +68,7 @@ func ref(t testing.TB, s string) signer.Ref {
 
 // env is an environment with a passphrase in it.
 func env(value string) Options {
-	return Options{Secrets: signer.Secrets{Getenv: func(name string) string {
+	return Options{Secrets: secret.Reader{Getenv: func(name string) string {
 		if name == "HSMSIGN_PASSPHRASE" {
 			return value
 		}
@@ -105,7 +107,7 @@ func TestPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, good := range []string{"file:pkcs1.pem", "file:./pkcs1.pem", "file:" + path, "file://" + path, "FILE:pkcs1.pem", "file:a%20b%3f+%25.key", "file:a b%3F+%25.key"} {
-		key, err := Backend(Options{}).Open(t.Context(), ref(t, good))
+		key, err := Backend(Options{}).Open(t.Context(), ref(t, good), signer.OpenOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", good, err)
 			continue
@@ -116,7 +118,7 @@ func TestPath(t *testing.T) {
 	}
 	for _, bad := range []string{"file://host" + path, "file://pkcs1.pem", "file://localhost" + path, "file://", "file:%zz", "file:a%00b",
 		"file:pkcs1.pem?insecure-mode=yes", "file:pkcs1.pem?insecure-mode=", "file:pkcs1.pem?passphrase-file=", "file:pkcs1.pem?pass=x"} {
-		_, err := Backend(Options{}).Open(t.Context(), ref(t, bad))
+		_, err := Backend(Options{}).Open(t.Context(), ref(t, bad), signer.OpenOptions{})
 		if !errors.Is(err, signer.ErrReference) {
 			t.Errorf("%s: %v; want ErrReference", bad, err)
 		}
@@ -134,8 +136,8 @@ func TestInsecureMode(t *testing.T) {
 	var warned []string
 	backend := Backend(Options{Warn: func(message string) { warned = append(warned, message) }})
 
-	_, err := backend.Open(t.Context(), ref(t, "file:"+path))
-	if !errors.Is(err, signer.ErrBadKey) || !errors.Is(err, signer.ErrInsecureMode) {
+	_, err := backend.Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{})
+	if !errors.Is(err, signer.ErrBadKey) || !errors.Is(err, secret.ErrInsecureMode) {
 		t.Errorf("without the attribute: %v; want ErrBadKey and ErrInsecureMode", err)
 	}
 	if want := "chmod 600 " + path + ", or add ?insecure-mode=allow to the reference"; fix(err) != want {
@@ -145,18 +147,18 @@ func TestInsecureMode(t *testing.T) {
 		t.Errorf("warned without use: %q", warned)
 	}
 
-	if _, err := backend.Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass)); err != nil {
+	if _, err := backend.Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass), signer.OpenOptions{}); err != nil {
 		t.Errorf("with the attribute: %v", err)
 	}
 	if len(warned) != 2 || !strings.Contains(warned[0], path) || !strings.Contains(warned[1], pass) {
 		t.Errorf("warned %q; want once for the key and once for the passphrase", warned)
 	}
-	if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass)); err != nil {
+	if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass), signer.OpenOptions{}); err != nil {
 		t.Errorf("silent: %v", err)
 	}
 
 	warned = nil
-	if _, err := backend.Open(t.Context(), ref(t, "file:"+private(t, "testdata/pkcs1.pem")+"?insecure-mode=allow")); err != nil || len(warned) > 0 {
+	if _, err := backend.Open(t.Context(), ref(t, "file:"+private(t, "testdata/pkcs1.pem")+"?insecure-mode=allow"), signer.OpenOptions{}); err != nil || len(warned) > 0 {
 		t.Errorf("a file of mode 0600: %v, warned %q; want neither", err, warned)
 	}
 }
@@ -166,7 +168,7 @@ func fix(err error) string {
 	if !errors.As(err, &carrier) {
 		return ""
 	}
-	return carrier.Fix
+	return fault.Hint(carrier)
 }
 
 func TestPassphrase(t *testing.T) {
@@ -174,7 +176,7 @@ func TestPassphrase(t *testing.T) {
 	plain := "file:" + private(t, "testdata/pkcs1.pem")
 	prompted := 0
 	prompt := func(answer string) Options {
-		return Options{Secrets: signer.Secrets{Prompt: func(_ context.Context, label string) ([]byte, error) {
+		return Options{Secrets: secret.Reader{Prompt: func(_ context.Context, label string) ([]byte, error) {
 			prompted++
 			if want := fmt.Sprintf("passphrase of %q", strings.TrimPrefix(encrypted, "file:")); label != want {
 				t.Errorf("asked for %q, want %q", label, want)
@@ -202,7 +204,7 @@ func TestPassphrase(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			prompted = 0
-			_, err := Backend(tt.opts).Open(t.Context(), ref(t, tt.ref))
+			_, err := Backend(tt.opts).Open(t.Context(), ref(t, tt.ref), signer.OpenOptions{})
 			if !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
@@ -217,11 +219,11 @@ func TestPassphrase(t *testing.T) {
 
 	t.Run("cancelled at the prompt", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		opts := Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) {
+		opts := Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
 			cancel()
 			return []byte(passphrase), nil
 		}}}
-		if _, err := Backend(opts).Open(ctx, ref(t, encrypted)); !errors.Is(err, context.Canceled) {
+		if _, err := Backend(opts).Open(ctx, ref(t, encrypted), signer.OpenOptions{}); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v, want %v", err, context.Canceled)
 		}
 	})
@@ -232,7 +234,7 @@ func TestPassphrase(t *testing.T) {
 func TestWrongPassphraseIsErrAuth(t *testing.T) {
 	path := private(t, "testdata/scrypt.pem")
 	for _, n := range []int{0, 223, 323, 385, 486} {
-		_, err := Backend(env(fmt.Sprintf("wrong %d", n))).Open(t.Context(), ref(t, "file:"+path))
+		_, err := Backend(env(fmt.Sprintf("wrong %d", n))).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{})
 		if !errors.Is(err, signer.ErrAuth) {
 			t.Fatalf("passphrase %d: %v, want ErrAuth", n, err)
 		}
@@ -243,7 +245,7 @@ func TestWrongPassphraseIsErrAuth(t *testing.T) {
 func BenchmarkSign(b *testing.B) {
 	key := sampleKey(b)
 	digest := make([]byte, 32)
-	k, err := Backend(Options{}).Open(b.Context(), ref(b, "file:"+benchmarkFile(b)))
+	k, err := Backend(Options{}).Open(b.Context(), ref(b, "file:"+benchmarkFile(b)), signer.OpenOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -267,7 +269,7 @@ func BenchmarkSign(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	r := ref(b, "file:"+benchmarkFile(b))
 	for b.Loop() {
-		if _, err := Backend(Options{}).Open(b.Context(), r); err != nil {
+		if _, err := Backend(Options{}).Open(b.Context(), r, signer.OpenOptions{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -27,14 +27,14 @@ func TestSamples(t *testing.T) {
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "pbes2-aes128-sha512.der", "pbes2-des3-sha1.pem",
 		"scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
 		t.Run(name, func(t *testing.T) {
-			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)))
+			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)), signer.OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !sampleKey(t).PublicKey.Equal(key.Public()) {
 				t.Error("another key")
 			}
-			_, err = Backend(env("wrong")).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)))
+			_, err = Backend(env("wrong")).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)), signer.OpenOptions{})
 			if encrypted := name != "pkcs1.pem"; errors.Is(err, signer.ErrAuth) != encrypted {
 				t.Errorf("with a wrong passphrase: %v", err)
 			}
@@ -89,7 +89,7 @@ func TestOpenSSL(t *testing.T) {
 			if err := os.Chmod(name, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+name))
+			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+name), signer.OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,7 +109,7 @@ func TestPEMAround(t *testing.T) {
 		"comment":           append([]byte("Bag Attributes\n    friendlyName: vendor\n"), key...),
 		"CRLF":              bytes.ReplaceAll(key, []byte("\n"), []byte("\r\n")),
 	} {
-		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.pem", data))); err != nil {
+		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.pem", data)), signer.OpenOptions{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -168,7 +168,7 @@ func TestRefusals(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "vendor.key", tt.data)))
+			_, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "vendor.key", tt.data)), signer.OpenOptions{})
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("error %v, want %v with %q", err, tt.want, tt.text)
 			}
@@ -180,7 +180,7 @@ func TestRefusals(t *testing.T) {
 
 	dir := t.TempDir()
 	for path, want := range map[string]error{dir: signer.ErrBadKey, filepath.Join(dir, "missing"): signer.ErrKeyNotFound} {
-		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path)); !errors.Is(err, want) {
+		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
 	}
@@ -250,7 +250,7 @@ func TestOtherEncoder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.der", der)))
+		key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.der", der)), signer.OpenOptions{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -289,14 +289,14 @@ func TestHostilePKCS8(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			path := write(t, "x.der", pbes2File(t, tt.kdf, tt.params, make([]byte, 16), make([]byte, 64)))
 			// No passphrase is to be had: what is refused for its work is refused before it is asked for.
-			if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path)); !errors.Is(err, tt.want) {
+			if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
 		})
 	}
 	for name, sizes := range map[string][2]int{"IV": {15, 64}, "no IV": {0, 64}, "ragged": {16, 63}, "empty": {16, 0}} {
 		path := write(t, "x.der", pbes2File(t, pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: 1}, make([]byte, sizes[0]), make([]byte, sizes[1])))
-		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+path)); !errors.Is(err, signer.ErrBadKey) {
+		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, signer.ErrBadKey) {
 			t.Errorf("%s: error %v, want ErrBadKey", name, err)
 		}
 	}
@@ -337,7 +337,7 @@ func TestHostilePKCS12(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", good))); err != nil {
+			if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", good)), signer.OpenOptions{}); err != nil {
 				t.Errorf("100000 iterations: %v", err)
 			}
 			places := 0
@@ -348,7 +348,7 @@ func TestHostilePKCS12(t *testing.T) {
 				}
 				places++
 				hostile := append(append(bytes.Clone(good[:i]), 2, 3, 0x4c, 0x4b, 0x41), rest...) // INTEGER 5000001
-				_, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", hostile)))
+				_, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", hostile)), signer.OpenOptions{})
 				if !errors.Is(err, signer.ErrBadKey) || !strings.Contains(err.Error(), "5000001 iterations") {
 					t.Errorf("at byte %d: %v", i, err)
 				}

@@ -98,7 +98,11 @@ func (o *opening) newPassphrase(ctx context.Context) ([]byte, error) {
 	if o.Secrets.Prompt == nil {
 		o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase + "; for a test key, add ?unencrypted=allow"
 	}
-	return o.Secrets.ReadNew(ctx, fmt.Sprintf("new passphrase of %q", o.path))
+	passphrase, err := o.Secrets.ReadNew(ctx, fmt.Sprintf("new passphrase of %q", o.path))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
+	}
+	return passphrase, nil
 }
 
 // encrypt makes RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.

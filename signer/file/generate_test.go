@@ -15,12 +15,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/fault"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
 // answers is a terminal at which these answers are given, one after the other.
 func answers(t *testing.T, texts ...string) Options {
-	return Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) {
+	return Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
 		if len(texts) == 0 {
 			t.Error("asked once more")
 			return nil, errors.New("no more answers")
@@ -66,7 +68,7 @@ func TestGenerate(t *testing.T) {
 			if err != nil || bytes.HasPrefix(text, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) != tt.encrypted {
 				t.Errorf("%.40q, %v; encrypted should be %v", text, err, tt.encrypted)
 			}
-			opened, err := Backend(tt.again).Open(t.Context(), ref(t, "file:"+path+tt.query))
+			opened, err := Backend(tt.again).Open(t.Context(), ref(t, "file:"+path+tt.query), signer.OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,7 +117,7 @@ func TestGenerateRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Backend(tt.opts).Generate(t.Context(), ref(t, tt.ref), signer.KeySpec{Bits: tt.bits})
 			var carrier *signer.Error
-			if !errors.Is(err, tt.family) || !errors.As(err, &carrier) || !strings.Contains(carrier.Fix, tt.fix) {
+			if !errors.Is(err, tt.family) || !errors.As(err, &carrier) || !strings.Contains(fault.Hint(carrier), tt.fix) {
 				t.Errorf("%v, want %v with hint %q", err, tt.family, tt.fix)
 			}
 			if _, err := os.Lstat(fresh); err == nil {
@@ -167,7 +169,7 @@ func TestList(t *testing.T) {
 			line += " " + p.Value
 		}
 		got = append(got, line)
-		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, info.Ref)); err != nil {
+		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, info.Ref), signer.OpenOptions{}); err != nil {
 			t.Errorf("the reference that it gives does not open: %v", err)
 		}
 	}
@@ -237,7 +239,7 @@ func TestDiagnose(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var statuses []string
 			var first error
-			key := Backend(tt.opts).Diagnose(t.Context(), ref(t, tt.ref), func(s signer.Step) {
+			key := Backend(tt.opts).Diagnose(t.Context(), ref(t, tt.ref), signer.OpenOptions{}, func(s signer.Step) {
 				statuses = append(statuses, string(s.Status))
 				if s.Err != nil {
 					first = s.Err
@@ -264,7 +266,7 @@ func TestDiagnoseEnded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
 	var last signer.Step
-	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "testdata/pkcs1.pem")), func(s signer.Step) { last = s })
+	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "testdata/pkcs1.pem")), signer.OpenOptions{}, func(s signer.Step) { last = s })
 	if key != nil || last.Status != signer.StatusFail || !errors.Is(last.Err, context.DeadlineExceeded) {
 		t.Errorf("%v, %+v", key, last)
 	}

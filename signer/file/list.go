@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -85,7 +86,7 @@ func (o *opening) info(path, ref string) (signer.KeyInfo, error) {
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	// The mode is shown, and whoever opens the key judges it.
-	data, err := signer.ReadPrivateFile(path, maxFile, true)
+	data, err := secret.ReadFile(path, maxFile, true)
 	if err != nil {
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}

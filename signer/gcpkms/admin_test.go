@@ -14,13 +14,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/signer"
-	"hsmsign/signer/gcpkms/kmstest"
+	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
 // empty starts a double without keys.
-func empty(t *testing.T, config kmstest.Config) *kmstest.Server {
+func empty(t *testing.T, config gcpkmstest.Config) *gcpkmstest.Server {
 	t.Helper()
-	server, err := kmstest.NewServer(config)
+	server, err := gcpkmstest.NewServer(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestGenerate(t *testing.T) {
 		{"&protection=hsm&require-hsm=yes", 2048, "RSA_SIGN_PKCS1_2048_SHA256", "HSM"},
 	} {
 		t.Run(fmt.Sprint(c.bits, c.query), func(t *testing.T) {
-			server := empty(t, kmstest.Config{Generation: 250 * time.Millisecond})
+			server := empty(t, gcpkmstest.Config{Generation: 250 * time.Millisecond})
 			var warned []string
 			// The certificate's key is not that of a key that is only now made.
 			backend := Backend(Options{Warn: func(m string) { warned = append(warned, m) }, PublicKey: &vendorKey(t).PublicKey})
@@ -76,7 +76,7 @@ func TestGenerate(t *testing.T) {
 }
 
 func TestGenerateRefuses(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	for _, c := range []struct {
 		ref    string
 		bits   int
@@ -92,16 +92,16 @@ func TestGenerateRefuses(t *testing.T) {
 		_, err := Backend(Options{}).Generate(t.Context(), reference(t, c.ref), signer.KeySpec{Bits: c.bits})
 		wants(t, err, c.family, c.hint)
 	}
-	if n := server.Calls(kmstest.CreateCryptoKey); n != 1 {
+	if n := server.Calls(gcpkmstest.CreateCryptoKey); n != 1 {
 		t.Errorf("%d calls of CreateCryptoKey; only the last may come so far", n)
 	}
 }
 
 // A key whose making was answered by a lost connection is not said to be somebody else's.
 func TestGenerateWithALostAnswer(t *testing.T) {
-	server := empty(t, kmstest.Config{})
-	server.Script(kmstest.CreateKeyRing, kmstest.Lost) // the retry finds the ring, which is well
-	server.Script(kmstest.CreateCryptoKey, kmstest.OK, kmstest.Lost)
+	server := empty(t, gcpkmstest.Config{})
+	server.Script(gcpkmstest.CreateKeyRing, gcpkmstest.Lost) // the retry finds the ring, which is well
+	server.Script(gcpkmstest.CreateCryptoKey, gcpkmstest.OK, gcpkmstest.Lost)
 	ref := reference(t, at(server, vendorOne))
 	_, err := Backend(Options{Policy: brisk()}).Generate(t.Context(), ref, signer.KeySpec{Bits: 2048})
 	wants(t, err, signer.ErrKeyExists, true)
@@ -114,7 +114,7 @@ func TestGenerateWithALostAnswer(t *testing.T) {
 }
 
 func TestGenerateEndsWithItsContext(t *testing.T) {
-	server := empty(t, kmstest.Config{Generation: time.Hour})
+	server := empty(t, gcpkmstest.Config{Generation: time.Hour})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := Backend(Options{}).Generate(ctx, reference(t, at(server, vendorOne)), signer.KeySpec{Bits: 2048})
@@ -124,9 +124,9 @@ func TestGenerateEndsWithItsContext(t *testing.T) {
 }
 
 func TestList(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	add := func(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) {
-		v := kmstest.Version{Name: name, Algorithm: algorithm, State: state}
+		v := gcpkmstest.Version{Name: name, Algorithm: algorithm, State: state}
 		if algorithm == kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256 {
 			v.Key = vendorKey(t)
 		}
@@ -174,24 +174,24 @@ func TestList(t *testing.T) {
 	if diff := cmp.Diff(want, infos[1]); diff != "" {
 		t.Error(diff)
 	}
-	if n := server.Calls(kmstest.GetPublicKey); n != 1 {
+	if n := server.Calls(gcpkmstest.GetPublicKey); n != 1 {
 		t.Errorf("%d calls of GetPublicKey: only the version that is named may cost one", n)
 	}
 }
 
 // A listing goes on from page to page, survives a fault between two, and ends at its bound.
 func TestListPages(t *testing.T) {
-	server := empty(t, kmstest.Config{})
+	server := empty(t, gcpkmstest.Config{})
 	add := func(from, to int) {
 		for i := from; i <= to; i++ {
 			name := fmt.Sprintf("%s/cryptoKeyVersions/%d", vendor, i)
-			if err := server.AddVersion(kmstest.Version{Name: name, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256}); err != nil {
+			if err := server.AddVersion(gcpkmstest.Version{Name: name, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	add(1, maxListed)
-	server.Script(kmstest.ListCryptoKeyVersions, kmstest.OK, kmstest.Throttle)
+	server.Script(gcpkmstest.ListCryptoKeyVersions, gcpkmstest.OK, gcpkmstest.Throttle)
 	ref := reference(t, at(server, vendor))
 	infos, err := Backend(Options{Policy: brisk()}).List(t.Context(), ref)
 	if err != nil || len(infos) != maxListed {
@@ -204,10 +204,10 @@ func TestListPages(t *testing.T) {
 	if slices.Sort(ids); len(slices.Compact(ids)) != maxListed {
 		t.Error("some stand twice")
 	}
-	if n := server.Calls(kmstest.ListCryptoKeyVersions); n != maxListed/pageSize+1 {
+	if n := server.Calls(gcpkmstest.ListCryptoKeyVersions); n != maxListed/pageSize+1 {
 		t.Errorf("%d calls", n)
 	}
-	_, err = Backend(Options{}).Open(t.Context(), ref)
+	_, err = Backend(Options{}).Open(t.Context(), ref, signer.OpenOptions{})
 	wants(t, err, signer.ErrAmbiguousKey, true)
 	if n := strings.Count(err.Error(), "cryptoKeyVersions/"); n != maxMentions {
 		t.Errorf("the error names %d versions: %v", n, err)
@@ -215,25 +215,25 @@ func TestListPages(t *testing.T) {
 	add(maxListed+1, maxListed+1)
 	_, err = Backend(Options{}).List(t.Context(), ref)
 	wants(t, err, signer.ErrUnsupported, true)
-	_, err = Backend(Options{}).Open(t.Context(), ref)
+	_, err = Backend(Options{}).Open(t.Context(), ref, signer.OpenOptions{})
 	wants(t, err, signer.ErrUnsupported, true)
 }
 
 func TestDiagnose(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	soft := ring + "/cryptoKeys/soft/cryptoKeyVersions/1"
-	if err := server.AddVersion(kmstest.Version{Name: soft, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}); err != nil {
+	if err := server.AddVersion(gcpkmstest.Version{Name: soft, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}); err != nil {
 		t.Fatal(err)
 	}
 	pss := ring + "/cryptoKeys/pss/cryptoKeyVersions/1"
-	if err := server.AddVersion(kmstest.Version{Name: pss, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}); err != nil {
+	if err := server.AddVersion(gcpkmstest.Version{Name: pss, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}); err != nil {
 		t.Fatal(err)
 	}
 	// One letter a step: reference, credentials, reach, access, key, algorithm, protection, signature.
 	for _, c := range []struct {
 		name, ref string
-		op        kmstest.Operation
-		fault     kmstest.Fault
+		op        gcpkmstest.Operation
+		fault     gcpkmstest.Fault
 		want      string
 	}{
 		{"well", at(server, vendorOne), "", "", "oooooooo"},
@@ -244,17 +244,17 @@ func TestDiagnose(t *testing.T) {
 		{"no version", at(server, vendor), "", "", "oooofsss"},
 		{"no key", at(server, ring), "", "", "fsssssss"},
 		{"malformed", at(server, vendorOne) + "&x=1", "", "", "fsssssss"},
-		{"denied", at(server, vendorOne), kmstest.GetPublicKey, kmstest.PermissionDenied, "ooofssss"},
-		{"unreachable", at(server, vendorOne) + "&timeout=300ms", kmstest.GetPublicKey, kmstest.Unavailable, "oofsssss"},
-		{"may not sign", at(server, vendorOne), kmstest.AsymmetricSign, kmstest.PermissionDenied, "ooooooof"},
+		{"denied", at(server, vendorOne), gcpkmstest.GetPublicKey, gcpkmstest.PermissionDenied, "ooofssss"},
+		{"unreachable", at(server, vendorOne) + "&timeout=300ms", gcpkmstest.GetPublicKey, gcpkmstest.Unavailable, "oofsssss"},
+		{"may not sign", at(server, vendorOne), gcpkmstest.AsymmetricSign, gcpkmstest.PermissionDenied, "ooooooof"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.op != "" {
 				server.Standing(c.op, c.fault)
-				defer server.Standing(c.op, kmstest.OK)
+				defer server.Standing(c.op, gcpkmstest.OK)
 			}
 			got := ""
-			key := Backend(Options{}).Diagnose(t.Context(), reference(t, c.ref), func(s signer.Step) {
+			key := Backend(Options{}).Diagnose(t.Context(), reference(t, c.ref), signer.OpenOptions{}, func(s signer.Step) {
 				letter := map[signer.Status]string{signer.StatusOK: "o", signer.StatusWarn: "w", signer.StatusFail: "f", signer.StatusSkipped: "s"}[s.Status]
 				got += letter
 				if (letter == "f") != (s.Err != nil) || letter == "w" && s.Fix == "" || letter == "o" && s.Detail == "" {

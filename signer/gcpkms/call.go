@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // maxDamaged is how often a damaged answer is asked for again. Google asks for "a limited number of retries"

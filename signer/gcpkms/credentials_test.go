@@ -24,7 +24,7 @@ import (
 	"time"
 
 	"hsmsign/signer"
-	"hsmsign/signer/gcpkms/kmstest"
+	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
 const accessToken = "ya29.an-access-token"
@@ -111,7 +111,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	ctx := context.Background()
-	key, err := Backend(Options{Warn: func(m string) { fmt.Println("warning:", m) }}).Open(ctx, ref)
+	key, err := Backend(Options{Warn: func(m string) { fmt.Println("warning:", m) }}).Open(ctx, ref, signer.OpenOptions{})
 	if err == nil {
 		err = errors.Join(sign(ctx, key, "message"), key.Close())
 	}
@@ -122,7 +122,7 @@ func TestMain(m *testing.M) {
 func TestThroughTLS(t *testing.T) {
 	ip := outside(t)
 	pair, roots := certificate(t, ip)
-	server := double(t, kmstest.Config{Listen: net.JoinHostPort(ip.String(), "0"), Token: accessToken, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}})
+	server := double(t, gcpkmstest.Config{Listen: net.JoinHostPort(ip.String(), "0"), Token: accessToken, TLS: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}})
 	out := child(t, childVariable+"="+at(server, vendorOne), "SSL_CERT_FILE="+roots, "GOOGLE_SDK_GO_LOGGING_LEVEL=debug",
 		"GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99")
 	if strings.Contains(out, accessToken) {

@@ -28,7 +28,8 @@ type walk struct {
 
 // diagnose walks from the reference to a signature; see signer.Diagnose. It asks the service for the public key even
 // where Options has one.
-func (o Options) diagnose(ctx context.Context, ref signer.Ref, report func(signer.Step)) signer.Signer {
+func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
+	o.PublicKey = open.PublicKey
 	w := &walk{session: &session{Options: o, ref: ref}}
 	failed := false
 	for _, s := range []struct {
@@ -45,7 +46,7 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, report func(signe
 			if err != nil {
 				failed = true
 				step.Status, step.Detail, step.Err = signer.StatusFail, oneLine(err.Error()), err
-				if f, ok := errors.AsType[*fault](err); ok {
+				if f, ok := errors.AsType[*faultError](err); ok {
 					step.Fix = f.fix
 				}
 			} else if s.name == "protection" && !isHSM(w.answer.GetProtectionLevel()) {

@@ -9,9 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
-	"hsmsign/signer/gcpkms/kmstest"
-	"hsmsign/signer/remote"
+	"hsmsign/signer/gcpkms/gcpkmstest"
+	remote "hsmsign/signer/kms"
 )
 
 const (
@@ -44,9 +45,9 @@ func vendorKey(t testing.TB) *rsa.PrivateKey {
 }
 
 // double starts a double that holds the vendor key as version 1.
-func double(t testing.TB, config kmstest.Config) *kmstest.Server {
+func double(t testing.TB, config gcpkmstest.Config) *gcpkmstest.Server {
 	t.Helper()
-	server, err := kmstest.NewServer(config)
+	server, err := gcpkmstest.NewServer(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func double(t testing.TB, config kmstest.Config) *kmstest.Server {
 }
 
 // at is a reference to a name in the double.
-func at(server *kmstest.Server, name string) string {
+func at(server *gcpkmstest.Server, name string) string {
 	return "gcpkms://" + name + "?endpoint=" + server.Addr()
 }
 
@@ -74,7 +75,7 @@ func reference(t testing.TB, text string) signer.Ref {
 // open opens a key that must open, and closes it with the test.
 func open(t testing.TB, opts Options, text string) signer.Signer {
 	t.Helper()
-	key, err := Backend(opts).Open(t.Context(), reference(t, text))
+	key, err := Backend(opts).Open(t.Context(), reference(t, text), signer.OpenOptions{PublicKey: opts.PublicKey})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func wants(t testing.TB, err, family error, hint bool) {
 	if !errors.Is(err, family) || !errors.As(err, &carrier) {
 		t.Fatalf("got %v (%T), want a *signer.Error of %q", err, err, family)
 	}
-	if (carrier.Fix != "") != hint {
-		t.Errorf("%v: fix is %q", err, carrier.Fix)
+	if (fault.Hint(carrier) != "") != hint {
+		t.Errorf("%v: fix is %q", err, fault.Hint(carrier))
 	}
 }

@@ -18,9 +18,10 @@ import (
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
-	"hsmsign/signer/gcpkms/kmstest"
-	"hsmsign/signer/remote"
+	"hsmsign/signer/gcpkms/gcpkmstest"
+	remote "hsmsign/signer/kms"
 )
 
 func sign(ctx context.Context, key signer.Signer, message string) error {
@@ -30,21 +31,21 @@ func sign(ctx context.Context, key signer.Signer, message string) error {
 
 // What passes is retried, and costs one call a fault.
 func TestFaultsThatPass(t *testing.T) {
-	for _, script := range [][]kmstest.Fault{
-		{kmstest.Throttle, kmstest.Throttle, kmstest.Throttle},
-		{kmstest.Unavailable}, {kmstest.Internal}, {kmstest.Reset},
-		{kmstest.Delay(600 * time.Millisecond)}, // past the attempt's deadline
-		{kmstest.CorruptSignatureCRC}, {kmstest.NoSignatureCRC}, {kmstest.CorruptDigestFlag}, {kmstest.WrongName}, {kmstest.CorruptDigest},
-		{kmstest.CorruptSignatureCRC, kmstest.WrongName},
+	for _, script := range [][]gcpkmstest.Fault{
+		{gcpkmstest.Throttle, gcpkmstest.Throttle, gcpkmstest.Throttle},
+		{gcpkmstest.Unavailable}, {gcpkmstest.Internal}, {gcpkmstest.Reset},
+		{gcpkmstest.Delay(600 * time.Millisecond)}, // past the attempt's deadline
+		{gcpkmstest.CorruptSignatureCRC}, {gcpkmstest.NoSignatureCRC}, {gcpkmstest.CorruptDigestFlag}, {gcpkmstest.WrongName}, {gcpkmstest.CorruptDigest},
+		{gcpkmstest.CorruptSignatureCRC, gcpkmstest.WrongName},
 	} {
 		t.Run(fmt.Sprint(script), func(t *testing.T) {
-			server := double(t, kmstest.Config{})
+			server := double(t, gcpkmstest.Config{})
 			key := open(t, Options{Policy: brisk()}, at(server, vendorOne))
-			server.Script(kmstest.AsymmetricSign, script...)
+			server.Script(gcpkmstest.AsymmetricSign, script...)
 			if err := sign(t.Context(), key, "message"); err != nil {
 				t.Fatal(err)
 			}
-			if n := server.Calls(kmstest.AsymmetricSign); n != len(script)+1 {
+			if n := server.Calls(gcpkmstest.AsymmetricSign); n != len(script)+1 {
 				t.Errorf("%d calls, want %d", n, len(script)+1)
 			}
 		})
@@ -54,37 +55,37 @@ func TestFaultsThatPass(t *testing.T) {
 // What does not pass is refused after as many calls as make sense.
 func TestFaultsThatStay(t *testing.T) {
 	for _, c := range []struct {
-		op     kmstest.Operation
-		fault  kmstest.Fault
+		op     gcpkmstest.Operation
+		fault  gcpkmstest.Fault
 		family error
 		calls  int // 0: as many as there is time for, but more than one
 		hint   string
 	}{
-		{kmstest.AsymmetricSign, kmstest.CorruptSignatureCRC, signer.ErrBadSignature, 3, ""},
-		{kmstest.AsymmetricSign, kmstest.NoSignatureCRC, signer.ErrBadSignature, 3, ""},
-		{kmstest.AsymmetricSign, kmstest.CorruptDigestFlag, signer.ErrBadSignature, 3, ""},
-		{kmstest.AsymmetricSign, kmstest.CorruptDigest, signer.ErrBadSignature, 3, ""},
-		{kmstest.AsymmetricSign, kmstest.WrongName, signer.ErrBadSignature, 3, ""},
-		{kmstest.AsymmetricSign, kmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.signer"},
-		{kmstest.AsymmetricSign, kmstest.ServiceDisabled, signer.ErrAuth, 1, "gcloud services enable"},
-		{kmstest.AsymmetricSign, kmstest.Unauthenticated, signer.ErrAuth, 1, "credentials"},
-		{kmstest.AsymmetricSign, kmstest.Disabled, signer.ErrBadKey, 1, "versions enable"},
-		{kmstest.AsymmetricSign, kmstest.Throttle, signer.ErrUnavailable, 0, "max-rps"},
-		{kmstest.AsymmetricSign, kmstest.Internal, signer.ErrUnavailable, 0, ""},
-		{kmstest.AsymmetricSign, kmstest.Delay(time.Minute), signer.ErrUnavailable, 0, ""},
-		{kmstest.GetPublicKey, kmstest.CorruptPEMCRC, signer.ErrBadKey, 3, ""},
-		{kmstest.GetPublicKey, kmstest.NoPEMCRC, signer.ErrBadKey, 3, ""},
-		{kmstest.GetPublicKey, kmstest.WrongName, signer.ErrBadKey, 3, ""},
-		{kmstest.GetPublicKey, kmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.publicKeyViewer"},
-		{kmstest.GetPublicKey, kmstest.Unavailable, signer.ErrUnavailable, 0, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.CorruptSignatureCRC, signer.ErrBadSignature, 3, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.NoSignatureCRC, signer.ErrBadSignature, 3, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.CorruptDigestFlag, signer.ErrBadSignature, 3, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.CorruptDigest, signer.ErrBadSignature, 3, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.WrongName, signer.ErrBadSignature, 3, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.signer"},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.ServiceDisabled, signer.ErrAuth, 1, "gcloud services enable"},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.Unauthenticated, signer.ErrAuth, 1, "credentials"},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.Disabled, signer.ErrBadKey, 1, "versions enable"},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.Throttle, signer.ErrUnavailable, 0, "max-rps"},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.Internal, signer.ErrUnavailable, 0, ""},
+		{gcpkmstest.AsymmetricSign, gcpkmstest.Delay(time.Minute), signer.ErrUnavailable, 0, ""},
+		{gcpkmstest.GetPublicKey, gcpkmstest.CorruptPEMCRC, signer.ErrBadKey, 3, ""},
+		{gcpkmstest.GetPublicKey, gcpkmstest.NoPEMCRC, signer.ErrBadKey, 3, ""},
+		{gcpkmstest.GetPublicKey, gcpkmstest.WrongName, signer.ErrBadKey, 3, ""},
+		{gcpkmstest.GetPublicKey, gcpkmstest.PermissionDenied, signer.ErrAuth, 1, "roles/cloudkms.publicKeyViewer"},
+		{gcpkmstest.GetPublicKey, gcpkmstest.Unavailable, signer.ErrUnavailable, 0, ""},
 	} {
 		t.Run(string(c.op)+" "+string(c.fault), func(t *testing.T) {
-			server := double(t, kmstest.Config{})
+			server := double(t, gcpkmstest.Config{})
 			server.Standing(c.op, c.fault)
 			policy := brisk()
 			policy.Total = time.Second
 			start := time.Now()
-			key, err := Backend(Options{Policy: policy}).Open(t.Context(), reference(t, at(server, vendorOne)))
+			key, err := Backend(Options{Policy: policy}).Open(t.Context(), reference(t, at(server, vendorOne)), signer.OpenOptions{})
 			if err == nil {
 				defer func() { _ = key.Close() }()
 				err = sign(t.Context(), key, "message")
@@ -93,9 +94,8 @@ func TestFaultsThatStay(t *testing.T) {
 				t.Errorf("it took %v with one second in all", took)
 			}
 			wants(t, err, c.family, c.hint != "")
-			var carrier *signer.Error
-			if errors.As(err, &carrier) && !strings.Contains(carrier.Fix, c.hint) {
-				t.Errorf("fix is %q, want %q in it", carrier.Fix, c.hint)
+			if !strings.Contains(fault.Hint(err), c.hint) {
+				t.Errorf("fix is %q, want %q in it", fault.Hint(err), c.hint)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than one line: %q", err)
@@ -109,8 +109,8 @@ func TestFaultsThatStay(t *testing.T) {
 
 // The permission that is missing stands in the error even where the text of the status does not name it.
 func TestPermissionIsNamed(t *testing.T) {
-	server := double(t, kmstest.Config{})
-	server.Standing(kmstest.AsymmetricSign, kmstest.PermissionDenied)
+	server := double(t, gcpkmstest.Config{})
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.PermissionDenied)
 	err := sign(t.Context(), open(t, Options{}, at(server, vendorOne)), "message")
 	if err == nil || !strings.Contains(err.Error(), "cloudkms.cryptoKeyVersions.useToSign") {
 		t.Errorf("%v", err)
@@ -119,9 +119,9 @@ func TestPermissionIsNamed(t *testing.T) {
 
 // A signature that is wrong under a checksum that fits is caught by signer.Sign.
 func TestCorruptSignature(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	key := open(t, Options{}, at(server, vendorOne))
-	server.Script(kmstest.AsymmetricSign, kmstest.CorruptSignature)
+	server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.CorruptSignature)
 	if err := sign(t.Context(), key, "message"); !errors.Is(err, signer.ErrBadSignature) {
 		t.Errorf("got %v", err)
 	}
@@ -129,10 +129,10 @@ func TestCorruptSignature(t *testing.T) {
 
 // A token that expires in mid batch fails what comes after it, at once and without a retry.
 func TestTokenExpiresInMidBatch(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	key := open(t, Options{}, at(server, vendorOne))
-	server.Script(kmstest.AsymmetricSign, kmstest.OK, kmstest.OK, kmstest.OK)
-	server.Standing(kmstest.AsymmetricSign, kmstest.Unauthenticated)
+	server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.OK, gcpkmstest.OK, gcpkmstest.OK)
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.Unauthenticated)
 	for i := range 6 {
 		err := sign(t.Context(), key, fmt.Sprint(i))
 		if i < 3 && err != nil {
@@ -142,14 +142,14 @@ func TestTokenExpiresInMidBatch(t *testing.T) {
 			wants(t, err, signer.ErrAuth, true)
 		}
 	}
-	if n := server.Calls(kmstest.AsymmetricSign); n != 6 {
+	if n := server.Calls(gcpkmstest.AsymmetricSign); n != 6 {
 		t.Errorf("%d calls for 6 signatures", n)
 	}
 }
 
 // A key that is disabled in mid batch is refused without a retry, and signs again once it is enabled.
 func TestDisabledInMidBatch(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	key := open(t, Options{}, at(server, vendorOne))
 	for i, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_ENABLED, kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
 		if err := server.SetState(vendorOne, state); err != nil {
@@ -189,12 +189,12 @@ func batch(t *testing.T, key signer.Signer, n int) (failed int, first error) {
 
 // Throttled for a while, a batch waits and loses nothing.
 func TestThrottledBatch(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	policy := brisk()
 	policy.Attempt, policy.Total = 10*time.Second, 30*time.Second
 	key := open(t, Options{Policy: policy}, at(server, vendorOne))
-	server.Standing(kmstest.AsymmetricSign, kmstest.Throttle)
-	time.AfterFunc(300*time.Millisecond, func() { server.Standing(kmstest.AsymmetricSign, kmstest.OK) })
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.Throttle)
+	time.AfterFunc(300*time.Millisecond, func() { server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.OK) })
 	if failed, err := batch(t, key, 200); failed > 0 {
 		t.Errorf("%d of 200 failed: %v", failed, err)
 	}
@@ -202,20 +202,20 @@ func TestThrottledBatch(t *testing.T) {
 
 // The connection breaks again and again under 1,000 signatures: none is wrong, and none is lost.
 func TestResetsUnderLoad(t *testing.T) {
-	server := double(t, kmstest.Config{Delay: time.Millisecond})
+	server := double(t, gcpkmstest.Config{Delay: time.Millisecond})
 	policy := brisk()
 	policy.Attempt, policy.Total = 10*time.Second, 30*time.Second // a slow machine is not what this is about
 	key := open(t, Options{Policy: policy}, at(server, vendorOne))
 	for range 5 {
 		for range 150 {
-			server.Script(kmstest.AsymmetricSign, kmstest.OK)
+			server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.OK)
 		}
-		server.Script(kmstest.AsymmetricSign, kmstest.Reset)
+		server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.Reset)
 	}
 	if failed, err := batch(t, key, 1000); failed > 0 {
 		t.Errorf("%d of 1000 failed: %v", failed, err)
 	}
-	if n := server.Calls(kmstest.AsymmetricSign); n < 1006 {
+	if n := server.Calls(gcpkmstest.AsymmetricSign); n < 1006 {
 		t.Errorf("%d calls: the connection was never reset", n)
 	}
 }
@@ -224,7 +224,7 @@ func TestResetsUnderLoad(t *testing.T) {
 // are made again.
 func TestLimits(t *testing.T) {
 	const delay, perSecond = 100 * time.Millisecond, 100
-	server := double(t, kmstest.Config{Delay: delay})
+	server := double(t, gcpkmstest.Config{Delay: delay})
 	opts := Options{PublicKey: &vendorKey(t).PublicKey, Policy: brisk()}
 	opts.Policy.Attempt, opts.Policy.Total = 10*time.Second, 30*time.Second
 	start := time.Now()
@@ -232,15 +232,15 @@ func TestLimits(t *testing.T) {
 		t.Errorf("two at a time, 6 took %v; %d failed: %v", time.Since(start), failed, err)
 	}
 	for range 5 {
-		server.Script(kmstest.AsymmetricSign, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.OK, kmstest.Reset)
+		server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.OK, gcpkmstest.OK, gcpkmstest.OK, gcpkmstest.OK, gcpkmstest.OK, gcpkmstest.Reset)
 	}
-	before := server.Calls(kmstest.AsymmetricSign)
+	before := server.Calls(gcpkmstest.AsymmetricSign)
 	start = time.Now()
 	if failed, err := batch(t, open(t, opts, at(server, vendorOne)+fmt.Sprintf("&max-rps=%d", perSecond)), 40); failed > 0 {
 		t.Errorf("%d of 40 failed: %v", failed, err)
 	}
 	// A tenth of a second's calls may come at once.
-	n, most := server.Calls(kmstest.AsymmetricSign)-before, perSecond/10+int(perSecond*time.Since(start).Seconds())
+	n, most := server.Calls(gcpkmstest.AsymmetricSign)-before, perSecond/10+int(perSecond*time.Since(start).Seconds())
 	if n < 46 || n > most {
 		t.Errorf("%d calls in %v, at most %d; and more than the 5 that break the connection must be made again", n, time.Since(start), most)
 	}
@@ -249,12 +249,12 @@ func TestLimits(t *testing.T) {
 // With the service down the first calls fail within their time, then the breaker answers in milliseconds, and once
 // the service is back the key recovers by itself.
 func TestServiceDown(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	policy := brisk()
 	policy.Total = 200 * time.Millisecond
 	policy.Recover = time.Second
 	key := open(t, Options{Policy: policy}, at(server, vendorOne))
-	server.Standing(kmstest.AsymmetricSign, kmstest.Internal)
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.Internal)
 	start := time.Now()
 	if failed, _ := batch(t, key, 64); failed != 64 {
 		t.Errorf("%d of 64 failed", failed)
@@ -267,7 +267,7 @@ func TestServiceDown(t *testing.T) {
 	if took := time.Since(start); took > 20*time.Millisecond {
 		t.Errorf("with the breaker open it took %v", took)
 	}
-	server.Standing(kmstest.AsymmetricSign, kmstest.OK)
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.OK)
 	for start = time.Now(); sign(t.Context(), key, "again") != nil; time.Sleep(20 * time.Millisecond) {
 		if time.Since(start) > 5*time.Second {
 			t.Fatal("it did not recover")
@@ -277,11 +277,11 @@ func TestServiceDown(t *testing.T) {
 
 // Nobody listens: the error is there within the time, and says so.
 func TestNobodyListens(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	text := at(server, vendorOne) + "&timeout=500ms"
 	server.Close()
 	start := time.Now()
-	_, err := Backend(Options{}).Open(t.Context(), reference(t, text))
+	_, err := Backend(Options{}).Open(t.Context(), reference(t, text), signer.OpenOptions{})
 	wants(t, err, signer.ErrUnavailable, false)
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("it took %v", took)
@@ -290,7 +290,7 @@ func TestNobodyListens(t *testing.T) {
 
 // A caller's own deadline ends the call.
 func TestDeadlineOfTheCaller(t *testing.T) {
-	server := double(t, kmstest.Config{Delay: time.Second})
+	server := double(t, gcpkmstest.Config{Delay: time.Second})
 	key := open(t, Options{PublicKey: &vendorKey(t).PublicKey}, at(server, vendorOne))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -301,11 +301,11 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 
 // Close ends a call that waits for its next attempt, too.
 func TestCloseEndsRetries(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	policy := brisk()
 	policy.Wait, policy.Total = 5*time.Second, 20*time.Second
 	key := open(t, Options{Policy: policy}, at(server, vendorOne))
-	server.Standing(kmstest.AsymmetricSign, kmstest.Throttle)
+	server.Standing(gcpkmstest.AsymmetricSign, gcpkmstest.Throttle)
 	start := time.Now()
 	time.AfterFunc(100*time.Millisecond, func() { _ = key.Close() })
 	wants(t, sign(t.Context(), key, "message"), signer.ErrClosed, false)
@@ -359,7 +359,7 @@ func TestOtherAnswers(t *testing.T) {
 			server.Start()
 			defer server.Close()
 			start := time.Now()
-			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne+"?timeout=500ms&endpoint="+server.Listener.Addr().String()))
+			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne+"?timeout=500ms&endpoint="+server.Listener.Addr().String()), signer.OpenOptions{})
 			if took := time.Since(start); took > time.Second {
 				t.Errorf("it took %v", took)
 			}

@@ -28,7 +28,6 @@ package gcpkms
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"log/slog"
 
@@ -40,7 +39,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // The bounds of one answer. A page of 1,000 key versions with their attestations left out is below 1 MiB.
@@ -85,7 +84,9 @@ type adminClient interface {
 // ErrUnavailable where the service does not answer, which has been retried.
 func Backend(opts Options) signer.Backend {
 	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+		Open: func(ctx context.Context, ref signer.Ref, open signer.OpenOptions) (signer.Signer, error) {
+			opts := opts
+			opts.PublicKey = open.PublicKey
 			return use(ctx, opts, "open", ref, (*session).open)
 		},
 		Generate: func(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
@@ -139,11 +140,7 @@ func use[T any](ctx context.Context, opts Options, op string, ref signer.Ref, wo
 }
 
 func fail(op string, ref signer.Ref, err error) error {
-	e := &signer.Error{Op: op, Ref: ref, Err: err}
-	if f, ok := errors.AsType[*fault](err); ok {
-		e.Fix = f.fix
-	}
-	return e
+	return &signer.Error{Op: op, Ref: ref, Err: err}
 }
 
 // read reads the reference.
@@ -175,7 +172,7 @@ func (s *session) connect(ctx context.Context) error {
 	// The client outlives this call, so it must not end with its context.
 	c, err := kms.NewKeyManagementClient(context.WithoutCancel(ctx), opts...)
 	if err != nil {
-		return &fault{fmt.Errorf("%w: %s", signer.ErrAuth, oneLine(err.Error())), fixCredentials}
+		return &faultError{fmt.Errorf("%w: %s", signer.ErrAuth, oneLine(err.Error())), fixCredentials}
 	}
 	c.CallOptions = &kms.KeyManagementCallOptions{} // no retries of its own: package remote decides
 	s.client, s.caller = c, remote.New(s.policy)

@@ -19,7 +19,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
 	"hsmsign/signer"
-	"hsmsign/signer/gcpkms/kmstest"
+	"hsmsign/signer/gcpkms/gcpkmstest"
 	"hsmsign/signer/signertest"
 )
 
@@ -44,7 +44,7 @@ func contract(t *testing.T, opts Options, text string, f signertest.Fixture) {
 }
 
 func TestContractOnTheDouble(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	if err := server.AddKey(vendorTwo, vendorKey(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestContractOnTheService(t *testing.T) {
 
 // RSASSA-PKCS1-v1_5 is deterministic: the signature in the golden request is what every backend must give.
 func TestGoldenSignature(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	text, err := os.ReadFile("../../testdata/golden/customer.csr")
 	if err != nil {
 		t.Fatal(err)
@@ -96,17 +96,17 @@ func TestCallsAreCounted(t *testing.T) {
 		{"with the certificate", &vendorKey(t).PublicKey, 0, 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			server := double(t, kmstest.Config{})
+			server := double(t, gcpkmstest.Config{})
 			key := open(t, Options{PublicKey: c.public}, at(server, vendorOne))
 			for range 10 {
 				if _, err := signer.Sign(t.Context(), key, []byte("message"), crypto.SHA256); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if n := server.Calls(kmstest.GetPublicKey); n != c.keys {
+			if n := server.Calls(gcpkmstest.GetPublicKey); n != c.keys {
 				t.Errorf("%d calls of GetPublicKey, want %d", n, c.keys)
 			}
-			if n := server.Calls(kmstest.AsymmetricSign); n != 10 {
+			if n := server.Calls(gcpkmstest.AsymmetricSign); n != 10 {
 				t.Errorf("%d calls of AsymmetricSign for 10 signatures", n)
 			}
 			if n := total(server); n != c.max {
@@ -116,10 +116,10 @@ func TestCallsAreCounted(t *testing.T) {
 	}
 }
 
-func total(server *kmstest.Server) int {
+func total(server *gcpkmstest.Server) int {
 	n := 0
-	for _, op := range []kmstest.Operation{kmstest.GetPublicKey, kmstest.AsymmetricSign, kmstest.GetCryptoKeyVersion,
-		kmstest.CreateKeyRing, kmstest.CreateCryptoKey, kmstest.ListKeyRings, kmstest.ListCryptoKeys, kmstest.ListCryptoKeyVersions} {
+	for _, op := range []gcpkmstest.Operation{gcpkmstest.GetPublicKey, gcpkmstest.AsymmetricSign, gcpkmstest.GetCryptoKeyVersion,
+		gcpkmstest.CreateKeyRing, gcpkmstest.CreateCryptoKey, gcpkmstest.ListKeyRings, gcpkmstest.ListCryptoKeys, gcpkmstest.ListCryptoKeyVersions} {
 		n += server.Calls(op)
 	}
 	return n
@@ -127,7 +127,7 @@ func total(server *kmstest.Server) int {
 
 // A certificate of another key is found out by the first signature, which does not get out.
 func TestCertificateOfAnotherKey(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	other, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -144,13 +144,13 @@ func TestCertificateOfAnotherKey(t *testing.T) {
 }
 
 func TestKeysThatCannotSign(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	private := vendorKey(t)
-	add := func(key string, v kmstest.Version) string {
+	add := func(key string, v gcpkmstest.Version) string {
 		v.Name = ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1"
 		if err := server.AddVersion(v); err != nil {
 			t.Fatal(err)
@@ -162,15 +162,15 @@ func TestKeysThatCannotSign(t *testing.T) {
 		family    error
 		says      string
 	}{
-		{"PSS", add("pss", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}), signer.ErrBadKey, "RSA_SIGN_PSS_2048_SHA256"},
-		{"SHA-512", add("sha512", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA512}), signer.ErrBadKey, "RSA_SIGN_PKCS1_4096_SHA512"},
-		{"for decryption", add("oaep", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_DECRYPT_OAEP_2048_SHA256}), signer.ErrBadKey, "RSA_DECRYPT_OAEP_2048_SHA256"},
-		{"EC", add("ec", kmstest.Version{Key: curve, Algorithm: kmspb.CryptoKeyVersion_EC_SIGN_P256_SHA256}), signer.ErrBadKey, "EC_SIGN_P256_SHA256"},
-		{"symmetric", add("aes", kmstest.Version{Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION}), signer.ErrBadKey, "FAILED_PRECONDITION"},
-		{"disabled", add("disabled", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DISABLED}), signer.ErrBadKey, "DISABLED"},
-		{"destroyed", add("destroyed", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DESTROYED}), signer.ErrBadKey, "DESTROYED"},
-		{"pending import", add("import", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_PENDING_IMPORT}), signer.ErrBadKey, "PENDING_IMPORT"},
-		{"software where an HSM is required", add("software", kmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}) + "&require-hsm=yes", signer.ErrBadKey, "SOFTWARE"},
+		{"PSS", add("pss", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}), signer.ErrBadKey, "RSA_SIGN_PSS_2048_SHA256"},
+		{"SHA-512", add("sha512", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA512}), signer.ErrBadKey, "RSA_SIGN_PKCS1_4096_SHA512"},
+		{"for decryption", add("oaep", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_DECRYPT_OAEP_2048_SHA256}), signer.ErrBadKey, "RSA_DECRYPT_OAEP_2048_SHA256"},
+		{"EC", add("ec", gcpkmstest.Version{Key: curve, Algorithm: kmspb.CryptoKeyVersion_EC_SIGN_P256_SHA256}), signer.ErrBadKey, "EC_SIGN_P256_SHA256"},
+		{"symmetric", add("aes", gcpkmstest.Version{Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION}), signer.ErrBadKey, "FAILED_PRECONDITION"},
+		{"disabled", add("disabled", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DISABLED}), signer.ErrBadKey, "DISABLED"},
+		{"destroyed", add("destroyed", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DESTROYED}), signer.ErrBadKey, "DESTROYED"},
+		{"pending import", add("import", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_PENDING_IMPORT}), signer.ErrBadKey, "PENDING_IMPORT"},
+		{"software where an HSM is required", add("software", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}) + "&require-hsm=yes", signer.ErrBadKey, "SOFTWARE"},
 		{"no such version", at(server, vendorThree), signer.ErrKeyNotFound, "not found"},
 		{"no such key", at(server, ring+"/cryptoKeys/none/cryptoKeyVersions/1"), signer.ErrKeyNotFound, "not found"},
 		{"no such key, no version", at(server, ring+"/cryptoKeys/none"), signer.ErrKeyNotFound, "not found"},
@@ -180,7 +180,7 @@ func TestKeysThatCannotSign(t *testing.T) {
 		{"no key named", at(server, ring), signer.ErrReference, "no key"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, c.ref))
+			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, c.ref), signer.OpenOptions{})
 			wants(t, err, c.family, c.name != "no version that is enabled")
 			if !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v: it does not say %q", err, c.says)
@@ -191,9 +191,9 @@ func TestKeysThatCannotSign(t *testing.T) {
 
 // With the certificate's public key there is no GetPublicKey to tell the protection level; each signature does.
 func TestRequireHSMWithoutGetPublicKey(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	name := ring + "/cryptoKeys/soft/cryptoKeyVersions/1"
-	if err := server.AddVersion(kmstest.Version{Name: name, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}); err != nil {
+	if err := server.AddVersion(gcpkmstest.Version{Name: name, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}); err != nil {
 		t.Fatal(err)
 	}
 	opts := Options{PublicKey: &vendorKey(t).PublicKey}
@@ -206,17 +206,17 @@ func TestRequireHSMWithoutGetPublicKey(t *testing.T) {
 
 func TestNoCredentials(t *testing.T) {
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", filepath.Join(t.TempDir(), "none.json"))
-	_, err := Backend(Options{}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne))
+	_, err := Backend(Options{}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne), signer.OpenOptions{})
 	wants(t, err, signer.ErrAuth, true)
 }
 
 // Cloud KMS has no PKCS#1 key with SHA-1, so the service is not even asked.
 func TestNoSHA1(t *testing.T) {
-	server := double(t, kmstest.Config{})
+	server := double(t, gcpkmstest.Config{})
 	digest := sha1.Sum([]byte("message"))
 	_, err := open(t, Options{}, at(server, vendorOne)).SignContext(t.Context(), digest[:], crypto.SHA1)
 	wants(t, err, signer.ErrUnsupported, false)
-	if n := server.Calls(kmstest.AsymmetricSign); n != 0 {
+	if n := server.Calls(gcpkmstest.AsymmetricSign); n != 0 {
 		t.Errorf("%d calls", n)
 	}
 }

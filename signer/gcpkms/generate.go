@@ -19,7 +19,7 @@ const generationLimit = 3 * time.Minute
 // generate makes a key, its key ring where there is none, and opens the first version.
 func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if s.name.version != "1" {
-		return nil, &fault{fmt.Errorf("%w: the first version of a new key is cryptoKeyVersions/1", signer.ErrReference),
+		return nil, &faultError{fmt.Errorf("%w: the first version of a new key is cryptoKeyVersions/1", signer.ErrReference),
 			"name the key to make, with /cryptoKeyVersions/1 at its end"}
 	}
 	algorithm := map[int]kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm{
@@ -74,7 +74,7 @@ func (s *session) createKey(ctx context.Context, algorithm kmspb.CryptoKeyVersio
 		case codes.OK, codes.ResourceExhausted: // made, or refused before anything was done
 		case codes.AlreadyExists:
 			if lost {
-				return nil, &fault{fmt.Errorf("%w: %q is there now; an attempt just before got no answer and may have made it", signer.ErrKeyExists, s.name.key),
+				return nil, &faultError{fmt.Errorf("%w: %q is there now; an attempt just before got no answer and may have made it", signer.ErrKeyExists, s.name.key),
 					"look at its date of creation with gcloud kms keys describe; if it is of this minute, use it"}
 			}
 		default:
@@ -105,7 +105,7 @@ func (s *session) awaitEnabled(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return &fault{fmt.Errorf("%w: its state is still %v: %w", signer.ErrUnavailable, version.GetState(), ctx.Err()), "hsmsign key test with the same reference, in a few minutes"}
+			return &faultError{fmt.Errorf("%w: its state is still %v: %w", signer.ErrUnavailable, version.GetState(), ctx.Err()), "hsmsign key test with the same reference, in a few minutes"}
 		case <-time.After(pause):
 		}
 	}

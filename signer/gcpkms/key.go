@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // open opens the version that the reference names.
@@ -55,7 +55,7 @@ func (s *session) publicKey(ctx context.Context) (*kmspb.PublicKey, error) {
 // judge says whether the key may sign here, and gives its public half.
 func (s *session) judge(answer *kmspb.PublicKey) (*rsa.PublicKey, error) {
 	if bitsOf(answer.GetAlgorithm()) == 0 {
-		return nil, &fault{fmt.Errorf("%w: its algorithm is %v", signer.ErrBadKey, answer.GetAlgorithm()),
+		return nil, &faultError{fmt.Errorf("%w: its algorithm is %v", signer.ErrBadKey, answer.GetAlgorithm()),
 			"Apple takes RSASSA-PKCS1-v1_5 with SHA-256: use a key of RSA_SIGN_PKCS1_2048_SHA256, 3072 or 4096"}
 	}
 	if err := s.judgeProtection(answer.GetProtectionLevel()); err != nil {
@@ -93,7 +93,7 @@ func (s *settings) judgeProtection(level kmspb.ProtectionLevel) error {
 	if !s.requireHSM || isHSM(level) {
 		return nil
 	}
-	return &fault{fmt.Errorf("%w: its protection level is %v, and the reference says require-hsm=yes", signer.ErrBadKey, level),
+	return &faultError{fmt.Errorf("%w: its protection level is %v, and the reference says require-hsm=yes", signer.ErrBadKey, level),
 		"make a key of protection level HSM; the level of a key cannot be changed"}
 }
 
@@ -192,7 +192,7 @@ func (k *key) prove(digest, sig []byte) error {
 		return nil
 	}
 	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
-		return &fault{fmt.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey),
+		return &faultError{fmt.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey),
 			"give the certificate that was made for this key version, or the version that the certificate was made for"}
 	}
 	k.unproven.Store(false)

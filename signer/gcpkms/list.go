@@ -38,7 +38,7 @@ func pages[T any](ctx context.Context, s *session, list func(ctx context.Context
 			return nil, err
 		}
 		if all = append(all, p.items...); len(all) > maxListed {
-			return nil, &fault{fmt.Errorf("%w: more than %d entries", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
+			return nil, &faultError{fmt.Errorf("%w: more than %d entries", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
 		}
 		if p.next == "" {
 			return all, nil
@@ -71,7 +71,7 @@ func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 			infos = append(infos, s.info(v.GetName(), v.GetAlgorithm(), v.GetProtectionLevel(), v.GetState().String()))
 		}
 		if len(infos) > maxListed {
-			return nil, &fault{fmt.Errorf("%w: more than %d key versions", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
+			return nil, &faultError{fmt.Errorf("%w: more than %d key versions", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
 		}
 	}
 	return infos, nil
@@ -167,7 +167,7 @@ func (s *session) exact(name string) string {
 // version today: tomorrow there may be two, and a certificate belongs to one.
 func (s *session) refuseUnversioned(ctx context.Context) error {
 	if s.name.key == "" {
-		return &fault{fmt.Errorf("%w: it names no key", signer.ErrReference), "hsmsign key list with this reference shows the keys"}
+		return &faultError{fmt.Errorf("%w: it names no key", signer.ErrReference), "hsmsign key list with this reference shows the keys"}
 	}
 	versions, err := s.versions(ctx, s.name.String())
 	if err != nil {
@@ -188,6 +188,6 @@ func (s *session) refuseUnversioned(ctx context.Context) error {
 	if len(enabled) == 0 {
 		return fmt.Errorf("%w: key %q has no version that is enabled", signer.ErrBadKey, s.name.key)
 	}
-	return &fault{fmt.Errorf("%w: it names no version of key %q; enabled are %s%s", signer.ErrAmbiguousKey, s.name.key, strings.Join(enabled, ", "), more),
+	return &faultError{fmt.Errorf("%w: it names no version of key %q; enabled are %s%s", signer.ErrAmbiguousKey, s.name.key, strings.Join(enabled, ", "), more),
 		"add the version that the vendor certificate was made for: /cryptoKeyVersions/NUMBER"}
 }

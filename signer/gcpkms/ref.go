@@ -11,7 +11,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // resource is a resource name, down to where it was written; what it leaves out is empty.

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 func TestReferences(t *testing.T) {
@@ -89,7 +89,7 @@ func TestMalformedReferences(t *testing.T) {
 		{"//" + vendorOne + "?timeout=1h", "10m"},
 		{"//" + vendorOne + "?timeout=20", "10m"},
 	} {
-		_, err := Backend(Options{}).Open(t.Context(), reference(t, "gcpkms:"+c.ref))
+		_, err := Backend(Options{}).Open(t.Context(), reference(t, "gcpkms:"+c.ref), signer.OpenOptions{})
 		wants(t, err, signer.ErrReference, false)
 		if !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v: it does not say %q", c.ref, err, c.says)

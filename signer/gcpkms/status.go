@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"hsmsign/signer"
-	"hsmsign/signer/remote"
+	remote "hsmsign/signer/kms"
 )
 
 // #nosec G101 -- a hint, no credential
@@ -19,12 +19,15 @@ const fixCredentials = "check the application default credentials: gcloud auth a
 	"the attached service account in Google Cloud, GOOGLE_APPLICATION_CREDENTIALS elsewhere"
 
 // fault is an error with what to do about it.
-type fault struct {
+type faultError struct {
 	error
 	fix string
 }
 
-func (f *fault) Unwrap() error { return f.error }
+// Hint is what to do about it.
+func (f *faultError) Hint() string { return f.fix }
+
+func (f *faultError) Unwrap() error { return f.error }
 
 // damaged is an answer whose checksum or name is wrong. It may be retried a little; when that does not help it is
 // an error of its family.
@@ -45,7 +48,7 @@ func explain(err error) error {
 	}
 	text := oneLine(s.Message())
 	wrap := func(family error, fix string) error {
-		return &fault{fmt.Errorf("%w: %s: %s", family, codeName(s.Code()), text), fix}
+		return &faultError{fmt.Errorf("%w: %s: %s", family, codeName(s.Code()), text), fix}
 	}
 	info, precondition := details(s)
 	if info.GetReason() == "SERVICE_DISABLED" {

@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 	"debug/elf"
 	"debug/macho"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -41,7 +40,8 @@ type walk struct {
 
 // diagnose walks from the reference to a signature; see signer.Diagnose. It sends the PIN at most once, and not at
 // all to a token that is about to lock.
-func (o Options) diagnose(ctx context.Context, ref signer.Ref, report func(signer.Step)) signer.Signer {
+func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
+	o.PublicKey = open.PublicKey
 	w := &walk{ctx: ctx, opts: o, source: ref}
 	steps := []struct {
 		name  string
@@ -96,13 +96,7 @@ func (w *walk) run(check func() signer.Step) (step signer.Step, hung <-chan stru
 	}
 	switch {
 	case step.Err != nil:
-		step.Status = signer.StatusFail
-		var carrier *signer.Error
-		if errors.As(step.Err, &carrier) {
-			step.Detail, step.Fix = carrier.Err.Error(), carrier.Fix
-		} else {
-			step.Detail = step.Err.Error()
-		}
+		step = signer.StepFail(step.Err)
 	case step.Status == "":
 		step.Status = signer.StatusOK
 	}

@@ -23,7 +23,7 @@ import (
 func diagnosed(ctx context.Context, t *testing.T, ref string) []signer.Step {
 	t.Helper()
 	var steps []signer.Step
-	key := Backend(Options{}).Diagnose(ctx, parse(t, ref), func(s signer.Step) { steps = append(steps, s) })
+	key := Backend(Options{}).Diagnose(ctx, parse(t, ref), signer.OpenOptions{}, func(s signer.Step) { steps = append(steps, s) })
 	last := steps[len(steps)-1].Status
 	if (key != nil) != (last == signer.StatusOK || last == signer.StatusWarn) {
 		t.Errorf("key %v after a last step that is %s", key, last)

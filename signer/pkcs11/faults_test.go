@@ -91,7 +91,7 @@ func TestTokenFolderRemoved(t *testing.T) {
 		}
 	}
 	move(folder, aside)
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	if err == nil {
 		t.Fatal("opened without a token")
 	}
@@ -340,7 +340,7 @@ func TestModuleCannotLock(t *testing.T) {
 	tok, f := faulty(t)
 	f.Script(t, "C_Initialize * locking 0xA", "* * alone 0x5", "C_SignInit * sleep 1")
 	var warned []string
-	opened, err := Backend(Options{Warn: func(text string) { warned = append(warned, text) }}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&max-sessions=4"))
+	opened, err := Backend(Options{Warn: func(text string) { warned = append(warned, text) }}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&max-sessions=4"), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,10 +374,10 @@ func TestOpenRecovers(t *testing.T) {
 	second := mustOpen(t, tok.Ref("vendor"))
 	mustSign(t, second)
 	mustSign(t, first)
-	if diff := cmp.Diff(Stats{Open: 1, Idle: 1, Reconnects: 1, Reinitialized: 1}, stats(first)); diff != "" {
+	if diff := cmp.Diff(signer.Stats{Open: 1, Idle: 1, Reconnects: 1, Reinitialized: 1}, stats(first)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if diff := cmp.Diff(Stats{Open: 1, Idle: 1}, stats(second)); diff != "" {
+	if diff := cmp.Diff(signer.Stats{Open: 1, Idle: 1}, stats(second)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -402,7 +402,7 @@ func TestHalfWrittenToken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tok, f := faulty(t)
 			f.Script(t, c.script...)
-			key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+			key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 			if !errors.Is(err, c.want) {
 				t.Fatalf("%v; want %v", err, c.want)
 			}

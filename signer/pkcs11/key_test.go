@@ -53,14 +53,14 @@ func TestFindKey(t *testing.T) {
 		{"type=private", signer.ErrAmbiguousKey, all[:2]},
 	}
 	for _, tt := range bad {
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, ref(tt.path)))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, ref(tt.path)), signer.OpenOptions{})
 		refused(t, err, tt.family, tt.says...)
 	}
 
 	for n := range 12 {
 		tok.Import(t, text, "many", []byte{0x40, byte(n)})
 	}
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("many")))
+	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("many")), signer.OpenOptions{})
 	refused(t, err, signer.ErrAmbiguousKey, "; and more")
 	if n := strings.Count(err.Error(), `object="many" id=`); n != maxListed {
 		t.Errorf("%d keys listed; want %d", n, maxListed)
@@ -85,7 +85,7 @@ func TestFindKeyByPublicKey(t *testing.T) {
 	}
 	s := script(t, tok.Module)
 	open := func(pub crypto.PublicKey, ref string) (signer.Signer, error) {
-		return Backend(Options{PublicKey: pub}).Open(t.Context(), parse(t, ref))
+		return Backend(Options{}).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: pub})
 	}
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -150,10 +150,10 @@ func TestPublicKeyObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	hide(pkcs11.CKR_ATTRIBUTE_SENSITIVE)
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrBadKey, "2 public keys have its id")
 	hide(pkcs11.CKR_DEVICE_ERROR) // no reason to look elsewhere
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "C_GetAttributeValue", "CKR_DEVICE_ERROR")
 }
 

@@ -66,10 +66,10 @@ func TestNotAModule(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+path))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+path), signer.OpenOptions{})
 		refused(t, err, tt.family, tt.says...)
 	}
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+dir))
+	_, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+dir), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnsupported, "is not a file")
 }
 

@@ -190,7 +190,7 @@ func TestPINPad(t *testing.T) {
 	opts := Options{Warn: func(text string) { warned = append(warned, text) }}
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
 	for _, ref := range []string{bare, tok.Ref("vendor")} {
-		key, err := Backend(opts).Open(t.Context(), parse(t, ref))
+		key, err := Backend(opts).Open(t.Context(), parse(t, ref), signer.OpenOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

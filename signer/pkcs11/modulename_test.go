@@ -64,7 +64,7 @@ func TestModuleByName(t *testing.T) {
 }
 
 func TestModuleByNameOpens(t *testing.T) {
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-name=no-such-module"))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-name=no-such-module"), signer.OpenOptions{})
 	refused(t, err, signer.ErrKeyNotFound, "no-such-module")
 }
 
@@ -97,7 +97,7 @@ func TestAllowedModules(t *testing.T) {
 	} {
 		b := Backend(Options{AllowedModules: tt.allowed})
 		_, listErr := b.List(t.Context(), parse(t, tt.tok.Ref("vendor")))
-		key, err := b.Open(t.Context(), parse(t, tt.tok.Ref("vendor")))
+		key, err := b.Open(t.Context(), parse(t, tt.tok.Ref("vendor")), signer.OpenOptions{})
 		if tt.family != nil {
 			refused(t, err, tt.family, "allows", target)
 			refused(t, listErr, tt.family, "allows", target)

@@ -117,7 +117,7 @@ func TestP11KitStopped(t *testing.T) {
 			// Nor does another open wait longer than it may.
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			if _, err := Backend(Options{}).Open(ctx, parse(t, p.Ref("vendor"))); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := Backend(Options{}).Open(ctx, parse(t, p.Ref("vendor")), signer.OpenOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("open: %v", err)
 			}
 			p.Signal(t, sig)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -48,14 +49,17 @@ func (r reference) readPIN(ctx context.Context, id tokenID, opts Options) ([]byt
 		opts.warn("the PIN stands in the key reference (pin-value), where process lists and logs show it; use pin-source=file:PATH")
 		return []byte(r.pinValue), nil
 	}
-	src := signer.Source{Label: fmt.Sprintf("PIN of token %q", id.label), From: r.pinSource, Env: pinVariable}
+	src := secret.Source{Label: fmt.Sprintf("PIN of token %q", id.label), From: r.pinSource, Env: pinVariable}
 	pin, err := opts.Secrets.Read(ctx, src)
-	if !errors.Is(err, signer.ErrInsecureMode) || !r.anyPINMode {
-		return pin, err
+	if errors.Is(err, secret.ErrInsecureMode) && r.anyPINMode {
+		opts.warn(fmt.Sprintf("the PIN file of token %q can be read by others, and insecure-mode=allow lets it pass; run chmod 600 on it", id.label))
+		src.AnyMode = true
+		pin, err = opts.Secrets.Read(ctx, src)
 	}
-	opts.warn(fmt.Sprintf("the PIN file of token %q can be read by others, and insecure-mode=allow lets it pass; run chmod 600 on it", id.label))
-	src.AnyMode = true
-	return opts.Secrets.Read(ctx, src)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
+	}
+	return pin, nil
 }
 
 // sendPIN logs in as user (CKU_USER, or CKU_CONTEXT_SPECIFIC for one signature) with the PIN that is kept. A PIN

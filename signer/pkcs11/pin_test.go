@@ -19,7 +19,7 @@ func TestPINCounter(t *testing.T) {
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
 	f.Script(t, "C_Login * pins 3")
 	for range 5 {
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value=9173551"))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value=9173551"), signer.OpenOptions{})
 		refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
 		hinted(t, err)
 	}
@@ -33,7 +33,7 @@ func TestPINCounter(t *testing.T) {
 			t.Fatal(err)
 		}
 		bare := strings.Replace(bare, f.Path, f2.Path, 1)
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value=9173551"))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value=9173551"), signer.OpenOptions{})
 		refused(t, err, signer.ErrAuth)
 	}
 	calls(t, f, map[string]int{"C_Login": 2})
@@ -53,7 +53,7 @@ func TestPINRefusedAfterRecovery(t *testing.T) {
 	}
 	calls(t, f, map[string]int{"C_Login": 2})
 	f.Script(t)
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrAuth, "no PIN was sent again")
 	calls(t, f, map[string]int{"C_Login": 2})
 }
@@ -61,7 +61,7 @@ func TestPINRefusedAfterRecovery(t *testing.T) {
 // The PIN is in memory while a key of the token is open, and not after.
 func TestPINIsForgotten(t *testing.T) {
 	tok := newToken(t)
-	opened, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	opened, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

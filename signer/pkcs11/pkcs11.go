@@ -62,14 +62,14 @@ import (
 	"context"
 	"crypto"
 
-	"hsmsign/signer"
+	"hsmsign/secret"
 )
 
 // Options are what the backend cannot know from the key reference. The zero value reads PINs from files only
 // and drops warnings.
 type Options struct {
 	// Secrets gives the PINs.
-	Secrets signer.Secrets
+	Secrets secret.Reader
 	// PublicKey is the key that is looked for, as the certificate has it; nil: not known. Where the reference names
 	// neither object nor id, it chooses among the token's keys.
 	PublicKey crypto.PublicKey

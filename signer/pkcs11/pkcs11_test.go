@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
 	softhsmtest "hsmsign/softhsm-test"
@@ -52,7 +53,7 @@ func newToken(tb testing.TB, opts ...softhsmtest.Option) *softhsmtest.Token {
 // mustOpen opens a reference that must open, until the test ends.
 func mustOpen(tb testing.TB, ref string) signer.Signer {
 	tb.Helper()
-	key, err := Backend(Options{}).Open(context.Background(), parse(tb, ref))
+	key, err := Backend(Options{}).Open(context.Background(), parse(tb, ref), signer.OpenOptions{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -177,7 +178,7 @@ func TestFindToken(t *testing.T) {
 		{serial + ";library-version=99.1", signer.ErrKeyNotFound, []string{"version"}},
 	}
 	for _, tt := range bad {
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:"+tt.path+query))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:"+tt.path+query), signer.OpenOptions{})
 		refused(t, err, tt.family, tt.says...)
 	}
 }
@@ -185,10 +186,10 @@ func TestFindToken(t *testing.T) {
 func TestPINSources(t *testing.T) {
 	tok := newToken(t)
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
-	env := func(values map[string]string) signer.Secrets {
-		return signer.Secrets{Getenv: func(name string) string { return values[name] }}
+	env := func(values map[string]string) secret.Reader {
+		return secret.Reader{Getenv: func(name string) string { return values[name] }}
 	}
-	prompt := signer.Secrets{Prompt: func(_ context.Context, label string) ([]byte, error) {
+	prompt := secret.Reader{Prompt: func(_ context.Context, label string) ([]byte, error) {
 		if label != `PIN of token "`+tok.Label+`"` {
 			return nil, fmt.Errorf("asked for %q", label)
 		}
@@ -204,27 +205,27 @@ func TestPINSources(t *testing.T) {
 
 	tests := []struct {
 		name, ref string
-		secrets   signer.Secrets
+		secrets   secret.Reader
 		refused   string // empty: it opens
 		warns     string // empty: it does not
 	}{
-		{"file", tok.Ref("vendor"), signer.Secrets{}, "", ""},
+		{"file", tok.Ref("vendor"), secret.Reader{}, "", ""},
 		{"variable by default", bare, env(map[string]string{"HSMSIGN_PIN": tok.PIN}), "", ""},
 		{"variable by name", bare + "&pin-source=env:MY_PIN", env(map[string]string{"MY_PIN": tok.PIN}), "", ""},
 		{"prompt by default", bare, prompt, "", ""},
 		{"prompt by name", bare + "&pin-source=prompt", prompt, "", ""},
-		{"value", bare + "&pin-value=" + tok.PIN, signer.Secrets{}, "", "pin-value"},
-		{"nothing", bare, signer.Secrets{}, "HSMSIGN_PIN", ""},
-		{"no such file", bare + "&pin-source=file:" + open + "2", signer.Secrets{}, "no such file", ""},
-		{"file open to others", bare + "&pin-source=file:" + open, signer.Secrets{}, "group or others can read it", ""},
-		{"and allowed", bare + "&insecure-mode=allow&pin-source=file:" + open, signer.Secrets{}, "", "insecure-mode"},
-		{"allowed without need", tok.Ref("vendor") + "&insecure-mode=allow", signer.Secrets{}, "", ""},
+		{"value", bare + "&pin-value=" + tok.PIN, secret.Reader{}, "", "pin-value"},
+		{"nothing", bare, secret.Reader{}, "HSMSIGN_PIN", ""},
+		{"no such file", bare + "&pin-source=file:" + open + "2", secret.Reader{}, "no such file", ""},
+		{"file open to others", bare + "&pin-source=file:" + open, secret.Reader{}, "group or others can read it", ""},
+		{"and allowed", bare + "&insecure-mode=allow&pin-source=file:" + open, secret.Reader{}, "", "insecure-mode"},
+		{"allowed without need", tok.Ref("vendor") + "&insecure-mode=allow", secret.Reader{}, "", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var warned []string
 			opts := Options{Secrets: tt.secrets, Warn: func(text string) { warned = append(warned, text) }}
-			key, err := Backend(opts).Open(t.Context(), parse(t, tt.ref))
+			key, err := Backend(opts).Open(t.Context(), parse(t, tt.ref), signer.OpenOptions{})
 			if tt.refused != "" {
 				refused(t, err, signer.ErrAuth, tt.refused)
 				return
@@ -254,7 +255,7 @@ func TestTokenAboutToLock(t *testing.T) {
 		pkcs11.CKF_USER_PIN_LOCKED:    "CKF_USER_PIN_LOCKED",
 	} {
 		s.flags = flag
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 		refused(t, err, signer.ErrAuth, says, tok.Label)
 		if calls := s.counts(); calls["C_Login"] != 0 {
 			t.Errorf("%s: calls %v; want no C_Login", says, calls)
@@ -272,13 +273,13 @@ func TestWrongPIN(t *testing.T) {
 	s := script(t, tok.Module)
 	const wrong = "9173551"
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value="+wrong))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, bare+"&pin-value="+wrong), signer.OpenOptions{})
 	refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
 	if strings.Contains(err.Error(), wrong) {
 		t.Errorf("the error tells the PIN: %v", err)
 	}
 	for _, ref := range []string{bare + "&pin-value=" + wrong, tok.Ref("vendor")} {
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, ref))
+		_, err := Backend(Options{}).Open(t.Context(), parse(t, ref), signer.OpenOptions{})
 		refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT", "no PIN was sent again")
 	}
 	want := map[string]int{"C_Login": 1, "C_Initialize": 3, "C_Finalize": 3, "C_OpenSession": 1, "C_CloseSession": 1}

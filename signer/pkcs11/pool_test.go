@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"hsmsign/signer"
 )
 
 // The session given back last is taken first.
@@ -58,7 +60,7 @@ func TestPoolEvicts(t *testing.T) {
 	if _, err := k.Sign(nil, digest, crypto.SHA256); err != nil {
 		t.Error(err)
 	}
-	if got, want := stats(k), (Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {
+	if got, want := stats(k), (signer.Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {
 		t.Errorf("%+v; want %+v", got, want)
 	}
 }

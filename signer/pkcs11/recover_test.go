@@ -5,10 +5,10 @@ package pkcs11
 import (
 	"context"
 	"crypto"
-	"errors"
 	"testing"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -29,7 +29,7 @@ func TestHangingRecovery(t *testing.T) {
 				_, err := keys[n%2].SignContext(ctx, digest, crypto.SHA256)
 				refused(t, err, context.DeadlineExceeded)
 				refused(t, err, signer.ErrUnavailable)
-				_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")))
+				_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 				refused(t, err, context.DeadlineExceeded)
 				cancel()
 				if took := time.Since(began); took > 2*time.Second {
@@ -59,9 +59,8 @@ func TestRecoveryBehindHangingCall(t *testing.T) {
 	f.Script(t, "C_Sign 1 hang", "C_SignInit * return 0x30")
 	_, err = opened.Sign(nil, digest, crypto.SHA256) // no deadline: it waits as long as a recovery does
 	refused(t, err, signer.ErrUnavailable, errBusy.Error())
-	var told *signer.Error
-	if !errors.As(err, &told) || told.Hint() != fixFor(errBusy) {
-		t.Errorf("%v: hint %q", err, told.Hint())
+	if fault.Hint(err) != fixFor(errBusy) {
+		t.Errorf("%v: hint %q", err, fault.Hint(err))
 	}
 	calls(t, f, map[string]int{"C_Initialize": 1, "C_Finalize": 0})
 	f.Script(t)
@@ -75,7 +74,7 @@ func TestForeignModuleFails(t *testing.T) {
 	if err := lib.Initialize(); err != nil {
 		t.Fatal(err)
 	}
-	key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

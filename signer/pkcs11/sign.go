@@ -26,7 +26,9 @@ const closeWait = 5 * time.Second
 // *signer.Error. Safe for concurrent use.
 func Backend(opts Options) signer.Backend {
 	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+		Open: func(ctx context.Context, ref signer.Ref, open signer.OpenOptions) (signer.Signer, error) {
+			opts := opts
+			opts.PublicKey = open.PublicKey
 			r, err := opts.reference("open", ref)
 			if err != nil {
 				return nil, err
@@ -37,7 +39,7 @@ func Backend(opts Options) signer.Backend {
 			if r.isolated(opts) {
 				return openIsolated(ctx, r, opts)
 			}
-			return open(ctx, r, opts)
+			return openBounded(ctx, r, opts)
 		},
 		Generate:     opts.generate,
 		List:         opts.list,
@@ -46,8 +48,8 @@ func Backend(opts Options) signer.Backend {
 	}
 }
 
-// open is openKey, bounded by ctx.
-func open(ctx context.Context, r reference, opts Options) (signer.Signer, error) {
+// openBounded is openKey, bounded by ctx.
+func openBounded(ctx context.Context, r reference, opts Options) (signer.Signer, error) {
 	work := func() (*key, error) { return openKey(ctx, r, opts) }
 	k, err := await(ctx, r, "open", work, func(k *key) { _ = k.Close() }) // nobody is left to be told
 	if err != nil {
@@ -284,11 +286,11 @@ func (k *key) fail(err error) error {
 }
 
 // Stats are the figures of this key.
-func (k *key) Stats() Stats {
+func (k *key) Stats() signer.Stats {
 	p := k.sessions
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Stats{
+	return signer.Stats{
 		Open: p.open, Idle: len(p.idle), InUse: p.open - len(p.idle), Evicted: p.evicted,
 		Reconnects: k.token.reconnects.Load() - k.reconnects, Reinitialized: k.module.reinitialized.Load() - k.reinitialized,
 		ReadWrite: k.token.readWrite.Load(), Serialized: k.module.serial.Load(), Messages: k.messages.Load(),

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -26,13 +28,13 @@ func TestSharedLogin(t *testing.T) {
 	tok := newToken(t)
 	s := script(t, tok.Module)
 	b := Backend(Options{})
-	first, err := b.Open(t.Context(), parse(t, tok.Ref("vendor")))
+	first, err := b.Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A second key needs no PIN: the token is logged in to.
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
-	second, err := b.Open(t.Context(), parse(t, bare))
+	second, err := b.Open(t.Context(), parse(t, bare), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +51,7 @@ func TestSharedLogin(t *testing.T) {
 	if diff := cmp.Diff(want, s.counts()); diff != "" {
 		t.Errorf("calls: (-want +got)\n%s", diff)
 	}
-	_, err = b.Open(t.Context(), parse(t, bare))
+	_, err = b.Open(t.Context(), parse(t, bare), signer.OpenOptions{})
 	refused(t, err, signer.ErrAuth) // the login ended with the last key
 }
 
@@ -72,7 +74,7 @@ func TestForeignModule(t *testing.T) {
 	if err := lib.Login(sh, pkcs11.CKU_USER, tok.PIN); err != nil {
 		t.Fatal(err)
 	}
-	key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	key, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +111,7 @@ func TestDeadSession(t *testing.T) {
 		}
 		kill.Store(true)
 	}
-	want := Stats{Open: 1, Idle: 1, Evicted: 2}
+	want := signer.Stats{Open: 1, Idle: 1, Evicted: 2}
 	if diff := cmp.Diff(want, stats(opened)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -178,13 +180,13 @@ func TestReturnValues(t *testing.T) {
 }
 
 // stats are the figures of an open key.
-func stats(key signer.Signer) Stats { return key.(Statistics).Stats() }
+func stats(key signer.Signer) signer.Stats { return key.(signer.Statistics).Stats() }
 
 // hinted: the error says what to do.
 func hinted(t *testing.T, err error) {
 	t.Helper()
 	var told *signer.Error
-	if !errors.As(err, &told) || told.Hint() == "" {
+	if !errors.As(err, &told) || fault.Hint(told) == "" {
 		t.Errorf("%v comes without a hint", err)
 	}
 }
@@ -196,7 +198,7 @@ func TestHangingModule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
 		s.before = func(pkcs11.SessionHandle) { <-hang }
-		key, err := Backend(Options{}).Open(context.Background(), parse(t, tok.Ref("vendor")+"&max-sessions=1"))
+		key, err := Backend(Options{}).Open(context.Background(), parse(t, tok.Ref("vendor")+"&max-sessions=1"), signer.OpenOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +244,7 @@ func TestHangingOpen(t *testing.T) {
 		s.login = func() error { <-hang; return nil }
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_, err := Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")))
+		_, err := Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 		refused(t, err, signer.ErrUnavailable)
 		refused(t, err, context.DeadlineExceeded)
 		close(hang)
@@ -261,18 +263,18 @@ func TestNoLoginAfterTheEnd(t *testing.T) {
 	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
-		opts := Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) {
+		opts := Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
 			cancel()
 			return []byte(tok.PIN), nil
 		}}}
-		_, err := Backend(opts).Open(ctx, parse(t, bare))
+		_, err := Backend(opts).Open(ctx, parse(t, bare), signer.OpenOptions{})
 		refused(t, err, context.Canceled)
 		synctest.Wait()
 		if n := s.counts()["C_Login"]; n != 0 {
 			t.Errorf("%d calls of C_Login; want none", n)
 		}
 		before := s.counts()
-		_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")))
+		_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 		refused(t, err, context.Canceled)
 		synctest.Wait()
 		if diff := cmp.Diff(before, s.counts()); diff != "" {
@@ -286,11 +288,11 @@ func TestModuleFails(t *testing.T) {
 	tok := newToken(t)
 	s := script(t, tok.Module)
 	s.open = func() error { return pkcs11.Error(pkcs11.CKR_SESSION_COUNT) }
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "C_OpenSession", "CKR_SESSION_COUNT")
 	s.open = nil
 	s.login = func() error { return errors.New("no return value") }
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "C_Login", "no return value")
 	if calls := s.counts(); calls["C_Initialize"] != 2 || calls["C_Finalize"] != 2 {
 		t.Errorf("calls %v; want each open to finalize what it initialized", calls)

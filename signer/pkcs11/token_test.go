@@ -7,6 +7,7 @@ import (
 	"os"
 	"testing"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
 )
@@ -20,8 +21,8 @@ func TestAnyToken(t *testing.T) {
 	if text == "" {
 		t.Skipf("%s names no key of a token", tokenVariable)
 	}
-	backend := Backend(Options{Secrets: signer.Secrets{Getenv: os.Getenv}, Warn: func(text string) { t.Log(text) }})
-	key, err := backend.Open(t.Context(), parse(t, text))
+	backend := Backend(Options{Secrets: secret.Reader{Getenv: os.Getenv}, Warn: func(text string) { t.Log(text) }})
+	key, err := backend.Open(t.Context(), parse(t, text), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"hsmsign/fault"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -197,8 +199,8 @@ func parseReference(ref signer.Ref) (reference, error) {
 		return r, fmt.Errorf("%w: query attributes \"pin-source\" and \"pin-value\" exclude each other (RFC 7512 section 2.4)", signer.ErrReference)
 	case hasSource && r.pinSource == "":
 		return r, fmt.Errorf("%w: query attribute \"pin-source\" is empty", signer.ErrReference)
-	case hasValue && (r.pinValue == "" || len(r.pinValue) > signer.MaxSecret):
-		return r, fmt.Errorf("%w: query attribute \"pin-value\" must have 1 to %d bytes", signer.ErrReference, signer.MaxSecret)
+	case hasValue && (r.pinValue == "" || len(r.pinValue) > secret.Max):
+		return r, fmt.Errorf("%w: query attribute \"pin-value\" must have 1 to %d bytes", signer.ErrReference, secret.Max)
 	}
 	if s, ok := ref.Query("max-sessions"); ok {
 		if r.sessions, err = strconv.Atoi(s); err != nil || r.sessions < 1 || r.sessions > maxSessions {
@@ -244,5 +246,5 @@ func (r *reference) readModule() error {
 
 // fail is the error of one operation on this key.
 func (r reference) fail(op string, err error, fix string) error {
-	return &signer.Error{Op: op, Ref: r.ref, Err: err, Fix: fix}
+	return &signer.Error{Op: op, Ref: r.ref, Err: fault.WithHint(err, fix)}
 }

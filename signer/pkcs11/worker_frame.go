@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -161,7 +162,7 @@ func failure(err error) frame {
 	var e *signer.Error
 	op, fix, inner := "use", "", err
 	if errors.As(err, &e) {
-		op, fix, inner = e.Op, e.Fix, e.Err
+		op, fix, inner = e.Op, fault.Hint(e), e.Err
 	}
 	var bits uint16
 	for i, family := range carried() {

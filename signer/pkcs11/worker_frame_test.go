@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -117,7 +118,7 @@ func TestErrorsCross(t *testing.T) {
 			}
 		}
 		var e *signer.Error
-		if !errors.As(got, &e) || e.Fix != "look" || e.Ref.String() != r.ref.String() || strings.Contains(e.Error(), "1234") || len(e.Error()) > 2*maxText {
+		if !errors.As(got, &e) || fault.Hint(e) != "look" || e.Ref.String() != r.ref.String() || strings.Contains(e.Error(), "1234") || len(e.Error()) > 2*maxText {
 			t.Errorf("what crossed is %#v", got)
 		}
 	}

@@ -125,7 +125,7 @@ func TestWorkerNeverOpens(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
 		began := time.Now()
-		_, err := Backend(Options{Isolate: true, Worker: worker}).Open(ctx, parse(t, tok.Ref("vendor")))
+		_, err := Backend(Options{Isolate: true, Worker: worker}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 		refused(t, err, context.DeadlineExceeded)
 		refused(t, err, signer.ErrUnavailable)
 		if took := time.Since(began); took > time.Second {
@@ -157,7 +157,7 @@ func TestWorkerTalksGarbage(t *testing.T) {
 			bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			_, err := Backend(opts).Open(ctx, parse(t, bare))
+			_, err := Backend(opts).Open(ctx, parse(t, bare), signer.OpenOptions{})
 			refused(t, err, tt.family, tt.tells)
 			if errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("it was noticed late: %v", err)
@@ -225,7 +225,7 @@ func octal(s string) string {
 func TestWorkerLastWords(t *testing.T) {
 	tok := newToken(t)
 	opts := Options{Isolate: true, Worker: []string{os.Args[0], "loud-worker", "no route to HSM"}}
-	_, err := Backend(opts).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(opts).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "exit status 3", "no route to HSM")
 
 	var l lastBytes

@@ -245,8 +245,8 @@ func (k *workerKey) noteRefusal(err error) {
 }
 
 // Stats is how the key is doing; see Statistics.
-func (k *workerKey) Stats() Stats {
+func (k *workerKey) Stats() signer.Stats {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return Stats{InUse: cap(k.free) - len(k.free), Restarts: k.restarts}
+	return signer.Stats{InUse: cap(k.free) - len(k.free), Restarts: k.restarts}
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -25,7 +26,7 @@ func TestWorkerWrongPIN(t *testing.T) {
 	var group sync.WaitGroup
 	for range 10 {
 		group.Go(func() {
-			_, err := Backend(workerOptions()).Open(context.Background(), parse(t, bare+"&pin-value="+wrong))
+			_, err := Backend(workerOptions()).Open(context.Background(), parse(t, bare+"&pin-value="+wrong), signer.OpenOptions{})
 			// While SoftHSM2 writes down that a PIN was wrong, other processes may not see the token.
 			if !errors.Is(err, signer.ErrKeyNotFound) {
 				refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
@@ -36,7 +37,7 @@ func TestWorkerWrongPIN(t *testing.T) {
 		})
 	}
 	group.Wait()
-	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT", "no PIN was sent again")
 	if n := s.calls("C_Login"); n != 1 {
 		t.Errorf("%d C_Login; want 1", n)
@@ -90,7 +91,7 @@ func TestWorkerWithoutPIN(t *testing.T) {
 	errAway := errors.New("went for lunch")
 	opts := workerOptions()
 	opts.Secrets.Prompt = func(context.Context, string) ([]byte, error) { return nil, errAway }
-	_, err := Backend(opts).Open(t.Context(), parse(t, bare))
+	_, err := Backend(opts).Open(t.Context(), parse(t, bare), signer.OpenOptions{})
 	refused(t, err, signer.ErrAuth, "went for lunch")
 	refused(t, err, errAway)
 
@@ -101,7 +102,7 @@ func TestWorkerWithoutPIN(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err = Backend(opts).Open(ctx, parse(t, bare))
+	_, err = Backend(opts).Open(ctx, parse(t, bare), signer.OpenOptions{})
 	refused(t, err, context.DeadlineExceeded)
 	close(answer)
 	signs(t, openWorker(t, tok.Ref("vendor"), opts)) // nothing is latched, and nobody has the turn
@@ -112,7 +113,7 @@ func TestWorkerWithoutPIN(t *testing.T) {
 
 // A PIN that comes when its worker has failed is not kept.
 func TestWorkerLatePIN(t *testing.T) {
-	opts := Options{Secrets: signer.Secrets{Prompt: func(context.Context, string) ([]byte, error) { return []byte("4711"), nil }}}
+	opts := Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) { return []byte("4711"), nil }}}
 	l := &login{ctx: t.Context(), opts: opts, module: &workerModule{tokens: map[tokenID]*workerToken{}}}
 	if _, err := l.end(errLost, true); !errors.Is(err, errLost) {
 		t.Errorf("the end of the login: %v", err)
@@ -128,7 +129,7 @@ func TestWorkerCrashesInLogin(t *testing.T) {
 	tok := newToken(t)
 	s := newSpy(t, tok.Module)
 	s.fault(t, "crash-login", "")
-	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")))
+	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "SIGSEGV")
 	if errors.Is(err, signer.ErrAuth) {
 		t.Errorf("error %v; nobody was refused", err)
@@ -162,7 +163,7 @@ func TestWorkerManyKeys(t *testing.T) {
 	keys := make([]signer.Signer, 10)
 	for i := range keys {
 		group.Go(func() {
-			key, err := Backend(workerOptions()).Open(context.Background(), parse(t, tok.Ref("vendor")))
+			key, err := Backend(workerOptions()).Open(context.Background(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
 			if err != nil {
 				t.Error(err)
 				return

@@ -62,7 +62,7 @@ func beParent(reference []string) error {
 	if err != nil {
 		return err
 	}
-	key, err := Backend(workerOptions()).Open(context.Background(), ref)
+	key, err := Backend(workerOptions()).Open(context.Background(), ref, signer.OpenOptions{})
 	if err != nil {
 		return err
 	}

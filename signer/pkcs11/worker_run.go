@@ -186,7 +186,7 @@ func (s *workerServer) openKey(ctx context.Context, f frame) (signer.Signer, []b
 			return nil, nil, r.fail("open", fmt.Errorf("%w: the public key that is looked for: %w", signer.ErrBadKey, err), "")
 		}
 	}
-	key, err := open(ctx, r, opts)
+	key, err := openBounded(ctx, r, opts)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -31,7 +31,7 @@ func workerOptions() Options {
 func openWorker(t *testing.T, ref string, opts Options) *workerKey {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	key, err := Backend(opts).Open(t.Context(), parse(t, ref))
+	key, err := Backend(opts).Open(t.Context(), parse(t, ref), signer.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func TestIsolateAttribute(t *testing.T) {
 	} {
 		opts := workerOptions()
 		opts.Isolate = tt.isolate
-		key, err := Backend(opts).Open(t.Context(), parse(t, tok.Ref("vendor")+tt.attr))
+		key, err := Backend(opts).Open(t.Context(), parse(t, tok.Ref("vendor")+tt.attr), signer.OpenOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,11 +148,11 @@ func TestIsolateAttribute(t *testing.T) {
 			t.Errorf("%q: %d, with %d lanes; want %d", query, cap(k.free), len(k.current.lanes), want)
 		}
 	}
-	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=maybe"))
+	_, err := Backend(workerOptions()).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=maybe"), signer.OpenOptions{})
 	refused(t, err, signer.ErrReference, "isolate")
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=yes"))
+	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=yes"), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnsupported, "no worker process")
-	_, err = Backend(Options{Worker: []string{"/no/such/program"}}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=yes"))
+	_, err = Backend(Options{Worker: []string{"/no/such/program"}}).Open(t.Context(), parse(t, tok.Ref("vendor")+"&isolate=yes"), signer.OpenOptions{})
 	refused(t, err, signer.ErrUnavailable, "/no/such/program")
 }
 
@@ -170,12 +170,16 @@ func TestWorkerOptions(t *testing.T) {
 	tok.Import(t, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "second", []byte{2})
 	bare, _, _ := strings.Cut(tok.Ref(""), "&pin-source")
 	opts := workerOptions()
-	_, err = Backend(opts).Open(t.Context(), parse(t, tok.Ref("")))
+	_, err = Backend(opts).Open(t.Context(), parse(t, tok.Ref("")), signer.OpenOptions{})
 	refused(t, err, signer.ErrAmbiguousKey)
-	opts.PublicKey = &second.PublicKey
 	var warned []string
 	opts.Warn = func(text string) { warned = append(warned, text) }
-	k := openWorker(t, bare+"&pin-value="+tok.PIN, opts)
+	opened, err := Backend(opts).Open(t.Context(), parse(t, bare+"&pin-value="+tok.PIN), signer.OpenOptions{PublicKey: &second.PublicKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := opened.(*workerKey)
+	defer func() { _ = k.Close() }()
 	signs(t, k)
 	if !second.PublicKey.Equal(k.Public()) {
 		t.Error("it is not the key that was looked for")
@@ -231,7 +235,7 @@ func TestWorkerDies(t *testing.T) {
 					t.Errorf("the same worker %d signs after %v", now, sig)
 				}
 			}
-			if got := stats(k); got != (Stats{Restarts: 3}) {
+			if got := stats(k); got != (signer.Stats{Restarts: 3}) {
 				t.Errorf("%+v; want 3 restarts", got)
 			}
 		})

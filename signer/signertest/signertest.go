@@ -29,6 +29,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -123,7 +124,7 @@ func (p *probe) open(ctx context.Context, reference string) (signer.Signer, erro
 	if err != nil {
 		return nil, fmt.Errorf("the fixture's reference %q: %w", reference, err)
 	}
-	key, err := within(p.limit, func() (signer.Signer, error) { return p.Backend.Open(ctx, ref) })
+	key, err := within(p.limit, func() (signer.Signer, error) { return p.Backend.Open(ctx, ref, signer.OpenOptions{}) })
 	if err == nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -195,7 +196,7 @@ func (p *probe) refused(what string, err, family error) {
 		p.failf("%s: %q (%T) is not a *signer.Error", what, err, err)
 		carrier = &signer.Error{}
 	}
-	for _, text := range []string{fmt.Sprintf("%v", err), fmt.Sprintf("%+v", err), carrier.Fix} {
+	for _, text := range []string{fmt.Sprintf("%v", err), fmt.Sprintf("%+v", err), fault.Hint(err)} {
 		for _, secret := range p.Secrets {
 			if strings.Contains(text, secret) {
 				p.failf("%s: the error tells a secret", what)

@@ -57,7 +57,7 @@ type signing struct {
 
 func (m *memory) backend() signer.Backend {
 	common := &memoryKey{memory: m}
-	return signer.Backend{Open: func(ctx context.Context, ref signer.Ref) (signer.Signer, error) {
+	return signer.Backend{Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
 		err := m.find(ref)
 		if err == nil && !m.faults.ignoreCtx {
 			err = ctx.Err()

@@ -1,0 +1,200 @@
+// Package fault describes what went wrong and what to do about it: findings about an input, failures of an
+// operation, and the one table that maps both to exit code, HTTP status and problem type.
+//
+// An error family is a value that callers match with errors.Is, and has a Kind:
+//
+//	var ErrKeyNotFound = fault.Vendor.New("key not found")
+//
+// A failure wraps a family, or has a kind of its own, and may carry a hint:
+//
+//	return fault.Errorf("%w: no file %q", ErrKeyNotFound, path).Fix("check the path")
+//	return fault.Usage.Errorf("no CSR given").Fix("name the customer's CSR file")
+//
+// KindOf, Hint and the methods of Kind are the only way to an exit code, an HTTP status, a problem type or a hint.
+// Everything here is safe for concurrent use.
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode"
+)
+
+// Kind classifies a failure by what the caller can do about it. The zero Kind means that nothing failed.
+type Kind int
+
+// The kinds. If an error joins failures of several kinds, the first kind of this list counts.
+const (
+	None            Kind = iota
+	Interrupted          // the caller gave up: SIGINT, SIGTERM, a canceled context
+	Usage                // command line, configuration, or an output or key that exists
+	Unauthenticated      // the caller is not known
+	Auth                 // the key store refused the PIN, passphrase or credentials
+	Forbidden            // the policy refused the caller
+	Refused              // the input was refused
+	NotFound             // it does not exist, or belongs to another customer
+	Conflict             // it contradicts what is recorded
+	TooLarge             // the input exceeds a limit
+	WrongType            // the input has a type that is not accepted
+	Due                  // something has to be done soon
+	Vendor               // vendor identity: no such key, key and certificate do not match, chain incomplete or expired
+	Defects              // verification found defects
+	Limited              // a rate limit or a full queue
+	Unavailable          // key store, ledger or server do not answer, or answer wrongly
+	Pending              // accepted, waiting for approval
+	Internal             // a fault of hsmsign or of the machine: disk full, ...
+)
+
+// table is the one place that knows exit codes, HTTP statuses and problem types. docs/cli.md explains the exit codes.
+var table = [...]struct {
+	name   string
+	exit   int
+	status int
+}{
+	None:            {"none", 0, http.StatusOK},
+	Interrupted:     {"interrupted", 1, http.StatusServiceUnavailable},
+	Usage:           {"usage", 2, http.StatusBadRequest},
+	Unauthenticated: {"unauthenticated", 5, http.StatusUnauthorized},
+	Auth:            {"key-store-authentication", 5, http.StatusServiceUnavailable},
+	Forbidden:       {"forbidden", 3, http.StatusForbidden},
+	Refused:         {"refused", 3, http.StatusUnprocessableEntity},
+	NotFound:        {"not-found", 3, http.StatusNotFound},
+	Conflict:        {"conflict", 3, http.StatusConflict},
+	TooLarge:        {"too-large", 3, http.StatusRequestEntityTooLarge},
+	WrongType:       {"wrong-type", 3, http.StatusUnsupportedMediaType},
+	Due:             {"due", 3, http.StatusOK},
+	Vendor:          {"vendor-identity", 4, http.StatusServiceUnavailable},
+	Defects:         {"defects", 7, http.StatusOK},
+	Limited:         {"limited", 6, http.StatusTooManyRequests},
+	Unavailable:     {"unavailable", 6, http.StatusServiceUnavailable},
+	Pending:         {"pending", 8, http.StatusAccepted},
+	Internal:        {"internal", 1, http.StatusInternalServerError},
+}
+
+// Exit returns the exit code of the program, 0 to 8.
+func (k Kind) Exit() int { return table[k].exit }
+
+// Status returns the HTTP status code (RFC 9110).
+func (k Kind) Status() int { return table[k].status }
+
+// Problem returns the type of a problem details object (RFC 9457), a URI.
+func (k Kind) Problem() string { return "urn:hsmsign:problem:" + table[k].name }
+
+// String returns the last part of the problem type.
+func (k Kind) String() string { return table[k].name }
+
+// New returns an error family of this kind. It is matched by identity, with errors.Is.
+func (k Kind) New(text string) error { return &Failure{kind: k, err: errors.New(text)} }
+
+// Errorf returns a failure of this kind, with the text of fmt.Errorf. The kind hides the kinds of what it wraps.
+func (k Kind) Errorf(format string, args ...any) *Failure {
+	return &Failure{kind: k, err: fmt.Errorf(format, args...)}
+}
+
+// Failure is an error with a kind, a hint, or both. It never holds a secret.
+type Failure struct {
+	kind Kind // None: the kind of what err wraps
+	err  error
+	hint string
+}
+
+// Errorf returns a failure with the text of fmt.Errorf and the kind of what it wraps.
+func Errorf(format string, args ...any) *Failure { return &Failure{err: fmt.Errorf(format, args...)} }
+
+// WithHint returns err with a hint, which hides the hints of what err wraps. A nil err stays nil, and an empty hint
+// changes nothing.
+func WithHint(err error, hint string) error {
+	if err == nil || hint == "" {
+		return err
+	}
+	return &Failure{err: err, hint: hint}
+}
+
+// Fix sets the hint, one line that says what to do, and returns the failure.
+func (f *Failure) Fix(hint string) *Failure {
+	f.hint = hint
+	return f
+}
+
+func (f *Failure) Error() string { return f.err.Error() }
+func (f *Failure) Unwrap() error { return f.err }
+
+// Hint returns what to do; it may be empty.
+func (f *Failure) Hint() string { return f.hint }
+
+// Kind returns the failure's own kind; None means that of what it wraps.
+func (f *Failure) Kind() Kind { return f.kind }
+
+// KindOf returns the kind of an error: None for nil, Interrupted if it wraps context.Canceled, otherwise that of the
+// outermost error that has one. Of errors that are joined side by side, the first in the list of kinds counts.
+// An error that has no kind is Unavailable if it wraps context.DeadlineExceeded, and otherwise Internal.
+func KindOf(err error) Kind {
+	switch {
+	case err == nil:
+		return None
+	case errors.Is(err, context.Canceled):
+		return Interrupted
+	}
+	if k := kindOf(err); k != None {
+		return k
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return Unavailable
+	}
+	return Internal
+}
+
+func kindOf(err error) Kind {
+	if e, ok := err.(interface{ Kind() Kind }); ok && e.Kind() != None {
+		return e.Kind()
+	}
+	first := None
+	for _, child := range unwrap(err) {
+		if k := kindOf(child); k != None && (first == None || k < first) {
+			first = k
+		}
+	}
+	return first
+}
+
+// Hint returns what to do about an error: the outermost hint, or "".
+func Hint(err error) string {
+	if err == nil {
+		return ""
+	}
+	if e, ok := err.(interface{ Hint() string }); ok && e.Hint() != "" {
+		return e.Hint()
+	}
+	for _, child := range unwrap(err) {
+		if hint := Hint(child); hint != "" {
+			return hint
+		}
+	}
+	return ""
+}
+
+// unwrap returns the errors that err wraps directly.
+func unwrap(err error) []error {
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if child := e.Unwrap(); child != nil {
+			return []error{child}
+		}
+	case interface{ Unwrap() []error }:
+		return e.Unwrap()
+	}
+	return nil
+}
+
+// Clip makes text from outside fit for an error: one line without control characters, of at most limit bytes.
+func Clip(text string, limit int) string {
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
+	const mark = "..."
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit-len(mark)], "") + mark
+}

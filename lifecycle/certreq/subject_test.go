@@ -1,0 +1,108 @@
+package certreq
+
+import (
+	"crypto/x509"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSubject(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*Subject)
+		want   string // of the refusal; "": none
+	}{
+		{"good", func(*Subject) {}, ""},
+		{"longest", func(s *Subject) { s.CommonName, s.Organization = strings.Repeat("ü", 64), strings.Repeat("x", 64) }, ""},
+		{"longest email", func(s *Subject) { s.Email = strings.Repeat("a", 251) + "@b.c" }, ""},
+		{"shortest", func(s *Subject) { *s = Subject{Email: "a@b", CommonName: "a", Country: "DE"} }, ""},
+		{"empty", func(s *Subject) { *s = Subject{} }, "the email address \"\" is none"},
+		{"no email", func(s *Subject) { s.Email = "" }, "the email address \"\" is none"},
+		{"no at", func(s *Subject) { s.Email = "example.com" }, "is none"},
+		{"no domain", func(s *Subject) { s.Email = "mdm@" }, "is none"},
+		{"two ats", func(s *Subject) { s.Email = "a@b@c" }, "is none"},
+		{"blank in the email", func(s *Subject) { s.Email = "m dm@example.com" }, "is none"},
+		{"in brackets", func(s *Subject) { s.Email = "<a@example.com>" }, "is none"},
+		{"with a name", func(s *Subject) { s.Email = "A <a@example.com>" }, "is none"},
+		{"not ASCII", func(s *Subject) { s.Email = "ä@example.com" }, "is none"},
+		{"with a line", func(s *Subject) { s.Email = "a@example.com\n" }, "is none"},
+		{"long email", func(s *Subject) { s.Email = strings.Repeat("a", 252) + "@b.c" }, "256 characters"},
+		{"no name", func(s *Subject) { s.CommonName = "" }, "no common name"},
+		{"long name", func(s *Subject) { s.CommonName = strings.Repeat("ü", 65) }, "the common name has 65 characters"},
+		{"blank", func(s *Subject) { s.CommonName = " a" }, "the common name begins or ends with a blank"},
+		{"control character", func(s *Subject) { s.CommonName = "a\x00b" }, "control character"},
+		{"newline", func(s *Subject) { s.CommonName = "a\nb" }, "control character"},
+		{"name not UTF-8", func(s *Subject) { s.CommonName = "a\xff" }, "the common name is not UTF-8"},
+		{"not UTF-8", func(s *Subject) { s.Organization = "a\xff" }, "the organization is not UTF-8"},
+		{"long organization", func(s *Subject) { s.Organization = strings.Repeat("x", 65) }, "the organization has 65"},
+		{"no country", func(s *Subject) { s.Country = "" }, "the country \"\""},
+		{"small letters", func(s *Subject) { s.Country = "us" }, "the country \"us\""},
+		{"three letters", func(s *Subject) { s.Country = "USA" }, "the country \"USA\""},
+		{"country's name", func(s *Subject) { s.Country = "Germany" }, "the country \"Germany\""},
+		{"digits", func(s *Subject) { s.Country = "U1" }, "the country \"U1\""},
+		{"endless", func(s *Subject) { s.Country = strings.Repeat("U", 1e6) }, "\"" + strings.Repeat("U", 64) + "\""},
+	} {
+		s := subject
+		tt.change(&s)
+		err := s.Check()
+		if tt.want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrSubject) || !strings.Contains(err.Error(), tt.want) || fault.Hint(err) == "" {
+			t.Errorf("%s: %v, want %q and a hint", tt.name, err, tt.want)
+		}
+		// The key is not asked: this one has nothing to answer with.
+		if _, err := Create(t.Context(), testkit.NewSigner(nil), s); !errors.Is(err, ErrSubject) {
+			t.Errorf("%s: Create: %v", tt.name, err)
+		}
+	}
+}
+
+// FuzzSubject: whatever is not refused stands in the CSR as it was given.
+func FuzzSubject(f *testing.F) {
+	f.Add("mdm@example.com", "Example MDM", "Exämple", "US")
+	key, _ := newKeys(f)
+	f.Fuzz(func(t *testing.T, email, name, organization, country string) {
+		s := Subject{Email: email, CommonName: name, Organization: organization, Country: country}
+		der, err := Create(t.Context(), testkit.NewSigner(key), s)
+		if err != nil {
+			if !errors.Is(err, ErrSubject) {
+				t.Fatalf("%+v: %v", s, err)
+			}
+			return
+		}
+		csr, err := x509.ParseCertificateRequest(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range csr.Subject.Names {
+			value, _ := a.Value.(string)
+			got = append(got, value)
+		}
+		want := []string{email, name, organization, country}
+		if organization == "" {
+			want = []string{email, name, country}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
+}
+
+func TestFuzzCorpus(t *testing.T) {
+	if entries, err := os.ReadDir(filepath.Join("testdata", "fuzz", "FuzzSubject")); err != nil || len(entries) == 0 {
+		t.Errorf("the seed corpus is empty: %v", err)
+	}
+}

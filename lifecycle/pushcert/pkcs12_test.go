@@ -1,0 +1,102 @@
+package pushcert
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"hsmsign/internal/testkit"
+
+	"hsmsign/testpki"
+)
+
+// OpenSSL reads the key and the certificate back, and Java lists the entry.
+func TestEncodePKCS12(t *testing.T) {
+	k := newKit(t)
+	cert := k.issue(t, k.key, testpki.PushOptions{})
+	for _, tt := range []struct {
+		name       string
+		encryption Encryption
+		info       []string // in "openssl pkcs12 -info"
+	}{
+		{"modern", Modern, []string{"MAC: sha256, Iteration 600000", "PBES2, PBKDF2, AES-256-CBC, Iteration 600000, PRF hmacWithSHA256"}},
+		{"legacy", Legacy, []string{"MAC: sha1, Iteration 2048", "pbeWithSHA1And3-KeyTripleDES-CBC, Iteration 2048"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const passphrase = "correct horse"
+			pfx, err := EncodePKCS12(cert, k.private, []byte(passphrase), tt.encryption)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			path := filepath.Join(dir, "a.pfx")
+			if err := os.WriteFile(path, pfx, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			checkPEM(t, k.private, cert, testkit.OpenSSL(t, dir, nil, "pkcs12", "-in", "a.pfx", "-nodes", "-passin", "pass:"+passphrase))
+			info, err := exec.Command("openssl", "pkcs12", "-in", path, "-info", "-noout", "-passin", "pass:"+passphrase).CombinedOutput()
+			for _, want := range tt.info {
+				if err != nil || !strings.Contains(string(info), want) {
+					t.Errorf("%v: no %q in\n%s", err, want, info)
+				}
+			}
+			if out, err := exec.Command("openssl", "pkcs12", "-in", path, "-noout", "-passin", "pass:wrong").CombinedOutput(); err == nil {
+				t.Errorf("opens with a wrong passphrase: %s", out)
+			}
+			keytool, err := exec.LookPath("keytool")
+			if err != nil {
+				t.Fatal("there is no keytool here: run make deps")
+			}
+			out, err := exec.Command(keytool, "-list", "-v", "-storetype", "PKCS12", "-keystore", path, "-storepass:file", writeText(t, passphrase)).CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "PrivateKeyEntry") || !strings.Contains(string(out), cert.Topic) {
+				t.Errorf("keytool: %v\n%s", err, out)
+			}
+		})
+	}
+	if _, err := EncodePKCS12(k.issue(t, k.other, testpki.PushOptions{}), k.private, []byte("x"), Modern); testkit.FindingID(err) != "push.key-mismatch" {
+		t.Errorf("the certificate of another key: %v", err)
+	}
+	for _, passphrase := range []string{"hörse", "\U0001F40E", "a\nb", "\xff"} {
+		if _, err := EncodePKCS12(cert, k.private, []byte(passphrase), Modern); !errors.Is(err, ErrPassphrase) {
+			t.Errorf("passphrase %q: %v", passphrase, err)
+		}
+	}
+}
+
+func writeText(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// checkPEM wants exactly this certificate and this key.
+func checkPEM(t *testing.T, private *rsa.PrivateKey, cert *Certificate, text []byte) {
+	t.Helper()
+	seen := map[string]int{}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		seen[block.Type]++
+		switch block.Type {
+		case "CERTIFICATE":
+			if !bytes.Equal(block.Bytes, cert.Raw) {
+				t.Error("another certificate")
+			}
+		case "PRIVATE KEY":
+			if key, err := x509.ParsePKCS8PrivateKey(block.Bytes); err != nil || !private.Equal(key) {
+				t.Errorf("another key (%v)", err)
+			}
+		}
+	}
+	if len(seen) != 2 || seen["CERTIFICATE"] != 1 || seen["PRIVATE KEY"] != 1 {
+		t.Errorf("blocks %v", seen)
+	}
+}

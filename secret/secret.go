@@ -1,0 +1,233 @@
+// Package secret reads PINs, passphrases and tokens from where they are: a file of mode 0600, the environment, a systemd
+// credential, a program, or the person at the terminal.
+//
+//	pin, err := secret.Reader{Getenv: os.Getenv}.Read(ctx, secret.Source{Label: "PIN", From: "file:/run/secrets/pin"})
+//	defer clear(pin)
+//
+// A secret is never part of an error.
+package secret
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"hsmsign/fault"
+)
+
+// Max is the longest secret, in bytes.
+const Max = 1024
+
+// ErrSecret: a secret is missing, or could not be read.
+var ErrSecret = fault.Auth.New("cannot read the secret")
+
+// Reader reads secrets. Its functions are passed in, so that no other package reads the environment or the terminal.
+// The zero value reads files and programs only. Safe for concurrent use if its functions are.
+type Reader struct {
+	// Getenv reads the environment; nil: there is none.
+	Getenv func(name string) string
+	// Prompt asks the person at the terminal, without echo; nil: there is no terminal.
+	Prompt func(ctx context.Context, label string) ([]byte, error)
+}
+
+// Source says where one secret comes from.
+type Source struct {
+	Label   string // what the person at the terminal is asked for: "PIN of token \"mdm\""
+	From    string // see Read; "" means Env, then the terminal
+	Env     string // the variable to read if From is empty
+	AnyMode bool   // accept a file that group or others can read
+}
+
+// Read returns the secret: 1 to Max bytes, without the last newline of a file or program. The caller clears it after
+// use. Errors wrap ErrSecret and never contain the secret. Source.From is one of
+//
+//	file:PATH, PATH          a regular file that only its owner can read
+//	env:NAME                 an environment variable
+//	credential:NAME          a systemd credential: the file NAME in $CREDENTIALS_DIRECTORY (systemd.exec(5))
+//	exec:/PROGRAM ARG...     the output of a program; arguments are split at spaces, no shell is involved
+//	prompt                   the person at the terminal
+func (r Reader) Read(ctx context.Context, src Source) ([]byte, error) {
+	secret, err := r.read(ctx, src)
+	switch {
+	case err != nil:
+		return nil, failed(src.Label, err)
+	case len(secret) == 0:
+		return nil, failed(src.Label, errors.New("it is empty"))
+	case len(secret) > Max:
+		clear(secret)
+		return nil, failed(src.Label, fmt.Errorf("it is longer than %d bytes", Max))
+	}
+	return secret, nil
+}
+
+// failed is an error of Read. It reads as the error of a key store that was given a wrong secret does.
+func failed(label string, err error) error {
+	return &failure{fmt.Errorf("%s: %w", label, err)}
+}
+
+// failure wraps ErrSecret without repeating its text.
+type failure struct{ error }
+
+func (f *failure) Unwrap() []error { return []error{ErrSecret, f.error} }
+
+// ReadNew asks the person at the terminal twice for a secret that does not exist yet: a key whose passphrase contains a
+// typing error is lost. Otherwise it is like Read.
+func (r Reader) ReadNew(ctx context.Context, label string) ([]byte, error) {
+	first, err := r.Read(ctx, Source{Label: label, From: "prompt"})
+	if err != nil {
+		return nil, err
+	}
+	again, err := r.Read(ctx, Source{Label: "repeat the " + label, From: "prompt"})
+	defer clear(again)
+	if err == nil && !bytes.Equal(first, again) {
+		err = failed(label, errors.New("the entries do not match"))
+	}
+	if err != nil {
+		clear(first)
+		return nil, err
+	}
+	return first, nil
+}
+
+func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
+	kind, arg, ok := strings.Cut(src.From, ":")
+	switch {
+	case src.From == "":
+		if v := r.getenv(src.Env); v != "" {
+			return []byte(v), nil
+		}
+		if r.Prompt == nil {
+			return nil, fmt.Errorf("not given: name a file in the reference or set %s (there is no terminal to ask at)", src.Env)
+		}
+		return r.Prompt(ctx, src.Label)
+	case src.From == "prompt":
+		if r.Prompt == nil {
+			return nil, errors.New("there is no terminal to ask at")
+		}
+		return r.Prompt(ctx, src.Label)
+	case ok && kind == "env":
+		v := r.getenv(arg)
+		if v == "" {
+			return nil, fmt.Errorf("the environment variable %s is not set", arg)
+		}
+		return []byte(v), nil
+	case ok && kind == "file":
+		return readSecretFile(strings.TrimPrefix(arg, "//"), src.AnyMode)
+	case ok && kind == "credential":
+		dir := r.getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" || arg != filepath.Base(arg) {
+			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
+		}
+		return readSecretFile(filepath.Join(dir, arg), src.AnyMode)
+	case ok && kind == "exec":
+		return runSecretProgram(ctx, arg)
+	case !ok:
+		return readSecretFile(src.From, src.AnyMode)
+	}
+	return nil, errors.New("unknown source; write file:PATH, env:NAME, credential:NAME, exec:/PROGRAM or prompt")
+}
+
+func (r Reader) getenv(name string) string {
+	if r.Getenv == nil || name == "" {
+		return ""
+	}
+	return r.Getenv(name)
+}
+
+func readSecretFile(path string, anyMode bool) ([]byte, error) {
+	b, err := ReadFile(path, Max+2, anyMode)
+	return trimNewline(b), err
+}
+
+// trimNewline removes the last newline: editors add it, and it is not part of the PIN.
+func trimNewline(b []byte) []byte {
+	if line, ok := bytes.CutSuffix(b, []byte("\n")); ok {
+		return bytes.TrimSuffix(line, []byte("\r"))
+	}
+	return b
+}
+
+// programWait is the time limit of a program that prints a secret; a person may have to touch a token for it.
+const programWait = time.Minute
+
+// runSecretProgram discards the program's standard error, which may contain the secret.
+func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
+	args := strings.Fields(line)
+	if len(args) == 0 || !filepath.IsAbs(args[0]) {
+		return nil, errors.New("exec: needs the absolute path of a program")
+	}
+	ctx, cancel := context.WithTimeout(ctx, programWait)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) // #nosec G204 -- the operator's own program, as ssh's ProxyCommand
+	cmd.WaitDelay = time.Second
+	out := secretBuffer{room: make([]byte, 0, Max+2)}
+	cmd.Stdout = &out
+	if err := cmd.Run(); err != nil {
+		clear(out.room)
+		return nil, fmt.Errorf("program %q: %w", args[0], err)
+	}
+	return trimNewline(out.room), nil
+}
+
+// secretBuffer never grows, so that no copy of the secret stays in memory, and accepts no more than a secret has.
+type secretBuffer struct{ room []byte }
+
+func (s *secretBuffer) Write(p []byte) (int, error) {
+	if len(s.room)+len(p) > cap(s.room) {
+		return 0, fmt.Errorf("it printed more than %d bytes", Max)
+	}
+	s.room = append(s.room, p...)
+	return len(p), nil
+}
+
+// ReadFile reads a file that contains a secret: a regular file of at most limit bytes that neither group nor others can
+// read, unless anyMode. The mode is that of the open file, so the file cannot be swapped in between. The error for a
+// file that others can read wraps ErrInsecureMode. It is an *fs.PathError.
+func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
+	f, err := openNonblock(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	}
+	// Windows has no such modes: Go reports 0666 for every writable file there.
+	if mode := info.Mode().Perm(); mode&0o077 != 0 && !anyMode && runtime.GOOS != "windows" {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%w (mode %04o)", ErrInsecureMode, mode)}
+	}
+	// Not io.ReadAll: it grows its buffer and leaves copies of the secret behind that nothing clears.
+	b := make([]byte, limit+1)
+	n, err := io.ReadFull(f, b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(b)
+		return nil, err
+	}
+	b = b[:n]
+	if int64(n) > limit {
+		clear(b)
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d bytes", limit)}
+	}
+	return b, nil
+}
+
+// ErrInsecureMode: a file that contains a secret can be read by others than its owner.
+var ErrInsecureMode = errors.New("group or others can read it; run chmod 600 on it")
+
+// openNonblock opens a file for reading without waiting for the writer of a pipe.
+func openNonblock(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the path is the operator's own
+}

@@ -1,0 +1,157 @@
+//go:build unix
+
+package secret
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func writeSecret(t *testing.T, dir, name, text string, mode fs.FileMode) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	good := writeSecret(t, dir, "good", "1234\n", 0o600)
+	open := writeSecret(t, dir, "open", "1234\n", 0o640)
+	longest := strings.Repeat("x", Max)
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	vars := map[string]string{"PIN": "1234", "LONG": longest + "x"}
+	full := Reader{
+		Getenv: func(name string) string { return vars[name] },
+		Prompt: func(context.Context, string) ([]byte, error) { return []byte("asked"), nil },
+	}
+	errPrompt := errors.New("terminal went away")
+
+	tests := []struct {
+		name    string
+		secrets Reader
+		src     Source
+		want    string
+		err     string // in the error, which wraps ErrSecret
+		is      error  // wrapped as well
+	}{
+		{"file", full, Source{From: "file:" + good}, "1234", "", nil},
+		{"file with slashes", full, Source{From: "file://" + good}, "1234", "", nil},
+		{"bare path", full, Source{From: good}, "1234", "", nil},
+		{"bare relative path", Reader{}, Source{From: "good"}, "1234", "", nil},
+		{"no newline", full, Source{From: writeSecret(t, dir, "bare", "1234", 0o400)}, "1234", "", nil},
+		{"one newline only", full, Source{From: writeSecret(t, dir, "two", "1234\n\n", 0o600)}, "1234\n", "", nil},
+		{"Windows newline", full, Source{From: writeSecret(t, dir, "crlf", "1234\r\n", 0o600)}, "1234", "", nil},
+		{"carriage return alone", full, Source{From: writeSecret(t, dir, "cr", "1234\r", 0o600)}, "1234\r", "", nil},
+		{"spaces stay", full, Source{From: writeSecret(t, dir, "spaces", " 12 34 \n", 0o600)}, " 12 34 ", "", nil},
+		{"longest", full, Source{From: writeSecret(t, dir, "longest", longest+"\r\n", 0o600)}, longest, "", nil},
+		{"any mode", full, Source{From: open, AnyMode: true}, "1234", "", nil},
+		{"environment", full, Source{From: "env:PIN", Env: "OTHER"}, "1234", "", nil},
+		{"environment by default", full, Source{Env: "PIN"}, "1234", "", nil},
+		{"prompt", full, Source{From: "prompt", Env: "PIN"}, "asked", "", nil},
+		{"prompt by default", full, Source{Env: "UNSET"}, "asked", "", nil},
+
+		{"group can read", full, Source{From: open}, "", "mode 0640", ErrInsecureMode},
+		{"missing", full, Source{From: "missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
+		{"missing file", full, Source{From: "file:missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
+		{"folder", full, Source{From: dir}, "", "not a regular file", nil},
+		{"pipe that nobody writes to", full, Source{From: fifo}, "", "not a regular file", nil},
+		{"empty file", full, Source{From: writeSecret(t, dir, "empty", "", 0o600)}, "", "it is empty", nil},
+		{"newline only", full, Source{From: writeSecret(t, dir, "newline", "\n", 0o600)}, "", "it is empty", nil},
+		{"too long by one", full, Source{From: writeSecret(t, dir, "long", longest+"x", 0o600)}, "", "longer than 1024", nil},
+		{"too long by far", full, Source{From: writeSecret(t, dir, "longer", strings.Repeat("x", 1<<20), 0o600)}, "", "larger than 1026", nil},
+		{"environment too long", full, Source{From: "env:LONG"}, "", "longer than 1024", nil},
+		{"unset", full, Source{From: "env:UNSET"}, "", "UNSET is not set", nil},
+		{"no environment", Reader{}, Source{From: "env:PIN"}, "", "PIN is not set", nil},
+		{"no terminal", Reader{}, Source{From: "prompt"}, "", "no terminal", nil},
+		{"nothing at all", Reader{}, Source{Env: "PIN"}, "", "set PIN (there is no terminal", nil},
+		{"unknown source", full, Source{From: "vault:x"}, "", "unknown source", nil},
+		{"prompt fails", Reader{Prompt: func(context.Context, string) ([]byte, error) { return nil, errPrompt }}, Source{}, "", "went away", errPrompt},
+		{"empty answer", Reader{Prompt: func(context.Context, string) ([]byte, error) { return nil, nil }}, Source{}, "", "it is empty", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.src.Label = `PIN of token "mdm"`
+			got, err := tt.secrets.Read(t.Context(), tt.src)
+			if tt.err == "" && (err != nil || string(got) != tt.want) {
+				t.Fatalf("%q, %v; want %q", got, err, tt.want)
+			}
+			if tt.err == "" {
+				return
+			}
+			if !errors.Is(err, ErrSecret) || !strings.Contains(err.Error(), tt.err) || !strings.Contains(err.Error(), tt.src.Label) {
+				t.Errorf("%q, %v; want ErrSecret with %q", got, err, tt.err)
+			}
+			if tt.is != nil && !errors.Is(err, tt.is) {
+				t.Errorf("%v does not wrap %v", err, tt.is)
+			}
+			if err != nil && (strings.Contains(err.Error(), "1234") || strings.Contains(err.Error(), "xxxx")) {
+				t.Errorf("the error tells the secret: %v", err)
+			}
+		})
+	}
+}
+
+func TestReadFile(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]string{"": "", "12345678": "12345678"} {
+		got, err := ReadFile(writeSecret(t, dir, "f", text, 0o600), 8, false)
+		if err != nil || string(got) != want {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+	if _, err := ReadFile(writeSecret(t, dir, "f", "123456789", 0o600), 8, false); err == nil {
+		t.Error("one byte over the limit is read")
+	}
+}
+
+func TestReadNew(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answers []string
+		want    string // "" for an error
+	}{
+		{"the same twice", []string{"1234", "1234"}, "1234"},
+		{"two", []string{"1234", "1235"}, ""},
+		{"longer the second time", []string{"1234", "12345"}, ""},
+		{"empty", []string{""}, ""},
+		{"only once", []string{"1234"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := Reader{Prompt: func(context.Context, string) ([]byte, error) {
+				if len(tt.answers) == 0 {
+					return nil, io.EOF
+				}
+				answer := tt.answers[0]
+				tt.answers = tt.answers[1:]
+				return []byte(answer), nil
+			}}
+			got, err := s.ReadNew(t.Context(), "new PIN")
+			if string(got) != tt.want || errors.Is(err, ErrSecret) != (tt.want == "") || len(tt.answers) > 0 {
+				t.Errorf("%q, %v, answers left %q", got, err, tt.answers)
+			}
+			if err != nil && strings.Contains(err.Error(), "1234") {
+				t.Errorf("the error tells the secret: %v", err)
+			}
+		})
+	}
+	if _, err := (Reader{}).ReadNew(t.Context(), "new PIN"); !errors.Is(err, ErrSecret) {
+		t.Errorf("without a terminal: %v", err)
+	}
+}

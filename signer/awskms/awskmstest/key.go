@@ -1,0 +1,192 @@
+package awskmstest
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The states of a key, of those that KMS has.
+const (
+	Enabled         = "Enabled"
+	Disabled        = "Disabled"
+	PendingDeletion = "PendingDeletion"
+	PendingImport   = "PendingImport"
+)
+
+// The usages of a key.
+const (
+	SignVerify     = "SIGN_VERIFY"
+	EncryptDecrypt = "ENCRYPT_DECRYPT"
+)
+
+// Key is a key to be added. The zero value is a symmetric key without an alias.
+type Key struct {
+	Alias   string        // "alias/NAME"; "" for none
+	Private crypto.Signer // *rsa.PrivateKey or *ecdsa.PrivateKey; nil for a symmetric key
+	ID      string        // "" for a new one
+	Regions []string      // nil: the server's. With more than one it is a multi-Region key
+	State   string        // "": Enabled
+	Usage   string        // "": SignVerify, or EncryptDecrypt for a symmetric key
+
+	Description string
+
+	arn string // in one region
+}
+
+// AddKey imports an enabled RSA key for signatures into the server's region, under "alias/NAME" or under no alias
+// when that is empty. It gives the key's ARN.
+func (s *Server) AddKey(alias string, private *rsa.PrivateKey) (arn string, err error) {
+	return s.Add(Key{Alias: alias, Private: private})
+}
+
+// Add imports a key and gives its ARN, in the first of its regions. An alias that is there already points to the new
+// key afterwards, as after UpdateAlias.
+func (s *Server) Add(k Key) (arn string, err error) {
+	if k.Alias != "" && (!strings.HasPrefix(k.Alias, "alias/") || len(k.Alias) > 256) {
+		return "", fmt.Errorf("alias %q is not of the form alias/NAME", k.Alias)
+	}
+	if k.Regions == nil {
+		k.Regions = []string{s.config.Region}
+	}
+	if k.State == "" {
+		k.State = Enabled
+	}
+	if k.Usage == "" {
+		k.Usage = SignVerify
+		if k.Private == nil {
+			k.Usage = EncryptDecrypt
+		}
+	}
+	if k.ID == "" {
+		k.ID = newID(len(k.Regions) > 1)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, region := range k.Regions {
+		replica := k
+		replica.arn = s.arn(region, "key/"+k.ID)
+		s.keys[replica.arn] = &replica
+		if k.Alias != "" {
+			s.aliases[s.arn(region, k.Alias)] = replica.arn
+		}
+	}
+	return s.arn(k.Regions[0], "key/"+k.ID), nil
+}
+
+// SetState changes the state of the key of that ARN; an ARN that is not known changes nothing.
+func (s *Server) SetState(arn, state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.keys[arn]; ok {
+		changed := *k
+		changed.State = state
+		s.keys[arn] = &changed
+	}
+}
+
+func (s *Server) arn(region, resource string) string {
+	return "arn:aws:kms:" + region + ":" + s.config.Account + ":" + resource
+}
+
+// newID has the form of KMS's own ids.
+func newID(multiRegion bool) string {
+	id := requestID()
+	if multiRegion {
+		return "mrk-" + id
+	}
+	return strings.Join([]string{id[:8], id[8:12], id[12:16], id[16:20], id[20:]}, "-")
+}
+
+// find looks a key up as KMS does: by id, ARN, alias or the ARN of an alias, in the region of the request.
+func (s *Server) find(name, region string) (Key, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	arn := name
+	switch {
+	case name == "":
+		return Key{}, fail("ValidationException", "1 validation error detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null")
+	case strings.HasPrefix(name, "alias/"):
+		arn = s.arn(region, name)
+	case !strings.HasPrefix(name, "arn:"):
+		arn = s.arn(region, "key/"+name)
+	}
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) != 6 {
+		return Key{}, fail("ValidationException", "Invalid keyId %s", name)
+	}
+	if parts[3] != region {
+		return Key{}, fail("NotFoundException", "Invalid arn %s", parts[3])
+	}
+	if strings.HasPrefix(parts[5], "alias/") {
+		target, ok := s.aliases[arn]
+		if !ok {
+			return Key{}, fail("NotFoundException", "Alias %s is not found.", arn)
+		}
+		arn = target
+	}
+	k, ok := s.keys[arn]
+	if !ok {
+		return Key{}, fail("NotFoundException", "Key '%s' does not exist", arn)
+	}
+	return *k, nil
+}
+
+// usable refuses a key that is in no state to be used.
+func (k *Key) usable() error {
+	switch k.State {
+	case Enabled:
+		return nil
+	case Disabled:
+		return fail("DisabledException", "%s is disabled.", k.arn)
+	case PendingDeletion:
+		return fail("KMSInvalidStateException", "%s is pending deletion.", k.arn)
+	case PendingImport:
+		return fail("KMSInvalidStateException", "%s is pending import.", k.arn)
+	}
+	return fail("KMSInvalidStateException", "%s is %s.", k.arn, k.State)
+}
+
+// spec is the KeySpec.
+func (k *Key) spec() string {
+	switch private := k.Private.(type) {
+	case *rsa.PrivateKey:
+		return fmt.Sprintf("RSA_%d", private.N.BitLen())
+	case *ecdsa.PrivateKey:
+		return "ECC_NIST_P" + fmt.Sprint(private.Curve.Params().BitSize)
+	}
+	return "SYMMETRIC_DEFAULT"
+}
+
+// algorithms are those the key signs with.
+func (k *Key) algorithms() []string {
+	switch k.Private.(type) {
+	case *rsa.PrivateKey:
+		names := make([]string, 0, 6)
+		for name := range algorithms() {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return names
+	case *ecdsa.PrivateKey:
+		return []string{"ECDSA_SHA_256"}
+	}
+	return nil
+}
+
+// scheme is a signing algorithm.
+type scheme struct {
+	hash crypto.Hash
+	pss  bool
+}
+
+func algorithms() map[string]scheme {
+	return map[string]scheme{
+		"RSASSA_PKCS1_V1_5_SHA_256": {crypto.SHA256, false}, "RSASSA_PSS_SHA_256": {crypto.SHA256, true},
+		"RSASSA_PKCS1_V1_5_SHA_384": {crypto.SHA384, false}, "RSASSA_PSS_SHA_384": {crypto.SHA384, true},
+		"RSASSA_PKCS1_V1_5_SHA_512": {crypto.SHA512, false}, "RSASSA_PSS_SHA_512": {crypto.SHA512, true},
+	}
+}

@@ -1,0 +1,90 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+)
+
+// Backend is one kind of key store. Its functions are safe for concurrent use.
+type Backend struct {
+	// Open finds the one key that ref names. No match wraps ErrKeyNotFound, several wrap ErrAmbiguousKey and are listed.
+	Open func(ctx context.Context, ref Ref, opts OpenOptions) (Signer, error)
+	// Generate makes the key that ref names and opens it. An existing key of that name wraps ErrKeyExists; nothing is
+	// ever replaced.
+	Generate func(ctx context.Context, ref Ref, spec KeySpec) (Signer, error)
+	// List returns every private key that ref matches; an attribute that ref omits matches any value. It may be empty.
+	List func(ctx context.Context, ref Ref) ([]KeyInfo, error)
+	// Diagnose walks from the reference to a signature and reports each step as it ends (RunSteps). It returns the
+	// opened key, or nil if a step failed.
+	Diagnose func(ctx context.Context, ref Ref, opts OpenOptions, report func(Step)) Signer
+	// Certificates is nil if the backend cannot store a certificate with the key.
+	Certificates *CertificateStore
+	// InFlight returns how many signatures a batch should have in flight with the key that ref names. Nil: as many as
+	// keep the cores of this machine busy.
+	InFlight func(ref Ref) int
+}
+
+// OpenOptions narrow what Open looks for. The zero value takes the reference alone.
+type OpenOptions struct {
+	// PublicKey is the key of the vendor's certificate, an *rsa.PublicKey; nil if it is not known. It selects among
+	// several keys that match the reference, and saves a KMS the call that asks for the public key.
+	PublicKey crypto.PublicKey
+}
+
+// CertificateStore is the part of a backend that stores certificates with its keys.
+type CertificateStore struct {
+	// Load returns the certificates that the reference names; ErrKeyNotFound if there is none.
+	Load func(ctx context.Context, ref Ref) ([]*x509.Certificate, error)
+	// Import stores the certificate with the key that the reference names, whose public key it must contain. A
+	// certificate that is already stored is not stored twice.
+	Import func(ctx context.Context, ref Ref, cert *x509.Certificate) error
+}
+
+// KeySpec says what key to generate. The reference says where, and under which name.
+type KeySpec struct {
+	Bits int // size of the RSA modulus: 2048, 3072 or 4096
+}
+
+// KeyInfo describes one private key without opening it. A field that the backend does not know is zero.
+type KeyInfo struct {
+	Ref       string            // a reference that names exactly this key, without secrets
+	Store     string            // where it is: the file, the token's label and serial number, the key ring
+	Label     string            // CKA_LABEL, alias, ...
+	ID        string            // CKA_ID in hex, KMS key id
+	Algorithm string            // "RSA", "EC", ...
+	Bits      int               // size of the modulus
+	Public    crypto.PublicKey  // nil if the store does not reveal it
+	Cert      *x509.Certificate // a certificate of this key, stored with it
+	// Properties are what the store says about the key's protection, by its own names ("CKA_SENSITIVE"), in a fixed
+	// order.
+	Properties []Property
+}
+
+// Property is one fact about a key's protection.
+type Property struct {
+	Name  string `json:"name"`
+	Value string `json:"value"` // "yes", "no", or a word of the store's own
+}
+
+// Stats are the figures of an open key. A figure that the backend does not know is zero. Reinitialized counts for the
+// whole PKCS#11 module, Reconnects for the whole token.
+type Stats struct {
+	Open  int // sessions that are open for this key, besides the token's own
+	Idle  int // of these, those that wait for work
+	InUse int // signatures in flight
+
+	Evicted       uint64 // sessions that were given up because a call failed on them
+	Reconnects    uint64 // logins after the first, because the token had forgotten it
+	Reinitialized uint64 // times that the module went through C_Finalize and C_Initialize
+	Restarts      uint64 // worker processes that replaced one that died or was killed
+
+	ReadWrite  bool // the token accepts read-write sessions only
+	Serialized bool // the module accepts no concurrent calls (CKR_CANT_LOCK), so there is one session at a time
+	Messages   bool // the token refuses CKM_RSA_PKCS and hashes messages itself
+}
+
+// Statistics is implemented by Signers that have figures. Safe for concurrent use.
+type Statistics interface {
+	Stats() Stats
+}

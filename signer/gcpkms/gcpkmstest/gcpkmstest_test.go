@@ -1,0 +1,210 @@
+package gcpkmstest_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"hash/crc32"
+	"testing"
+	"time"
+
+	"cloud.google.com/go/kms/apiv1/kmspb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"hsmsign/signer/gcpkms/gcpkmstest"
+)
+
+const (
+	ring = "projects/p/locations/l/keyRings/r"
+	name = ring + "/cryptoKeys/k/cryptoKeyVersions/1"
+)
+
+func newKey(t *testing.T) *rsa.PrivateKey {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// start starts a double with one key, and gives a bare client: nothing here stands between the test and the wire.
+func start(t *testing.T, config gcpkmstest.Config) (*gcpkmstest.Server, kmspb.KeyManagementServiceClient, *rsa.PrivateKey) {
+	t.Helper()
+	server, err := gcpkmstest.NewServer(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	private := newKey(t)
+	if err := server.AddKey(name, private); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+server.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return server, kmspb.NewKeyManagementServiceClient(conn), private
+}
+
+func routed(t *testing.T, pairs ...string) context.Context {
+	t.Helper()
+	return metadata.AppendToOutgoingContext(t.Context(), append(pairs, "x-goog-request-params", "name=x")...)
+}
+
+func sha(text string) *kmspb.Digest {
+	digest := sha256.Sum256([]byte(text))
+	return &kmspb.Digest{Digest: &kmspb.Digest_Sha256{Sha256: digest[:]}}
+}
+
+func crc(data []byte) int64 { return int64(crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))) }
+
+func TestSignature(t *testing.T) {
+	server, client, private := start(t, gcpkmstest.Config{})
+	digest := sha256.Sum256([]byte("message"))
+	answer, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rsa.VerifyPKCS1v15(&private.PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
+		t.Error(err)
+	}
+	if answer.GetName() != name || !answer.GetVerifiedDigestCrc32C() || answer.GetSignatureCrc32C().GetValue() != crc(answer.GetSignature()) || answer.GetProtectionLevel() != kmspb.ProtectionLevel_HSM {
+		t.Errorf("%v", answer)
+	}
+	// Without digest_crc32c nothing has been verified, and the answer must not say so.
+	answer, err = client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message")})
+	if err != nil || answer.GetVerifiedDigestCrc32C() {
+		t.Errorf("%v, %v", answer, err)
+	}
+	if n := server.Calls(gcpkmstest.AsymmetricSign); n != 2 {
+		t.Errorf("%d calls", n)
+	}
+}
+
+// What Cloud KMS refuses with which code. The codes are those that the service is known to answer with.
+func TestRefusals(t *testing.T) {
+	server, client, private := start(t, gcpkmstest.Config{})
+	version := func(key string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, signs bool, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) string {
+		v := gcpkmstest.Version{Name: ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1", Algorithm: algorithm, State: state}
+		if signs {
+			v.Key = private
+		}
+		if err := server.AddVersion(v); err != nil {
+			t.Fatal(err)
+		}
+		return v.Name
+	}
+	const pkcs1 = kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256
+	disabled := version("disabled", pkcs1, true, kmspb.CryptoKeyVersion_DISABLED)
+	symmetric := version("symmetric", kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION, false, 0)
+	decrypt := version("decrypt", kmspb.CryptoKeyVersion_RSA_DECRYPT_OAEP_2048_SHA256, true, 0)
+	for _, c := range []struct {
+		name string
+		req  *kmspb.AsymmetricSignRequest
+		want codes.Code
+	}{
+		{"malformed name", &kmspb.AsymmetricSignRequest{Name: "malformed name", Digest: sha("m")}, codes.InvalidArgument},
+		{"unknown key", &kmspb.AsymmetricSignRequest{Name: ring + "/cryptoKeys/none/cryptoKeyVersions/1", Digest: sha("m")}, codes.NotFound},
+		{"unknown version", &kmspb.AsymmetricSignRequest{Name: name + "0", Digest: sha("m")}, codes.NotFound},
+		{"no digest", &kmspb.AsymmetricSignRequest{Name: name}, codes.InvalidArgument},
+		{"short digest", &kmspb.AsymmetricSignRequest{Name: name, Digest: &kmspb.Digest{Digest: &kmspb.Digest_Sha256{Sha256: make([]byte, 31)}}}, codes.InvalidArgument},
+		{"digest of another hash", &kmspb.AsymmetricSignRequest{Name: name, Digest: &kmspb.Digest{Digest: &kmspb.Digest_Sha384{Sha384: make([]byte, 48)}}}, codes.InvalidArgument},
+		{"digest and data", &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m"), Data: []byte("m")}, codes.InvalidArgument},
+		{"wrong checksum", &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m"), DigestCrc32C: wrapperspb.Int64(1)}, codes.InvalidArgument},
+		{"disabled", &kmspb.AsymmetricSignRequest{Name: disabled, Digest: sha("m")}, codes.FailedPrecondition},
+		{"symmetric", &kmspb.AsymmetricSignRequest{Name: symmetric, Digest: sha("m")}, codes.FailedPrecondition},
+		{"for decryption", &kmspb.AsymmetricSignRequest{Name: decrypt, Digest: sha("m")}, codes.FailedPrecondition},
+	} {
+		if _, err := client.AsymmetricSign(routed(t), c.req); status.Code(err) != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
+		}
+	}
+	for name, want := range map[string]codes.Code{"malformed name": codes.InvalidArgument, disabled: codes.FailedPrecondition, symmetric: codes.FailedPrecondition, decrypt: codes.OK} {
+		if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}); status.Code(err) != want {
+			t.Errorf("public key of %q: got %v, want %v", name, err, want)
+		}
+	}
+	if _, err := client.GetPublicKey(t.Context(), &kmspb.GetPublicKeyRequest{Name: name}); status.Code(err) != codes.NotFound {
+		t.Errorf("without the routing header: %v", err)
+	}
+	if _, err := client.DestroyCryptoKeyVersion(routed(t), &kmspb.DestroyCryptoKeyVersionRequest{Name: name}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("destruction: %v", err)
+	}
+}
+
+func TestToken(t *testing.T) {
+	_, client, _ := start(t, gcpkmstest.Config{Token: "secret"})
+	for header, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer other": codes.Unauthenticated, "secret": codes.Unauthenticated, "Bearer secret": codes.OK} {
+		_, err := client.GetPublicKey(routed(t, "authorization", header), &kmspb.GetPublicKeyRequest{Name: name})
+		if status.Code(err) != want {
+			t.Errorf("authorization %q: %v", header, err)
+		}
+	}
+}
+
+// A script is used up in order, one fault a request of its operation; then comes the standing fault.
+func TestScript(t *testing.T) {
+	server, client, _ := start(t, gcpkmstest.Config{})
+	server.Script(gcpkmstest.GetPublicKey, gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Fault("no-such-fault"))
+	server.Standing(gcpkmstest.GetPublicKey, gcpkmstest.Reset)
+	for i, want := range []codes.Code{codes.ResourceExhausted, codes.OK, codes.Internal, codes.Unimplemented, codes.Unavailable, codes.Unavailable} {
+		if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); i < 4 && err != nil {
+			t.Errorf("the script of another operation: %v", err)
+		}
+		if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}); status.Code(err) != want {
+			t.Errorf("request %d: %v, want %v", i, err, want)
+		}
+	}
+	server.Standing(gcpkmstest.GetPublicKey, gcpkmstest.OK)
+	server.Script(gcpkmstest.GetPublicKey, gcpkmstest.Delay(80*time.Millisecond))
+	began := time.Now()
+	if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}, grpc.WaitForReady(true)); err != nil || time.Since(began) < 80*time.Millisecond {
+		t.Errorf("%v after %v", err, time.Since(began))
+	}
+}
+
+func TestParseScript(t *testing.T) {
+	op, script, err := gcpkmstest.ParseScript("AsymmetricSign=throttle,delay=2s,ok")
+	if err != nil || op != gcpkmstest.AsymmetricSign || len(script) != 3 || script[0] != gcpkmstest.Throttle || script[1] != gcpkmstest.Delay(2*time.Second) {
+		t.Errorf("%v %v %v", op, script, err)
+	}
+	for _, text := range []string{"", "AsymmetricSign", "Sign=ok", "AsymmetricSign=", "AsymmetricSign=delay=", "AsymmetricSign=delay=-1s", "AsymmetricSign=ok,,ok"} {
+		if _, _, err := gcpkmstest.ParseScript(text); err == nil {
+			t.Errorf("%q is read", text)
+		}
+	}
+}
+
+func TestNewServerRefuses(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0", ":0", "nonsense"} {
+		if server, err := gcpkmstest.NewServer(gcpkmstest.Config{Listen: listen}); err == nil {
+			server.Close()
+			t.Errorf("it listens on %q in plain text", listen)
+		}
+	}
+}
+
+func TestAddKeyRefuses(t *testing.T) {
+	server, _, private := start(t, gcpkmstest.Config{})
+	small, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, private := range map[string]*rsa.PrivateKey{name: private, ring + "/cryptoKeys/k": private, name + "/x": private, name + "5": small} {
+		if err := server.AddKey(key, private); err == nil {
+			t.Errorf("%q is added", key)
+		}
+	}
+	if err := server.SetState(name+"9", kmspb.CryptoKeyVersion_DISABLED); err == nil {
+		t.Error("the state of nothing is set")
+	}
+}

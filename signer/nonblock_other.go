@@ -1,5 +1,0 @@
-//go:build !unix
-
-package signer
-
-const nonblock = 0
