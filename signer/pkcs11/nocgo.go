@@ -13,7 +13,9 @@ import (
 // that wraps signer.ErrUnsupported.
 func Backend(_ Options) signer.Backend {
 	return signer.Backend{
-		Open: func(_ context.Context, ref signer.Ref) (signer.Signer, error) { return nil, refuse("open", ref) },
+		Open: func(_ context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
+			return nil, refuse("open", ref)
+		},
 		Generate: func(_ context.Context, ref signer.Ref, _ signer.KeySpec) (signer.Signer, error) {
 			return nil, refuse("generate", ref)
 		},

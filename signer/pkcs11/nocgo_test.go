@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
@@ -18,7 +19,7 @@ func TestBuildWithoutCgo(t *testing.T) {
 	}
 	_, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+module), signer.OpenOptions{})
 	var carrier *signer.Error
-	if !errors.Is(err, signer.ErrUnsupported) || !errors.As(err, &carrier) || !strings.Contains(err.Error(), "CGO_ENABLED=0") || carrier.Fix == "" {
+	if !errors.Is(err, signer.ErrUnsupported) || !errors.As(err, &carrier) || !strings.Contains(err.Error(), "CGO_ENABLED=0") || fault.Hint(err) == "" {
 		t.Errorf("error %v; want what this build lacks, and what to do", err)
 	}
 	if _, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:objekt=k?module-path="+module), signer.OpenOptions{}); !errors.Is(err, signer.ErrReference) {
