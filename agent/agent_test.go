@@ -3,182 +3,404 @@ package agent
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
+	"hsmsign/lifecycle/certreq"
 	"hsmsign/request"
 	"hsmsign/signer"
+	"hsmsign/testpki"
 )
 
-func read(t *testing.T, name string) []byte {
+// store is a key store with one key. It counts how often the key is opened, and may refuse.
+type store struct {
+	key   *testkit.Signer
+	fail  func() error
+	wait  chan struct{} // nil: open at once
+	opens atomic.Int64
+}
+
+func (s *store) Open(ctx context.Context, _ signer.OpenOptions) (signer.Signer, error) {
+	s.opens.Add(1)
+	if s.wait != nil {
+		select {
+		case <-s.wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if s.fail != nil {
+		if err := s.fail(); err != nil {
+			return nil, err
+		}
+	}
+	return s.key, nil
+}
+
+func golden(t *testing.T) *store { return &store{key: testkit.NewSigner(testkit.GoldenKey(t))} }
+
+func other() *store { return &store{key: testkit.NewSigner(testkit.Key("other"))} }
+
+func goldenCertificates(t *testing.T) func(context.Context) (Certificates, error) {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("..", "testdata", name))
+	certs, err := chain.Parse(testkit.File(t, "golden/chain.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return data
+	roots, err := chain.Parse(testkit.File(t, "golden/root.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(context.Context) (Certificates, error) {
+		return Certificates{Name: "chain.pem", Vendor: certs, TrustRoots: roots}, nil
+	}
 }
 
-func goldenChain(t *testing.T) *chain.Chain {
+func newVendor(t *testing.T, cfg Config) *Vendor {
 	t.Helper()
-	certs, err := chain.Parse(read(t, "golden/chain.pem"))
+	if cfg.Certificates == nil {
+		cfg.Certificates = goldenCertificates(t)
+	}
+	v, err := NewVendor(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots, err := chain.Parse(read(t, "golden/root.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	t.Cleanup(v.Close)
+	return v
 }
 
-// memoryKey is a key in memory that counts its signatures, and can make a wrong one.
-type memoryKey struct {
-	*rsa.PrivateKey
-	calls  atomic.Int64
-	faulty bool
-}
+func customer(t *testing.T) Order { return Order{CSR: testkit.File(t, "golden/customer.csr")} }
 
-func goldenKey(t *testing.T) *memoryKey {
+func prepare(t *testing.T, v *Vendor, order Order) *Prepared {
 	t.Helper()
-	block, _ := pem.Decode(read(t, "golden/vendor.key"))
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	p, err := v.Prepare(t.Context(), Caller{Name: "tester"}, order)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &memoryKey{PrivateKey: key.(*rsa.PrivateKey)}
+	return p
 }
 
-func (k *memoryKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return k.SignContext(context.Background(), digest, opts)
+// issue prepares and issues the golden order.
+func issue(t *testing.T, v *Vendor) error {
+	t.Helper()
+	_, err := v.Issue(t.Context(), prepare(t, v, customer(t)))
+	return err
 }
-
-func (k *memoryKey) SignContext(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	k.calls.Add(1)
-	sig, err := rsa.SignPKCS1v15(nil, k.PrivateKey, opts.HashFunc(), digest)
-	if k.faulty && err == nil {
-		sig[0] ^= 1
-	}
-	return sig, err
-}
-
-func (k *memoryKey) Close() error { return nil }
 
 func TestIssueIsGolden(t *testing.T) {
-	c, key := goldenChain(t), goldenKey(t)
-	p, err := Prepare(c, read(t, "golden/customer.csr"))
-	if err != nil {
-		t.Fatal(err)
+	v := newVendor(t, Config{Key: golden(t)})
+	for format, file := range map[request.Format]string{"": "golden/customer.req", request.Plist: "golden/customer.plist"} {
+		order := customer(t)
+		order.Format = format
+		p := prepare(t, v, order)
+		issued, err := v.Issue(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := testkit.File(t, file)
+		if string(issued.Request) != string(want) || p.Caller.Name != "tester" {
+			t.Errorf("%q: not the golden request", format)
+		}
 	}
-	a, err := New(c, key, crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
+}
+
+// Matches tells the request of an order from every other file.
+func TestMatches(t *testing.T) {
+	v := newVendor(t, Config{Key: golden(t)})
+	want := testkit.File(t, "golden/customer.req")
+	p := prepare(t, v, customer(t))
+	for name, data := range map[string][]byte{
+		"cut": want[1:], "with a space": append([]byte(" "), want...), "empty": nil, "other format": testkit.File(t, "golden/customer.plist"),
+	} {
+		if p.Matches(data) {
+			t.Errorf("%s: it matches", name)
+		}
 	}
-	req, err := a.Issue(t.Context(), p)
-	if err != nil {
-		t.Fatal(err)
+	if !p.Matches(want) {
+		t.Error("the request does not match")
 	}
-	got, err := req.Encode(request.Base64)
-	if err != nil || string(got) != string(read(t, "golden/customer.req")) {
+	if prepare(t, v, Order{CSR: testkit.File(t, "csr/other.pem")}).Matches(want) {
+		t.Error("the request for another CSR matches")
+	}
+	sha1 := customer(t)
+	sha1.Digest = crypto.SHA1
+	if prepare(t, v, sha1).Matches(want) {
+		t.Error("the request with another digest matches")
+	}
+}
+
+// Another process can issue later what this one prepared: it prepares the stored DER again.
+func TestPreparedIsRebuiltFromDER(t *testing.T) {
+	first := prepare(t, newVendor(t, Config{Key: golden(t)}), customer(t))
+	order := first.Order
+	order.CSR = first.CSR.DER
+	v := newVendor(t, Config{Key: golden(t)})
+	issued, err := v.Issue(t.Context(), prepare(t, v, order))
+	if err != nil || string(issued.Request) != string(testkit.File(t, "golden/customer.req")) {
 		t.Errorf("not the golden request: %v", err)
 	}
 }
 
-// A Prepared is redeemed once, however many try at the same time.
+// A Prepared is redeemed once, however many callers try at the same time.
 func TestPreparedIsRedeemedOnce(t *testing.T) {
-	c, key := goldenChain(t), goldenKey(t)
-	a, err := New(c, key, crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := Prepare(c, read(t, "golden/customer.csr"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := golden(t)
+	v := newVendor(t, Config{Key: key})
+	p := prepare(t, v, customer(t))
 	var issued atomic.Int64
 	var group sync.WaitGroup
 	for range 16 {
 		group.Go(func() {
-			if _, err := a.Issue(t.Context(), p); err == nil {
+			if _, err := v.Issue(t.Context(), p); err == nil {
 				issued.Add(1)
 			}
 		})
 	}
 	group.Wait()
-	if issued.Load() != 1 || key.calls.Load() != 1 {
-		t.Errorf("%d requests, %d signatures", issued.Load(), key.calls.Load())
+	if issued.Load() != 1 || key.key.Calls.Load() != 1 {
+		t.Errorf("%d requests, %d signatures", issued.Load(), key.key.Calls.Load())
 	}
 }
 
 func TestPrepareRefuses(t *testing.T) {
-	c := goldenChain(t)
+	v := newVendor(t, Config{Key: golden(t)})
 	for file, id := range map[string]string{
 		"csr/key-1024.pem": "csr.key-size", "csr/bad-signature.der": "csr.signature", "golden/vendor.csr": "csr.vendor-key",
 	} {
-		p, err := Prepare(c, read(t, file))
-		var found *fault.Finding
-		if !errors.As(err, &found) || found.ID != id || p != nil {
+		p, err := v.Prepare(t.Context(), Caller{}, Order{CSR: testkit.File(t, file)})
+		if testkit.FindingID(err) != id || p != nil {
 			t.Errorf("%s: got %v, %v; want %s", file, p, err, id)
+		}
+	}
+	order := customer(t)
+	order.Digest = crypto.MD5
+	if _, err := v.Prepare(t.Context(), Caller{}, order); !errors.Is(err, signer.ErrUnsupported) {
+		t.Errorf("MD5: %v", err)
+	}
+	order = customer(t)
+	order.Format = "pem"
+	if _, err := v.Prepare(t.Context(), Caller{}, order); fault.KindOf(err) != fault.Usage {
+		t.Errorf("format: %v", err)
+	}
+}
+
+// A chain that was loaded last week and expired yesterday signs nothing, whether it expires before Prepare or after it.
+func TestChainExpires(t *testing.T) {
+	key := golden(t)
+	now := time.Now()
+	v := newVendor(t, Config{Key: key, Now: func() time.Time { return now }})
+	p := prepare(t, v, customer(t))
+	now = v.Chain().Leaf().NotAfter.Add(24 * time.Hour)
+	if issued, err := v.Issue(t.Context(), p); testkit.FindingID(err) != "chain.expired" || issued != nil {
+		t.Errorf("Issue: %v, %v", issued, err)
+	}
+	if _, err := v.Prepare(t.Context(), Caller{}, customer(t)); testkit.FindingID(err) != "chain.expired" || fault.KindOf(err) != fault.Vendor {
+		t.Errorf("Prepare: %v", err)
+	}
+	if n := key.opens.Load(); n != 0 {
+		t.Errorf("the key was opened %d times", n)
+	}
+}
+
+// A failed open is tried again by the next call. A key that is lost is opened again; one that is only unavailable is not.
+func TestKeyIsOpenedAgain(t *testing.T) {
+	key := golden(t)
+	key.fail = func() error { return signer.ErrUnavailable }
+	v := newVendor(t, Config{Key: key})
+	if err := issue(t, v); !errors.Is(err, signer.ErrUnavailable) {
+		t.Fatalf("a store that is down: %v", err)
+	}
+	key.fail = nil
+	if err := errors.Join(issue(t, v), issue(t, v)); err != nil || key.opens.Load() != 2 {
+		t.Fatalf("the store is back: %v, %d opens", err, key.opens.Load())
+	}
+	for _, tt := range []struct {
+		err   error
+		opens int64
+	}{{signer.ErrUnavailable, 2}, {signer.ErrKeyNotFound, 3}, {signer.ErrClosed, 4}} {
+		key.key.Fail = func() error { return tt.err }
+		if err := issue(t, v); !errors.Is(err, tt.err) {
+			t.Fatalf("%v: got %v", tt.err, err)
+		}
+		key.key.Fail = nil
+		if err := issue(t, v); err != nil || key.opens.Load() != tt.opens {
+			t.Errorf("after %v: %v, %d opens, want %d", tt.err, err, key.opens.Load(), tt.opens)
 		}
 	}
 }
 
-// What was checked against one chain is not signed under another.
-func TestIssueWantsItsOwnChain(t *testing.T) {
-	key := goldenKey(t)
-	a, err := New(goldenChain(t), key, crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := Prepare(goldenChain(t), read(t, "golden/customer.csr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if req, err := a.Issue(t.Context(), p); err == nil || req != nil || key.calls.Load() != 0 {
-		t.Errorf("got %v, %v after %d signatures", req, err, key.calls.Load())
+// Callers that wait while the key is opened share the failure: a person is not asked for a passphrase by each of them.
+func TestWaitingCallersShareAFailure(t *testing.T) {
+	key := golden(t)
+	key.wait = make(chan struct{})
+	key.fail = func() error { return signer.ErrAuth }
+	v := newVendor(t, Config{Key: key})
+	first := make(chan error, 1)
+	go func() { first <- v.Open(t.Context()) }()
+	waitFor(t, func() bool { return key.opens.Load() == 1 })
+	v.mu.Lock()
+	attempt := v.opening
+	v.mu.Unlock()
+	close(key.wait)
+	<-attempt.done
+	if err := <-first; !errors.Is(err, signer.ErrAuth) || !errors.Is(attempt.err, signer.ErrAuth) || attempt.abandoned {
+		t.Errorf("%v; those who wait learn %v, abandoned %v", err, attempt.err, attempt.abandoned)
 	}
 }
 
-func TestKeyMustBeTheCertificates(t *testing.T) {
-	other, err := rsa.GenerateKey(rand.Reader, 2048)
+// A caller that gives up while it opens the key does not fail the others, and a caller that waits can give up as well.
+func TestOpeningCallerGivesUp(t *testing.T) {
+	key := golden(t)
+	key.wait = make(chan struct{})
+	v := newVendor(t, Config{Key: key})
+	first, cancel := context.WithCancel(t.Context())
+	firstErr, secondErr, thirdErr := make(chan error, 1), make(chan error, 1), make(chan error, 1)
+	go func() { firstErr <- v.Open(first) }()
+	waitFor(t, func() bool { return key.opens.Load() == 1 })
+	go func() { secondErr <- v.Open(t.Context()) }()
+	third, cancelThird := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancelThird()
+	go func() { thirdErr <- v.Open(third) }()
+	if err := <-thirdErr; !errors.Is(err, context.DeadlineExceeded) || fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("the caller that stops waiting: %v", err)
+	}
+	cancel()
+	if err := <-firstErr; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller that gives up: %v", err)
+	}
+	close(key.wait)
+	if err := <-secondErr; err != nil {
+		t.Errorf("the caller that waits: %v", err)
+	}
+}
+
+func waitFor(t *testing.T, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it did not happen")
+		}
+	}
+}
+
+// After Reload the new chain signs with its own key, and an order that was prepared under the old chain is refused.
+func TestReload(t *testing.T) {
+	authority, err := testpki.New(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = New(goldenChain(t), &memoryKey{PrivateKey: other}, crypto.SHA256)
-	var found *fault.Finding
-	if !errors.As(err, &found) || found.ID != "chain.key-mismatch" {
+	name, keys := "old", map[string]*testkit.Signer{"old": testkit.NewSigner(testkit.Key("old")), "new": testkit.NewSigner(testkit.Key("new"))}
+	certificates := func(context.Context) (Certificates, error) {
+		der, err := certreq.Create(t.Context(), testkit.NewSigner(testkit.Key(name)), certreq.Subject{CommonName: "Example", Email: "mdm@example.com", Country: "US"})
+		if err != nil {
+			return Certificates{}, err
+		}
+		csr, err := x509.ParseCertificateRequest(der)
+		if err != nil {
+			return Certificates{}, err
+		}
+		cert, err := authority.IssueVendor(csr, testpki.VendorOptions{})
+		return Certificates{Name: name, Vendor: []*x509.Certificate{cert, authority.WWDR}, TrustRoots: []*x509.Certificate{authority.Root}}, err
+	}
+	v := newVendor(t, Config{Certificates: certificates, Key: opener(func() signer.Signer { return keys[name] })})
+	before := prepare(t, v, customer(t))
+	if err := issue(t, v); err != nil || keys["old"].Calls.Load() != 1 {
+		t.Fatalf("%v, %d signatures", err, keys["old"].Calls.Load())
+	}
+	name = "new"
+	if err := v.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Issue(t.Context(), before); fault.KindOf(err) != fault.Conflict || fault.Hint(err) == "" {
+		t.Errorf("prepared under the old chain: %v", err)
+	}
+	if err := issue(t, v); err != nil || keys["new"].Calls.Load() != 1 {
+		t.Errorf("under the new chain: %v, %d signatures", err, keys["new"].Calls.Load())
+	}
+	// A chain that cannot be loaded leaves the loaded one in place.
+	v.cfg.Certificates = func(context.Context) (Certificates, error) { return Certificates{}, errors.New("no such file") }
+	if err := v.Reload(t.Context()); err == nil {
+		t.Error("a missing file is no error")
+	}
+	if err := issue(t, v); err != nil {
+		t.Errorf("after a failed reload: %v", err)
+	}
+}
+
+type opener func() signer.Signer
+
+func (o opener) Open(context.Context, signer.OpenOptions) (signer.Signer, error) { return o(), nil }
+
+func TestKeyMustMatchTheCertificate(t *testing.T) {
+	if err := issue(t, newVendor(t, Config{Key: other()})); testkit.FindingID(err) != "chain.key-mismatch" {
 		t.Errorf("got %v", err)
 	}
 }
 
-// A faulty HSM's signature does not get out.
+// A faulty signature is not released.
 func TestFaultySignature(t *testing.T) {
-	c, key := goldenChain(t), goldenKey(t)
-	key.faulty = true
-	a, err := New(c, key, crypto.SHA256)
+	key := golden(t)
+	key.key.Faulty = true
+	v := newVendor(t, Config{Key: key})
+	if issued, err := v.Issue(t.Context(), prepare(t, v, customer(t))); !errors.Is(err, signer.ErrBadSignature) || issued != nil {
+		t.Errorf("got %v, %v", issued, err)
+	}
+}
+
+func TestClose(t *testing.T) {
+	v := newVendor(t, Config{Key: golden(t)})
+	p := prepare(t, v, customer(t))
+	v.Close()
+	v.Close()
+	if _, err := v.Issue(t.Context(), p); !errors.Is(err, signer.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestCheckStatus(t *testing.T) {
+	certificates := goldenCertificates(t)
+	loaded, err := certificates(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Prepare(c, read(t, "golden/customer.csr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if req, err := a.Issue(t.Context(), p); !errors.Is(err, signer.ErrBadSignature) || req != nil {
-		t.Errorf("got %v, %v", req, err)
+	expiry := FirstExpiry(loaded.Vendor).NotAfter
+	down := golden(t)
+	down.fail = func() error { return signer.ErrUnavailable }
+	none := func(context.Context) (Certificates, error) { return Certificates{}, ErrNoCertificate }
+	for _, tt := range []struct {
+		name         string
+		cfg          Config
+		inactive     bool
+		now          time.Time
+		state        string
+		signs        bool
+		kind         fault.Kind
+		certificates int
+	}{
+		{"good", Config{Key: golden(t)}, false, expiry.AddDate(0, 0, -40), api.StateOK, true, fault.None, 3},
+		{"expires soon", Config{Key: golden(t)}, false, expiry.AddDate(0, 0, -9), api.StateWarning, true, fault.None, 3},
+		{"expired", Config{Key: golden(t)}, false, expiry.AddDate(0, 0, 9), api.StateCritical, true, fault.Vendor, 3},
+		{"key store down", Config{Key: down}, false, expiry.AddDate(0, 0, -40), api.StateCritical, false, fault.Unavailable, 3},
+		{"another key", Config{Key: other()}, false, expiry.AddDate(0, 0, -40), api.StateCritical, true, fault.Vendor, 3},
+		{"no certificate", Config{Key: golden(t), Certificates: none}, true, expiry, api.StateWarning, true, fault.Vendor, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.cfg.Certificates == nil {
+				tt.cfg.Certificates = certificates
+			}
+			tt.cfg.Now = func() time.Time { return tt.now }
+			s := CheckStatus(t.Context(), tt.cfg, StatusOptions{Active: !tt.inactive})
+			if s.State != tt.state || s.Signs != tt.signs || fault.KindOf(s.Err) != tt.kind || len(s.Certificates) != tt.certificates ||
+				s.Next == "" || (s.Error != nil) != (s.Err != nil) {
+				t.Errorf("%+v, %v", s.VendorStatus, s.Err)
+			}
+		})
 	}
 }

@@ -3,52 +3,71 @@ package main
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
-	"hsmsign/internal/suggest"
-
 	"github.com/urfave/cli/v2"
+
+	"hsmsign/fault"
+	"hsmsign/internal/console"
+	"hsmsign/internal/input"
+	"hsmsign/internal/suggest"
+	"hsmsign/keystore"
+	"hsmsign/secret"
 )
 
 // program is what the commands share: the world outside, passed in.
 type program struct {
-	ui     *ui
-	stdin  io.Reader
+	con    *console.Console
+	in     input.Reader
 	getenv func(string) string
-	// prompt asks the person at the terminal for a secret; nil where there is none.
+	// prompt asks the person at the terminal for a secret; nil: there is no terminal.
 	prompt func(ctx context.Context, label string) ([]byte, error)
-	// modules are the PKCS#11 modules that the configuration allows; nil: any.
-	modules []string
+}
+
+// secrets reads PINs and passphrases.
+func (p *program) secrets() secret.Reader {
+	return secret.Reader{Getenv: p.getenv, Prompt: p.prompt}
+}
+
+// keystore returns the key stores, which may load the given PKCS#11 modules; nil: any.
+func (p *program) keystore(modules []string) *keystore.Store {
+	return keystore.New(keystore.Options{
+		Secrets: p.secrets(), Warn: func(message string) { p.con.Warnf("%s", message) }, AllowedModules: modules,
+		Worker: worker(), ReadFile: p.in.Read,
+	})
 }
 
 func (p *program) app() *cli.App {
 	app := &cli.App{
 		Name:  "hsmsign",
 		Usage: "sign customers' CSRs for Apple push certificates, with the MDM vendor's key in an HSM, a KMS or a file",
-		Description: "A customer's CSR comes in, Apple's Push Certificate Request goes out; the vendor's key stays where it is.\n\n" +
-			"Results go to standard output, all else to standard error. Every flag has an environment variable; those of\n" +
-			"sign, chain and verify can also stand in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
+		Description: "A customer's CSR comes in, Apple's Push Certificate Request comes out, and the vendor's key never leaves its store.\n\n" +
+			"Results go to standard output, everything else to standard error. Every flag has an environment variable; those of\n" +
+			"sign, chain and verify can also be in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
 			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
 			"7 verification found defects.",
-		Version:              versionString(),
+		Version:              readVersion().Version,
 		HideVersion:          true, // the command "version" says more
 		EnableBashCompletion: true,
 		Flags:                []cli.Flag{configFlag()},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
+			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(),
+			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
 		},
-		Writer:    writerFunc(func(b []byte) (int, error) { p.ui.write(b); return len(b), nil }),
-		ErrWriter: io.Discard, // ui says it, once
-		// Key references hold commas.
+		Writer:    writerFunc(func(b []byte) (int, error) { p.con.Write(b); return len(b), nil }),
+		ErrWriter: io.Discard, // run prints the error, once
+		// Key references contain commas.
 		DisableSliceFlagSeparator: true,
-		// The library would exit itself.
+		// The library would exit by itself.
 		ExitErrHandler: func(*cli.Context, error) {},
 		Action: func(ctx *cli.Context) error {
 			if name := ctx.Args().First(); name != "" {
 				return unknownCommand(ctx, name)
 			}
-			return usage("run hsmsign --help", "no command given")
+			return fault.Usage.Errorf("no command given").Fix("run hsmsign --help")
 		},
 	}
 	strict(app.Commands)
@@ -60,8 +79,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// strict gives every command what the library gives none: a usage error is one line on standard error, and a
-// command that only holds others refuses an unknown one.
+// strict makes a usage error of any command one line on standard error, and makes a command that only has subcommands
+// refuse an unknown one. The library does neither.
 func strict(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = usageError
@@ -74,7 +93,8 @@ func strict(commands []*cli.Command) {
 				if name := ctx.Args().First(); name != "" {
 					return unknownCommand(ctx, name)
 				}
-				return usage("run hsmsign "+ctx.Command.Name+" --help", "%s: name one of %s", ctx.Command.Name, strings.Join(names(ctx.Command.Subcommands), ", "))
+				return fault.Usage.Errorf("%s: name one of %s", ctx.Command.Name, strings.Join(names(ctx.Command.Subcommands), ", ")).
+					Fix("run hsmsign " + ctx.Command.Name + " --help")
 			}
 		}
 	}
@@ -88,9 +108,9 @@ func usageError(ctx *cli.Context, err error, _ bool) error {
 		for _, f := range ctx.Command.Flags {
 			known = append(known, "--"+f.Names()[0])
 		}
-		return usage(suggest.Name("--"+name, known, hint), "unknown flag --%s", name)
+		return fault.Usage.Errorf("unknown flag --%s", name).Fix(suggest.Name("--"+name, known, hint))
 	}
-	return usage(hint, "%w", err)
+	return fault.Usage.Errorf("%w", err).Fix(hint)
 }
 
 func unknownCommand(ctx *cli.Context, name string) error {
@@ -99,7 +119,7 @@ func unknownCommand(ctx *cli.Context, name string) error {
 		commands = ctx.Command.Subcommands
 	}
 	known := names(commands)
-	return usage(suggest.Name(name, known, "the commands are "+strings.Join(known, ", ")), "unknown command %q", name)
+	return fault.Usage.Errorf("unknown command %q", name).Fix(suggest.Name(name, known, "the commands are "+strings.Join(known, ", ")))
 }
 
 func names(commands []*cli.Command) []string {
@@ -110,4 +130,30 @@ func names(commands []*cli.Command) []string {
 		}
 	}
 	return list
+}
+
+const workerCommand = "pkcs11-worker"
+
+// workerCommand is what the program runs to keep a PKCS#11 module in a separate process.
+func (p *program) workerCommand() *cli.Command {
+	return &cli.Command{
+		Name: workerCommand, Usage: "serve one PKCS#11 key to the hsmsign that started this (isolate=yes)", Hidden: true,
+		Action: func(ctx *cli.Context) error {
+			// systemd sends SIGTERM to the workers of a service too, which still needs them to finish its work.
+			err := keystore.RunWorker(context.WithoutCancel(ctx.Context), ctx.Args().Slice())
+			if fault.KindOf(err) == fault.Usage {
+				return fault.Usage.Errorf("%s is run by hsmsign itself", workerCommand).Fix("use isolate=yes in a key reference")
+			}
+			return err
+		},
+	}
+}
+
+// worker returns the command line that starts this program as a worker; nil if the program cannot find its own file.
+func worker() []string {
+	path, err := os.Executable()
+	if err != nil || !filepath.IsAbs(path) {
+		return nil
+	}
+	return []string{path, workerCommand}
 }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
@@ -17,48 +15,61 @@ import (
 	"sync/atomic"
 
 	"hsmsign/agent"
+	"hsmsign/api"
 	"hsmsign/fault"
+	"hsmsign/internal/input"
+	"hsmsign/internal/wholefile"
 	"hsmsign/request"
 )
 
-// batchItem is one CSR file. There may be very many, so what can be derived is.
+// batchItem is one CSR file. There may be very many, so it stores nothing that can be derived.
 type batchItem struct{ dir, name string }
 
 func (item batchItem) file() string { return filepath.Join(item.dir, item.name) }
 
-// outputName is the name of the request for a CSR file.
+// outputName returns the name of the request for a CSR file.
 func (job *signJob) outputName(item batchItem) string {
 	name := item.name
 	if name == "-" {
 		name = "stdin"
 	}
-	if job.format == request.Plist {
-		return strings.TrimSuffix(name, filepath.Ext(name)) + ".plist"
+	extension := ".req"
+	if job.order.Format == request.Plist {
+		extension = ".plist"
 	}
-	return strings.TrimSuffix(name, filepath.Ext(name)) + ".req"
+	return strings.TrimSuffix(name, filepath.Ext(name)) + extension
 }
 
-// batch signs many CSRs into --out-dir. A refused CSR is one line and does not stop the others; a fault of the
-// vendor's key, certificate or backend would meet them all, so it stops the batch.
+// batch is one run over many CSRs. A rejected CSR is reported on one line and the rest continue; a fault of the vendor's
+// key, certificate or backend would affect all of them, so it stops the batch.
+type batch struct {
+	*signJob
+	// open opens the vendor's key, once: a wrong passphrase is not asked for again by the next worker.
+	open                                           func() error
+	stop                                           context.CancelCauseFunc
+	signed, unchanged, refused, failed, failedExit atomic.Int64
+}
+
+// batch signs many CSRs into --out-dir.
 func (job *signJob) batch(ctx context.Context, args []string) error {
 	items, err := job.items(args)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(job.outDir, 0o755); err != nil { // #nosec G301 -- requests are no secret
-		return usage("name a folder that can be made", "--out-dir: %w", err)
+		return fault.Usage.Errorf("--out-dir: %w", err).Fix("name a folder that can be made")
 	}
-	sweep(job.outDir)
+	wholefile.Sweep(job.outDir)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	step, end := job.p.ui.progress(len(items))
-	var count tally
+	b := &batch{signJob: job, stop: stop, open: sync.OnceValue(func() error { return job.vendor.Open(ctx) })}
+	step, end := job.p.con.Progress(len(items), "signing")
 	var workers sync.WaitGroup
 	next := make(chan batchItem)
 	for range min(job.workers, len(items)) {
 		workers.Go(func() {
 			for item := range next {
-				job.one(ctx, stop, item, &count)
+				b.one(ctx, item)
 				step()
 			}
 		})
@@ -74,106 +85,91 @@ feed:
 	close(next)
 	workers.Wait()
 	end()
-	return job.finish(ctx, len(items), &count)
+	return b.finish(ctx, len(items))
 }
 
-// tally counts the outcomes; worst is the exit code of the first file that was not refused but failed.
-type tally struct{ signed, unchanged, refused, failed, failedExit atomic.Int64 }
-
-// one takes one CSR through: check, sign, write, report.
-func (job *signJob) one(ctx context.Context, stop context.CancelCauseFunc, item batchItem, count *tally) {
-	result := &signResult{File: item.file(), Output: filepath.Join(job.outDir, job.outputName(item)), Customer: job.customer}
-	err := job.produce(ctx, result)
+// one signs one CSR: check, sign, write, report.
+func (b *batch) one(ctx context.Context, item batchItem) {
+	result := b.newResult(item.file())
+	result.Output = filepath.Join(b.outDir, b.outputName(item))
+	err := b.produce(ctx, result)
 	if err != nil && ctx.Err() != nil {
-		return // stopped: this file was not produced, and the reason is told once
+		return // stopped: this file was not produced, and the reason is reported once
 	}
-	job.report(result, err)
+	b.report(result, err)
 	switch {
-	case err == nil && result.Status == statusUnchanged:
-		count.unchanged.Add(1)
+	case err == nil && result.Status == api.StatusUnchanged:
+		b.unchanged.Add(1)
 	case err == nil:
-		count.signed.Add(1)
-	case result.Status == statusRefused:
-		count.refused.Add(1)
+		b.signed.Add(1)
+	case result.Status == api.StatusRefused:
+		b.refused.Add(1)
 	default:
-		count.failed.Add(1)
-		count.failedExit.CompareAndSwap(0, int64(exitCode(err)))
+		b.failed.Add(1)
+		b.failedExit.CompareAndSwap(0, int64(exitCode(err)))
 		if !errors.Is(err, errExists) {
-			stop(err)
+			b.stop(err)
 			return
 		}
 	}
 	if err != nil {
-		job.p.ui.fail(err)
+		b.p.con.Fail(err)
 	}
 }
 
-func (job *signJob) produce(ctx context.Context, result *signResult) error {
-	p, err := job.prepare(ctx, result)
+func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
+	prepared, err := b.prepare(ctx, result)
 	if err != nil {
 		return err
 	}
-	if !job.force {
-		done, err := job.isDone(p, result.Output)
-		if err != nil {
+	if !b.force {
+		if done, err := isDone(prepared, result); done || err != nil {
 			return err
 		}
-		if done {
-			result.Status = statusUnchanged
-			return nil
-		}
 	}
-	encoded, err := job.issue(ctx, p)
+	if err := b.open(); err != nil {
+		return err
+	}
+	issued, err := b.vendor.Issue(ctx, prepared)
 	if err != nil {
 		return err
 	}
-	err = writeFile(result.Output, encoded, requestMode, job.force)
+	err = writeFile(result.Output, issued.Request, requestMode, b.force)
 	if !errors.Is(err, errExists) {
 		return err
 	}
-	// Another run was faster. What it wrote may be this.
-	if done, err := job.isDone(p, result.Output); !done {
+	// Another run was faster, and may have written this request.
+	if done, err := isDone(prepared, result); done || err != nil {
 		return err
 	}
-	result.Status = statusUnchanged
-	return nil
+	return err
 }
 
-// isDone says whether the output exists and is the very request that this CSR and vendor give, so that a batch that
-// was cut off can be run again. RSASSA-PKCS1-v1_5 is deterministic: a signature that verifies is the signature.
-func (job *signJob) isDone(p *agent.Prepared, output string) (bool, error) {
-	data, err := readFile(output, request.MaxRequest)
+// isDone returns whether the output exists and is already this request, so that an interrupted batch can be run again.
+func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
+	data, err := input.File(result.Output, request.MaxRequest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read %q: %w", output, err)
+		return false, fmt.Errorf("read %q: %w", result.Output, err)
 	}
-	req, err := request.Parse(data)
-	if err != nil || !bytes.Equal(req.CSR, p.CSR.DER) {
-		return false, existsError(output)
+	if !prepared.Matches(data) {
+		return false, existsError(result.Output)
 	}
-	pub, ok := job.chain.Leaf().PublicKey.(*rsa.PublicKey)
-	hash := job.digest.New()
-	hash.Write(req.CSR)
-	if !ok || rsa.VerifyPKCS1v15(pub, job.digest, hash.Sum(nil), req.Signature) != nil {
-		return false, existsError(output)
-	}
-	if !bytes.Equal(job.encoder.Encode(req.CSR, req.Signature), data) {
-		return false, existsError(output)
-	}
+	result.Status = api.StatusUnchanged
 	return true, nil
 }
 
-// finish says how the batch went.
-func (job *signJob) finish(ctx context.Context, total int, count *tally) error {
-	signed, unchanged, refused, failed := count.signed.Load(), count.unchanged.Load(), count.refused.Load(), count.failed.Load()
-	err := syncDir(job.outDir)
+// finish returns the outcome of the batch.
+func (b *batch) finish(ctx context.Context, total int) error {
+	signed, unchanged, refused, failed := b.signed.Load(), b.unchanged.Load(), b.refused.Load(), b.failed.Load()
+	err := syncDir(b.outDir)
 	if cause := context.Cause(ctx); cause != nil {
 		err = fmt.Errorf("stopped with %d of %d requests written: %w", signed+unchanged, total, cause)
 	}
-	if !job.json {
-		job.p.ui.info("%d signed, %d unchanged, %d refused, %d failed, of %d", signed, unchanged, refused, failed, total)
+	if !b.json {
+		b.p.con.Infof("%d signed, %d unchanged, %d refused, %d failed, of %d", signed, unchanged, refused, failed, total)
 	}
 	switch {
 	case err != nil:
@@ -181,47 +177,46 @@ func (job *signJob) finish(ctx context.Context, total int, count *tally) error {
 	case refused > 0:
 		return exitStatus(fault.Refused.Exit())
 	case failed > 0:
-		return exitStatus(int(count.failedExit.Load()))
+		return exitStatus(b.failedExit.Load())
 	}
 	return nil
 }
 
-// items lists the CSR files. Two that would give the same output are refused, and so is an output folder that holds
-// the inputs.
+// items lists the CSR files. Two with the same output are an error, and so is an output folder that contains the inputs.
 func (job *signJob) items(args []string) ([]batchItem, error) {
 	var items []batchItem
 	for _, arg := range args {
 		if info, err := os.Stat(arg); err != nil || !info.IsDir() {
-			// What cannot be read is told in its turn.
+			// A file that cannot be read is reported in its turn.
 			items = append(items, batchItem{filepath.Dir(arg), filepath.Base(arg)})
 			continue
 		}
 		if sameFile(arg, job.outDir) {
-			return nil, usage("name another --out-dir", "%q is the folder of the CSRs and of the requests", arg)
+			return nil, fault.Usage.Errorf("%q is the folder of the CSRs and of the requests", arg).Fix("name another --out-dir")
 		}
 		var err error
 		if items, err = appendFolder(items, arg); err != nil {
-			return nil, usage("", "read the folder: %w", err)
+			return nil, fault.Usage.Errorf("read the folder: %w", err)
 		}
 	}
 	if len(items) == 0 {
-		return nil, usage("put the customers' CSR files there", "no CSR in %s", strings.Join(args, ", "))
+		return nil, fault.Usage.Errorf("no CSR in %s", strings.Join(args, ", ")).Fix("put the customers' CSR files there")
 	}
 	from := make(map[string]int, len(items))
 	for i, item := range items {
 		name := job.outputName(item)
 		if other, ok := from[name]; ok {
-			return nil, usage("rename one, or sign them into two folders", "%q and %q would both give %q", items[other].file(), item.file(), name)
+			return nil, fault.Usage.Errorf("%q and %q would both give %q", items[other].file(), item.file(), name).Fix("rename one, or sign them into two folders")
 		}
 		from[name] = i
 		if output := filepath.Join(job.outDir, name); item.name == name && sameFile(item.file(), output) {
-			return nil, usage("name another --out-dir", "the output %q is also an input", output)
+			return nil, fault.Usage.Errorf("the output %q is also an input", output).Fix("name another --out-dir")
 		}
 	}
 	return items, nil
 }
 
-// appendFolder adds a folder's files by name; folders inside and hidden files are left out.
+// appendFolder adds the files of a folder in the order of their names, without subfolders and hidden files.
 func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
 	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
 	if err != nil {
@@ -246,8 +241,7 @@ func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
 	}
 }
 
-// syncDir makes the names of a folder's new files survive a power cut; where the system has no such call (Windows),
-// nothing is lost but that.
+// syncDir flushes the names of a folder's new files, so that they survive a power cut. Windows has no such call.
 func syncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil

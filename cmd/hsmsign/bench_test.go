@@ -26,6 +26,9 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/console"
+	"hsmsign/internal/input"
+	"hsmsign/internal/testkit"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -33,25 +36,6 @@ const golden = "../../testdata/golden"
 
 // batchSize is the batch whose rate is compared.
 const batchSize = 1000
-
-func readGolden(b *testing.B, name string) []byte {
-	b.Helper()
-	data, err := os.ReadFile(filepath.Join(golden, name))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return data
-}
-
-func goldenKey(b *testing.B) *rsa.PrivateKey {
-	b.Helper()
-	block, _ := pem.Decode(readGolden(b, "vendor.key"))
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return key.(*rsa.PrivateKey)
-}
 
 // makeCSRs writes n CSR files, each with a name of its own.
 func makeCSRs(b *testing.B, dir string, n int) []*x509.CertificateRequest {
@@ -137,8 +121,8 @@ func memoryFolder(b *testing.B) string {
 	return dir
 }
 
-// batch runs the command in this process and gives the time it took.
-func batch(b *testing.B, in, out, key string) time.Duration {
+// runBatch runs the command in this process and returns the time it took.
+func runBatch(b *testing.B, in, out, key string) time.Duration {
 	b.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
@@ -146,14 +130,14 @@ func batch(b *testing.B, in, out, key string) time.Duration {
 	}
 	defer null.Close()
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent)) // as main does
-	p := &program{ui: newUI(null, null), stdin: null, getenv: func(string) string { return "" }}
+	p := &program{con: console.New("hsmsign", null, null), in: input.Reader{Stdin: null}, getenv: func(string) string { return "" }}
 	began := time.Now()
 	err = p.app().RunContext(b.Context(), []string{
 		"hsmsign", "sign", "--key", key, "--cert", filepath.Join(golden, "chain.pem"),
 		"--trust-root", filepath.Join(golden, "root.pem"), "--out-dir", out, in,
 	})
 	if err != nil {
-		b.Fatal(describeError(err))
+		b.Fatal(console.ErrorLine(err))
 	}
 	return time.Since(began)
 }
@@ -171,7 +155,7 @@ func batchRatio(b *testing.B, dir, key string, floor func(csrs []*x509.Certifica
 	for b.Loop() {
 		b.StopTimer()
 		before := floor(csrs)
-		took := batch(b, in, out, key)
+		took := runBatch(b, in, out, key)
 		after := floor(csrs)
 		if err := os.RemoveAll(out); err != nil {
 			b.Fatal(err)
@@ -189,14 +173,14 @@ func batchRatio(b *testing.B, dir, key string, floor func(csrs []*x509.Certifica
 func writeKey(b *testing.B) string {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "vendor.key")
-	if err := os.WriteFile(path, readGolden(b, "vendor.key"), 0o600); err != nil {
+	if err := os.WriteFile(path, testkit.File(b, "golden/vendor.key"), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	return path
 }
 
 func BenchmarkBatchFile(b *testing.B) {
-	key := goldenKey(b)
+	key := testkit.GoldenKey(b)
 	batchRatio(b, memoryFolder(b), "file:"+writeKey(b), func(csrs []*x509.CertificateRequest) time.Duration {
 		return floor(b, csrs, &key.PublicKey, fileSigner(key))
 	})
@@ -208,8 +192,8 @@ func fileSigner(key *rsa.PrivateKey) rawSigner {
 
 // BenchmarkBatchFileOnDisk adds to the floor what the disk asks for: each request made, written, and flushed.
 func BenchmarkBatchFileOnDisk(b *testing.B) {
-	key := goldenKey(b)
-	size := len(readGolden(b, "customer.req"))
+	key := testkit.GoldenKey(b)
+	size := len(testkit.File(b, "golden/customer.req"))
 	batchRatio(b, b.TempDir(), "file:"+writeKey(b), func(csrs []*x509.CertificateRequest) time.Duration {
 		dir := b.TempDir()
 		crypt := bare(csrs, &key.PublicKey, fileSigner(key))
@@ -232,7 +216,7 @@ func BenchmarkBatchFileOnDisk(b *testing.B) {
 // benchToken is a SoftHSM2 token with the vendor's key.
 func benchToken(b *testing.B) *softhsmtest.Token {
 	token := softhsmtest.New(b)
-	token.Import(b, readGolden(b, "vendor.key"), "vendor", []byte{1})
+	token.Import(b, testkit.File(b, "golden/vendor.key"), "vendor", []byte{1})
 	return token
 }
 
@@ -242,7 +226,7 @@ func BenchmarkBatchSoftHSM(b *testing.B) {
 	lib, sessions, object := bareSessions(b, token)
 	info := []byte("\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20")
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil)}
-	pub := &goldenKey(b).PublicKey
+	pub := &testkit.GoldenKey(b).PublicKey
 	batchRatio(b, memoryFolder(b), token.Ref("vendor"), func(csrs []*x509.CertificateRequest) time.Duration {
 		return floor(b, csrs, pub, func(worker int, digest []byte) ([]byte, error) {
 			if err := lib.SignInit(sessions[worker], mechanism, object); err != nil {

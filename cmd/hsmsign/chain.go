@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,8 +10,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/keystore"
 )
 
 func (p *program) chainCommand() *cli.Command {
@@ -22,16 +23,16 @@ func (p *program) chainCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name:      "build",
-				Usage:     "make one PEM bundle, vendor certificate first and root last, from parts in any form and order",
+				Usage:     "make one PEM bundle, vendor certificate first and root last, from files in any encoding and order",
 				ArgsUsage: "[FILE...]",
-				Description: "The bundle is what --cert of sign takes. FILEs are certificates as for --chain.\n\n" +
+				Description: "The bundle is for --cert of sign. FILEs are certificates as for --chain.\n\n" +
 					"  hsmsign chain build --cert mdm.cer --chain AppleWWDRCAG3.cer --chain AppleIncRootCertificate.cer -o vendor.pem",
 				Flags:  append([]cli.Flag{outputFlag(), forceFlag()}, identityFlags()...),
 				Action: p.chainBuild,
 			},
 			{
 				Name:      "check",
-				Usage:     "explain a vendor chain: each certificate, and all that is wrong with it",
+				Usage:     "explain a vendor chain: each certificate, and everything that is wrong",
 				ArgsUsage: "[FILE...]",
 				Description: "Exit code 4 when the chain cannot be used.\n\n" +
 					"  hsmsign chain check vendor.pem",
@@ -40,7 +41,7 @@ func (p *program) chainCommand() *cli.Command {
 			},
 			{
 				Name:      "fetch",
-				Usage:     "download Apple's intermediate and root certificates, each held to its pinned SHA-256",
+				Usage:     "download Apple's intermediate and root certificates, each checked against its pinned SHA-256",
 				ArgsUsage: "[NAME...]",
 				Description: "A NAME is that of Apple's file or of the certificate; without one, all that are current. What is not the pinned\n" +
 					"certificate is refused, so neither the network nor a mirror needs to be trusted.\n\n" +
@@ -48,7 +49,7 @@ func (p *program) chainCommand() *cli.Command {
 					"  hsmsign chain fetch -o apple.pem AppleWWDRCAG3.cer AppleIncRootCertificate.cer",
 				Flags: []cli.Flag{
 					outputFlag(), forceFlag(), jsonFlag(), configFlag(),
-					stringFlag("base-url", "https `URL` of a mirror that holds Apple's files under their names"),
+					stringFlag("base-url", "https `URL` of a mirror that has Apple's files under their names"),
 				},
 				Action: p.chainFetch,
 			},
@@ -78,12 +79,12 @@ func (p *program) chainBuild(ctx *cli.Context) error {
 	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots})
 	if err != nil {
 		for i := range inputs {
-			inputs[i] = certName(inputs[i])
+			inputs[i] = keystore.Redact(inputs[i])
 		}
 		return fmt.Errorf("%s: %w", strings.Join(inputs, ", "), err)
 	}
 	for _, f := range c.Findings {
-		p.ui.info("%s: %s", f.Severity, f.Message)
+		p.con.Infof("%s: %s", f.Severity, f.Message)
 	}
 	return p.emit(output, []byte(c.PEM()), requestMode, force)
 }
@@ -96,20 +97,13 @@ func (p *program) chainParts(ctx context.Context, s *settings, args []string) (c
 	more, _ := s.list("chain")
 	files = slices.Concat(files, more, args)
 	if len(files) == 0 {
-		return nil, nil, nil, usage("name the vendor certificate with --cert, and the others as files or with --chain", "no certificate given")
+		return nil, nil, nil, fault.Usage.Errorf("no certificate given").Fix("name the vendor certificate with --cert, and the others as files or with --chain")
 	}
-	if certs, err = p.readCerts(ctx, files...); err != nil {
+	if certs, err = s.store.LoadCertificates(ctx, files...); err != nil {
 		return nil, nil, nil, err
 	}
-	roots, err = p.trustRoots(ctx, s)
+	roots, err = s.trustRoots(ctx)
 	return certs, roots, files, err
-}
-
-// checkResult is what chain check --json prints.
-type checkResult struct {
-	OK       bool            `json:"ok"`
-	Chain    []certInfo      `json:"chain"` // in order, where it could be built, else as given
-	Findings []fault.Finding `json:"findings"`
 }
 
 func (p *program) chainCheck(ctx *cli.Context) error {
@@ -123,35 +117,27 @@ func (p *program) chainCheck(ctx *cli.Context) error {
 	}
 	now := time.Now()
 	opts := chain.Options{TrustRoots: roots, Now: now}
-	result := checkResult{Chain: describeChain(certs, now), Findings: []fault.Finding{}}
+	result := api.ChainResult{Chain: api.NewCertificates(certs, now), Findings: []fault.Finding{}}
 	c, err := chain.Build(certs, nil, opts)
 	if err == nil {
-		result.OK, result.Chain = true, describeChain(c.Certs, now)
+		result.OK, result.Chain = true, api.NewCertificates(c.Certs, now)
 		result.Findings = append(result.Findings, c.Findings...)
 	} else {
 		// Not the first error only.
 		result.Findings = append(result.Findings, chain.Check(certs, opts)...)
 	}
 	if asJSON {
-		p.ui.json(result)
+		p.con.JSON(result)
 	} else {
 		for i, info := range result.Chain {
-			p.ui.printCert(fmt.Sprintf("certificate %d", i+1), info)
+			p.printCert(fmt.Sprintf("certificate %d", i+1), info)
 		}
-		p.ui.printFindings(result.Findings)
+		p.printFindings(result.Findings)
 	}
 	if err == nil {
 		return nil
 	}
 	return exitStatus(fault.Vendor.Exit())
-}
-
-// fetchResult is what chain fetch --json prints for one certificate.
-type fetchResult struct {
-	Name   string `json:"name"`
-	File   string `json:"file"`
-	SHA256 string `json:"sha256"`
-	Output string `json:"output,omitempty"`
 }
 
 func (p *program) chainFetch(ctx *cli.Context) error {
@@ -165,7 +151,7 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 	}
 	output, _ := s.str("output")
 	if asJSON && (output == "" || output == "-") {
-		return usage("name the bundle's file with -o", "--json takes standard output")
+		return fault.Usage.Errorf("--json takes standard output").Fix("name the bundle's file with -o")
 	}
 	if output != "" && output != "-" {
 		if err := checkOutput(output, force); err != nil {
@@ -175,7 +161,7 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 	baseURL, _ := s.str("base-url")
 	fetched, err := chain.Fetch(ctx.Context, chain.FetchOptions{BaseURL: baseURL, Names: args})
 	if err != nil {
-		return fetchError(err)
+		return err
 	}
 	var certs []*x509.Certificate
 	for _, f := range fetched {
@@ -186,17 +172,10 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 	}
 	for _, f := range fetched {
 		if asJSON {
-			p.ui.json(fetchResult{Name: f.Pin.Name, File: f.Pin.File, SHA256: f.Pin.SHA256, Output: output})
+			p.con.JSON(api.FetchResult{Name: f.Pin.Name, File: f.Pin.File, SHA256: f.Pin.SHA256, Output: output})
 		} else {
-			p.ui.info("%s: SHA-256 %s, as pinned", f.Pin.Name, f.Pin.SHA256)
+			p.con.Infof("%s: SHA-256 %s, as pinned", f.Pin.Name, f.Pin.SHA256)
 		}
 	}
 	return nil
-}
-
-func fetchError(err error) error {
-	if errors.Is(err, chain.ErrPin) {
-		return fault.Vendor.Errorf("%w", err).Fix("somebody on the way, or the mirror, gave another file; get it from Apple")
-	}
-	return fault.Unavailable.Errorf("%w", err).Fix("try again, name a mirror with --base-url, or carry the files over and name them with --chain")
 }

@@ -7,6 +7,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/agent"
+	"hsmsign/api"
+	"hsmsign/keystore"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -14,8 +17,8 @@ import (
 func (p *program) checkConfigCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check-config",
-		Usage: "say which settings sign would use and where each comes from; opens no key",
-		Description: "Takes the flags of sign. Secrets are not shown. Exit code 2 when a setting is wrong, 4 when the vendor chain is.\n\n" +
+		Usage: "show the settings that sign would use and the origin of each; opens no key",
+		Description: "Accepts the flags of sign. Secrets are not shown. Exit code 2 if a setting is wrong, 4 if the vendor chain is.\n\n" +
 			"  hsmsign check-config\n" +
 			"  hsmsign --config test.yaml check-config",
 		Flags: append([]cli.Flag{
@@ -27,13 +30,6 @@ func (p *program) checkConfigCommand() *cli.Command {
 		}, identityFlags()...),
 		Action: p.checkConfig,
 	}
-}
-
-// settingInfo is what check-config --json prints for one setting.
-type settingInfo struct {
-	Name   string   `json:"name"`
-	Values []string `json:"values"`
-	Origin string   `json:"origin"` // "--key", "$HSMSIGN_KEY", a configuration file, "default" or "not set"
 }
 
 func (p *program) checkConfig(ctx *cli.Context) error {
@@ -48,10 +44,10 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	infos, keyErr := s.effective()
 	for _, info := range infos {
 		if asJSON {
-			p.ui.json(info)
+			p.con.JSON(info)
 			continue
 		}
-		p.ui.print("%-11s %s  (%s)", info.Name, strings.Join(info.Values, ", "), info.Origin)
+		p.con.Printf("%-11s %s  (%s)", info.Name, strings.Join(info.Values, ", "), info.Origin)
 	}
 	if keyErr != nil {
 		return keyErr
@@ -65,25 +61,30 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		}
 		return nil
 	}
-	c, err := p.vendorChain(ctx.Context, s)
+	cfg, err := s.vendorConfig(keystore.Key{})
 	if err != nil {
 		return err
 	}
+	vendor, err := agent.NewVendor(ctx.Context, cfg)
+	if err != nil {
+		return err
+	}
+	c := vendor.Chain()
 	cert, _ := s.str("cert")
-	p.ui.warnings(certName(cert), c.Findings)
-	soonest := soonestExpiry(c.Certs)
-	p.ui.info("the vendor chain is complete; %q is valid until %s, the soonest to expire is %q, %s", c.Leaf().Subject.CommonName,
-		c.Leaf().NotAfter.UTC().Format(time.DateOnly), soonest.Subject.CommonName, soonest.NotAfter.UTC().Format(time.DateOnly))
+	p.con.Warnings(keystore.Redact(cert), c.Findings)
+	first := agent.FirstExpiry(c.Certs)
+	p.con.Infof("the vendor chain is complete; %q is valid until %s, the first to expire is %q, %s", c.Leaf().Subject.CommonName,
+		c.Leaf().NotAfter.UTC().Format(time.DateOnly), first.Subject.CommonName, first.NotAfter.UTC().Format(time.DateOnly))
 	return nil
 }
 
-// effective lists every setting; the error is that of a key reference that cannot be read.
-func (s *settings) effective() ([]settingInfo, error) {
-	config := settingInfo{Name: "config", Values: []string{s.path}, Origin: "found there"}
+// effective returns every setting; the error is that of a key reference that cannot be read.
+func (s *settings) effective() ([]api.Setting, error) {
+	config := api.Setting{Name: "config", Values: []string{s.path}, Origin: "found there"}
 	if s.path == "" {
-		config = settingInfo{Name: "config", Values: []string{}, Origin: "not set"}
+		config = api.Setting{Name: "config", Values: []string{}, Origin: "not set"}
 	}
-	infos := []settingInfo{config}
+	infos := []api.Setting{config}
 	defaults := map[string]string{"format": string(request.Base64), "digest": "sha256"}
 	var keyErr error
 	for _, name := range []string{"key", "cert", "out-dir", "format", "digest"} {
@@ -97,7 +98,7 @@ func (s *settings) effective() ([]settingInfo, error) {
 			}
 		}
 		if name == "cert" {
-			value = certName(value)
+			value = keystore.Redact(value)
 		}
 		infos = append(infos, setting(name, origin, defaults[name], value))
 	}
@@ -119,12 +120,12 @@ func (s *settings) effective() ([]settingInfo, error) {
 	return append(infos, modules), keyErr
 }
 
-func setting(name, origin, standard string, values ...string) settingInfo {
+func setting(name, origin, def string, values ...string) api.Setting {
 	switch {
 	case origin != "":
-		return settingInfo{name, values, origin}
-	case standard != "":
-		return settingInfo{name, []string{standard}, "default"}
+		return api.Setting{Name: name, Values: values, Origin: origin}
+	case def != "":
+		return api.Setting{Name: name, Values: []string{def}, Origin: "default"}
 	}
-	return settingInfo{name, []string{}, "not set"}
+	return api.Setting{Name: name, Values: []string{}, Origin: "not set"}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"github.com/urfave/cli/v2"
+
+	"hsmsign/fault"
 )
 
 func (p *program) completionCommand() *cli.Command {
@@ -14,7 +16,7 @@ func (p *program) completionCommand() *cli.Command {
 			"  hsmsign completion fish > ~/.config/fish/completions/hsmsign.fish",
 		Action: p.completion,
 		BashComplete: func(*cli.Context) {
-			p.ui.write([]byte("bash\nzsh\nfish\n"))
+			p.con.Write([]byte("bash\nzsh\nfish\n"))
 		},
 	}
 }
@@ -25,21 +27,21 @@ func (p *program) completion(ctx *cli.Context) error {
 		return err
 	}
 	if len(args) != 1 {
-		return usage("hsmsign completion bash", "name one shell: bash, zsh or fish")
+		return fault.Usage.Errorf("name one shell: bash, zsh or fish").Fix("hsmsign completion bash")
 	}
 	switch args[0] {
 	case "bash":
-		p.ui.write([]byte(bashCompletion))
+		p.con.Write([]byte(bashCompletion))
 	case "zsh":
-		p.ui.write([]byte(zshCompletion))
+		p.con.Write([]byte(zshCompletion))
 	case "fish":
 		script, err := ctx.App.ToFishCompletion()
 		if err != nil {
 			return err
 		}
-		p.ui.write([]byte(script))
+		p.con.Write([]byte(script))
 	default:
-		return usage("there are bash, zsh and fish", "unknown shell %q", args[0])
+		return fault.Usage.Errorf("unknown shell %q", args[0]).Fix("there are bash, zsh and fish")
 	}
 	return nil
 }

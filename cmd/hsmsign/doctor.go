@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/agent"
 	"hsmsign/fault"
 	"hsmsign/signer"
 )
@@ -14,9 +14,9 @@ import (
 func (p *program) doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
-		Usage: "walk from the key reference to a verified signature, and say what is wrong on the way",
-		Description: "After a failure the steps that need what failed are skipped. The PIN is sent once, and not at all to a token that\n" +
-			"would lock. The exit code is that of the first failure.\n\n" +
+		Usage: "check every step from the key reference to a verified signature, and explain what is wrong",
+		Description: "After a failure the remaining steps are skipped. The PIN is sent once, and not at all to a token that is about to\n" +
+			"lock. The exit code is that of the first failure.\n\n" +
 			"  hsmsign doctor --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin'\n" +
 			"  hsmsign doctor --key file:vendor.key --cert vendor.pem",
 		Flags:  append([]cli.Flag{keyFlag(), jsonFlag()}, identityFlags()...),
@@ -24,22 +24,10 @@ func (p *program) doctorCommand() *cli.Command {
 	}
 }
 
-// stepResult is what doctor --json prints for one step.
-type stepResult struct {
-	Name   string        `json:"name"`
-	Status signer.Status `json:"status"`
-	Detail string        `json:"detail,omitempty"`
-	Fix    string        `json:"fix,omitempty"`
-	Exit   int           `json:"exit,omitempty"` // of a failure
-}
-
 func (p *program) doctor(cliCtx *cli.Context) error {
 	job, _, err := p.newKeyJob(cliCtx, false)
 	if err != nil {
 		return err
-	}
-	if job.backend.Diagnose == nil {
-		return usage("try hsmsign key test", "%s: keys cannot be diagnosed", job.ref.Scheme)
 	}
 	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
 	defer cancel()
@@ -48,14 +36,16 @@ func (p *program) doctor(cliCtx *cli.Context) error {
 		if first == nil {
 			first = step.Err
 		}
-		p.ui.printStep(step, job.json)
+		p.printStep(step, job.json)
 	}
-	key := job.backend.Diagnose(ctx, job.ref, signer.OpenOptions{}, report)
+	key := job.Diagnose(ctx, signer.OpenOptions{}, report)
 	if key != nil {
 		defer func() { _ = key.Close() }()
 	}
 	if cert, _ := job.str("cert"); cert != "" {
-		report(p.checkChain(ctx, job, key))
+		step := p.checkChain(ctx, job, key)
+		step.Name = "chain"
+		report(step)
 	}
 	if first == nil {
 		return nil
@@ -63,46 +53,28 @@ func (p *program) doctor(cliCtx *cli.Context) error {
 	return exitStatus(exitCode(first))
 }
 
-// checkChain is the last step: the vendor's chain is complete, and its leaf the key's.
+// checkChain is the last step: the vendor's chain is complete, and its leaf matches the key.
 func (p *program) checkChain(ctx context.Context, job *keyJob, key signer.Signer) signer.Step {
-	step := signer.Step{Name: "chain", Status: signer.StatusSkipped}
 	if key == nil {
-		return step
+		return signer.Step{Status: signer.StatusSkipped}
 	}
-	c, err := p.vendorChain(ctx, job.settings)
-	if err == nil {
-		err = c.MatchKey(key.Public())
-	}
+	cfg, err := job.vendorConfig(job.Key)
 	if err != nil {
-		step.Status, step.Detail, step.Fix, step.Err = signer.StatusFail, err.Error(), fault.Hint(err), err
-		return step
+		return signer.StepFail(err)
 	}
-	step.Status = signer.StatusOK
-	step.Detail = c.Leaf().Subject.CommonName + ", valid until " + c.Leaf().NotAfter.UTC().Format("2006-01-02") + "; the key's own"
+	vendor, err := agent.NewVendor(ctx, cfg)
+	if err != nil {
+		return signer.StepFail(err)
+	}
+	c := vendor.Chain()
+	if err := c.MatchKey(key.Public()); err != nil {
+		return signer.StepFail(err)
+	}
+	step := signer.StepOK("%s, valid until %s; matches the key", c.Leaf().Subject.CommonName, c.Leaf().NotAfter.UTC().Format(time.DateOnly))
 	for _, f := range c.Findings {
 		if f.Severity == fault.SeverityWarning {
-			step.Status, step.Detail, step.Fix = signer.StatusWarn, f.Message, f.Fix
+			step = signer.StepWarn("%s", f.Message).WithFix(f.Fix)
 		}
 	}
 	return step
-}
-
-// printStep prints one step as it ends, and below it what to do.
-func (u *ui) printStep(step signer.Step, asJSON bool) {
-	if asJSON {
-		result := stepResult{Name: step.Name, Status: step.Status, Detail: step.Detail, Fix: step.Fix}
-		if step.Err != nil {
-			result.Exit = exitCode(step.Err)
-		}
-		u.json(result)
-		return
-	}
-	status := string(step.Status)
-	if step.Status == signer.StatusFail {
-		status = "FAIL"
-	}
-	u.print("%s", strings.TrimRight(fmt.Sprintf("%-7s  %-14s  %s", status, step.Name, step.Detail), " "))
-	if step.Fix != "" && step.Status != signer.StatusOK {
-		u.print("%-7s  %-14s  -> %s", "", "", step.Fix)
-	}
 }

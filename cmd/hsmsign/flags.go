@@ -12,6 +12,7 @@ import (
 
 	"hsmsign/config"
 	"hsmsign/fault"
+	"hsmsign/keystore"
 )
 
 // envName is the environment variable of a flag: HSMSIGN_TRUST_ROOT for --trust-root.
@@ -19,8 +20,8 @@ func envName(flag string) string {
 	return "HSMSIGN_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// The flags. Their values are read through settings, which knows the environment and the configuration too: the
-// library's own environment support takes an empty variable for a value and cannot say where a value came from.
+// The flags. Their values are read through settings, which also reads the environment and the configuration: the
+// library's own support of the environment accepts an empty variable as a value and cannot say where a value came from.
 func stringFlag(name, usage string, aliases ...string) cli.Flag {
 	return &cli.StringFlag{Name: name, Aliases: aliases, Usage: withEnv(name, usage)}
 }
@@ -47,7 +48,7 @@ func outputFlag() cli.Flag {
 	return stringFlag("output", "write to `FILE` instead of standard output", "o")
 }
 func trustRootFlag() cli.Flag {
-	return listFlag("trust-root", "trust the root certificate in `FILE` beside Apple's; may be repeated")
+	return listFlag("trust-root", "trust the root certificate in `FILE` in addition to Apple's; may be repeated")
 }
 
 // identityFlags name the vendor's certificate and chain.
@@ -59,25 +60,26 @@ func identityFlags() []cli.Flag {
 	}
 }
 
-// settings resolves a flag's value: command line, then environment, then configuration file.
+// settings resolves the value of a flag: command line, then environment, then configuration file.
 type settings struct {
 	ctx    *cli.Context
 	getenv func(string) string
 	config *config.Config
-	path   string // of the configuration file; "" when there is none
+	path   string // of the configuration file; "" if there is none
+	store  *keystore.Store
 	// identity is the configuration's vendor identity, vendor its name; "" for the unnamed one.
 	identity config.Vendor
 	vendor   string
 }
 
-// bareSettings is for commands that the configuration file says nothing about.
+// bareSettings are for commands that read nothing from the configuration file.
 func (p *program) bareSettings(ctx *cli.Context) *settings {
-	return &settings{ctx: ctx, getenv: p.getenv, config: &config.Config{}}
+	return &settings{ctx: ctx, getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
 }
 
 func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	s := p.bareSettings(ctx)
-	// --config itself comes from no configuration, and may stand before the command's name.
+	// --config is not in the configuration, and may come before the name of the command.
 	explicit := ""
 	for _, c := range ctx.Lineage() {
 		if c.IsSet("config") && explicit == "" {
@@ -86,19 +88,19 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	}
 	path, _, err := config.Find(explicit, p.getenv, os.UserConfigDir)
 	if err != nil {
-		return nil, usage("name a configuration file that exists, or none", "%w", err)
+		return nil, fault.Usage.Errorf("%w", err).Fix("name a configuration file that exists, or none")
 	}
 	if path != "" {
 		s.path = path
 		if s.config, err = config.Load(path); err != nil {
 			return nil, err
 		}
-		p.modules = s.config.Modules
+		s.store = p.keystore(s.config.Modules)
 	}
 	return s, s.choose()
 }
 
-// start is what most commands begin with: settings, file arguments, and whether results are wanted as JSON.
+// start returns what most commands need: settings, file arguments, and whether results are wanted as JSON.
 func (p *program) start(ctx *cli.Context) (s *settings, args []string, asJSON bool, err error) {
 	if s, err = p.settings(ctx); err != nil {
 		return nil, nil, false, err
@@ -130,7 +132,7 @@ func (p *program) startNone(ctx *cli.Context) (*settings, error) {
 	return s, err
 }
 
-// str is a flag's value and where it came from ("" for both where it is not set).
+// str returns the value of a flag and its origin; both are "" if it is not set.
 func (s *settings) str(name string) (value, origin string) {
 	if s.ctx.IsSet(name) {
 		return s.ctx.String(name), "--" + name
@@ -144,7 +146,7 @@ func (s *settings) str(name string) (value, origin string) {
 	return "", ""
 }
 
-// list is the value of a flag that may be repeated; in the environment its parts are separated as in PATH.
+// list returns the values of a flag that may be repeated; in the environment they are separated as in PATH.
 func (s *settings) list(name string) (values []string, origin string) {
 	if s.ctx.IsSet(name) {
 		return s.ctx.StringSlice(name), "--" + name
@@ -168,25 +170,51 @@ func (s *settings) boolean(name string) (bool, error) {
 	}
 	b, err := strconv.ParseBool(v)
 	if err != nil {
-		return false, usage("set it to true or false", "%s is %q", envName(name), v)
+		return false, fault.Usage.Errorf("%s is %q", envName(name), v).Fix("set it to true or false")
 	}
 	return b, nil
 }
 
-// duration reads a time like 30s from a flag.
-func (s *settings) duration(name string, standard, least, most time.Duration) (time.Duration, error) {
+// duration returns the time that a flag sets, as 30s.
+func (s *settings) duration(name string, def, lo, hi time.Duration) (time.Duration, error) {
 	value, from := s.str(name)
 	if value == "" {
-		return standard, nil
+		return def, nil
 	}
 	d, err := time.ParseDuration(value)
-	if err != nil || d < least || d > most {
-		return 0, usage(fmt.Sprintf("it is a time from %v to %v, as 30s", least, most), "%s is %q", from, value)
+	if err != nil || d < lo || d > hi {
+		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a time from %v to %v, as 30s", lo, hi))
 	}
 	return d, nil
 }
 
-// fromConfig is the configuration's value for a flag's name.
+// number returns the whole number that a flag sets.
+func (s *settings) number(name string, def, lo, hi int) (int, error) {
+	value, from := s.str(name)
+	if value == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < lo || n > hi {
+		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a number from %d to %d", lo, hi))
+	}
+	return n, nil
+}
+
+// key returns the key that --key names; what is its name in an error.
+func (s *settings) key(what string) (keystore.Key, error) {
+	reference, from := s.str("key")
+	if reference == "" {
+		return keystore.Key{}, s.missing("key", what)
+	}
+	key, err := s.store.Parse(reference)
+	if err != nil {
+		return keystore.Key{}, fmt.Errorf("%s: %w", from, err)
+	}
+	return key, nil
+}
+
+// fromConfig returns the configuration's value for a flag.
 func (s *settings) fromConfig(name string) []string {
 	c := s.config
 	switch name {
@@ -210,17 +238,12 @@ func (s *settings) fromConfig(name string) []string {
 	return nil
 }
 
-// usage is a refusal of the command line.
-func usage(hint, format string, args ...any) error {
-	return fault.Usage.Errorf(format, args...).Fix(hint)
-}
-
-// arguments gives the command's file arguments. The library takes a flag after the first argument for a file.
+// arguments returns the file arguments of the command. The library treats a flag after the first argument as a file.
 func arguments(ctx *cli.Context) ([]string, error) {
 	args := ctx.Args().Slice()
 	for _, a := range args {
 		if strings.HasPrefix(a, "-") && a != "-" {
-			return nil, usage("write flags first; for a file of that name write ./"+a, "flag %q stands after the file names", a)
+			return nil, fault.Usage.Errorf("flag %q stands after the file names", a).Fix("write flags first; for a file of that name write ./" + a)
 		}
 	}
 	return args, nil
@@ -230,7 +253,7 @@ func arguments(ctx *cli.Context) ([]string, error) {
 func oneArgument(ctx *cli.Context) (string, error) {
 	args, err := arguments(ctx)
 	if err == nil && len(args) != 1 {
-		err = usage("name one file, or - for standard input", "%d files given", len(args))
+		err = fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, or - for standard input")
 	}
 	if err != nil {
 		return "", err
@@ -242,7 +265,7 @@ func oneArgument(ctx *cli.Context) (string, error) {
 func noArguments(ctx *cli.Context) error {
 	args, err := arguments(ctx)
 	if err == nil && len(args) > 0 {
-		return usage("its files have flags; run hsmsign "+ctx.Command.Name+" --help", "%s takes no arguments", ctx.Command.Name)
+		return fault.Usage.Errorf("%s takes no arguments", ctx.Command.Name).Fix("its files have flags; run hsmsign " + ctx.Command.Name + " --help")
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/request"
@@ -16,22 +17,13 @@ import (
 func (p *program) inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "show what a file is: CSR, certificate, chain, push certificate, Push Certificate Request",
+		Usage:     "show what a file contains: CSR, certificate, chain, push certificate, Push Certificate Request",
 		ArgsUsage: "FILE...",
-		Description: "Every encoding is taken that sign and verify take. Nothing is judged but what the file is; see verify for that.\n\n" +
+		Description: "It accepts every encoding that sign and verify accept, and gives no verdict; use verify for that.\n\n" +
 			"  hsmsign inspect acme.csr mdm.cer acme.req",
 		Flags:  []cli.Flag{jsonFlag()},
 		Action: p.inspect,
 	}
-}
-
-// inspectResult is what --json prints for one file.
-type inspectResult struct {
-	File         string          `json:"file"`
-	Kind         string          `json:"kind"` // csr, certificates, request
-	CSR          *csrInfo        `json:"csr,omitempty"`
-	Certificates []certInfo      `json:"certificates,omitempty"`
-	Findings     []fault.Finding `json:"findings,omitempty"` // what is wrong with a CSR
 }
 
 func (p *program) inspect(ctx *cli.Context) error {
@@ -41,7 +33,7 @@ func (p *program) inspect(ctx *cli.Context) error {
 		return err
 	}
 	if len(args) == 0 {
-		return usage("name a file, or - for standard input", "no file given")
+		return fault.Usage.Errorf("no file given").Fix("name a file, or - for standard input")
 	}
 	asJSON, err := s.boolean("json")
 	if err != nil {
@@ -49,67 +41,65 @@ func (p *program) inspect(ctx *cli.Context) error {
 	}
 	var failed error
 	for _, file := range args {
-		data, err := p.readInput(ctx.Context, file, request.MaxRequest)
+		data, err := p.in.Read(ctx.Context, file, request.MaxRequest)
 		if err == nil {
-			var result *inspectResult
+			var result *api.InspectResult
 			if result, err = inspectData(data, time.Now()); err == nil {
 				result.File = file
 				p.showInspected(result, asJSON)
 				continue
 			}
 		}
-		p.ui.fail(fmt.Errorf("%s: %w", file, err))
+		p.con.Fail(fmt.Errorf("%s: %w", file, err))
 		failed = exitStatus(fault.Refused.Exit())
 	}
 	return failed
 }
 
-// inspectData finds out what data is. Each reader is asked in turn, the one with the narrowest form first.
-func inspectData(data []byte, now time.Time) (*inspectResult, error) {
+// inspectData returns what data is. It tries each parser in turn, the strictest first.
+func inspectData(data []byte, now time.Time) (*api.InspectResult, error) {
 	if req, err := request.Parse(data); err == nil {
-		result := &inspectResult{Kind: "request"}
+		result := &api.InspectResult{Kind: "request"}
 		if csr, err := x509.ParseCertificateRequest(req.CSR); err == nil {
-			info := describeCSR(csr)
-			result.CSR = &info
+			result.CSR = api.NewCSR(csr)
 		}
 		for _, der := range req.Chain {
 			if cert, err := x509.ParseCertificate(der); err == nil {
-				result.Certificates = append(result.Certificates, describeCert(cert, now))
+				result.Certificates = append(result.Certificates, api.NewCertificate(cert, now))
 			}
 		}
 		return result, nil
 	}
 	if certs, err := chain.Parse(data); err == nil {
-		return &inspectResult{Kind: "certificates", Certificates: describeChain(certs, now)}, nil
+		return &api.InspectResult{Kind: "certificates", Certificates: api.NewCertificates(certs, now)}, nil
 	}
 	csr, err := request.ParseCSR(data)
 	if err == nil {
-		info := describeCSR(csr.Parsed)
-		return &inspectResult{Kind: "csr", CSR: &info, Findings: csr.Findings}, nil
+		return &api.InspectResult{Kind: "csr", CSR: api.NewCSR(csr.Parsed), Findings: csr.Findings}, nil
 	}
 	if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
-		return nil, usage("inspect shows public things only", "this is a private key")
+		return nil, fault.Usage.Errorf("this is a private key").Fix("inspect shows public things only")
 	}
 	return nil, fmt.Errorf("neither a request, a certificate nor a CSR: %w", err)
 }
 
-func (p *program) showInspected(r *inspectResult, asJSON bool) {
+func (p *program) showInspected(r *api.InspectResult, asJSON bool) {
 	if asJSON {
-		p.ui.json(r)
+		p.con.JSON(r)
 		return
 	}
 	if r.Kind == "request" {
-		p.ui.print("%s: Push Certificate Request with %d certificates", r.File, len(r.Certificates))
+		p.con.Printf("%s: Push Certificate Request with %d certificates", r.File, len(r.Certificates))
 	}
 	if r.CSR != nil {
-		p.ui.printCSR(r.File, *r.CSR)
+		p.printCSR(r.File, r.CSR)
 	}
 	for i, cert := range r.Certificates {
 		title := r.File
 		if len(r.Certificates) > 1 {
 			title = fmt.Sprintf("%s: certificate %d", r.File, i+1)
 		}
-		p.ui.printCert(title, cert)
+		p.printCert(title, cert)
 	}
-	p.ui.printFindings(r.Findings)
+	p.printFindings(r.Findings)
 }

@@ -11,23 +11,15 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/api"
 	"hsmsign/chain"
+	"hsmsign/fault"
+	"hsmsign/keystore"
 	"hsmsign/signer"
 )
 
-// maxTestCount bounds --count: at 100 signatures a second it is a quarter of an hour.
+// maxTestCount bounds --count: a quarter of an hour at 100 signatures a second.
 const maxTestCount = 100_000
-
-// testResult is what key test --json prints.
-type testResult struct {
-	Ref         string  `json:"ref"`
-	Count       int     `json:"count"`
-	Rate        float64 `json:"rate"` // signatures a second, one after the other
-	MedianMS    float64 `json:"median_ms"`
-	SlowestMS   float64 `json:"slowest_ms"`
-	KeySHA256   string  `json:"key_sha256"`            // of the SubjectPublicKeyInfo
-	Certificate string  `json:"certificate,omitempty"` // subject of the certificate that matches, where one was given
-}
 
 func (p *program) keyTest(cliCtx *cli.Context) error {
 	job, _, err := p.newKeyJob(cliCtx, false)
@@ -40,7 +32,7 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 	}
 	var certs []*x509.Certificate
 	if name, _ := job.str("cert"); name != "" {
-		if certs, err = p.readCerts(cliCtx.Context, name); err != nil {
+		if certs, err = job.store.LoadCertificates(cliCtx.Context, name); err != nil {
 			return err
 		}
 	}
@@ -49,26 +41,26 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 		return err
 	}
 	defer func() { _ = key.Close() }()
-	result := testResult{Ref: job.ref.String(), Count: count, KeySHA256: chain.SPKISHA256(key.Public())}
+	result := api.TestResult{Ref: job.String(), Count: count, KeySHA256: chain.SPKISHA256(key.Public())}
 	if len(certs) > 0 {
 		own, err := ownCertificates(certs, key.Public())
 		if err != nil {
 			return err
 		}
-		result.Certificate = describeName(own[0].Subject)
+		result.Certificate = api.Name(own[0].Subject)
 	}
 	took, err := measure(cliCtx.Context, key, count)
 	if err != nil {
 		return err
 	}
-	result.summarize(took)
+	summarize(&result, took)
 	if job.json {
-		p.ui.json(result)
+		p.con.JSON(result)
 		return nil
 	}
-	p.ui.print("%d signatures made and verified: %.0f a second, median %.2f ms, slowest %.2f ms", count, result.Rate, result.MedianMS, result.SlowestMS)
+	p.con.Printf("%d signatures made and verified: %.0f a second, median %.2f ms, slowest %.2f ms", count, result.Rate, result.MedianMS, result.SlowestMS)
 	if result.Certificate != "" {
-		p.ui.print("the certificate is the key's: %s", result.Certificate)
+		p.con.Printf("the certificate matches the key: %s", result.Certificate)
 	}
 	return nil
 }
@@ -88,7 +80,7 @@ func ownCertificates(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.C
 	return own, nil
 }
 
-// measure signs count random messages, one after the other, and gives the time of each. What it signs is verified.
+// measure signs count random messages, one after the other, verifies the signatures, and returns the time of each.
 func measure(ctx context.Context, key signer.Signer, count int) ([]time.Duration, error) {
 	took := make([]time.Duration, count)
 	message := make([]byte, 64)
@@ -110,8 +102,8 @@ func signOnce(ctx context.Context, key signer.Signer, message []byte) error {
 	return err
 }
 
-// summarize sorts the times.
-func (r *testResult) summarize(took []time.Duration) {
+// summarize sets rate, median and slowest, and sorts the times.
+func summarize(r *api.TestResult, took []time.Duration) {
 	slices.Sort(took)
 	var total time.Duration
 	for _, d := range took {
@@ -122,25 +114,18 @@ func (r *testResult) summarize(took []time.Duration) {
 	r.MedianMS, r.SlowestMS = milliseconds(took[len(took)/2]), milliseconds(took[len(took)-1])
 }
 
-// importResult is what key import-cert --json prints.
-type importResult struct {
-	Ref         string   `json:"ref"` // names the key, and as --cert the certificate
-	Status      string   `json:"status"`
-	Certificate certInfo `json:"certificate"`
-}
-
 func (p *program) keyImportCert(cliCtx *cli.Context) error {
 	job, args, err := p.newKeyJob(cliCtx, true)
 	if err != nil {
 		return err
 	}
 	if len(args) != 1 {
-		return usage("name one certificate file", "%d files given", len(args))
+		return fault.Usage.Errorf("%d files given", len(args)).Fix("name one certificate file")
 	}
-	if job.backend.Certificates == nil {
-		return usage("keep the certificate in a file", "%s: keys hold no certificates", job.ref.Scheme)
+	if err := job.StoresCertificates(); err != nil {
+		return err
 	}
-	certs, err := p.readCerts(cliCtx.Context, args[0])
+	certs, err := job.store.LoadCertificates(cliCtx.Context, args[0])
 	if err != nil {
 		return err
 	}
@@ -151,7 +136,7 @@ func (p *program) keyImportCert(cliCtx *cli.Context) error {
 	defer func() { _ = key.Close() }()
 	own, err := ownCertificates(certs, key.Public())
 	if err != nil {
-		return fmt.Errorf("%s: %w", certName(args[0]), err)
+		return fmt.Errorf("%s: %w", keystore.Redact(args[0]), err)
 	}
 	info, err := job.describe(cliCtx.Context, key)
 	if err != nil {
@@ -160,21 +145,21 @@ func (p *program) keyImportCert(cliCtx *cli.Context) error {
 	ctx, cancel := context.WithTimeout(cliCtx.Context, openTimeout)
 	defer cancel()
 	for _, cert := range own {
-		result := importResult{Ref: info.Ref, Status: "stored", Certificate: describeCert(cert, time.Now())}
+		result := api.ImportResult{Ref: info.Ref, Status: api.StatusStored, Certificate: api.NewCertificate(cert, time.Now())}
 		if info.Cert != nil && info.Cert.Equal(cert) {
-			result.Status = statusUnchanged
+			result.Status = api.StatusUnchanged
 		}
-		// Also where it is there already: whether it is, is for the backend to say.
-		if err := job.backend.Certificates.Import(ctx, job.ref, cert); err != nil {
+		// Even if it seems to be stored: the backend decides.
+		if err := job.ImportCertificate(ctx, cert); err != nil {
 			return err
 		}
 		switch {
 		case job.json:
-			p.ui.json(result)
-		case result.Status == statusUnchanged:
-			p.ui.info("%q was there already; --cert takes %s", cert.Subject.CommonName, info.Ref)
+			p.con.JSON(result)
+		case result.Status == api.StatusUnchanged:
+			p.con.Infof("%q was already stored; --cert accepts %s", cert.Subject.CommonName, info.Ref)
 		default:
-			p.ui.info("%q lies beside the key; --cert takes %s", cert.Subject.CommonName, info.Ref)
+			p.con.Infof("%q is stored with the key; --cert accepts %s", cert.Subject.CommonName, info.Ref)
 		}
 	}
 	return nil

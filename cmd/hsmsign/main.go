@@ -1,7 +1,8 @@
-// Command hsmsign turns a customer's certificate signing request into Apple's Push Certificate Request, with the
-// MDM vendor's private key in an HSM, a KMS or a file.
+// Command hsmsign turns a customer's certificate signing request into Apple's Push Certificate Request, with the MDM
+// vendor's private key in an HSM, a KMS or a file.
 //
-// Only this package prints, exits, and reads the environment and the terminal; ui.go does the printing.
+// Only this package exits and reads the environment. It has one file per command: flags, terminal, printing. What a
+// service would also have to decide is in package agent and the packages below it.
 package main
 
 import (
@@ -10,14 +11,17 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"hsmsign/internal/console"
+	"hsmsign/internal/input"
 )
 
 func main() {
 	os.Exit(run(os.Args))
 }
 
-// gcPercent lets the heap of a few MB grow to some more: the collector would run all the time otherwise, and what a
-// batch needs does not grow with it.
+// gcPercent lets the heap of a few MB grow: at the default the collector would run all the time, and what a batch needs
+// does not grow with it.
 const gcPercent = 400
 
 // run is main with an exit code, so that script tests can call it.
@@ -26,15 +30,17 @@ func run(args []string) int {
 	debug.SetGCPercent(gcPercent)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// A second signal kills at once: a module may hold a call that cannot be cancelled.
+	// A second signal kills at once: a module may block in a call that cannot be canceled.
 	context.AfterFunc(ctx, stop)
-	p := &program{ui: newUI(os.Stdout, os.Stderr), stdin: os.Stdin, getenv: os.Getenv, prompt: promptFor()}
+	p := &program{
+		con: console.New("hsmsign", os.Stdout, os.Stderr), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
+	}
 	err := p.app().RunContext(ctx, args)
 	if err == nil {
-		err = p.ui.flush()
+		err = p.con.Flush()
 	}
-	if err != nil {
-		p.ui.fail(err)
+	if err != nil && !isSilent(err) {
+		p.con.Fail(err)
 	}
 	return exitCode(err)
 }

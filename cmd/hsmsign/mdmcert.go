@@ -24,10 +24,10 @@ import (
 func (p *program) mdmcertCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "mdmcert",
-		Usage: "have a CSR signed by mdmcert.download, for who is no MDM vendor and has none",
+		Usage: "have a CSR signed by mdmcert.download, for users without an MDM vendor",
 		Subcommands: []*cli.Command{
 			{
-				Name: "request", Usage: "make key and CSR, and send the CSR to the service; the answer comes by mail",
+				Name: "request", Usage: "make a key and a CSR, and send the CSR to the service, which mails the answer",
 				Description: "Writes push.key, push.csr, recipient.key and recipient.pem into the folder; with --csr only the last two, to which\n" +
 					"the service encrypts its answer. The keys are encrypted with the passphrase of --passphrase-file,\n" +
 					"$HSMSIGN_PASSPHRASE or the terminal. The API key is that of your MDM product; ask its makers or the service.\n\n" +
@@ -35,18 +35,18 @@ func (p *program) mdmcertCommand() *cli.Command {
 					"      --name 'Acme MDM' --country DE --out-dir acme/",
 				Flags: append(customerFlags(), stringFlag("server", "`ADDRESS` of the service: https://HOST"),
 					stringFlag("api-key-file", "`FILE` with the API key; else $"+envAPIKey+", or the terminal"),
-					stringFlag("csr", "send the CSR in `FILE`, and make none"),
-					stringFlag("out-dir", "`FOLDER` for what is made, made if it does not exist"),
+					stringFlag("csr", "send the CSR in `FILE` instead of making one"),
+					stringFlag("out-dir", "`FOLDER` for the new files, made if it does not exist"),
 					passphraseFileFlag()),
 				Action: p.mdmcertRequest,
 			},
 			{
 				Name: "decrypt", Usage: "decrypt the attachment of the service's mail: the Push Certificate Request", ArgsUsage: "ATTACHMENT",
-				Description: "Says what verify says of it; exit code 7 when it has a defect.\n\n" +
+				Description: "It prints the verdict of verify; exit code 7 if the request has a defect.\n\n" +
 					"  hsmsign mdmcert decrypt --recipient-key acme/recipient.key --csr acme/push.csr -o acme.req mail.p7",
 				Flags: []cli.Flag{
 					stringFlag("recipient-key", "the `FILE` recipient.key that request made"), passphraseFileFlag(),
-					stringFlag("csr", "the CSR `FILE` that the request must hold"),
+					stringFlag("csr", "the CSR `FILE` that the request must contain"),
 					stringFlag("output", "write to `FILE`", "o"), trustRootFlag(), configFlag(), jsonFlag(),
 				},
 				Action: p.mdmcertDecrypt,
@@ -84,18 +84,18 @@ func (p *program) mdmcertRequest(ctx *cli.Context) error {
 		return err
 	}
 	defer clear(job.passphrase)
-	// The files come first: an answer without its key would be lost.
+	// The files come first: an answer would be useless without its key.
 	if err := job.makeFiles(ctx.Context); err != nil {
 		return errors.Join(err, job.undo())
 	}
 	err = job.service.Send(ctx.Context, job.order)
 	switch {
 	case errors.Is(err, mdmcert.ErrNoAnswer):
-		return fault.Unavailable.Errorf("%w", err).Fix("the files in " + job.dir + " are kept, since it may have taken the order; to try again, give the CSR with --csr, and another --out-dir")
+		return fault.WithHint(err, "the files in "+job.dir+" are kept, because the service may have accepted the order; to try again, give the CSR with --csr, and another --out-dir")
 	case err != nil:
 		return errors.Join(err, job.undo())
 	}
-	p.ui.info("the service took the order and mails its answer to %s; decrypt that with --recipient-key %s", job.order.Email, job.path(recipientKeyFile))
+	p.con.Infof("the service accepted the order and will mail its answer to %s; decrypt it with --recipient-key %s", job.order.Email, job.path(recipientKeyFile))
 	return nil
 }
 
@@ -115,7 +115,7 @@ func (job *orderJob) readFlags(ctx context.Context) error {
 	job.order.Email, _ = s.str("email")
 	job.dir, _ = s.str("out-dir")
 	if job.service.Address == "" || job.order.Email == "" || job.dir == "" {
-		return usage("run hsmsign mdmcert request --help", "--server, --email and --out-dir are all needed")
+		return fault.Usage.Errorf("--server, --email and --out-dir are all needed").Fix("run hsmsign mdmcert request --help")
 	}
 	if err := job.service.CheckAddress(); err != nil {
 		return err
@@ -156,21 +156,21 @@ func (p *program) readAPIKey(ctx context.Context, s *settings) (string, error) {
 	if path, _ := s.str("api-key-file"); path != "" {
 		source.From = "file:" + path
 	}
-	key, err := secret.Reader{Getenv: p.getenv, Prompt: p.prompt}.Read(ctx, source)
+	key, err := p.secrets().Read(ctx, source)
 	if err != nil {
-		return "", fault.Auth.Errorf("%w", err).Fix("name its file with --api-key-file, or set " + envAPIKey)
+		return "", fault.WithHint(err, "name its file with --api-key-file, or set "+envAPIKey)
 	}
 	return string(key), nil
 }
 
-// makeFiles makes what the order needs, and remembers what it made.
+// makeFiles makes what the order needs, and records what it made.
 func (job *orderJob) makeFiles(ctx context.Context) error {
 	err := os.Mkdir(job.dir, 0o700)
 	switch {
 	case err == nil:
 		job.made = append(job.made, job.dir)
 	case !errors.Is(err, fs.ErrExist):
-		return usage("name another --out-dir", "%w", err)
+		return fault.Usage.Errorf("%w", err).Fix("name another --out-dir")
 	}
 	if job.order.CSR == nil {
 		key, err := job.makeKey(ctx, pushKeyFile, job.bits)
@@ -211,7 +211,7 @@ func (job *orderJob) write(name, label string, der []byte) error {
 	return err
 }
 
-// undo takes away what was made for an order that nobody has.
+// undo removes what was made for an order that was not accepted.
 func (job *orderJob) undo() error {
 	var errs []error
 	for _, path := range slices.Backward(job.made) {
@@ -228,13 +228,13 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 	keyName, _ := s.str("recipient-key")
 	output, _ := s.str("output")
 	if keyName == "" || output == "" || output == "-" {
-		return usage("hsmsign mdmcert decrypt --recipient-key recipient.key -o acme.req mail.p7", "--recipient-key and -o FILE are both needed")
+		return fault.Usage.Errorf("--recipient-key and -o FILE are both needed").Fix("hsmsign mdmcert decrypt --recipient-key recipient.key -o acme.req mail.p7")
 	}
 	if err := checkNew(output); err != nil {
 		return err
 	}
 	opts := request.VerifyOptions{Now: time.Now()}
-	if opts.TrustRoots, err = p.trustRoots(ctx.Context, s); err != nil {
+	if opts.TrustRoots, err = s.trustRoots(ctx.Context); err != nil {
 		return err
 	}
 	if csrFile, _ := s.str("csr"); csrFile != "" {
@@ -248,12 +248,12 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 	}
 	report := request.Verify(decrypted, opts)
 	if report.Request == nil { // whatever it is, it is not what is uploaded to Apple
-		return fmt.Errorf("%s: what was encrypted is no Push Certificate Request: %w", name, fault.First(report.Findings))
+		return fmt.Errorf("%s: the decrypted content is not a Push Certificate Request: %w", name, fault.First(report.Findings))
 	}
 	if err := noForce(writeFile(output, decrypted, requestMode, false)); err != nil {
 		return err
 	}
-	p.showReport(output, report, opts.Now, asJSON)
+	p.printReport(output, report, opts.Now, asJSON)
 	if !report.OK() {
 		return errDefects
 	}
@@ -261,7 +261,7 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 }
 
 func (p *program) decryptAttachment(ctx context.Context, s *settings, name, keyName string) ([]byte, error) {
-	data, err := p.readInput(ctx, name, mdmcert.MaxAttachment)
+	data, err := p.in.Read(ctx, name, mdmcert.MaxAttachment)
 	if err != nil {
 		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name the mail's attachment")
 	}

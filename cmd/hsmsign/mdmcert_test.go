@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -21,9 +20,8 @@ import (
 
 	"hsmsign/agent"
 	"hsmsign/chain"
+	"hsmsign/keystore"
 	"hsmsign/request"
-	"hsmsign/signer"
-	"hsmsign/signer/file"
 	"hsmsign/testpki"
 )
 
@@ -32,15 +30,12 @@ import (
 // /silent it behaves so. Its API key is "product-key".
 func cmdMDMCert(ts *testscript.TestScript, _ bool, _ []string) {
 	service := &mdmcertService{mail: ts.MkAbs("mail.p7"), silent: make(chan struct{})}
-	certs, err := chain.Parse([]byte(ts.ReadFile("chain.pem")))
+	store := keystore.New(keystore.Options{})
+	key, err := store.Parse("file:" + ts.MkAbs("vendor.key"))
 	ts.Check(err)
-	roots, err := chain.Parse([]byte(ts.ReadFile("root.pem")))
-	ts.Check(err)
-	service.chain, err = chain.Build(certs, nil, chain.Options{TrustRoots: roots})
-	ts.Check(err)
-	ref, err := signer.ParseRef("file:" + ts.MkAbs("vendor.key"))
-	ts.Check(err)
-	service.key, err = file.Backend(file.Options{}).Open(context.Background(), ref, signer.OpenOptions{})
+	service.vendor, err = agent.NewVendor(context.Background(), agent.Config{
+		Key: key, Certificates: agent.CertificateFiles(store, ts.MkAbs("chain.pem"), nil, []string{ts.MkAbs("root.pem")}),
+	})
 	ts.Check(err)
 	server := httptest.NewServer(service)
 	ts.Defer(server.Close)
@@ -50,8 +45,7 @@ func cmdMDMCert(ts *testscript.TestScript, _ bool, _ []string) {
 
 type mdmcertService struct {
 	mail   string
-	chain  *chain.Chain
-	key    signer.Signer
+	vendor *agent.Vendor
 	silent chan struct{}
 }
 
@@ -104,23 +98,15 @@ func (s *mdmcertService) take(r *http.Request) error {
 	if block, _ := pem.Decode(cert); block == nil || block.Type != "CERTIFICATE" {
 		return refusal("no PEM certificate to encrypt to")
 	}
-	prepared, err := agent.Prepare(s.chain, csr)
+	prepared, err := s.vendor.Prepare(r.Context(), agent.Caller{}, agent.Order{CSR: csr})
 	if err != nil {
 		return err
 	}
-	a, err := agent.New(s.chain, s.key, crypto.SHA256)
+	issued, err := s.vendor.Issue(r.Context(), prepared)
 	if err != nil {
 		return err
 	}
-	req, err := a.Issue(r.Context(), prepared)
-	if err != nil {
-		return err
-	}
-	text, err := req.Encode(request.Base64)
-	if err != nil {
-		return err
-	}
-	return s.send(text, cert)
+	return s.send(issued.Request, cert)
 }
 
 func (s *mdmcertService) send(text, cert []byte) error {

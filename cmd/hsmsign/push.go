@@ -15,21 +15,22 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/fault"
+	"hsmsign/keystore"
 	"hsmsign/lifecycle/certreq"
 	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/file"
 )
 
-// secretMode is that of files with a private key in them.
+// secretMode is the mode of files that contain a private key.
 const secretMode = fs.FileMode(0o600)
 
 const envPassphrase = "HSMSIGN_PASSPHRASE" // #nosec G101 -- the name of a variable
 
-// The flags of the customer's key have names of their own, and so variables of their own: on a vendor's machine HSMSIGN_KEY
-// and HSMSIGN_CERT are the vendor's.
+// The flags of the customer's key have separate names, and so separate variables: on a vendor's machine HSMSIGN_KEY and
+// HSMSIGN_CERT are the vendor's.
 func pushKeyFlag() cli.Flag {
-	return stringFlag("push-key", "the push certificate's key: a `FILE`, or a reference as for sign", "key")
+	return stringFlag("push-key", "key of the push certificate: a `FILE`, or a reference as for sign", "key")
 }
 func passphraseFileFlag() cli.Flag {
 	return stringFlag("passphrase-file", "`FILE` with the passphrase of the key file; else $"+envPassphrase+", or the terminal")
@@ -38,8 +39,8 @@ func customerFlags() []cli.Flag {
 	return []cli.Flag{
 		stringFlag("common-name", "`NAME` of the MDM server or customer, at most 64 characters", "name"),
 		stringFlag("email", "email `ADDRESS` of the customer"),
-		stringFlag("country", "`CODE` of the customer's country, two letters"),
-		stringFlag("organization", "`NAME` of the customer's organization, at most 64 characters; may be left out"),
+		stringFlag("country", "two-letter ISO 3166 `CODE` of the customer's country"),
+		stringFlag("organization", "`NAME` of the customer's organization, at most 64 characters; optional"),
 		stringFlag("bits", "`SIZE` of the modulus: 2048, 3072 or 4096 (default: 2048)"),
 	}
 }
@@ -52,22 +53,22 @@ func (p *program) pushCommand() *cli.Command {
 			{
 				Name: "csr", Usage: "make a key, and the CSR that the MDM vendor signs",
 				Description: "The key is written encrypted, with the passphrase of --passphrase-file, $HSMSIGN_PASSPHRASE or the terminal; or\n" +
-					"--push-key names a key that is there, in a token too. Nothing is ever replaced.\n\n" +
+					"--push-key names an existing key, which may be in a token. Nothing is ever replaced.\n\n" +
 					"  hsmsign push csr --name 'Acme MDM' --email mdm@acme.example --country DE --key-out push.key -o push.csr",
 				Flags: append(customerFlags(), stringFlag("key-out", "write the new key to `FILE`"), pushKeyFlag(),
 					passphraseFileFlag(), outputFlag(), configFlag()),
 				Action: p.pushCSR,
 			},
 			{
-				Name: "inspect", Usage: "show a push certificate, how long it lasts, and whether a key is its own", ArgsUsage: "FILE",
-				Description: "Exit code 7 when it has expired or the key is another's.\n\n" +
+				Name: "inspect", Usage: "show a push certificate, when it expires, and whether a key matches it", ArgsUsage: "FILE",
+				Description: "Exit code 7 if it has expired or the key does not match.\n\n" +
 					"  hsmsign push inspect --push-key push.key MDM_Certificate.pem",
 				Flags:  []cli.Flag{pushKeyFlag(), passphraseFileFlag(), jsonFlag(), configFlag()},
 				Action: p.pushInspect,
 			},
 			{
-				Name: "renew", Usage: "say whether a renewed push certificate can take the place of the old one",
-				Description: "It must have the same topic: with another one every device has to enrol again. Exit code 3 when it cannot.\n\n" +
+				Name: "renew", Usage: "tell whether a renewed push certificate can replace the old one",
+				Description: "It must have the same topic: with another topic every device has to enroll again. Exit code 3 if it cannot.\n\n" +
 					"  hsmsign push renew --old MDM_2025.pem --new MDM_2026.pem",
 				Flags:  []cli.Flag{stringFlag("old", "`FILE` of the push certificate in use"), stringFlag("new", "`FILE` of the renewed one")},
 				Action: p.pushRenew,
@@ -119,20 +120,20 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 	defer func() { _ = key.Close() }()
 	if err := p.writeCSR(ctx.Context, key, subject, output); err != nil {
 		if keyOut != "" {
-			err = errors.Join(err, os.Remove(keyOut)) // made a moment ago: both files or none
+			err = errors.Join(err, os.Remove(keyOut)) // just made: both files or none
 		}
 		return err
 	}
 	if keyOut != "" {
-		p.ui.info("wrote %s; keep it: the push certificate is of no use without it", keyOut)
+		p.con.Infof("wrote %s; keep it: the push certificate is useless without it", keyOut)
 	}
 	if output != "" && output != "-" {
-		p.ui.info("wrote %s; send it to the MDM vendor", output)
+		p.con.Infof("wrote %s; send it to the MDM vendor", output)
 	}
 	return nil
 }
 
-// newOrExisting is the file of the key to be made, or the key that is there.
+// newOrExisting returns the file of the key to generate, or the existing key.
 func (s *settings) newOrExisting() (keyOut, existing string, err error) {
 	keyOut, _ = s.str("key-out")
 	existing, _ = s.str("push-key")
@@ -143,7 +144,7 @@ func (s *settings) newOrExisting() (keyOut, existing string, err error) {
 		keyOut = ""
 	}
 	if (keyOut == "") == (existing == "") {
-		err = usage("--key-out makes a key, --push-key takes one that is there", "one of --key-out and --push-key is needed")
+		err = fault.Usage.Errorf("one of --key-out and --push-key is needed").Fix("--key-out makes a key, --push-key names an existing one")
 	}
 	return keyOut, existing, err
 }
@@ -158,20 +159,20 @@ func (p *program) writeCSR(ctx context.Context, key signer.Signer, subject certr
 	if err := noForce(p.emit(output, certreq.EncodePEM(der), requestMode, false)); err != nil {
 		return err
 	}
-	return p.ui.flush() // standard output may be a full disk
+	return p.con.Flush() // standard output may be a full disk
 }
 
-// customer is what the flags say of the customer, checked.
+// customer returns the customer's subject that the flags give, checked.
 func (s *settings) customer() (certreq.Subject, error) {
 	subject := s.csrSubject()
 	if subject.CommonName == "" || subject.Email == "" || subject.Country == "" {
-		return subject, usage("they stand in the CSR: --name 'Acme MDM' --email mdm@acme.example --country DE", "--name, --email and --country are all needed")
+		return subject, fault.Usage.Errorf("--name, --email and --country are all needed").Fix("the CSR contains them: --name 'Acme MDM' --email mdm@acme.example --country DE")
 	}
 	return subject, subject.Check()
 }
 
-// checkNew refuses outputs that exist, that are one and the same, or whose folder does not exist. Here nothing is ever
-// overwritten: a key that is gone makes a fleet enrol again.
+// checkNew refuses outputs that exist, that are the same file, or whose folder does not exist. Nothing is ever
+// overwritten here: if a key is lost, a whole fleet has to enroll again.
 func checkNew(paths ...string) error {
 	seen := map[string]bool{}
 	for _, path := range paths {
@@ -179,7 +180,7 @@ func checkNew(paths ...string) error {
 			continue
 		}
 		if seen[filepath.Clean(path)] {
-			return usage("name two files", "two outputs are to be %q", path)
+			return fault.Usage.Errorf("two outputs are to be %q", path).Fix("name two files")
 		}
 		seen[filepath.Clean(path)] = true
 		if err := checkOutput(path, false); err != nil {
@@ -189,7 +190,7 @@ func checkNew(paths ...string) error {
 	return nil
 }
 
-// noForce says what to do about an existing output where there is no --force.
+// noForce replaces the hint about an existing output for commands without --force.
 func noForce(err error) error {
 	if errors.Is(err, errExists) {
 		return fault.Usage.Errorf("%w", err).Fix("name another file; nothing is replaced")
@@ -199,53 +200,51 @@ func noForce(err error) error {
 
 // openPushKey opens a key that is named by its file or by a reference.
 func (p *program) openPushKey(ctx context.Context, s *settings, value string) (signer.Signer, error) {
-	reference, err := p.keyReference(s, value)
+	key, err := s.pushKey(value)
 	if err != nil {
 		return nil, err
 	}
-	key, err := p.openKey(ctx, reference, nil)
-	if errors.Is(err, signer.ErrAuth) && reference != value {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	opened, err := key.Open(ctx, signer.OpenOptions{})
+	if errors.Is(err, signer.ErrAuth) && !s.store.IsReference(value) {
 		// The backend's hint is about a reference.
-		err = fault.Auth.Errorf("%w", err).Fix("name the file of its passphrase with --passphrase-file, or set " + envPassphrase)
+		err = fault.WithHint(err, "name the file of its passphrase with --passphrase-file, or set "+envPassphrase)
 	}
-	return key, err
+	return opened, err
 }
 
-// exportKey gives the private key itself, which only a file's can be had of. No PIN is asked for in vain.
+// exportKey returns the private key itself; only file keys can be exported. The key is not opened if it cannot be
+// exported, so no PIN is asked for.
 func (p *program) exportKey(ctx context.Context, s *settings, value, hint string) (*rsa.PrivateKey, error) {
-	reference, err := p.keyReference(s, value)
+	key, err := s.pushKey(value)
 	if err != nil {
 		return nil, err
 	}
-	ref, _, err := p.backend(reference, nil)
+	if key.Ref.Scheme != "file" {
+		return nil, fault.Usage.Errorf("%s: a key in a token or service cannot be exported", key).Fix(hint)
+	}
+	opened, err := p.openPushKey(ctx, s, value)
 	if err != nil {
 		return nil, err
 	}
-	if ref.Scheme != "file" {
-		return nil, usage(hint, "%s: a key in a token or service cannot be exported", ref)
-	}
-	key, err := p.openPushKey(ctx, s, value)
-	if err != nil {
-		return nil, err
-	}
-	return file.Export(key)
+	return file.Export(opened)
 }
 
-// keyReference gives the reference of a key that is named by its file or by a reference.
-func (p *program) keyReference(s *settings, value string) (string, error) {
+// pushKey returns the key that is named by its file or by a reference.
+func (s *settings) pushKey(value string) (keystore.Key, error) {
 	passphraseFile, from := s.str("passphrase-file")
-	scheme, _, _ := strings.Cut(value, ":")
-	_, known := p.backends(nil)[strings.ToLower(scheme)]
-	if _, err := signer.ParseRef(value); err == nil || known {
-		if from == "--passphrase-file" {
-			return "", usage("write ?passphrase-file=PATH behind a file: reference", "--passphrase-file goes with the name of a key file, not with a reference")
-		}
-		return value, nil
+	if !s.store.IsReference(value) {
+		return s.store.Parse(fileRef(value, passphraseFile))
 	}
-	return fileRef(value, passphraseFile), nil
+	if from == "--passphrase-file" {
+		return keystore.Key{}, fault.Usage.Errorf("--passphrase-file goes with the name of a key file, not with a reference").
+			Fix("write ?passphrase-file=PATH after a file: reference")
+	}
+	return s.store.Parse(value)
 }
 
-// fileRef is the reference of a file.
+// fileRef returns the reference of a key file.
 func fileRef(path, passphraseFile string) string {
 	ref := "file:" + (&url.URL{Path: filepath.Clean(path)}).EscapedPath()
 	if passphraseFile != "" {
@@ -254,10 +253,10 @@ func fileRef(path, passphraseFile string) string {
 	return ref
 }
 
-// newPassphrase gets the passphrase of a file that is to be written: from the file that the flag names, from the
+// newPassphrase returns the passphrase for a file that will be written: from the file that the flag names, from the
 // environment, or from the person at the terminal, who is asked twice.
 func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, env string) ([]byte, error) {
-	secrets := secret.Reader{Getenv: p.getenv, Prompt: p.prompt}
+	secrets := p.secrets()
 	source := secret.Source{Label: label, Env: env}
 	path, _ := s.str(flag)
 	if path != "" {
@@ -268,12 +267,12 @@ func (p *program) newPassphrase(ctx context.Context, s *settings, label, flag, e
 	}
 	passphrase, err := secrets.ReadNew(ctx, label)
 	if err != nil && secrets.Prompt == nil {
-		err = fault.Auth.Errorf("%w", err).Fix("name its file with --" + flag + ", or set " + env)
+		err = fault.WithHint(err, "name its file with --"+flag+", or set "+env)
 	}
 	return passphrase, err
 }
 
-// generateFileKey makes a key in an encrypted file, which must not exist yet.
+// generateFileKey generates a key in an encrypted file, which must not exist.
 func generateFileKey(ctx context.Context, path string, passphrase []byte, bits int) (signer.Signer, error) {
 	ref, err := signer.ParseRef(fileRef(path, ""))
 	if err != nil {

@@ -9,21 +9,14 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/lifecycle/pushcert"
 )
 
-// pushResult is what push inspect --json prints.
-type pushResult struct {
-	File        string          `json:"file"`
-	Certificate certInfo        `json:"certificate"`
-	KeyMatches  *bool           `json:"key_matches,omitempty"` // absent where no key was named
-	Findings    []fault.Finding `json:"findings"`
-}
-
 // readPush reads the push certificate in a file.
 func (p *program) readPush(ctx context.Context, name string) (*pushcert.Certificate, error) {
-	data, err := p.readInput(ctx, name, pushcert.MaxCertificate)
+	data, err := p.in.Read(ctx, name, pushcert.MaxCertificate)
 	if err != nil {
 		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name a readable push certificate")
 	}
@@ -44,7 +37,7 @@ func (p *program) pushInspect(ctx *cli.Context) error {
 		return err
 	}
 	now := time.Now()
-	result := pushResult{File: name, Certificate: describeCert(cert.Certificate, now), Findings: cert.Check(now)}
+	result := api.PushResult{File: name, Certificate: api.NewCertificate(cert.Certificate, now), Findings: cert.Check(now)}
 	if value, _ := s.str("push-key"); value != "" {
 		key, err := p.openPushKey(ctx.Context, s, value)
 		if err != nil {
@@ -54,36 +47,30 @@ func (p *program) pushInspect(ctx *cli.Context) error {
 		err = cert.MatchKey(key.Public())
 		matches := err == nil
 		result.KeyMatches = &matches
-		result.add(err)
+		if f, ok := errors.AsType[*fault.Finding](err); ok {
+			result.Findings = append(result.Findings, *f)
+		}
 	}
-	p.ui.showPush(result, asJSON)
+	p.showPush(result, asJSON)
 	if fault.First(result.Findings) != nil {
 		return errDefects
 	}
 	return nil
 }
 
-// add takes in an error that is a *fault.Finding.
-func (r *pushResult) add(err error) {
-	var f *fault.Finding
-	if errors.As(err, &f) {
-		r.Findings = append(r.Findings, *f)
-	}
-}
-
-func (u *ui) showPush(r pushResult, asJSON bool) {
+func (p *program) showPush(r api.PushResult, asJSON bool) {
 	if asJSON {
 		if r.Findings == nil {
 			r.Findings = []fault.Finding{}
 		}
-		u.json(r)
+		p.con.JSON(r)
 		return
 	}
-	u.printCert(r.File, r.Certificate)
+	p.printCert(r.File, r.Certificate)
 	if r.KeyMatches != nil && *r.KeyMatches {
-		u.field("the key", "is the certificate's")
+		p.con.Field("the key", "matches the certificate")
 	}
-	u.printFindings(r.Findings)
+	p.printFindings(r.Findings)
 }
 
 func (p *program) pushRenew(ctx *cli.Context) error {
@@ -94,7 +81,7 @@ func (p *program) pushRenew(ctx *cli.Context) error {
 	oldName, _ := s.str("old")
 	newName, _ := s.str("new")
 	if oldName == "" || newName == "" {
-		return usage("hsmsign push renew --old MDM_2025.pem --new MDM_2026.pem", "--old and --new are both needed")
+		return fault.Usage.Errorf("--old and --new are both needed").Fix("hsmsign push renew --old MDM_2025.pem --new MDM_2026.pem")
 	}
 	old, err := p.readPush(ctx.Context, oldName)
 	if err != nil {
@@ -107,14 +94,14 @@ func (p *program) pushRenew(ctx *cli.Context) error {
 	if err := pushcert.CheckRenewal(old, renewed, time.Now()); err != nil {
 		return fmt.Errorf("%s: %w", newName, err)
 	}
-	p.ui.print("%s: renews %s", newName, oldName)
-	p.ui.field("topic", renewed.Topic)
-	p.ui.field("valid until", fmt.Sprintf("%s (before: %s)", renewed.NotAfter.UTC().Format(time.RFC3339), old.NotAfter.UTC().Format(time.RFC3339)))
-	key := "another than before: the MDM server needs it too"
+	p.con.Printf("%s: renews %s", newName, oldName)
+	p.con.Field("topic", renewed.Topic)
+	p.con.Field("valid until", fmt.Sprintf("%s (before: %s)", renewed.NotAfter.UTC().Format(time.RFC3339), old.NotAfter.UTC().Format(time.RFC3339)))
+	key := "another than before: give it to the MDM server too"
 	if bytes.Equal(old.RawSubjectPublicKeyInfo, renewed.RawSubjectPublicKeyInfo) {
 		key = "the same as before"
 	}
-	p.ui.field("key", key)
+	p.con.Field("key", key)
 	return nil
 }
 
@@ -127,6 +114,6 @@ func (p *program) pushTopic(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	p.ui.print("%s", cert.Topic)
+	p.con.Printf("%s", cert.Topic)
 	return nil
 }

@@ -18,8 +18,8 @@ import (
 func (p *program) pushP12Command() *cli.Command {
 	return &cli.Command{
 		Name: "p12", Usage: "write push certificate and key as one file for the MDM server",
-		Description: "The key must lie in a file: one in a token cannot leave it. The file's passphrase is that of\n" +
-			"--export-passphrase-file, $HSMSIGN_EXPORT_PASSPHRASE or the terminal; the key file's that of --passphrase-file,\n" +
+		Description: "The key must be in a file: only file keys can be exported. The passphrase of the written file comes from\n" +
+			"--export-passphrase-file, $HSMSIGN_EXPORT_PASSPHRASE or the terminal, that of the key file from --passphrase-file,\n" +
 			"$HSMSIGN_PASSPHRASE or the terminal.\n\n" +
 			"  hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx\n" +
 			"  hsmsign push p12 --format pem --push-cert MDM_Certificate.pem --push-key push.key -o push.pem    # MicroMDM, NanoMDM",
@@ -69,9 +69,9 @@ func (p *program) pushP12(ctx *cli.Context) error {
 	if err := fault.First(findings); err != nil {
 		return fmt.Errorf("%s: %w", certFile, err)
 	}
-	p.ui.warnings(certFile, findings)
+	p.con.Warnings(certFile, findings)
 	private, err := p.exportKey(ctx.Context, s, job.key,
-		"let the MDM server use the key where it is, or make a key in a file with push csr and renew the certificate with it")
+		"let the MDM server use the key in its token, or make a key in a file with push csr and renew the certificate with it")
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (p *program) pushP12(ctx *cli.Context) error {
 		return err
 	}
 	if job.output != "-" {
-		p.ui.info("wrote %s, for the topic %s, valid until %s", job.output, job.cert.Topic, job.cert.NotAfter.UTC().Format("2006-01-02"))
+		p.con.Infof("wrote %s, for the topic %s, valid until %s", job.output, job.cert.Topic, job.cert.NotAfter.UTC().Format("2006-01-02"))
 	}
 	return nil
 }
@@ -97,7 +97,7 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	job.key, _ = job.s.str("push-key")
 	job.output, _ = job.s.str("output")
 	if certFile == "" || job.key == "" || job.output == "" {
-		return "", usage("hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx", "--push-cert, --push-key and -o are all needed")
+		return "", fault.Usage.Errorf("--push-cert, --push-key and -o are all needed").Fix("hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx")
 	}
 	format, from := job.s.str("export-format")
 	switch orDefault(format, "p12") {
@@ -105,7 +105,7 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	case "pem":
 		job.pem = true
 	default:
-		return "", usage("it is p12 or pem", "%s: unknown format %q", from, format)
+		return "", fault.Usage.Errorf("%s: unknown format %q", from, format).Fix("it is p12 or pem")
 	}
 	if job.legacy, err = job.s.boolean("legacy"); err != nil {
 		return "", err
@@ -115,9 +115,9 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	}
 	switch {
 	case job.legacy && job.pem:
-		return "", usage("leave it out", "--legacy is for p12")
+		return "", fault.Usage.Errorf("--legacy is for p12").Fix("leave it out")
 	case job.unencrypted && !job.pem:
-		return "", usage("add --format pem, or leave it out", "--unencrypted is for pem: importers want a p12 with a passphrase")
+		return "", fault.Usage.Errorf("--unencrypted is for pem: importers want a p12 with a passphrase").Fix("add --format pem, or leave it out")
 	}
 	return certFile, nil
 }
@@ -125,7 +125,7 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]byte, error) {
 	var passphrase []byte
 	if job.unencrypted {
-		job.p.ui.warn("--unencrypted: who can read %q can send in the MDM server's name", job.output)
+		job.p.con.Warnf("--unencrypted: anyone who can read %q can send in the name of the MDM server", job.output)
 	} else {
 		var err error
 		passphrase, err = job.p.newPassphrase(ctx, job.s, fmt.Sprintf("new passphrase of %q", job.output), "export-passphrase-file", envExportPassphrase)
@@ -141,7 +141,7 @@ func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]by
 	encryption := pushcert.Modern
 	if job.legacy {
 		encryption = pushcert.Legacy
-		job.p.ui.warn("--legacy: triple DES and SHA-1 are weak; choose a long passphrase")
+		job.p.con.Warnf("--legacy: triple DES and SHA-1 are weak; choose a long passphrase")
 	}
 	return pushcert.EncodePKCS12(job.cert, private, passphrase, encryption)
 }

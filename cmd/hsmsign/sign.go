@@ -3,29 +3,26 @@ package main
 import (
 	"context"
 	"crypto"
-	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"runtime"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/agent"
-	"hsmsign/chain"
+	"hsmsign/api"
 	"hsmsign/fault"
+	"hsmsign/keystore"
 	"hsmsign/request"
-	"hsmsign/signer"
 )
 
 const (
 	// openTimeout bounds opening a key, a person's typing included.
 	openTimeout = 2 * time.Minute
-	// signTimeout bounds one signature, unless --timeout does: network HSMs answer within a second, or not at all.
+	// signTimeout bounds one signature by default: network HSMs answer within a second, or not at all.
 	signTimeout = time.Minute
-	// requestMode: a request holds no secret.
+	// requestMode: a request contains no secret.
 	requestMode = fs.FileMode(0o644)
 )
 
@@ -35,7 +32,7 @@ func (p *program) signCommand() *cli.Command {
 		Usage:     "sign customers' CSRs: makes the Push Certificate Requests that they upload to Apple",
 		ArgsUsage: "CSR...",
 		Description: "A CSR is a file (PEM, DER, or the base64 of either) or - for standard input. With --out-dir there may be\n" +
-			"many, and folders of them; each FILE.csr gives FILE.req. A refused CSR does not stop the others.\n\n" +
+			"many, and folders of them; each FILE.csr becomes FILE.req. A rejected CSR does not stop the others.\n\n" +
 			"  hsmsign sign --key file:vendor.key --cert vendor.pem -o acme.req acme.csr\n" +
 			"  hsmsign sign --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin' \\\n" +
 			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/",
@@ -43,33 +40,27 @@ func (p *program) signCommand() *cli.Command {
 			keyFlag(),
 			outputFlag(),
 			stringFlag("out-dir", "write each request into `FOLDER`, made if it does not exist"),
-			stringFlag("format", "`FORMAT` of the request: base64 (what Apple takes) or plist (the XML inside) (default: base64)"),
+			stringFlag("format", "`FORMAT` of the request: base64 (what Apple accepts) or plist (the XML inside) (default: base64)"),
 			stringFlag("digest", "`HASH` of the signature: sha256, or sha1 for vendor certificates older than 2021 (default: sha256)"),
 			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result"),
-			stringFlag("timeout", "give one signature up after this `TIME`, 100ms to 10m (default: 1m)"),
+			stringFlag("timeout", "`TIME` limit for one signature, 100ms to 10m (default: 1m)"),
 			jsonFlag(), forceFlag(),
 		}, identityFlags()...),
 		Action: p.sign,
 	}
 }
 
-// signJob is one run of sign: what to sign with, and where to.
+// signJob is one run of sign.
 type signJob struct {
-	p        *program
-	output   string // -o; "-" is standard output
-	outDir   string
-	format   request.Format
-	digest   crypto.Hash
-	customer string
-	timeout  time.Duration // of one signature
-	json     bool
-	force    bool
-	workers  int // of a batch
-	chain    *chain.Chain
-	encoder  *request.Encoder
-	// agent opens the key when the first CSR has passed its checks: nobody is asked for a PIN in vain.
-	agent func() (*agent.Agent, error)
-	close func()
+	p       *program
+	output  string // -o; "-" is standard output
+	outDir  string
+	order   agent.Order // without the CSR
+	timeout time.Duration
+	json    bool
+	force   bool
+	workers int // of a batch
+	vendor  *agent.Vendor
 }
 
 func (p *program) sign(ctx *cli.Context) error {
@@ -78,57 +69,57 @@ func (p *program) sign(ctx *cli.Context) error {
 		return err
 	}
 	if len(args) == 0 {
-		return usage("name the customer's CSR file, or - for standard input", "no CSR given")
+		return fault.Usage.Errorf("no CSR given").Fix("name the customer's CSR file, or - for standard input")
 	}
 	job, err := p.newSignJob(ctx.Context, s)
 	if err != nil {
 		return err
 	}
-	defer func() { job.close() }() // what it is by then
+	defer job.vendor.Close()
 	if job.outDir != "" {
 		return job.batch(ctx.Context, args)
 	}
 	if len(args) > 1 {
-		return usage("name a folder for the requests with --out-dir", "%d CSRs and one output", len(args))
+		return fault.Usage.Errorf("%d CSRs and one output", len(args)).Fix("name a folder for the requests with --out-dir")
 	}
 	return job.single(ctx.Context, args[0])
 }
 
 func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error) {
-	job := &signJob{p: p, close: func() {}}
+	job := &signJob{p: p}
 	if err := job.readFlags(s); err != nil {
 		return nil, err
 	}
-	key, from := s.str("key")
-	if key == "" {
-		return nil, s.missing("key", "vendor key")
-	}
-	ref, backend, err := p.backend(key, nil)
+	key, err := s.key("vendor key")
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", from, err)
-	}
-	// More workers than cores: while some wait for the disk, others sign.
-	job.workers = 4 * runtime.GOMAXPROCS(0)
-	if backend.InFlight != nil {
-		job.workers = backend.InFlight(ref)
-	}
-	if job.chain, err = p.vendorChain(ctx, s); err != nil {
 		return nil, err
 	}
-	if job.encoder, err = request.NewEncoder(job.chain.Raw(), job.format); err != nil {
+	// More workers than cores: while some wait for the disk, others sign.
+	job.workers = key.InFlight(4 * runtime.GOMAXPROCS(0))
+	cfg, err := s.vendorConfig(key)
+	if err != nil {
+		return nil, err
+	}
+	cfg.SignTimeout = job.timeout
+	if job.vendor, err = agent.NewVendor(ctx, cfg); err != nil {
 		return nil, err
 	}
 	cert, _ := s.str("cert")
-	p.ui.warnings(certName(cert), job.chain.Findings)
-	job.agent = sync.OnceValues(func() (*agent.Agent, error) {
-		opened, err := p.openKey(ctx, key, job.chain.Leaf().PublicKey)
-		if err != nil {
-			return nil, err
-		}
-		job.close = func() { _ = opened.Close() }
-		return agent.New(job.chain, opened, job.digest)
-	})
+	p.con.Warnings(keystore.Redact(cert), job.vendor.Chain().Findings)
 	return job, nil
+}
+
+// vendorConfig is where the vendor's identity is.
+func (s *settings) vendorConfig(key keystore.Key) (agent.Config, error) {
+	cert, _ := s.str("cert")
+	if cert == "" {
+		return agent.Config{}, s.missing("cert", "vendor certificate")
+	}
+	extra, _ := s.list("chain")
+	roots, _ := s.list("trust-root")
+	return agent.Config{
+		Key: key, OpenTimeout: openTimeout, SignTimeout: signTimeout, Certificates: agent.CertificateFiles(s.store, cert, extra, roots),
+	}, nil
 }
 
 func (job *signJob) readFlags(s *settings) error {
@@ -137,128 +128,39 @@ func (job *signJob) readFlags(s *settings) error {
 	job.outDir, _ = s.str("out-dir")
 	if job.output != "" && job.outDir != "" {
 		if s.ctx.IsSet("out-dir") == s.ctx.IsSet("output") {
-			return usage("leave one out", "%s and --out-dir together", from)
+			return fault.Usage.Errorf("%s and --out-dir together", from).Fix("leave one out")
 		}
-		// The one on the command line beats the one from the environment or the configuration.
+		// The command line wins over the environment and the configuration.
 		if s.ctx.IsSet("output") {
 			job.outDir = ""
 		} else {
 			job.output = ""
 		}
 	}
-	job.customer, _ = s.str("customer")
+	job.order.Customer, _ = s.str("customer")
 	var err error
 	if job.timeout, err = s.duration("timeout", signTimeout, 100*time.Millisecond, 10*time.Minute); err != nil {
 		return err
 	}
 	format, from := s.str("format")
-	if job.format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
-		return usage("", "%s: %w", from, err)
+	if job.order.Format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
+		return fault.Usage.Errorf("%s: %w", from, err)
 	}
 	digest, from := s.str("digest")
 	switch orDefault(digest, "sha256") {
 	case "sha256":
-		job.digest = crypto.SHA256
+		job.order.Digest = crypto.SHA256
 	case "sha1":
-		job.digest = crypto.SHA1
-		job.p.ui.warn("signing with SHA-1: Apple takes it from vendor certificates older than 2021 only")
+		job.order.Digest = crypto.SHA1
+		job.p.con.Warnf("signing with SHA-1: Apple accepts it from vendor certificates older than 2021 only")
 	default:
-		return usage("it is sha256 or sha1", "%s: unknown digest %q", from, digest)
+		return fault.Usage.Errorf("%s: unknown digest %q", from, digest).Fix("it is sha256 or sha1")
 	}
 	if job.json, err = s.boolean("json"); err != nil {
 		return err
 	}
 	job.force, err = s.boolean("force")
 	return err
-}
-
-func orDefault(value, standard string) string {
-	if value == "" {
-		return standard
-	}
-	return value
-}
-
-// vendorChain builds the chain from --cert, --chain and --trust-root.
-func (p *program) vendorChain(ctx context.Context, s *settings) (*chain.Chain, error) {
-	certFile, _ := s.str("cert")
-	if certFile == "" {
-		return nil, s.missing("cert", "vendor certificate")
-	}
-	cert, err := p.readCerts(ctx, certFile)
-	if err != nil {
-		return nil, err
-	}
-	chainFiles, _ := s.list("chain")
-	extra, err := p.readCerts(ctx, chainFiles...)
-	if err != nil {
-		return nil, err
-	}
-	roots, err := p.trustRoots(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	c, err := chain.Build(cert, extra, chain.Options{TrustRoots: roots})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", certName(certFile), err)
-	}
-	return c, nil
-}
-
-func (p *program) trustRoots(ctx context.Context, s *settings) ([]*x509.Certificate, error) {
-	files, _ := s.list("trust-root")
-	return p.readCerts(ctx, files...)
-}
-
-// readCerts reads all certificates of the files. A reference whose backend can hold certificates is as good as a file.
-func (p *program) readCerts(ctx context.Context, files ...string) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for _, file := range files {
-		if load := p.certStore(file); load != nil {
-			certs, err := load(ctx)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, certs...)
-			continue
-		}
-		data, err := p.readInput(ctx, file, chain.MaxFile)
-		if err != nil {
-			return nil, fault.Vendor.Errorf("certificate file %q: %w", file, err).Fix("check the path")
-		}
-		certs, err := chain.Parse(data)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		all = append(all, certs...)
-	}
-	return all, nil
-}
-
-// certStore gives the function that loads the certificates of a reference; nil for the name of a file.
-func (p *program) certStore(name string) func(context.Context) ([]*x509.Certificate, error) {
-	scheme, _, _ := strings.Cut(name, ":")
-	store := p.backends(nil)[strings.ToLower(scheme)].Certificates
-	if store == nil {
-		return nil
-	}
-	return func(ctx context.Context) ([]*x509.Certificate, error) {
-		ref, err := signer.ParseRef(name)
-		if err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithTimeout(ctx, openTimeout)
-		defer cancel()
-		return store.Load(ctx, ref)
-	}
-}
-
-// certName is what is shown of a value of --cert: a reference without its PIN.
-func certName(value string) string {
-	if ref, err := signer.ParseRef(value); err == nil {
-		return ref.String()
-	}
-	return value
 }
 
 // single signs one CSR to -o or standard output.
@@ -268,55 +170,75 @@ func (job *signJob) single(ctx context.Context, file string) error {
 			return err
 		}
 	}
-	result, encoded, err := job.signFile(ctx, file)
-	if err == nil {
-		result.Output = job.output
-		switch {
-		case job.json && (job.output == "" || job.output == "-"):
-			result.Output, result.Request = "", string(encoded)
-		default:
-			err = job.p.emit(job.output, encoded, requestMode, job.force)
-		}
-	}
+	result := job.newResult(file)
+	err := job.signTo(ctx, result)
 	job.report(result, err)
 	return err
 }
 
-// signFile makes the request for one CSR file: all but the writing.
-func (job *signJob) signFile(ctx context.Context, file string) (*signResult, []byte, error) {
-	result := &signResult{File: file, Customer: job.customer}
-	p, err := job.prepare(ctx, result)
+func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
+	prepared, err := job.prepare(ctx, result)
 	if err != nil {
-		return result, nil, err
+		return err
 	}
-	encoded, err := job.issue(ctx, p)
-	return result, encoded, err
+	issued, err := job.vendor.Issue(ctx, prepared)
+	if err != nil {
+		return err
+	}
+	result.Output = job.output
+	if job.json && (job.output == "" || job.output == "-") {
+		result.Output, result.Request = "", string(issued.Request)
+		return nil
+	}
+	return job.p.emit(job.output, issued.Request, requestMode, job.force)
+}
+
+func (job *signJob) newResult(file string) *api.SignResult {
+	return &api.SignResult{File: file, Status: api.StatusSigned, Customer: job.order.Customer}
 }
 
 // prepare reads and checks one CSR file.
-func (job *signJob) prepare(ctx context.Context, result *signResult) (*agent.Prepared, error) {
-	data, err := job.p.readInput(ctx, result.File, request.MaxCSR)
-	if err != nil {
+func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent.Prepared, error) {
+	order := job.order
+	var err error
+	if order.CSR, err = job.p.in.Read(ctx, result.File, request.MaxCSR); err != nil {
 		return nil, fault.Refused.Errorf("%s: %w", result.File, err).Fix("name a readable CSR file")
 	}
-	p, err := agent.Prepare(job.chain, data)
+	prepared, err := job.vendor.Prepare(ctx, agent.Caller{}, order)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", result.File, err)
+		if fault.KindOf(err) == fault.Refused {
+			err = fmt.Errorf("%s: %w", result.File, err)
+		}
+		return nil, err
 	}
-	result.describe(p.CSR, job.json)
-	return p, nil
+	result.Warnings = prepared.CSR.Findings
+	if job.json { // a batch may be large
+		parsed := prepared.CSR.Parsed
+		result.Subject = api.Name(parsed.Subject)
+		result.CSRSHA256, result.KeySHA256 = api.SHA256(prepared.CSR.DER), api.SHA256(parsed.RawSubjectPublicKeyInfo)
+	}
+	return prepared, nil
 }
 
-func (job *signJob) issue(ctx context.Context, p *agent.Prepared) ([]byte, error) {
-	a, err := job.agent()
+// report reports one CSR: its JSON object, or its warnings. An error is left to the caller.
+func (job *signJob) report(r *api.SignResult, err error) {
 	if err != nil {
-		return nil, err
+		r.Status, r.Output = api.StatusFailed, ""
+		if fault.KindOf(err) == fault.Refused {
+			r.Status = api.StatusRefused
+		}
+		r.Error = api.NewError(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, job.timeout)
-	defer cancel()
-	req, err := a.Issue(ctx, p)
-	if err != nil {
-		return nil, err
+	if job.json {
+		job.p.con.JSON(r)
+		return
 	}
-	return job.encoder.Encode(req.CSR, req.Signature), nil
+	job.p.con.Warnings(r.File, r.Warnings)
+}
+
+func orDefault(value, def string) string {
+	if value == "" {
+		return def
+	}
+	return value
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/testpki"
@@ -17,9 +18,9 @@ import (
 func (p *program) testpkiCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "testpki",
-		Usage: "stand in for Apple in tests: issue a vendor certificate under an Apple-shaped test root",
+		Usage: "replace Apple in tests: issue a vendor certificate under an Apple-shaped test root",
 		Description: "Writes root.pem, wwdr.pem, integration.pem, vendor.pem (the whole chain, for --cert) and the test authority's keys into the folder.\n" +
-			"A folder that holds a test authority already issues again from the same root. Apple never takes these.\n\n" +
+			"If the folder already contains a test authority, the same root issues again. Apple never accepts these certificates.\n\n" +
 			"  hsmsign testpki --csr vendor.csr --out-dir pki/\n" +
 			"  hsmsign sign --key file:vendor.key --cert pki/vendor.pem --trust-root pki/root.pem -o acme.req acme.csr",
 		Flags: []cli.Flag{
@@ -40,7 +41,7 @@ func (p *program) testpki(ctx *cli.Context) error {
 	csrFile, _ := s.str("csr")
 	dir, _ := s.str("out-dir")
 	if csrFile == "" || dir == "" {
-		return usage("hsmsign testpki --csr vendor.csr --out-dir pki/", "--csr and --out-dir are both needed")
+		return fault.Usage.Errorf("--csr and --out-dir are both needed").Fix("hsmsign testpki --csr vendor.csr --out-dir pki/")
 	}
 	force, err := s.boolean("force")
 	if err != nil {
@@ -71,18 +72,14 @@ func (p *program) testpki(ctx *cli.Context) error {
 		return err
 	}
 	if asJSON {
-		p.ui.json(struct {
-			Output string     `json:"output"`
-			Root   string     `json:"root"`
-			Chain  []certInfo `json:"chain"`
-		}{vendorFile, filepath.Join(dir, "root.pem"), describeChain(certs, time.Now())})
+		p.con.JSON(api.TestPKIResult{Output: vendorFile, Root: filepath.Join(dir, "root.pem"), Chain: api.NewCertificates(certs, time.Now())})
 		return nil
 	}
-	p.ui.info("wrote %s, a TEST chain for %q; trust it with --trust-root %s", vendorFile, vendor.Subject.CommonName, filepath.Join(dir, "root.pem"))
+	p.con.Infof("wrote %s, a TEST chain for %q; trust it with --trust-root %s", vendorFile, vendor.Subject.CommonName, filepath.Join(dir, "root.pem"))
 	return nil
 }
 
-// loadAuthority gives the folder's test authority, made now if there is none.
+// loadAuthority returns the folder's test authority, and makes one if there is none.
 func loadAuthority(dir string) (*testpki.Authority, error) {
 	authority, err := testpki.Load(dir)
 	made := errors.Is(err, fs.ErrNotExist)
@@ -91,9 +88,9 @@ func loadAuthority(dir string) (*testpki.Authority, error) {
 			err = authority.Save(dir)
 		}
 	}
-	// What lies in the folder is for its owner to put right; a full disk is not of his making.
+	// A wrong folder is the user's mistake, a full disk is not.
 	if err != nil && (!made || errors.Is(err, fs.ErrExist)) {
-		err = usage("name another --out-dir", "%w", err)
+		err = fault.Usage.Errorf("%w", err).Fix("name another --out-dir")
 	}
 	return authority, err
 }

@@ -15,14 +15,14 @@ import (
 
 func (p *program) issuePushCommand() *cli.Command {
 	return &cli.Command{
-		Name: "issue-push", Usage: "stand in for Apple's portal: take a Push Certificate Request, give a push certificate",
-		Description: "The request is verified as verify does it, with the folder's test root; exit code 7 and the portal's words when it is\n" +
-			"defective. Apple's push service never takes such a certificate.\n\n" +
+		Name: "issue-push", Usage: "replace Apple's portal in tests: issue a push certificate for a Push Certificate Request",
+		Description: "The request is verified as by verify, with the folder's test root; exit code 7 and the portal's error if it has a\n" +
+			"defect. Apple's push service never accepts such a certificate.\n\n" +
 			"  hsmsign testpki issue-push --request acme.req --out-dir pki/ -o MDM_Acme_Certificate.pem",
 		Flags: []cli.Flag{
 			stringFlag("request", "the Push Certificate Request `FILE`"),
 			stringFlag("out-dir", "`FOLDER` of the test authority, as testpki made it"),
-			stringFlag("renew", "`FILE` of the push certificate that is renewed: its topic is kept"),
+			stringFlag("renew", "`FILE` of the push certificate to renew: its topic is kept"),
 			outputFlag(),
 		},
 		Action: p.issuePush,
@@ -37,7 +37,7 @@ func (p *program) issuePush(ctx *cli.Context) error {
 	requestFile, _ := s.str("request")
 	dir, _ := s.str("out-dir")
 	if requestFile == "" || dir == "" {
-		return usage("hsmsign testpki issue-push --request acme.req --out-dir pki/ -o push.pem", "--request and --out-dir are both needed")
+		return fault.Usage.Errorf("--request and --out-dir are both needed").Fix("hsmsign testpki issue-push --request acme.req --out-dir pki/ -o push.pem")
 	}
 	output, _ := s.str("output")
 	if err := checkNew(output); err != nil {
@@ -45,16 +45,16 @@ func (p *program) issuePush(ctx *cli.Context) error {
 	}
 	authority, err := testpki.Load(dir)
 	if err != nil {
-		return usage("name the folder of a test authority; hsmsign testpki --csr vendor.csr --out-dir FOLDER makes one", "%w", err)
+		return fault.Usage.Errorf("%w", err).Fix("name the folder of a test authority; hsmsign testpki --csr vendor.csr --out-dir FOLDER makes one")
 	}
-	data, err := p.readInput(ctx.Context, requestFile, request.MaxRequest)
+	data, err := p.in.Read(ctx.Context, requestFile, request.MaxRequest)
 	if err != nil {
 		return fault.Refused.Errorf("%s: %w", requestFile, err).Fix("name a readable request file")
 	}
 	opts := request.VerifyOptions{TrustRoots: []*x509.Certificate{authority.Root}, Now: time.Now()}
 	report := request.Verify(data, opts)
 	if !report.OK() {
-		p.showReport(requestFile, report, opts.Now, false)
+		p.printReport(requestFile, report, opts.Now, false)
 		return errDefects
 	}
 	var issue testpki.PushOptions
@@ -71,12 +71,12 @@ func (p *program) issuePush(ctx *cli.Context) error {
 		return err
 	}
 	if output != "" && output != "-" {
-		p.ui.info("wrote %s, a TEST push certificate for the topic %s", output, pushcert.Topic(cert))
+		p.con.Infof("wrote %s, a TEST push certificate for the topic %s", output, pushcert.Topic(cert))
 	}
 	return nil
 }
 
-// renewedTopic is that of the old push certificate, which the authority must have issued itself.
+// renewedTopic returns the topic of the old push certificate, which the authority must have issued.
 func (p *program) renewedTopic(ctx *cli.Context, authority *testpki.Authority, name string) (string, error) {
 	old, err := p.readPush(ctx.Context, name)
 	if err != nil {

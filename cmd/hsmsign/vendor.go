@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -12,26 +11,26 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/lifecycle/ceremony"
 	"hsmsign/lifecycle/certreq"
 	"hsmsign/lifecycle/vendorcert"
-	"hsmsign/signer"
 )
 
 func (p *program) vendorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "vendor",
-		Usage: "the vendor's own certificate: its CSR, its import, its state, and the key ceremony",
+		Usage: "the vendor's certificate: its CSR, its import, its status, and the key ceremony",
 		Subcommands: []*cli.Command{
 			{
-				Name: "csr", Usage: "make the CSR that Apple's developer portal makes the vendor certificate of",
-				Description: "The key must be RSA-2048. Apple takes the CSR for its key only, and writes a subject of its own.\n\n" +
+				Name: "csr", Usage: "make the CSR for Apple's developer portal, which issues the vendor certificate",
+				Description: "The key must be RSA-2048. Apple uses only the key of the CSR, and writes another subject.\n\n" +
 					"  hsmsign vendor csr --key file:vendor.key --organization 'Example Corp' --common-name 'Example MDM' \\\n" +
 					"      --email mdm@example.com --country US -o vendor.csr",
 				Flags:  append([]cli.Flag{keyFlag(), outputFlag(), forceFlag(), vendorFlag(), configFlag()}, subjectFlags()...),
 				Action: p.vendorCSR,
 			},
 			{
-				Name: "import", Usage: "prove that Apple's certificate is the key's, and make the bundle for --cert", ArgsUsage: "FILE",
+				Name: "import", Usage: "check that the certificate matches the key, and make the bundle for --cert", ArgsUsage: "FILE",
 				Description: "The key signs a random message, and the certificate must verify it. --fetch gets those of Apple's certificates\n" +
 					"that are missing, each held to its pinned SHA-256.\n\n" +
 					"  hsmsign vendor import --key file:vendor.key --fetch -o vendor.pem mdm.cer\n" +
@@ -48,8 +47,8 @@ func subjectFlags() []cli.Flag {
 	return []cli.Flag{
 		stringFlag("common-name", "`NAME` of the vendor, at most 64 characters"),
 		stringFlag("email", "email `ADDRESS` of the vendor"),
-		stringFlag("country", "`CODE` of the country, two letters"),
-		stringFlag("organization", "`NAME` of the organization, at most 64 characters; may be left out"),
+		stringFlag("country", "two-letter ISO 3166 `CODE` of the country"),
+		stringFlag("organization", "`NAME` of the organization, at most 64 characters; optional"),
 	}
 }
 
@@ -58,12 +57,12 @@ func importFlags() []cli.Flag {
 		listFlag("chain", "`FILE` with intermediate or root certificates; may be repeated"),
 		trustRootFlag(),
 		boolFlag("fetch", "download those of Apple's certificates that are missing"),
-		stringFlag("base-url", "https `URL` of a mirror that holds Apple's files under their names"),
-		boolFlag("store", "store the certificate in the token, beside the key"),
+		stringFlag("base-url", "https `URL` of a mirror that has Apple's files under their names"),
+		boolFlag("store", "store the certificate in the token, with the key"),
 	}
 }
 
-// csrSubject is what the flags say of a CSR's subject, not checked. The country's two letters may be small ones.
+// csrSubject returns the subject that the flags give, not checked. The country code may be in any case.
 func (s *settings) csrSubject() certreq.Subject {
 	var subject certreq.Subject
 	for name, value := range map[string]*string{
@@ -71,21 +70,10 @@ func (s *settings) csrSubject() certreq.Subject {
 	} {
 		*value, _ = s.str(name)
 	}
-	if len(subject.Country) == 2 { // any other length is refused, and shown as it was given
+	if len(subject.Country) == 2 { // any other length is refused, and shown as given
 		subject.Country = strings.ToUpper(subject.Country)
 	}
 	return subject
-}
-
-// subject is what the flags say of the vendor, checked.
-func (s *settings) subject() (certreq.Subject, error) {
-	subject := s.csrSubject()
-	for _, f := range []struct{ name, value string }{{"common-name", subject.CommonName}, {"email", subject.Email}, {"country", subject.Country}} {
-		if f.value == "" {
-			return subject, usage("give it with --"+f.name, "no %s given", f.name)
-		}
-	}
-	return subject, subject.Check()
 }
 
 func (p *program) vendorCSR(cliCtx *cli.Context) error {
@@ -115,11 +103,11 @@ func (p *program) vendorCSR(cliCtx *cli.Context) error {
 	if err := p.emit(output, certreq.EncodePEM(der), requestMode, force); err != nil {
 		return err
 	}
-	p.ui.info("upload the CSR to https://developer.apple.com/account as \"MDM CSR\"; its key has SHA-256 %s", chain.SPKISHA256(key.Public()))
+	p.con.Infof("upload the CSR to https://developer.apple.com/account as \"MDM CSR\"; its key has SHA-256 %s", chain.SPKISHA256(key.Public()))
 	return nil
 }
 
-// output is -o and --force, checked.
+// output returns -o and --force, checked.
 func (s *settings) output(inputs ...string) (path string, force bool, err error) {
 	path, _ = s.str("output")
 	if force, err = s.boolean("force"); err == nil && path != "" && path != "-" {
@@ -134,7 +122,7 @@ func (p *program) vendorImport(cliCtx *cli.Context) error {
 		return err
 	}
 	if len(args) != 1 {
-		return usage("name one file, the certificate that Apple's developer portal gave", "%d files given", len(args))
+		return fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, the certificate from Apple's developer portal")
 	}
 	output, force, err := job.output(args[0])
 	if err != nil {
@@ -149,79 +137,59 @@ func (p *program) vendorImport(cliCtx *cli.Context) error {
 		return err
 	}
 	defer func() { _ = key.Close() }()
-	c, err := in.prove(cliCtx.Context, key)
+	ctx, cancel := context.WithTimeout(cliCtx.Context, 2*signTimeout) // downloads have time limits of their own
+	defer cancel()
+	c, err := vendorcert.Import(ctx, key, in.File, in.Options)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", in.Name, err)
 	}
-	if err := in.store(cliCtx.Context, c.Leaf()); err != nil {
-		return err
+	if in.Store {
+		if err := job.ImportCertificate(ctx, c.Leaf()); err != nil {
+			return err
+		}
 	}
 	if err := p.emit(output, []byte(c.PEM()), requestMode, force); err != nil {
 		return err
 	}
-	p.ui.warnings(args[0], c.Findings)
-	p.ui.info("the certificate is the key's: %q, valid until %s; its bundle is for --cert", c.Leaf().Subject.CommonName, c.Leaf().NotAfter.UTC().Format(time.DateOnly))
+	p.con.Warnings(args[0], c.Findings)
+	p.con.Infof("the certificate matches the key: %q, valid until %s; use the bundle with --cert", c.Leaf().Subject.CommonName, c.Leaf().NotAfter.UTC().Format(time.DateOnly))
 	return nil
 }
 
-// importing is the import of one certificate: all that is read before the key is opened.
-type importing struct {
-	job     *keyJob
-	name    string
-	file    []byte
-	options vendorcert.ImportOptions
-	beside  bool // --store
-}
-
-func (p *program) readImport(ctx context.Context, job *keyJob, name string) (*importing, error) {
-	in := &importing{job: job, name: name}
+// readImport reads everything about an imported certificate that can be read before the key is opened.
+func (p *program) readImport(ctx context.Context, job *keyJob, name string) (ceremony.Import, error) {
+	in := ceremony.Import{Name: name}
 	fetch, err := job.boolean("fetch")
 	if err != nil {
-		return nil, err
+		return in, err
 	}
 	if fetch {
-		in.options.Fetch = &chain.FetchOptions{}
-		in.options.Fetch.BaseURL, _ = job.str("base-url")
+		in.Options.Fetch = &chain.FetchOptions{}
+		in.Options.Fetch.BaseURL, _ = job.str("base-url")
 	}
-	if in.beside, err = job.boolean("store"); err != nil {
-		return nil, err
+	if in.Store, err = job.boolean("store"); err != nil {
+		return in, err
 	}
-	if in.beside && job.backend.Certificates == nil {
-		return nil, usage("leave out --store; the bundle is the certificate's place", "%s: keys hold no certificates", job.ref.Scheme)
+	if in.Store {
+		if err := job.StoresCertificates(); err != nil {
+			return in, err
+		}
 	}
 	files, _ := job.list("chain")
-	if in.options.Extra, err = p.readCerts(ctx, files...); err != nil {
-		return nil, err
+	if in.Options.Extra, err = job.store.LoadCertificates(ctx, files...); err != nil {
+		return in, err
 	}
-	if in.options.TrustRoots, err = p.trustRoots(ctx, job.settings); err != nil {
-		return nil, err
+	if in.Options.TrustRoots, err = job.trustRoots(ctx); err != nil {
+		return in, err
 	}
-	if in.file, err = p.readInput(ctx, name, chain.MaxFile); err != nil {
-		return nil, fault.Vendor.Errorf("certificate file %q: %w", name, err).Fix("check the path")
+	if in.File, err = p.in.Read(ctx, name, chain.MaxFile); err != nil {
+		return in, fault.Vendor.Errorf("certificate file %q: %w", name, err).Fix("check the path")
 	}
 	return in, nil
 }
 
-// prove checks the certificate against the key and builds its chain.
-func (in *importing) prove(ctx context.Context, key signer.Signer) (*chain.Chain, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*signTimeout) // the fetching has bounds of its own
-	defer cancel()
-	c, err := vendorcert.Import(ctx, key, in.file, in.options)
-	switch {
-	case errors.Is(err, chain.ErrFetch), errors.Is(err, chain.ErrPin):
-		return nil, fetchError(err)
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", in.name, err)
-	}
-	return c, nil
-}
-
-// store puts the certificate beside the key where --store says so.
-func (in *importing) store(ctx context.Context, cert *x509.Certificate) error {
-	if !in.beside {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	return in.job.backend.Certificates.Import(ctx, in.job.ref, cert)
+// trustRoots loads the certificates of --trust-root.
+func (s *settings) trustRoots(ctx context.Context) ([]*x509.Certificate, error) {
+	files, _ := s.list("trust-root")
+	return s.store.LoadCertificates(ctx, files...)
 }

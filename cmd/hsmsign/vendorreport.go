@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"hsmsign/agent"
+	"hsmsign/api"
+	"hsmsign/internal/console"
 )
 
 // The exit codes of Nagios' plugins (Monitoring Plugins Development Guidelines, "Plugin Return Codes").
@@ -15,24 +19,24 @@ const (
 	nagiosUnknown  = 3
 )
 
-// nagiosLine is one line for all identities: the word of the worst, how each stands, and the days left of each as
-// performance data ('label'=value;warn;crit).
-func nagiosLine(states []*vendorState, warn int) (line string, code int) {
+// nagiosLine returns one line for all identities: the word of the worst state, the state of each, and the days left of
+// each as performance data ('label'=value;warn;crit).
+func nagiosLine(states []*agent.Status, warn int) (line string, code int) {
 	var texts, data []string
 	for _, v := range states {
-		text := v.name() + " signs"
+		text := vendorName(v) + " signs"
 		switch v.State {
-		case stateWarning:
+		case api.StateWarning:
 			code = max(code, nagiosWarning)
-			text = v.name() + ": " + v.Next
-		case stateCritical:
+			text = vendorName(v) + ": " + v.Next
+		case api.StateCritical:
 			code = nagiosCritical
-			text = v.name() + ": " + describeError(v.err)
+			text = vendorName(v) + ": " + console.ErrorLine(v.Err)
 		}
-		if len(v.certs) > 0 {
+		if len(v.Certs) > 0 {
 			text += fmt.Sprintf(" (%d days left)", v.DaysLeft)
-			// A value below the range alerts: "30:" is thirty and more.
-			data = append(data, fmt.Sprintf("'%s'=%d;%d:;0:", v.name(), v.DaysLeft, warn))
+			// A value outside the range alerts: "30:" is thirty and more.
+			data = append(data, fmt.Sprintf("'%s'=%d;%d:;0:", vendorName(v), v.DaysLeft, warn))
 		}
 		texts = append(texts, text)
 	}
@@ -44,14 +48,14 @@ func nagiosLine(states []*vendorState, warn int) (line string, code int) {
 	return line, code
 }
 
-// nagiosText is a text without the character that begins the performance data.
+// nagiosText replaces the character that begins the performance data.
 func nagiosText(s string) string { return strings.ReplaceAll(s, "|", "/") }
 
-// prometheusText is the text-based exposition format, version 0.0.4, for the textfile collector, which wants no
-// timestamps.
-func prometheusText(states []*vendorState, now time.Time) []byte {
+// prometheusText returns metrics in the text-based exposition format, version 0.0.4. The textfile collector requires that
+// they have no timestamps.
+func prometheusText(states []*agent.Status, now time.Time) []byte {
 	var b bytes.Buffer
-	gauge := func(name, help string, each func(v *vendorState, sample func(value int64, labels ...string))) {
+	gauge := func(name, help string, each func(v *agent.Status, sample func(value int64, labels ...string))) {
 		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
 		for _, v := range states {
 			each(v, func(value int64, labels ...string) {
@@ -64,8 +68,8 @@ func prometheusText(states []*vendorState, now time.Time) []byte {
 			})
 		}
 	}
-	flag := func(name, help string, is func(v *vendorState) bool) {
-		gauge(name, help, func(v *vendorState, sample func(int64, ...string)) {
+	flag := func(name, help string, is func(v *agent.Status) bool) {
+		gauge(name, help, func(v *agent.Status, sample func(int64, ...string)) {
 			if is(v) {
 				sample(1)
 			} else {
@@ -73,23 +77,23 @@ func prometheusText(states []*vendorState, now time.Time) []byte {
 			}
 		})
 	}
-	flag("hsmsign_vendor_active", "Whether the vendor identity is the active one.", func(v *vendorState) bool { return v.Active })
-	flag("hsmsign_vendor_key_signs", "Whether the key was opened and made a signature.", func(v *vendorState) bool { return v.Signs })
-	flag("hsmsign_vendor_usable", "Whether key, certificate and chain are fit to sign requests.", func(v *vendorState) bool { return v.err == nil })
+	flag("hsmsign_vendor_active", "Whether the vendor identity is the active one.", func(v *agent.Status) bool { return v.Active })
+	flag("hsmsign_vendor_key_signs", "Whether the key was opened and made a signature.", func(v *agent.Status) bool { return v.Signs })
+	flag("hsmsign_vendor_usable", "Whether key, certificate and chain can sign requests that Apple accepts.", func(v *agent.Status) bool { return v.Err == nil })
 	gauge("hsmsign_vendor_certificate_not_after_seconds", "When the certificate expires, in seconds since 1970.",
-		func(v *vendorState, sample func(int64, ...string)) {
-			seen := map[string]bool{} // a series must not stand twice
-			for i, c := range v.certs {
+		func(v *agent.Status, sample func(int64, ...string)) {
+			seen := map[string]bool{} // a series must be unique
+			for i, c := range v.Certs {
 				if sum := v.Certificates[i].SHA256; !seen[sum] {
 					seen[sum] = true
 					sample(c.NotAfter.Unix(), "certificate", strings.ToValidUTF8(c.Subject.CommonName, "?"), "sha256", sum)
 				}
 			}
 		})
-	gauge("hsmsign_vendor_checked_seconds", "When this was looked at, in seconds since 1970.",
-		func(_ *vendorState, sample func(int64, ...string)) { sample(now.Unix()) })
+	gauge("hsmsign_vendor_checked_seconds", "When this was checked, in seconds since 1970.",
+		func(_ *agent.Status, sample func(int64, ...string)) { sample(now.Unix()) })
 	return b.Bytes()
 }
 
-// labelEscaper escapes a label's value. Names in certificates are a stranger's.
+// labelEscaper escapes the value of a label. Names in certificates are chosen by strangers.
 var labelEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)

@@ -8,33 +8,36 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"hsmsign/agent"
+	"hsmsign/api"
 )
 
 // states are one identity of each state, with a name that could break what is printed.
-func testStates() []*vendorState {
+func testStates() []*agent.Status {
 	now := time.Unix(1_800_000_000, 0)
 	cert := func(name string, days int) []*x509.Certificate {
 		return []*x509.Certificate{{Subject: pkix.Name{CommonName: name}, NotAfter: now.AddDate(0, 0, days)}}
 	}
 	twice := cert("a \"b\" \\ c\nd", 100)
-	return []*vendorState{
-		{Vendor: "new", Active: true, State: stateOK, Signs: true, DaysLeft: 100, certs: append(twice, twice...), Certificates: []certInfo{{SHA256: "aa"}, {SHA256: "aa"}}},
-		{Vendor: "old", State: stateWarning, Signs: true, DaysLeft: 9, Next: "renew | soon", certs: cert("old", 9), Certificates: []certInfo{{SHA256: "bb"}}},
-		{Vendor: "bad", Active: true, State: stateCritical, err: errors.New("key not found"), Certificates: []certInfo{}},
+	return []*agent.Status{
+		{VendorStatus: api.VendorStatus{Vendor: "new", Active: true, State: api.StateOK, Signs: true, DaysLeft: 100, Certificates: []api.Certificate{{SHA256: "aa"}, {SHA256: "aa"}}}, Certs: append(twice, twice...)},
+		{VendorStatus: api.VendorStatus{Vendor: "old", State: api.StateWarning, Signs: true, DaysLeft: 9, Next: "renew | soon", Certificates: []api.Certificate{{SHA256: "bb"}}}, Certs: cert("old", 9)},
+		{VendorStatus: api.VendorStatus{Vendor: "bad", Active: true, State: api.StateCritical, Certificates: []api.Certificate{}}, Err: errors.New("key not found")},
 	}
 }
 
 func TestNagiosLine(t *testing.T) {
 	all := testStates()
 	for _, tt := range []struct {
-		states []*vendorState
+		states []*agent.Status
 		code   int
 		line   string
 	}{
 		{all[:1], nagiosOK, "OK: new signs (100 days left) | 'new'=100;30:;0:"},
 		{all[:2], nagiosWarning, "WARNING: new signs (100 days left); old: renew / soon (9 days left) | 'new'=100;30:;0: 'old'=9;30:;0:"},
 		{all, nagiosCritical, "CRITICAL: new signs (100 days left); old: renew / soon (9 days left); bad: key not found | 'new'=100;30:;0: 'old'=9;30:;0:"},
-		{[]*vendorState{all[2], all[1]}, nagiosCritical, "CRITICAL: bad: key not found; old: renew / soon (9 days left) | 'old'=9;30:;0:"},
+		{[]*agent.Status{all[2], all[1]}, nagiosCritical, "CRITICAL: bad: key not found; old: renew / soon (9 days left) | 'old'=9;30:;0:"},
 		{all[2:], nagiosCritical, "CRITICAL: bad: key not found"},
 	} {
 		if line, code := nagiosLine(tt.states, 30); line != tt.line || code != tt.code {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -15,27 +14,17 @@ import (
 func (p *program) verifyCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "verify",
-		Usage:     "say whether Apple's portal would take a Push Certificate Request, and why not; any tool's will do",
+		Usage:     "tell whether Apple would accept a Push Certificate Request, made by any tool, and if not, why",
 		ArgsUsage: "REQUEST...",
-		Description: "Every defect is named with what to do about it and the portal's own words for it. Exit code 7 when there is one.\n\n" +
+		Description: "Each defect is listed with what to do and the error that Apple's portal would show. Exit code 7 if there is one.\n\n" +
 			"  hsmsign verify acme.req\n" +
-			"  hsmsign verify --csr acme.csr acme.req      # and that it holds this CSR",
+			"  hsmsign verify --csr acme.csr acme.req      # and whether it contains this CSR",
 		Flags: []cli.Flag{
-			stringFlag("csr", "the CSR `FILE` that the request must hold"),
+			stringFlag("csr", "the CSR `FILE` that the request must contain"),
 			trustRootFlag(), configFlag(), jsonFlag(),
 		},
 		Action: p.verify,
 	}
-}
-
-// verifyResult is what --json prints for one request.
-type verifyResult struct {
-	File     string          `json:"file"`
-	OK       bool            `json:"ok"`
-	Digest   string          `json:"digest,omitempty"` // of the signature; absent when it does not verify
-	CSR      *csrInfo        `json:"csr,omitempty"`
-	Chain    []certInfo      `json:"chain,omitempty"`
-	Findings []fault.Finding `json:"findings"`
 }
 
 func (p *program) verify(ctx *cli.Context) error {
@@ -44,15 +33,15 @@ func (p *program) verify(ctx *cli.Context) error {
 		return err
 	}
 	if len(args) == 0 {
-		return usage("name the Push Certificate Request, or - for standard input", "no request given")
+		return fault.Usage.Errorf("no request given").Fix("name the Push Certificate Request, or - for standard input")
 	}
 	opts := request.VerifyOptions{Now: time.Now()}
-	if opts.TrustRoots, err = p.trustRoots(ctx.Context, s); err != nil {
+	if opts.TrustRoots, err = s.trustRoots(ctx.Context); err != nil {
 		return err
 	}
 	if file, _ := s.str("csr"); file != "" {
 		if len(args) > 1 {
-			return usage("verify them one by one", "--csr goes with one request, not %d", len(args))
+			return fault.Usage.Errorf("--csr goes with one request, not %d", len(args)).Fix("verify them one by one")
 		}
 		if opts.CSR, err = p.readCSR(ctx.Context, file); err != nil {
 			return err
@@ -60,12 +49,12 @@ func (p *program) verify(ctx *cli.Context) error {
 	}
 	var failed error
 	for _, file := range args {
-		data, err := p.readInput(ctx.Context, file, request.MaxRequest)
+		data, err := p.in.Read(ctx.Context, file, request.MaxRequest)
 		if err != nil {
 			return fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
 		}
 		report := request.Verify(data, opts)
-		p.showReport(file, report, opts.Now, asJSON)
+		p.printReport(file, report, opts.Now, asJSON)
 		if !report.OK() {
 			failed = errDefects
 		}
@@ -73,9 +62,9 @@ func (p *program) verify(ctx *cli.Context) error {
 	return failed
 }
 
-// readCSR reads a CSR that only has to be readable: whether it is sound is a finding of the request.
+// readCSR reads a CSR that only has to be readable: defects of it are findings of the request.
 func (p *program) readCSR(ctx context.Context, file string) (*request.CSR, error) {
-	data, err := p.readInput(ctx, file, request.MaxCSR)
+	data, err := p.in.Read(ctx, file, request.MaxCSR)
 	if err != nil {
 		return nil, fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable CSR file")
 	}
@@ -84,53 +73,4 @@ func (p *program) readCSR(ctx context.Context, file string) (*request.CSR, error
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return csr, nil
-}
-
-func (p *program) showReport(file string, r *request.Report, now time.Time, asJSON bool) {
-	if asJSON {
-		result := verifyResult{File: file, OK: r.OK(), Digest: digestName(r), Chain: describeChain(r.Chain, now), Findings: r.Findings}
-		if result.Findings == nil {
-			result.Findings = []fault.Finding{}
-		}
-		if r.CSR != nil {
-			info := describeCSR(r.CSR)
-			result.CSR = &info
-		}
-		p.ui.json(result)
-		return
-	}
-	verdict := "good"
-	if !r.OK() {
-		verdict = "DEFECTIVE"
-	}
-	p.ui.print("%s: %s", file, verdict)
-	if r.CSR != nil {
-		p.ui.field("customer", describeName(r.CSR.Subject))
-	}
-	if vendor := r.Vendor(); vendor != nil {
-		p.ui.field("vendor", describeName(vendor.Subject))
-	}
-	p.ui.field("signature", digestName(r))
-	p.ui.printFindings(r.Findings)
-}
-
-// printFindings shows each finding with what to do about it and what the portal would say.
-func (u *ui) printFindings(findings []fault.Finding) {
-	for _, f := range findings {
-		u.print("  %s: %s [%s]", f.Severity, f.Message, f.ID)
-		if f.Fix != "" {
-			u.print("      to do:  %s", f.Fix)
-		}
-		if f.Portal != "" {
-			u.print("      portal: %s", f.Portal)
-		}
-	}
-}
-
-func describeChain(certs []*x509.Certificate, now time.Time) []certInfo {
-	var infos []certInfo
-	for _, cert := range certs {
-		infos = append(infos, describeCert(cert, now))
-	}
-	return infos
 }

@@ -5,26 +5,19 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"hsmsign/api"
+	"hsmsign/keystore"
 
-	"hsmsign/signer/pkcs11"
+	"github.com/urfave/cli/v2"
 )
 
 func (p *program) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "version",
-		Usage:  "print the version, how it was built, and which key stores it knows",
+		Usage:  "print the version, how it was built, and its key stores",
 		Flags:  []cli.Flag{jsonFlag()},
 		Action: p.version,
 	}
-}
-
-type versionInfo struct {
-	Version  string   `json:"version"`
-	Revision string   `json:"revision,omitempty"`
-	Go       string   `json:"go"`
-	Platform string   `json:"platform"`
-	Backends []string `json:"backends"`
 }
 
 func (p *program) version(ctx *cli.Context) error {
@@ -34,27 +27,21 @@ func (p *program) version(ctx *cli.Context) error {
 	}
 	info := readVersion()
 	if asJSON {
-		p.ui.json(info)
+		p.con.JSON(info)
 		return nil
 	}
 	revision := ""
 	if info.Revision != "" {
 		revision = " (" + info.Revision + ")"
 	}
-	p.ui.print("hsmsign %s%s %s %s; key stores: %s", info.Version, revision, info.Go, info.Platform, strings.Join(info.Backends, ", "))
+	p.con.Printf("hsmsign %s%s %s %s; key stores: %s", info.Version, revision, info.Go, info.Platform, strings.Join(info.Backends, ", "))
 	return nil
 }
 
-func readVersion() versionInfo {
-	info := versionInfo{
+func readVersion() api.Version {
+	info := api.Version{
 		Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Backends: []string{"file"},
-	}
-	if pkcs11.Available {
-		info.Backends = append(info.Backends, "pkcs11")
-	}
-	if withCloud {
-		info.Backends = append(info.Backends, cloudSchemes...)
+		Backends: keystore.Schemes(),
 	}
 	build, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -68,5 +55,3 @@ func readVersion() versionInfo {
 	}
 	return info
 }
-
-func versionString() string { return readVersion().Version }

@@ -1,6 +1,6 @@
 //go:build !nocloud
 
-package main
+package keystore
 
 import (
 	"hsmsign/signer"
@@ -8,8 +8,8 @@ import (
 	"hsmsign/signer/gcpkms"
 )
 
-// withCloud is whether this build can sign with a cloud's KMS. A host that signs with an HSM needs none of the SDKs,
-// which are half of the program and of its start: the tag nocloud leaves them out.
+// withCloud is whether this build has the cloud backends. Their SDKs are half of the program and of its start; a host
+// that signs with an HSM needs none of them.
 const withCloud = true
 
 func cloudBackends(warn func(string)) map[string]signer.Backend {

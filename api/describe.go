@@ -1,0 +1,192 @@
+package api
+
+import (
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"hsmsign/chain"
+	"hsmsign/lifecycle/pushcert"
+	"hsmsign/request"
+	"hsmsign/signer"
+)
+
+// Certificate describes a certificate.
+type Certificate struct {
+	Kind      string `json:"kind"` // vendor, push, apple, ca, other
+	Name      string `json:"name"` // what it is, in words
+	Subject   string `json:"subject"`
+	Issuer    string `json:"issuer"`
+	Serial    string `json:"serial"`
+	NotBefore string `json:"not_before"`
+	NotAfter  string `json:"not_after"`
+	DaysLeft  int    `json:"days_left"` // negative after expiry
+	Topic     string `json:"topic,omitempty"`
+	Key       string `json:"key"`
+	Signature string `json:"signature"`
+	KeyID     string `json:"subject_key_id,omitempty"`
+	IssuerID  string `json:"authority_key_id,omitempty"`
+	KeySHA256 string `json:"key_sha256"` // of the SubjectPublicKeyInfo
+	SHA256    string `json:"sha256"`     // of the DER
+}
+
+// vendorExtension marks an MDM vendor certificate. Apple does not document it; not every vendor certificate has it.
+var vendorExtension = asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
+
+// NewCertificate describes a certificate at the given time.
+func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
+	c := Certificate{
+		Subject: Name(cert.Subject), Issuer: Name(cert.Issuer), Serial: cert.SerialNumber.Text(16),
+		NotBefore: cert.NotBefore.UTC().Format(time.RFC3339), NotAfter: cert.NotAfter.UTC().Format(time.RFC3339),
+		DaysLeft: int(math.Floor(cert.NotAfter.Sub(now).Hours() / 24)),
+		Key:      keyName(cert.PublicKey, cert.PublicKeyAlgorithm), Signature: cert.SignatureAlgorithm.String(),
+		KeyID: hex.EncodeToString(cert.SubjectKeyId), IssuerID: hex.EncodeToString(cert.AuthorityKeyId),
+		KeySHA256: SHA256(cert.RawSubjectPublicKeyInfo), SHA256: SHA256(cert.Raw),
+	}
+	c.Kind, c.Name = "other", "certificate"
+	topic := pushcert.Topic(cert)
+	pin, pinned := chain.Lookup(cert)
+	switch {
+	case pinned:
+		c.Kind, c.Name = "apple", "Apple's "+pin.Name+", as pinned"
+	case topic != "":
+		c.Kind, c.Name, c.Topic = "push", "push certificate", topic
+	case cert.IsCA:
+		c.Kind, c.Name = "ca", "CA certificate, not one of Apple's"
+	case isVendor(cert):
+		c.Kind, c.Name = "vendor", "MDM vendor certificate"
+	}
+	return c
+}
+
+// NewCertificates describes certificates in their order.
+func NewCertificates(certs []*x509.Certificate, now time.Time) []Certificate {
+	var all []Certificate
+	for _, cert := range certs {
+		all = append(all, NewCertificate(cert, now))
+	}
+	return all
+}
+
+// isVendor returns whether a certificate has Apple's extension, or else the name of a vendor certificate.
+func isVendor(cert *x509.Certificate) bool {
+	for _, e := range cert.Extensions {
+		if e.Id.Equal(vendorExtension) {
+			return true
+		}
+	}
+	return strings.HasPrefix(cert.Subject.CommonName, "MDM Vendor:")
+}
+
+// shortNames are those of RFC 4519 and PKCS #9 for the attributes that Apple and its customers use.
+var shortNames = map[string]string{
+	"2.5.4.3": "CN", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST", "2.5.4.10": "O", "2.5.4.11": "OU",
+	"0.9.2342.19200300.100.1.1": "UID", "1.2.840.113549.1.9.1": "emailAddress",
+}
+
+// Name returns a distinguished name in the order of its encoding, with UID and emailAddress as text, which the standard
+// library prints as hex. It is for people; compare names by their DER.
+func Name(name pkix.Name) string {
+	var parts []string
+	for _, attribute := range name.Names {
+		short, ok := shortNames[attribute.Type.String()]
+		if !ok {
+			short = attribute.Type.String()
+		}
+		parts = append(parts, fmt.Sprintf("%s=%v", short, attribute.Value))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func keyName(pub any, algorithm x509.PublicKeyAlgorithm) string {
+	if key, ok := pub.(*rsa.PublicKey); ok {
+		return fmt.Sprintf("RSA %d bits, exponent %d", key.N.BitLen(), key.E)
+	}
+	return algorithm.String()
+}
+
+// SHA256 returns the SHA-256 of data in hex.
+func SHA256(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// CSR describes a certificate signing request.
+type CSR struct {
+	Subject   string `json:"subject"`
+	Key       string `json:"key"`
+	Signature string `json:"signature"`
+	KeySHA256 string `json:"key_sha256"`
+	SHA256    string `json:"sha256"`
+}
+
+// NewCSR describes a certificate signing request.
+func NewCSR(csr *x509.CertificateRequest) *CSR {
+	return &CSR{
+		Subject: Name(csr.Subject), Key: keyName(csr.PublicKey, csr.PublicKeyAlgorithm),
+		Signature: csr.SignatureAlgorithm.String(), KeySHA256: SHA256(csr.RawSubjectPublicKeyInfo), SHA256: SHA256(csr.Raw),
+	}
+}
+
+// Key describes a private key.
+type Key struct {
+	Ref         string            `json:"ref"`
+	Store       string            `json:"store"`
+	Label       string            `json:"label,omitempty"`
+	ID          string            `json:"id,omitempty"`
+	Algorithm   string            `json:"algorithm,omitempty"`
+	Bits        int               `json:"bits,omitempty"`
+	KeySHA256   string            `json:"key_sha256,omitempty"` // of the SubjectPublicKeyInfo
+	Properties  []signer.Property `json:"properties"`
+	Certificate *Certificate      `json:"certificate,omitempty"` // stored with the key
+}
+
+// NewKey describes a private key at the given time.
+func NewKey(k signer.KeyInfo, now time.Time) Key {
+	key := Key{
+		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: k.Properties,
+	}
+	if k.Public != nil {
+		key.KeySHA256 = chain.SPKISHA256(k.Public)
+	}
+	if k.Cert != nil {
+		cert := NewCertificate(k.Cert, now)
+		key.Certificate = &cert
+	}
+	return key
+}
+
+// NewVerifyResult describes the verdict on a request at the given time.
+func NewVerifyResult(file string, r *request.Report, now time.Time) VerifyResult {
+	result := VerifyResult{
+		File: file, OK: r.OK(), Digest: DigestName(r.Digest), Chain: NewCertificates(r.Chain, now), Findings: notNil(r.Findings),
+	}
+	if r.CSR != nil {
+		result.CSR = NewCSR(r.CSR)
+	}
+	return result
+}
+
+// DigestName returns the name of a hash as --digest accepts it: "sha256"; "" for no hash.
+func DigestName(h crypto.Hash) string {
+	if h == 0 {
+		return ""
+	}
+	return strings.ToLower(strings.ReplaceAll(h.String(), "-", ""))
+}
+
+// notNil makes a list that JSON shows as [] if it is empty.
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"time"
+
+	"hsmsign/api"
+	"hsmsign/fault"
+	"hsmsign/request"
+	"hsmsign/signer"
+)
+
+// printCert shows a certificate, indented under its title.
+func (p *program) printCert(title string, c api.Certificate) {
+	p.con.Printf("%s: %s", title, c.Name)
+	p.con.Field("subject", c.Subject)
+	p.con.Field("issuer", c.Issuer)
+	p.con.Field("serial", c.Serial)
+	left := fmt.Sprintf("%d days left", c.DaysLeft)
+	if c.DaysLeft < 0 {
+		left = "expired"
+	}
+	p.con.Field("valid", fmt.Sprintf("%s to %s (%s)", c.NotBefore, c.NotAfter, left))
+	p.con.Field("topic", c.Topic)
+	p.con.Field("key", c.Key)
+	p.con.Field("key SHA-256", c.KeySHA256)
+	p.con.Field("SHA-256", c.SHA256)
+}
+
+func (p *program) printCSR(title string, c *api.CSR) {
+	p.con.Printf("%s: certificate signing request", title)
+	p.con.Field("subject", c.Subject)
+	p.con.Field("key", c.Key)
+	p.con.Field("signed with", c.Signature)
+	p.con.Field("key SHA-256", c.KeySHA256)
+	p.con.Field("SHA-256", c.SHA256)
+}
+
+// printFindings shows each finding with what to do about it and what the portal would say.
+func (p *program) printFindings(findings []fault.Finding) {
+	for _, f := range findings {
+		p.con.Printf("  %s: %s [%s]", f.Severity, f.Message, f.ID)
+		if f.Fix != "" {
+			p.con.Printf("      to do:  %s", f.Fix)
+		}
+		if f.Portal != "" {
+			p.con.Printf("      portal: %s", f.Portal)
+		}
+	}
+}
+
+// printReport shows the verdict on a request.
+func (p *program) printReport(file string, r *request.Report, now time.Time, asJSON bool) {
+	if asJSON {
+		p.con.JSON(api.NewVerifyResult(file, r, now))
+		return
+	}
+	verdict := "good"
+	if !r.OK() {
+		verdict = "DEFECTIVE"
+	}
+	p.con.Printf("%s: %s", file, verdict)
+	if r.CSR != nil {
+		p.con.Field("customer", api.Name(r.CSR.Subject))
+	}
+	if vendor := r.Vendor(); vendor != nil {
+		p.con.Field("vendor", api.Name(vendor.Subject))
+	}
+	p.con.Field("signature", api.DigestName(r.Digest))
+	p.printFindings(r.Findings)
+}
+
+// printKey shows one key in full. The first line is its reference.
+func (p *program) printKey(k signer.KeyInfo, asJSON bool) {
+	info := api.NewKey(k, time.Now())
+	if asJSON {
+		p.con.JSON(info)
+		return
+	}
+	p.con.Printf("%s", info.Ref)
+	var rows [][]string
+	add := func(name, value string) {
+		if value != "" {
+			rows = append(rows, []string{"", name, value})
+		}
+	}
+	add("store", info.Store)
+	add("label", info.Label)
+	add("id", info.ID)
+	add("key", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits))
+	add("key SHA-256", info.KeySHA256)
+	for _, property := range info.Properties {
+		add(property.Name, property.Value)
+	}
+	if info.Certificate != nil {
+		add("certificate", info.Certificate.Subject)
+		add("valid until", info.Certificate.NotAfter)
+	}
+	p.con.Table(rows)
+}
+
+// keyRow is a key as one row of a table.
+func keyRow(k signer.KeyInfo) []string {
+	size, protection, cert := k.Algorithm, "", "no certificate"
+	if k.Bits > 0 {
+		size += fmt.Sprintf(" %d", k.Bits)
+	}
+	for _, p := range k.Properties {
+		switch p.Name + " " + p.Value {
+		case "CKA_EXTRACTABLE no":
+			protection = "not extractable"
+		case "CKA_EXTRACTABLE yes":
+			protection = "extractable"
+		case "encrypted yes":
+			protection = "encrypted"
+		case "encrypted no":
+			protection = "not encrypted"
+		}
+	}
+	if k.Cert != nil {
+		cert = "certificate"
+	}
+	return []string{k.Store, orDefault(k.Label, "-"), orDefault(k.ID, "-"), orDefault(size, "-"), orDefault(protection, "-"), cert}
+}
+
+func (p *program) printPublicKey(pub crypto.PublicKey) error {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return err
+	}
+	p.con.Write(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	return nil
+}
+
+// printStep shows one step of a diagnosis as it ends, and below it what to do.
+func (p *program) printStep(step signer.Step, asJSON bool) {
+	if asJSON {
+		p.con.JSON(api.NewStep(step))
+		return
+	}
+	status := string(step.Status)
+	if step.Status == signer.StatusFail {
+		status = "FAIL"
+	}
+	p.con.Printf("%s", strings.TrimRight(fmt.Sprintf("%-7s  %-14s  %s", status, step.Name, step.Detail), " "))
+	if step.Fix != "" && step.Status != signer.StatusOK {
+		p.con.Printf("%-7s  %-14s  -> %s", "", "", step.Fix)
+	}
+}

@@ -1,0 +1,192 @@
+// Package console is what a command line prints, and what it asks. Results go to one file (standard output), everything
+// else to another (standard error); each error is one line that says what, where and what to do; nothing from an input
+// reaches the terminal with its control characters; progress is shown on a terminal only.
+//
+// A Console is safe for concurrent use. Its lock is held while it writes.
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"hsmsign/fault"
+)
+
+// Console prints for one program.
+type Console struct {
+	name        string
+	outTerminal bool
+	errTerminal bool
+
+	mu     sync.Mutex
+	out    io.Writer
+	err    io.Writer
+	outErr error // the first failed write of a result: a full disk must not look like success
+	bar    *progressbar.ProgressBar
+}
+
+// New returns a console. The name is that of the program, which begins each line on err.
+func New(name string, out, err *os.File) *Console {
+	return &Console{
+		name: name, out: out, err: err, outTerminal: term.IsTerminal(int(out.Fd())), errTerminal: term.IsTerminal(int(err.Fd())),
+	}
+}
+
+// OutIsTerminal returns whether results go to a terminal.
+func (c *Console) OutIsTerminal() bool { return c.outTerminal }
+
+// Fail prints the line of an error.
+func (c *Console) Fail(err error) { c.line(ErrorLine(err)) }
+
+// ErrorLine returns the line of an error: what is wrong, the ID of the rule if it has one, and what to do.
+func ErrorLine(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join separates with newlines
+	if found, ok := errors.AsType[*fault.Finding](err); ok {
+		text += " [" + found.ID + "]"
+	}
+	if hint := fault.Hint(err); hint != "" {
+		text += "; " + hint
+	}
+	return text
+}
+
+// Warnf prints a warning.
+func (c *Console) Warnf(format string, args ...any) {
+	c.line("warning: " + fmt.Sprintf(format, args...))
+}
+
+// Infof prints what was done.
+func (c *Console) Infof(format string, args ...any) { c.line(fmt.Sprintf(format, args...)) }
+
+// Warnings prints the warnings among findings about one file.
+func (c *Console) Warnings(file string, findings []fault.Finding) {
+	for _, f := range findings {
+		if f.Severity == fault.SeverityWarning {
+			c.Warnf("%s: %s", file, ErrorLine(&f))
+		}
+	}
+}
+
+func (c *Console) line(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bar != nil {
+		_ = c.bar.Clear()
+	}
+	_, _ = io.WriteString(c.err, c.name+": "+Printable(text)+"\n")
+}
+
+// Printf prints one line of a result.
+func (c *Console) Printf(format string, args ...any) {
+	c.Write([]byte(Printable(fmt.Sprintf(format, args...)) + "\n"))
+}
+
+// Field prints a named value of a result, indented; an empty value is omitted.
+func (c *Console) Field(name, value string) {
+	if value != "" {
+		c.Printf("  %-12s %s", name, value)
+	}
+}
+
+// Table prints rows of equal length in columns that are as wide as they need to be.
+func (c *Console) Table(rows [][]string) {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], len([]rune(Printable(cell))))
+		}
+	}
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			fmt.Fprintf(&line, "%-*s  ", widths[i], Printable(cell))
+		}
+		c.Printf("%s", strings.TrimRight(line.String(), " "))
+	}
+}
+
+// JSON prints a result as one line of JSON.
+func (c *Console) JSON(v any) {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
+	enc.SetEscapeHTML(false) // a reference contains '&'
+	if err := enc.Encode(v); err != nil {
+		fmt.Fprintf(&line, "{%q:%q}\n", "error", err)
+	}
+	c.Write(line.Bytes())
+}
+
+// Write writes a result as it is. Flush reports whether it failed.
+func (c *Console) Write(data []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := c.out.Write(data); err != nil && c.outErr == nil {
+		c.outErr = err
+	}
+}
+
+// Flush returns an error if a result could not be written.
+func (c *Console) Flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.outErr == nil {
+		return nil
+	}
+	return fmt.Errorf("write to standard output: %w", c.outErr)
+}
+
+// Progress shows a bar for n items if a person watches. Call step for each item, and end once.
+func (c *Console) Progress(n int, description string) (step, end func()) {
+	if !c.errTerminal || n < 2 {
+		return func() {}, func() {}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bar = progressbar.NewOptions(n, progressbar.OptionSetWriter(c.err), progressbar.OptionSetDescription(description),
+		progressbar.OptionShowCount(), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+	step = func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		_ = c.bar.Add(1)
+	}
+	end = func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		_ = c.bar.Clear()
+		c.bar = nil
+	}
+	return step, end
+}
+
+// Printable replaces the characters that a terminal would obey instead of show. Names in a CSR or certificate are
+// chosen by strangers.
+func Printable(s string) string {
+	if !strings.ContainsFunc(s, unprintable) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unprintable(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }

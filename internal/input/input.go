@@ -1,0 +1,80 @@
+// Package input reads the files that a user names. Every read is bounded in size and in time. All functions are safe for
+// concurrent use.
+package input
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// pipeTimeout is how long a pipe or a terminal may stay silent.
+const pipeTimeout = 30 * time.Second
+
+// Reader reads files, and standard input for the name "-".
+type Reader struct {
+	Stdin io.Reader
+}
+
+// Read returns at most limit+1 bytes of a file, so that the caller can tell that it was longer. Errors do not repeat the
+// name.
+func (r Reader) Read(ctx context.Context, name string, limit int64) ([]byte, error) {
+	if name == "-" {
+		return Wait(ctx, pipeTimeout, func() ([]byte, error) { return io.ReadAll(io.LimitReader(r.Stdin, limit+1)) })
+	}
+	info, err := os.Stat(name)
+	switch {
+	case err != nil:
+		return nil, cause(err)
+	case info.IsDir():
+		return nil, errors.New("is a folder")
+	case info.Mode().IsRegular():
+		return File(name, limit)
+	}
+	return Wait(ctx, pipeTimeout, func() ([]byte, error) { return File(name, limit) })
+}
+
+// File returns at most limit+1 bytes of a file without bounding the time.
+func File(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name) // #nosec G304 -- the user's own argument
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}
+
+// Wait bounds a read that may never return. An abandoned read ends with the process.
+func Wait(ctx context.Context, timeout time.Duration, read func() ([]byte, error)) ([]byte, error) {
+	type result struct {
+		data []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		data, err := read()
+		done <- result{data, err}
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-timer.C:
+		return nil, fmt.Errorf("nothing came for %v", timeout)
+	}
+}
+
+// cause removes the operation and the path from an error that is shown after the path anyway.
+func cause(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
+}
