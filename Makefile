@@ -90,6 +90,10 @@ demo: PACKAGES := softhsm2 openssl
 demo: deps build ## Go the whole way of docs/walkthrough.md, with SoftHSM2 or a key file; see demo-out/
 	@bash softhsm-test/demo.sh
 
+.PHONY: rename
+rename: ## Change the module path everywhere: make rename MODULE=example.org/team/hsmsign
+	@bash internal/rename.sh '$(MODULE)'
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin demo-out .tools

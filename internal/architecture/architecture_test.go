@@ -9,10 +9,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
-const module = "hsmsign"
+// module is the module path; see make rename.
+var module = sync.OnceValue(func() string {
+	out, err := exec.Command("go", "list", "-m").Output()
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(out))
+})
 
 // mayImport says which of our packages a package imports in its program code, and why no other.
 var mayImport = map[string]struct {
@@ -82,7 +90,7 @@ type listed struct {
 
 func packages(t *testing.T) []listed {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"/...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module()+"/...")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -102,7 +110,7 @@ func packages(t *testing.T) []listed {
 func TestDirections(t *testing.T) {
 	seen := map[string]bool{}
 	for _, p := range packages(t) {
-		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		name := strings.TrimPrefix(p.ImportPath, module()+"/")
 		seen[name] = true
 		rule, ok := mayImport[name]
 		if !ok && len(p.Imports) > 0 {
@@ -110,7 +118,7 @@ func TestDirections(t *testing.T) {
 			continue
 		}
 		for _, imported := range p.Imports {
-			own, isOwn := strings.CutPrefix(imported, module+"/")
+			own, isOwn := strings.CutPrefix(imported, module()+"/")
 			if isOwn && !slices.Contains(rule.own, own) {
 				t.Errorf("%s imports %s: %s", name, own, rule.why)
 			}

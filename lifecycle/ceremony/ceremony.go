@@ -1,9 +1,13 @@
-// Package ceremony makes the vendor key before witnesses and keeps a transcript of it.
+// Package ceremony generates the vendor key before witnesses, makes its CSR and, days later, imports the certificate. It
+// keeps a transcript, which is also the state: Run takes the steps that are missing, so an interrupted run is completed
+// by running it again, and a second key is never made. Verify checks a finished or waiting ceremony.
 //
-//	t, err := ceremony.OpenTranscript(dir)
-//	err = t.Append(ceremony.StepCSR, ceremony.OK, ceremony.Fact{Name: "SHA-256", Value: sum})
+// transcript.json has an Entry a line, and each entry contains the SHA-256 of everything before it; transcript.txt says
+// the same for people, who print and sign it. Without the signed paper neither proves anything: anybody who can write to
+// the folder can rewrite both.
 //
-// A Transcript is for one goroutine; its folder is locked against other processes while it is open.
+// A Transcript is for one goroutine; its folder is locked against other processes while it is open. The functions are
+// safe for concurrent use on different folders.
 package ceremony
 
 import (
@@ -24,20 +28,20 @@ import (
 
 // The steps of a ceremony, in order.
 const (
-	StepBegin    = "begin"              // who is there, with which program, for which key
-	StepIntent   = "generate, begun"    // no such key is there, and one is about to be made
-	StepGenerate = "generate"           // the key, as its store describes it
-	StepExamine  = "examine"            // the key's properties; module and token, step by step
+	StepBegin    = "begin"              // who is present, with which program, for which key
+	StepIntent   = "generate, begun"    // the key does not exist, and is about to be made
+	StepGenerate = "generate"           // the key exists
+	StepExamine  = "examine"            // the key's properties, and the diagnosis of its store
 	StepCSR      = "csr"                // vendor.csr was written
 	StepWait     = "wait for Apple"     // end of the first part
 	StepImport   = "import certificate" // vendor.pem was written
 	StepComplete = "complete"           // end of the second part
 )
 
-// OK is the outcome of a step that went well.
+// OK is the outcome of a successful step.
 const OK = "ok"
 
-// The names of facts that are looked up again.
+// The names of facts that later steps and Verify read.
 const (
 	FactReference  = "key reference"
 	FactKeySHA256  = "key SHA-256"
@@ -45,16 +49,16 @@ const (
 	FactSignature  = "signature" // a line for a witness to sign on
 )
 
-// MinWitnesses is how many people see a ceremony at least.
+// MinWitnesses is the least number of witnesses.
 const MinWitnesses = 2
 
-// maxWitness is the most characters of a witness's name.
+// maxWitness is the maximum length of a witness's name, in characters.
 const maxWitness = 64
 
-// ErrWitness is the family of witnesses that a transcript cannot name: none, too few, one twice.
+// ErrWitness: the witnesses are too few, or one has no usable name or is named twice.
 var ErrWitness = fault.Usage.New("unusable value")
 
-// CheckWitnesses refuses names that do not say who was there; the error is one that wraps ErrWitness.
+// CheckWitnesses returns an error that wraps ErrWitness unless the names identify at least MinWitnesses people.
 func CheckWitnesses(names []string) error {
 	seen := map[string]bool{}
 	for _, name := range names {
@@ -73,7 +77,7 @@ func CheckWitnesses(names []string) error {
 	return nil
 }
 
-// Done is the entry of a step that ended well, if there is one.
+// Done returns the entry of a successful step, and whether there is one.
 func (r *Record) Done(step string) (Entry, bool) {
 	i := slices.IndexFunc(r.Entries, func(e Entry) bool { return e.Step == step && e.Outcome == OK })
 	if i < 0 {
@@ -82,8 +86,8 @@ func (r *Record) Done(step string) (Entry, bool) {
 	return r.Entries[i], true
 }
 
-// Generating is whether a run was cut off between the decision to make a key and the record of it. The entry is
-// that of the decision.
+// Generating returns whether a run was interrupted between the decision to make a key and the record that it exists. The
+// entry is that of the decision.
 func (r *Record) Generating() (Entry, bool) {
 	for _, e := range slices.Backward(r.Entries) {
 		switch e.Step {
@@ -96,8 +100,8 @@ func (r *Record) Generating() (Entry, bool) {
 	return Entry{}, false
 }
 
-// Verify checks the transcript of a finished or waiting ceremony (ReadTranscript), and that the folder's vendor.csr
-// and vendor.pem are what it tells of. What is wrong wraps ErrTranscript.
+// Verify checks the transcript of a finished or waiting ceremony (ReadTranscript), and that the folder's vendor.csr and
+// vendor.pem are the files that it records. Errors wrap ErrTranscript.
 func Verify(dir string) (*Record, error) {
 	r, err := ReadTranscript(dir)
 	if err != nil {
@@ -120,15 +124,15 @@ func Verify(dir string) (*Record, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%w: %w", ErrTranscript, err)
 		case sum(data) != entry.Fact(FactFileSHA256):
-			return nil, fmt.Errorf("%w: %s has SHA-256 %s, entry %d says %s", ErrTranscript, file.name, sum(data), entry.Number, entry.Fact(FactFileSHA256))
+			return nil, fmt.Errorf("%w: %s has SHA-256 %s, entry %d records %s", ErrTranscript, file.name, sum(data), entry.Number, entry.Fact(FactFileSHA256))
 		case file.key(data) != made.Fact(FactKeySHA256):
-			return nil, fmt.Errorf("%w: %s is not of the key that entry %d tells of", ErrTranscript, file.name, made.Number)
+			return nil, fmt.Errorf("%w: %s is not of the key that entry %d records", ErrTranscript, file.name, made.Number)
 		}
 	}
 	return r, nil
 }
 
-// csrKey and bundleKey are the SPKI SHA-256 of the file; empty where it cannot be read.
+// csrKey and bundleKey return the SPKI SHA-256 of the file; "" if it cannot be read.
 func csrKey(data []byte) string {
 	csr := vendorcert.FindCSR(data)
 	if csr == nil || csr.CheckSignature() != nil {

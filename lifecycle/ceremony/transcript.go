@@ -26,7 +26,7 @@ const (
 	BundleFile     = "vendor.pem"
 )
 
-// ErrTranscript is the family of defects: a transcript was changed, or does not say what its folder holds.
+// ErrTranscript: the transcript was changed, or its folder contains other files than it records.
 var ErrTranscript = fault.Defects.New("the transcript fails verification")
 
 const (
@@ -34,7 +34,7 @@ const (
 	maxValue      = 4 << 10 // bytes of one value
 )
 
-// Fact is one thing that a transcript tells. It holds no secret.
+// Fact is one thing that a transcript records. It contains no secret.
 type Fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
@@ -43,7 +43,7 @@ type Fact struct {
 // Entry is one step of a ceremony.
 type Entry struct {
 	Number int `json:"number"` // from 1
-	// Previous is the SHA-256 (hex) of transcript.json before this entry; for the first that of nothing.
+	// Previous is the SHA-256 (hex) of transcript.json before this entry; for the first entry, of no bytes.
 	Previous string `json:"previous"`
 	Time     string `json:"time"` // RFC 3339, UTC
 	Step     string `json:"step"`
@@ -51,7 +51,7 @@ type Entry struct {
 	Facts    []Fact `json:"facts"`
 }
 
-// Fact is the value of the first fact of a name; empty where there is none.
+// Fact returns the value of the first fact of a name; "" if there is none.
 func (e Entry) Fact(name string) string {
 	for _, f := range e.Facts {
 		if f.Name == name {
@@ -61,26 +61,25 @@ func (e Entry) Fact(name string) string {
 	return ""
 }
 
-// Transcript is the record of a ceremony, open for more. It only grows.
+// Transcript is the record of a ceremony, open for appending.
 type Transcript struct {
 	Record
 	whole      []byte // transcript.json
 	json, text *os.File
-	failed     error // of a write: what is behind half an entry could never be read again
+	failed     error // of a write: nothing may follow half an entry
 }
 
-// Record is what a transcript says.
+// Record is the content of a transcript.
 type Record struct {
 	Entries []Entry
-	// Head is the SHA-256 (hex) of transcript.json. Who has it on paper can tell whether an entry was changed, or cut
-	// off the end.
+	// Head is the SHA-256 (hex) of transcript.json. On paper, it shows whether an entry was changed or removed later.
 	Head string
 }
 
-// OpenTranscript opens the transcript in a folder, or begins one. A folder in use by another process is refused.
+// OpenTranscript opens the transcript in a folder, or begins one. A folder in use by another process is an error.
 //
-// A process that was killed while it wrote may have left an entry half written: it counts as not made, and is taken
-// off; one whose text is missing gets it. Any other difference between the two files wraps ErrTranscript.
+// If a process was killed while it wrote, OpenTranscript removes an entry that is half written and adds the text of an
+// entry that lacks it. Any other difference between the two files wraps ErrTranscript.
 func OpenTranscript(dir string) (t *Transcript, err error) {
 	t = &Transcript{}
 	defer func() {
@@ -122,7 +121,7 @@ func OpenTranscript(dir string) (t *Transcript, err error) {
 	return t, write(t.text, missing)
 }
 
-// Close ends the writing. What was appended is on the disk already.
+// Close closes the files and releases the lock. Every entry was flushed by Append.
 func (t *Transcript) Close() error {
 	var errs []error
 	for _, f := range []*os.File{t.text, t.json} { // the lock last
@@ -133,9 +132,9 @@ func (t *Transcript) Close() error {
 	return errors.Join(errs...)
 }
 
-// Append adds an entry, made now, to both files, and has the disk take it before it returns. Control characters
-// become spaces; a fact without a value is left out. After a failed write nothing more is written, and the error is
-// that of the write; OpenTranscript puts the files in order.
+// Append adds an entry with the current time to both files and flushes them to the disk. Control characters become
+// spaces; a fact without a value is omitted. After a failed write every Append returns that error and writes nothing;
+// OpenTranscript repairs the files.
 func (t *Transcript) Append(step, outcome string, facts ...Fact) error {
 	if t.failed != nil {
 		return t.failed
@@ -153,7 +152,7 @@ func (t *Transcript) Append(step, outcome string, facts ...Fact) error {
 	if err != nil {
 		return fmt.Errorf("transcript: %w", err)
 	}
-	if len(t.whole)+len(line) > maxTranscript/2 { // the text needs room, too
+	if len(t.whole)+len(line) > maxTranscript/2 { // the text needs room too
 		return fmt.Errorf("transcript: it would be larger than %d bytes", maxTranscript/2)
 	}
 	if err = write(t.json, line); err == nil {
@@ -167,8 +166,8 @@ func (t *Transcript) Append(step, outcome string, facts ...Fact) error {
 	return t.failed
 }
 
-// ReadTranscript reads the transcript in a folder and checks it: every entry holds the SHA-256 of all before it, and
-// the text says the same as the JSON. What is wrong wraps ErrTranscript.
+// ReadTranscript reads the transcript in a folder and checks it: every entry contains the SHA-256 of everything before
+// it, and the text says the same as the JSON. Errors wrap ErrTranscript.
 func ReadTranscript(dir string) (*Record, error) {
 	var files [2]*os.File
 	var err error
@@ -208,13 +207,13 @@ func readBoth(jsonFile, textFile io.Reader) (whole, text []byte, err error) {
 	return whole, text, nil
 }
 
-const fixCutOff = "run the ceremony again if it was cut off; otherwise compare both files with the signed copy"
+const fixCutOff = "run the ceremony again if it was interrupted; otherwise compare both files with the signed copy"
 
 func differs() error {
-	return fault.Errorf("%w: %s does not say what %s says: one of them was changed, or a run was cut off", ErrTranscript, TranscriptText, TranscriptJSON).Fix(fixCutOff)
+	return fault.Errorf("%w: %s does not say what %s says: one of them was changed, or a run was interrupted", ErrTranscript, TranscriptText, TranscriptJSON).Fix(fixCutOff)
 }
 
-// parse reads transcript.json and checks the chain.
+// parse reads transcript.json and checks its hash chain.
 func parse(whole []byte) (Record, error) {
 	r := Record{Head: sum(nil)}
 	for end := 0; end < len(whole); {
@@ -223,25 +222,25 @@ func parse(whole []byte) (Record, error) {
 			return Record{}, fmt.Errorf("%w: entry %d of %s: %s", ErrTranscript, len(r.Entries)+1, TranscriptJSON, fmt.Sprintf(format, args...))
 		}
 		if n == 0 {
-			_, err := bad("it is cut off")
+			_, err := bad("it is incomplete")
 			return Record{}, fault.WithHint(err, fixCutOff)
 		}
 		line := whole[end : end+n]
 		var e Entry
 		if err := json.Unmarshal(line, &e); err != nil {
-			return bad("not JSON of an entry")
+			return bad("it is not the JSON of an entry")
 		}
-		// One entry has one form only: a second one could hide what a reader sees.
+		// An entry has exactly one form: another form could hide something from a reader.
 		again, err := encode(e)
 		switch {
 		case err != nil || !bytes.Equal(again, line):
-			return bad("not as it was written")
+			return bad("it is not in the form in which it was written")
 		case e.multiline():
 			return bad("a value with a control character, or of more than %d bytes", maxValue)
 		case e.Number != len(r.Entries)+1:
 			return bad("its number is %d", e.Number)
 		case e.Previous != r.Head:
-			return bad("an entry before it was changed: they have SHA-256 %s, and had %s", r.Head, fault.Clip(e.Previous, 64))
+			return bad("an entry before it was changed: their SHA-256 is %s, and was %s", r.Head, fault.Clip(e.Previous, 64))
 		}
 		end += n
 		r.Entries, r.Head = append(r.Entries, e), sum(whole[:end])
@@ -249,7 +248,7 @@ func parse(whole []byte) (Record, error) {
 	return r, nil
 }
 
-// multiline is whether a value would not stand on one line of the text, as Append sees to it.
+// multiline returns whether a value does not fit on one line of the text; Append writes no such value.
 func (e Entry) multiline() bool {
 	values := []string{e.Time, e.Step, e.Outcome}
 	for _, f := range e.Facts {
@@ -261,12 +260,12 @@ func (e Entry) multiline() bool {
 func encode(e Entry) ([]byte, error) {
 	var line bytes.Buffer
 	enc := json.NewEncoder(&line)
-	enc.SetEscapeHTML(false) // a reference holds '&'
+	enc.SetEscapeHTML(false) // a reference contains '&'
 	err := enc.Encode(e)
 	return line.Bytes(), err
 }
 
-// renderAll is the text of a transcript; whole is its JSON.
+// renderAll returns the text of a transcript; whole is its JSON.
 func renderAll(entries []Entry, whole []byte) []byte {
 	var text bytes.Buffer
 	end := 0
@@ -277,7 +276,7 @@ func renderAll(entries []Entry, whole []byte) []byte {
 	return text.Bytes()
 }
 
-// render is the text of one entry. head is the SHA-256 of transcript.json up to its end.
+// render returns the text of one entry. head is the SHA-256 of transcript.json up to and including the entry.
 func render(e Entry, head string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%d. %s: %s\n", e.Number, e.Step, e.Outcome)
@@ -295,7 +294,7 @@ func render(e Entry, head string) []byte {
 	return b.Bytes()
 }
 
-// write appends and waits for the disk.
+// write appends data and flushes it to the disk.
 func write(f *os.File, data []byte) error {
 	if len(data) == 0 {
 		return nil

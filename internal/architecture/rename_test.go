@@ -1,0 +1,67 @@
+package architecture
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestRename: after make rename, a copy of the project has another module path everywhere, and builds.
+func TestRename(t *testing.T) {
+	const renamed = "example.org/team/hsm-sign"
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, source(t)); err != nil {
+		t.Fatal(err)
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+		}
+		return string(out)
+	}
+	old := module()
+	run("make", "rename", "MODULE="+renamed)
+	if got := strings.TrimSpace(run("go", "list", "-m")); got != renamed {
+		t.Fatalf("go.mod names %q", got)
+	}
+	// The test files too: go list fails on an import that does not exist.
+	for _, path := range strings.Fields(run("go", "list", "-test", "-deps", "-f", "{{.ImportPath}}", "./...")) {
+		if path == old || strings.HasPrefix(path, old+"/") {
+			t.Errorf("%s is still imported", path)
+		}
+	}
+	run("go", "build", "./...")
+	refused := exec.Command("make", "rename", "MODULE=a b")
+	refused.Dir = dir
+	if out, err := refused.CombinedOutput(); err == nil {
+		t.Errorf("a bad path is accepted: %s", out)
+	}
+}
+
+// source is the files of the project.
+func source(t *testing.T) sourceFS {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sourceFS{os.DirFS(root)}
+}
+
+// sourceFS leaves out what git, the builds and the tools keep beside the files.
+type sourceFS struct{ fs.FS }
+
+func (s sourceFS) ReadDir(name string) ([]fs.DirEntry, error) {
+	entries, err := fs.ReadDir(s.FS, name)
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return slices.Contains([]string{".git", ".tools", "bin", "demo-out"}, e.Name())
+	}), err
+}
