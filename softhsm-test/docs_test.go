@@ -13,7 +13,7 @@ import (
 	softhsmtest "hsmsign/softhsm-test"
 )
 
-// commandsOf returns the hsmsign commands in a document's code blocks, with continued lines joined.
+// commandsOf gives the hsmsign commands in a document's code blocks, continued lines joined.
 func commandsOf(t *testing.T, document string) []string {
 	t.Helper()
 	text, err := os.ReadFile(document)
@@ -31,8 +31,8 @@ func commandsOf(t *testing.T, document string) []string {
 	return commands
 }
 
-// TestReadme runs the README's commands unchanged and in order, in a folder with the files that they name. It skips
-// "chain fetch", which downloads from Apple.
+// TestReadme runs the README's commands as they stand, in their order, in a folder that holds what they name. Only
+// "chain fetch" is left out: it asks Apple.
 func TestReadme(t *testing.T) {
 	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
 	dir := t.TempDir()
@@ -77,7 +77,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestWalkthrough runs the commands of docs/walkthrough.md, from an empty store to a PKCS#12 file, with every kind of key.
+// TestWalkthrough runs docs/walkthrough.md as it stands, from an empty store to a PKCS#12 file, with every kind of key.
 func TestWalkthrough(t *testing.T) {
 	module, err := softhsmtest.FindModule()
 	if err != nil {
@@ -92,7 +92,7 @@ func TestWalkthrough(t *testing.T) {
 		name, ref string
 		env       []string
 	}{
-		{"softhsm", "", nil}, // the document makes the token and the reference
+		{"softhsm", "", nil}, // the document makes token and reference
 		{"file", "file:vendor.key?passphrase-file=vendor-pass", nil},
 		{"awskms", strings.Replace(aws.ref, "mdm-vendor", "mdm-new", 1), aws.env},
 		{"gcpkms", strings.Replace(gcp.ref, "cryptoKeys/vendor", "cryptoKeys/new", 1), gcp.env},
@@ -120,14 +120,14 @@ func TestWalkthrough(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			if strings.Count(string(out), "+ hsmsign ") < 13 {
-				t.Errorf("not every command was run:\n%s", out)
+				t.Errorf("not the whole way was gone:\n%s", out)
 			}
 			checkResults(t, dir)
 		})
 	}
 }
 
-// checkResults checks the walkthrough's files with openssl and keytool.
+// checkResults holds what the walkthrough left to what openssl and keytool make of it.
 func checkResults(t *testing.T, dir string) {
 	t.Helper()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -135,10 +135,10 @@ func checkResults(t *testing.T, dir string) {
 	run(t, "openssl", "verify", "-CAfile", at("pki/root.pem"), "-untrusted", at("pki/integration.pem"), at("MDM_Acme_Certificate.pem"))
 	key := run(t, "openssl", "pkcs12", "-in", at("MDM_APNSCert.pfx"), "-passin", "file:"+at("export-pass"), "-nocerts", "-nodes")
 	if !strings.Contains(string(key), "BEGIN PRIVATE KEY") {
-		t.Errorf("openssl found no key: %s", key)
+		t.Errorf("openssl finds no key: %s", key)
 	}
 	if _, err := exec.LookPath("keytool"); err != nil {
-		t.Fatal("keytool is not installed: run make deps")
+		t.Fatal("there is no keytool here: run make deps")
 	}
 	list := run(t, "keytool", "-list", "-storetype", "PKCS12", "-keystore", at("MDM_APNSCert.pfx"), "-storepass:file", at("export-pass"))
 	if !strings.Contains(string(list), "PrivateKeyEntry") {
