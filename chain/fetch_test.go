@@ -5,17 +5,18 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
-// serve is a mirror on loopback that speaks TLS; h answers, and is told which request it is, from 1 on.
+// serve starts a mirror with TLS on loopback. h answers the request with number n, from 1.
 func serve(t *testing.T, h func(w http.ResponseWriter, r *http.Request, n int)) FetchOptions {
 	t.Helper()
 	var n atomic.Int64
@@ -25,15 +26,14 @@ func serve(t *testing.T, h func(w http.ResponseWriter, r *http.Request, n int)) 
 	return FetchOptions{BaseURL: s.URL, Client: s.Client()}
 }
 
-// files answers with Apple's files; it skips the test where they are not here.
+// files returns a handler that serves Apple's files.
 func files(t *testing.T) func(w http.ResponseWriter, r *http.Request, n int) {
 	t.Helper()
-	dir := filepath.Join("..", "..", "shared", "apple")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skip("Apple's certificates are not here")
+	content := map[string][]byte{}
+	for _, pin := range Pins() {
+		content["/"+pin.File] = testkit.Apple(t, pin.File).Raw
 	}
-	served := http.FileServer(http.Dir(dir))
-	return func(w http.ResponseWriter, r *http.Request, _ int) { served.ServeHTTP(w, r) }
+	return func(w http.ResponseWriter, r *http.Request, _ int) { _, _ = w.Write(content[r.URL.Path]) }
 }
 
 func TestFetch(t *testing.T) {
@@ -93,7 +93,7 @@ func TestFetchTriesAgain(t *testing.T) {
 	}
 }
 
-// truncated promises more than it sends.
+// truncated sends less than its Content-Length.
 func truncated(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Length", "1000")
 	_, _ = w.Write([]byte("0"))
@@ -169,13 +169,13 @@ func TestFetchOptions(t *testing.T) {
 		want string
 	}{
 		{"plain http", FetchOptions{BaseURL: "http://127.0.0.1:1"}, "only https is used"},
-		{"unknown name", FetchOptions{Names: []string{"WWDR G3", "WWDR G9"}}, `no certificate is called "WWDR G9"; there are Apple Root CA, `},
+		{"unknown name", FetchOptions{Names: []string{"WWDR G3", "WWDR G9"}}, `there is no certificate "WWDR G9"; there are Apple Root CA, `},
 	} {
-		if _, err := Fetch(context.Background(), tt.opts); !errors.Is(err, ErrFetch) || !strings.Contains(err.Error(), tt.want) {
+		if _, err := Fetch(context.Background(), tt.opts); !errors.Is(err, ErrFetch) || !strings.Contains(err.Error()+"; "+fault.Hint(err), tt.want) {
 			t.Errorf("%s: error %v, want one with %q", tt.name, err, tt.want)
 		}
 	}
-	// The caller's client keeps its own rule about redirects.
+	// Fetch does not change the client.
 	client := &http.Client{}
 	if _, err := Fetch(context.Background(), FetchOptions{BaseURL: "http://127.0.0.1:1", Client: client}); err == nil || client.CheckRedirect != nil {
 		t.Errorf("error %v, the client was changed: %v", err, client.CheckRedirect != nil)

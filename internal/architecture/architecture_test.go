@@ -46,7 +46,7 @@ var mayImport = map[string]struct {
 	"internal/double":                            {nil, "what the programs of the doubles share; it knows neither"},
 	"internal/scripttest":                        {nil, "for tests of the program from outside"},
 	"internal/suggest":                           {nil, "two names, and how far apart they are"},
-	"internal/testkit":                           {[]string{"fault"}, "what tests of several packages share; no product code imports it"},
+	"internal/testkit":                           {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile":                         {nil, "bytes and a path"},
 	"cmd/hsmsign": {[]string{"agent", "chain", "config", "fault", "internal/suggest", "internal/wholefile", "lifecycle/ceremony", "lifecycle/certreq",
 		"lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11", "testpki"},
