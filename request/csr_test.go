@@ -9,34 +9,27 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
 
-// csrDir holds CSR files in every shape, good ones (good*) and one for each rule that refuses.
-const csrDir = "../testdata/csr"
-
-func readFile(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
+// csrDir contains CSR files in every form: good ones (good*), and one for each rule that refuses.
+const csrDir = "../testdata/csr/"
 
 func TestDecodeCSRTakesEveryEncoding(t *testing.T) {
-	want := readFile(t, filepath.Join(csrDir, "good.der"))
-	files, err := filepath.Glob(filepath.Join(csrDir, "good*"))
+	want := testkit.File(t, "csr/good.der")
+	files, err := filepath.Glob(csrDir + "good*")
 	if err != nil || len(files) < 10 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			csr, err := DecodeCSR(readFile(t, file))
+			csr, err := DecodeCSR(testkit.File(t, "csr/"+filepath.Base(file)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,7 +43,7 @@ func TestDecodeCSRTakesEveryEncoding(t *testing.T) {
 	}
 }
 
-// refusals is every file of csrDir that is no CSR to sign, and the rule that says so.
+// refusals are the files of csrDir that must not be signed, and the rule that refuses each.
 var refusals = map[string]string{
 	"bad-signature.der": "csr.signature",
 	"certificate.der":   "csr.kind",
@@ -77,33 +70,34 @@ var refusals = map[string]string{
 }
 
 func TestDecodeCSRRefuses(t *testing.T) {
-	cases := map[string]string{}
-	data := map[string][]byte{}
-	for file, id := range refusals {
-		cases[file], data[file] = id, readFile(t, filepath.Join(csrDir, file))
+	type refusal struct {
+		id   string
+		data []byte
 	}
-	cases["too large"], data["too large"] = "csr.size", make([]byte, MaxCSR+1)
-	cases["request"], data["request"] = "csr.kind", readFile(t, "../testdata/golden/customer.req")
-	cases["plist"], data["plist"] = "csr.kind", readFile(t, "../testdata/golden/customer.plist")
-	cases["blanks"], data["blanks"] = "csr.empty", []byte(" \r\n\t")
-	for name, id := range cases {
+	cases := map[string]refusal{
+		"too large": {"csr.size", make([]byte, MaxCSR+1)},
+		"request":   {"csr.kind", testkit.File(t, "golden/customer.req")},
+		"plist":     {"csr.kind", testkit.File(t, "golden/customer.plist")},
+		"blanks":    {"csr.empty", []byte(" \r\n\t")},
+	}
+	for file, id := range refusals {
+		cases[file] = refusal{id, testkit.File(t, "csr/"+file)}
+	}
+	for name, tt := range cases {
 		t.Run(name, func(t *testing.T) {
-			csr, err := DecodeCSR(data[name])
-			var found *fault.Finding
-			if !errors.As(err, &found) || csr != nil {
-				t.Fatalf("got %v, %v; want a finding %s", csr, err, id)
+			csr, err := DecodeCSR(tt.data)
+			found, ok := errors.AsType[*fault.Finding](err)
+			if !ok || csr != nil {
+				t.Fatalf("got %v, %v; want a finding %s", csr, err, tt.id)
 			}
-			if found.ID != id {
-				t.Errorf("got %s (%s), want %s", found.ID, found.Message, id)
-			}
-			if found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != fault.SeverityError || found.Subject() != fault.CSR {
-				t.Errorf("incomplete: %+v", found)
+			if found.ID != tt.id || found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != fault.SeverityError {
+				t.Errorf("got %+v, want %s and every field", found, tt.id)
 			}
 		})
 	}
 }
 
-// A new file in the folder must have its say in a test.
+// Every file of the folder is in a test.
 func TestCSRFilesAreAllUsed(t *testing.T) {
 	entries, err := os.ReadDir(csrDir)
 	if err != nil {
@@ -120,20 +114,17 @@ func TestCSRFilesAreAllUsed(t *testing.T) {
 }
 
 func TestSHA1IsAWarning(t *testing.T) {
-	csr, err := DecodeCSR(readFile(t, filepath.Join(csrDir, "sha1.pem")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != fault.SeverityWarning {
-		t.Errorf("got %+v", csr.Findings)
+	csr, err := DecodeCSR(testkit.File(t, "csr/sha1.pem"))
+	if err != nil || len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != fault.SeverityWarning {
+		t.Errorf("got %+v, %v", csr, err)
 	}
 }
 
-// The bounds themselves are good: 2048 and 8192 bits, exponent 65537.
+// The bounds are inclusive: 2048 and 8192 bits, exponent 65537.
 func TestKeyBounds(t *testing.T) {
 	odd := func(bits int) *big.Int {
 		n := new(big.Int).Lsh(big.NewInt(1), uint(bits)-1)
-		// Not near a square: 3/4 of the range, and then some odd.
+		// Not near a square: 3/4 of the range and an odd number.
 		n.Add(n, new(big.Int).Lsh(big.NewInt(1), uint(bits)-2))
 		return n.Add(n, big.NewInt(0x1234567))
 	}
@@ -159,12 +150,9 @@ func TestKeyBounds(t *testing.T) {
 	}
 }
 
-// The primes' distance decides how many rounds it takes: (p-q)^2/8n^0.5 or so.
+// The number of rounds depends on the distance of the primes: about (p-q)^2/8n^0.5.
 func TestClosePrimes(t *testing.T) {
-	p, err := rand.Prime(rand.Reader, 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testkit.Must(rand.Prime(rand.Reader, 1024))
 	other := func(bits uint) *big.Int {
 		q := new(big.Int).Add(p, new(big.Int).Lsh(big.NewInt(1), bits))
 		for !q.ProbablyPrime(10) {
@@ -189,7 +177,7 @@ func TestClosePrimes(t *testing.T) {
 	}
 }
 
-// Every square passes the filter, and little else.
+// Every square passes the filter, and few other numbers.
 func TestMaybeSquare(t *testing.T) {
 	passed := 0
 	for i := range int64(64 * 63 * 55) {
@@ -206,31 +194,27 @@ func TestMaybeSquare(t *testing.T) {
 	}
 }
 
-// addSeeds gives a fuzz target the files of folders, so that it starts from every shape that is known.
-func addSeeds(f *testing.F, folders ...string) {
+// addSeeds adds the files of csrDir to the seeds of a fuzz target.
+func addSeeds(f *testing.F) {
 	f.Helper()
-	for _, folder := range folders {
-		files, err := filepath.Glob(filepath.Join(folder, "*"))
-		if err != nil || len(files) == 0 {
-			f.Fatalf("no seeds in %s: %v", folder, err)
-		}
-		for _, file := range files {
-			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() < 8<<10 {
-				f.Add(readFile(f, file))
-			}
+	files, err := os.ReadDir(csrDir)
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	for _, file := range files {
+		if data := testkit.File(f, "csr/"+file.Name()); len(data) < 8<<10 {
+			f.Add(data)
 		}
 	}
 }
 
-// FuzzDecodeCSR: what is accepted is one DER element that parses to itself, and the encodings of that DER are
-// accepted as the same CSR.
+// FuzzDecodeCSR checks that an accepted CSR is one DER element, and that the DER is accepted as the same CSR.
 func FuzzDecodeCSR(f *testing.F) {
-	addSeeds(f, csrDir)
+	addSeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		csr, err := ParseCSR(data)
 		if err != nil {
-			var found *fault.Finding
-			if !errors.As(err, &found) || found.Subject() != fault.CSR {
+			if !strings.HasPrefix(testkit.FindingID(err), "csr.") {
 				t.Fatalf("not a finding: %v", err)
 			}
 			return
