@@ -1,0 +1,28 @@
+package certreq_test
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+
+	"hsmsign/internal/testkit"
+	"hsmsign/lifecycle/certreq"
+)
+
+func Example() {
+	key := testkit.NewSigner(testkit.Key("example")) // any signer.Signer
+	subject := certreq.Subject{Email: "mdm@example.com", CommonName: "Example MDM", Country: "US"}
+	der, err := certreq.Create(context.Background(), key, subject)
+	if err != nil {
+		panic(err)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(csr.Subject.CommonName)
+	fmt.Printf("%.35s\n", certreq.EncodePEM(der))
+	// Output:
+	// Example MDM
+	// -----BEGIN CERTIFICATE REQUEST-----
+}
