@@ -8,34 +8,18 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
 
 // Build a chain from the files of a vendor. The trust root is that of a test PKI.
 func ExampleBuild() {
-	var files [2][]byte
-	for i, name := range []string{"chain.pem", "root.pem"} {
-		data, err := os.ReadFile("../testdata/golden/" + name)
-		if err != nil {
-			panic(err)
-		}
-		files[i] = data
-	}
-	certs, err := chain.Parse(files[0])
-	if err != nil {
-		panic(err)
-	}
-	roots, err := chain.Parse(files[1])
-	if err != nil {
-		panic(err)
-	}
+	certs := testkit.Must(chain.Parse(testkit.Must(os.ReadFile("../testdata/golden/chain.pem"))))
+	roots := testkit.Must(chain.Parse(testkit.Must(os.ReadFile("../testdata/golden/root.pem"))))
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots, Now: now})
-	if err != nil {
-		panic(err)
-	}
+	c := testkit.Must(chain.Build(certs, nil, chain.Options{TrustRoots: roots, Now: now}))
 	fmt.Println(c.Leaf().Subject.CommonName, len(c.Certs))
 
-	_, err = chain.Build(certs, nil, chain.Options{Now: now}) // Apple's roots only
+	_, err := chain.Build(certs, nil, chain.Options{Now: now}) // Apple's roots only
 	fmt.Println(err)
 	fmt.Println(fault.Hint(err))
 	// Output:
@@ -45,10 +29,7 @@ func ExampleBuild() {
 }
 
 func ExampleFetch() {
-	fetched, err := chain.Fetch(context.Background(), chain.FetchOptions{Names: []string{"WWDR G3", "Apple Root CA"}})
-	if err != nil {
-		panic(err)
-	}
+	fetched := testkit.Must(chain.Fetch(context.Background(), chain.FetchOptions{Names: []string{"WWDR G3", "Apple Root CA"}}))
 	for _, f := range fetched {
 		fmt.Println(f.Pin.Name, f.Cert.NotAfter)
 	}

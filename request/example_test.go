@@ -11,44 +11,26 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/request"
 )
 
 func read(name string) []byte {
-	data, err := os.ReadFile("../testdata/golden/" + name)
-	if err != nil {
-		panic(err)
-	}
-	return data
+	return testkit.Must(os.ReadFile("../testdata/golden/" + name))
 }
 
 // Make a Push Certificate Request from a customer's CSR, and check it. The key is a file here; signer.Sign signs with a key
 // in any store.
 func Example() {
 	block, _ := pem.Decode(read("vendor.key"))
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		panic(err)
-	}
-	certs, err := chain.Parse(read("chain.pem"))
-	if err != nil {
-		panic(err)
-	}
+	key := testkit.Must(x509.ParsePKCS8PrivateKey(block.Bytes))
+	certs := testkit.Must(chain.Parse(read("chain.pem")))
 
-	csr, err := request.DecodeCSR(read("customer.csr"))
-	if err != nil {
-		panic(err)
-	}
+	csr := testkit.Must(request.DecodeCSR(read("customer.csr")))
 	digest := sha256.Sum256(csr.DER)
-	signature, err := rsa.SignPKCS1v15(nil, key.(*rsa.PrivateKey), crypto.SHA256, digest[:])
-	if err != nil {
-		panic(err)
-	}
+	signature := testkit.Must(rsa.SignPKCS1v15(nil, key.(*rsa.PrivateKey), crypto.SHA256, digest[:]))
 	r := request.Request{CSR: csr.DER, Chain: (&chain.Chain{Certs: certs}).Raw(), Signature: signature}
-	file, err := r.Encode(request.Base64)
-	if err != nil {
-		panic(err)
-	}
+	file := testkit.Must(r.Encode(request.Base64))
 
 	report := request.Verify(file, request.VerifyOptions{CSR: csr, TrustRoots: certs[2:]})
 	fmt.Println(report.OK(), report.Digest)

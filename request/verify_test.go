@@ -73,6 +73,12 @@ func TestVerify(t *testing.T) {
 	k := newKit(t, started)
 	otherCSR, sha1CSR, vendorCSR := csrFile(t, "csr/other.pem"), csrFile(t, "csr/sha1.pem"), csrFile(t, "golden/vendor.csr")
 	pemText := testkit.File(t, "golden/customer.csr")
+	signed := func(key *rsa.PrivateKey, message []byte, h crypto.Hash) func(*Request) {
+		return func(r *Request) { r.Signature = sign(key, message, h) }
+	}
+	resign := func(csr []byte) func(*Request) {
+		return func(r *Request) { r.CSR, r.Signature = csr, sign(k.key, csr, crypto.SHA256) }
+	}
 	for _, c := range []struct {
 		name  string
 		spoil func(*Request)
@@ -80,86 +86,27 @@ func TestVerify(t *testing.T) {
 		want  []string
 		says  string // in the message of one finding
 	}{
-		{name: "right", spoil: func(*Request) {}},
-		{name: "right, with its CSR", spoil: func(*Request) {}, opts: VerifyOptions{CSR: k.csr}},
-		{
-			name: "another CSR", spoil: func(*Request) {}, opts: VerifyOptions{CSR: otherCSR},
-			want: []string{"error request.csr-differs"}, says: "possibly of another customer",
-		},
-		{
-			name: "another CSR of the same key", opts: VerifyOptions{CSR: sha1CSR},
-			spoil: func(r *Request) { r.CSR = otherCSR.DER; r.Signature = sign(k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error request.csr-differs"}, says: "over the same key",
-		},
-		{
-			name: "SHA-1", spoil: func(r *Request) { r.Signature = sign(k.key, r.CSR, crypto.SHA1) },
-			want: []string{"error request.signature-sha1"}, says: "made with SHA-1",
-		},
-		{
-			name: "over the PEM text", spoil: func(r *Request) { r.Signature = sign(k.key, pemText, crypto.SHA256) },
-			want: []string{"error request.signature"}, says: "made over the PEM text",
-		},
-		{
-			name: "over the PEM text with CRLF",
-			spoil: func(r *Request) {
-				r.Signature = sign(k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1)
-			},
-			want: []string{"error request.signature"}, says: "made over the PEM text",
-		},
-		{
-			name: "by the intermediate", spoil: func(r *Request) { r.Signature = sign(k.authority.WWDRKey, r.CSR, crypto.SHA256) },
-			want: []string{"error request.signature"}, says: "made by another key of the chain",
-		},
-		{
-			name: "by a stranger", spoil: func(r *Request) { r.Signature[10] ^= 1 },
-			want: []string{"error request.signature"}, says: "does not verify",
-		},
-		{
-			name: "cut signature", spoil: func(r *Request) { r.Signature = r.Signature[:200] },
-			want: []string{"error request.signature"}, says: "has 200 bytes, those of the vendor's key have 256",
-		},
-		{
-			name:  "the vendor's own CSR",
-			spoil: func(r *Request) { r.CSR = vendorCSR.DER; r.Signature = sign(k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error csr.vendor-key"}, says: "the vendor's own CSR",
-		},
-		{
-			name: "unsound CSR",
-			spoil: func(r *Request) {
-				r.CSR = testkit.File(t, "csr/close-primes.der")
-				r.Signature = sign(k.key, r.CSR, crypto.SHA256)
-			},
-			want: []string{"error csr.close-primes"}, says: "close primes",
-		},
-		{
-			name:  "PEM instead of DER",
-			spoil: func(r *Request) { r.CSR = pemText; r.Signature = sign(k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error request.csr-pem"}, says: "base64 of a PEM file",
-		},
-		{
-			name: "no root", spoil: func(r *Request) { r.Chain = r.Chain[:2] },
-			want: []string{"error chain.missing-root"},
-		},
-		{
-			name: "no intermediate", spoil: func(r *Request) { r.Chain = slices.Delete(slices.Clone(r.Chain), 1, 2) },
-			want: []string{"error chain.missing-intermediate"},
-		},
-		{
-			name: "root first", spoil: func(r *Request) { slices.Reverse(r.Chain) },
-			want: []string{"warning chain.order"},
-		},
-		{
-			name: "unreadable certificate", spoil: func(r *Request) { r.Chain[2] = []byte("no certificate") },
-			want: []string{"error chain.missing-root", "error request.chain-certificate"},
-		},
-		{
-			name: "soon expired", spoil: func(*Request) {}, opts: VerifyOptions{Now: k.now.AddDate(0, 0, 350)},
-			want: []string{"warning chain.expires-soon"},
-		},
-		{
-			name: "expired", spoil: func(*Request) {}, opts: VerifyOptions{Now: k.now.AddDate(0, 0, 400)},
-			want: []string{"error chain.expired"},
-		},
+		{"right", func(*Request) {}, VerifyOptions{}, nil, ""},
+		{"right, with its CSR", func(*Request) {}, VerifyOptions{CSR: k.csr}, nil, ""},
+		{"another CSR", func(*Request) {}, VerifyOptions{CSR: otherCSR}, []string{"error request.csr-differs"}, "possibly of another customer"},
+		{"another CSR of the same key", resign(otherCSR.DER), VerifyOptions{CSR: sha1CSR}, []string{"error request.csr-differs"}, "over the same key"},
+		{"SHA-1", signed(k.key, k.csr.DER, crypto.SHA1), VerifyOptions{}, []string{"error request.signature-sha1"}, "made with SHA-1"},
+		{"over the PEM text", signed(k.key, pemText, crypto.SHA256), VerifyOptions{}, []string{"error request.signature"}, "made over the PEM text"},
+		{"over the PEM text with CRLF", signed(k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1), VerifyOptions{},
+			[]string{"error request.signature"}, "made over the PEM text"},
+		{"by the intermediate", signed(k.authority.WWDRKey, k.csr.DER, crypto.SHA256), VerifyOptions{}, []string{"error request.signature"}, "made by another key of the chain"},
+		{"by a stranger", func(r *Request) { r.Signature[10] ^= 1 }, VerifyOptions{}, []string{"error request.signature"}, "does not verify"},
+		{"cut signature", func(r *Request) { r.Signature = r.Signature[:200] }, VerifyOptions{}, []string{"error request.signature"}, "has 200 bytes, those of the vendor's key have 256"},
+		{"the vendor's own CSR", resign(vendorCSR.DER), VerifyOptions{}, []string{"error csr.vendor-key"}, "the vendor's own CSR"},
+		{"unacceptable CSR", resign(testkit.File(t, "csr/close-primes.der")), VerifyOptions{}, []string{"error csr.close-primes"}, "close primes"},
+		{"PEM instead of DER", resign(pemText), VerifyOptions{}, []string{"error request.csr-pem"}, "base64 of a PEM file"},
+		{"no root", func(r *Request) { r.Chain = r.Chain[:2] }, VerifyOptions{}, []string{"error chain.missing-root"}, ""},
+		{"no intermediate", func(r *Request) { r.Chain = slices.Delete(r.Chain, 1, 2) }, VerifyOptions{}, []string{"error chain.missing-intermediate"}, ""},
+		{"root first", func(r *Request) { slices.Reverse(r.Chain) }, VerifyOptions{}, []string{"warning chain.order"}, ""},
+		{"unreadable certificate", func(r *Request) { r.Chain[2] = []byte("no certificate") }, VerifyOptions{},
+			[]string{"error chain.missing-root", "error request.chain-certificate"}, ""},
+		{"soon expired", func(*Request) {}, VerifyOptions{Now: k.now.AddDate(0, 0, 350)}, []string{"warning chain.expires-soon"}, ""},
+		{"expired", func(*Request) {}, VerifyOptions{Now: k.now.AddDate(0, 0, 400)}, []string{"error chain.expired"}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := k.request()

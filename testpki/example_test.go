@@ -9,20 +9,11 @@ import (
 )
 
 func Example() {
-	authority, err := testpki.New(time.Now())
-	if err != nil {
-		panic(err)
-	}
+	authority := testkit.Must(testpki.New(time.Now()))
 	csr := testkit.CSR(testkit.Key("example")) // any *x509.CertificateRequest
-	vendor, err := authority.IssueVendor(csr, testpki.VendorOptions{Organization: "Example Corp"})
-	if err != nil {
-		panic(err)
-	}
+	vendor := testkit.Must(authority.IssueVendor(csr, testpki.VendorOptions{Organization: "Example Corp"}))
 	fmt.Println(vendor.Subject.CommonName) // its chain: vendor, authority.WWDR, authority.Root
-	push, err := authority.IssuePush(csr, testpki.PushOptions{Topic: "com.apple.mgmt.External.6a3f"})
-	if err != nil {
-		panic(err)
-	}
+	push := testkit.Must(authority.IssuePush(csr, testpki.PushOptions{Topic: "com.apple.mgmt.External.6a3f"}))
 	fmt.Println(push.Subject.CommonName)
 	// Output:
 	// MDM Vendor: Example Corp

@@ -14,8 +14,10 @@ import (
 	"time"
 )
 
+type writer = func(path string, data []byte, mode fs.FileMode, replace bool) error
+
 // ways are the two implementations.
-var ways = map[string]func(path string, data []byte, mode fs.FileMode, replace bool) error{
+var ways = map[string]writer{
 	"Write": Write,
 	"with a temporary name": func(path string, data []byte, mode fs.FileMode, replace bool) error {
 		if err := writeNamed(path, data, mode, replace); err != nil {
@@ -28,10 +30,11 @@ var ways = map[string]func(path string, data []byte, mode fs.FileMode, replace b
 func TestWrite(t *testing.T) {
 	for name, write := range ways {
 		t.Run(name, func(t *testing.T) { testWrite(t, write) })
+		t.Run(name+", race", func(t *testing.T) { testWriteRace(t, write) })
 	}
 }
 
-func testWrite(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
+func testWrite(t *testing.T, write writer) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a")
 	for _, tt := range []struct {
@@ -74,14 +77,8 @@ func onlyFile(t *testing.T, dir, name string) {
 	}
 }
 
-// Of many writers of one name one succeeds, and its file is complete.
-func TestWriteRace(t *testing.T) {
-	for name, write := range ways {
-		t.Run(name, func(t *testing.T) { testWriteRace(t, write) })
-	}
-}
-
-func testWriteRace(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
+// testWriteRace: of many writers of one name one succeeds, and its file is complete.
+func testWriteRace(t *testing.T, write writer) {
 	path := filepath.Join(t.TempDir(), "a")
 	var wrote atomic.Int32
 	var all sync.WaitGroup

@@ -12,14 +12,8 @@ import (
 func Example() {
 	key := testkit.NewSigner(testkit.Key("example")) // any signer.Signer
 	subject := certreq.Subject{Email: "mdm@example.com", CommonName: "Example MDM", Country: "US"}
-	der, err := certreq.Create(context.Background(), key, subject)
-	if err != nil {
-		panic(err)
-	}
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		panic(err)
-	}
+	der := testkit.Must(certreq.Create(context.Background(), key, subject))
+	csr := testkit.Must(x509.ParseCertificateRequest(der))
 	fmt.Println(csr.Subject.CommonName)
 	fmt.Printf("%.35s\n", certreq.EncodePEM(der))
 	// Output:

@@ -39,14 +39,8 @@ func Example() {
 	}))
 	defer server.Close()
 
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		panic(err)
-	}
-	recipient, err := mdmcert.NewRecipient(ctx, testkit.NewSigner(private), time.Now()) // any signer.Signer
-	if err != nil {
-		panic(err)
-	}
+	private := testkit.Must(rsa.GenerateKey(rand.Reader, 2048))
+	recipient := testkit.Must(mdmcert.NewRecipient(ctx, testkit.NewSigner(private), time.Now())) // any signer.Signer
 	service := mdmcert.Service{Address: server.URL, APIKey: "secret"}
 	order := mdmcert.Order{CSR: []byte("DER of the CSR"), Email: "mdm@example.com", EncryptFor: recipient}
 	if err := service.Send(ctx, order); err != nil {

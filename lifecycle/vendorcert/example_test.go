@@ -17,31 +17,14 @@ func Example() {
 	ctx := context.Background()
 	key := testkit.NewSigner(testkit.Key("example")) // any signer.Signer
 	subject := certreq.Subject{Email: "mdm@example.com", CommonName: "Example", Organization: "Example Corp", Country: "US"}
-	der, err := vendorcert.CreateCSR(ctx, key, subject)
-	if err != nil {
-		panic(err)
-	}
+	der := testkit.Must(vendorcert.CreateCSR(ctx, key, subject))
 
-	authority, err := testpki.New(time.Now())
-	if err != nil {
-		panic(err)
-	}
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		panic(err)
-	}
-	cert, err := authority.IssueVendor(csr, testpki.VendorOptions{})
-	if err != nil {
-		panic(err)
-	}
+	authority := testkit.Must(testpki.New(time.Now()))
+	csr := testkit.Must(x509.ParseCertificateRequest(der))
+	cert := testkit.Must(authority.IssueVendor(csr, testpki.VendorOptions{}))
 
-	c, err := vendorcert.Import(ctx, key, cert.Raw, vendorcert.ImportOptions{
-		Extra:      []*x509.Certificate{authority.WWDR},
-		TrustRoots: []*x509.Certificate{authority.Root},
-	})
-	if err != nil {
-		panic(err)
-	}
+	options := vendorcert.ImportOptions{Extra: []*x509.Certificate{authority.WWDR}, TrustRoots: []*x509.Certificate{authority.Root}}
+	c := testkit.Must(vendorcert.Import(ctx, key, cert.Raw, options))
 	fmt.Println(c.Leaf().Subject.CommonName, len(c.Certs))
 	// Output: MDM Vendor: Example Corp 3
 }
