@@ -1,10 +1,10 @@
 package request
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -36,34 +36,15 @@ func TestEncodeIsGolden(t *testing.T) {
 	}
 }
 
+// The form of Apple's sample: one line of base64, the order of the keys, literal newlines, and 64 characters in PEM lines.
 func TestEncodeForm(t *testing.T) {
-	out, err := golden(t).Encode(Base64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.ContainsAny(out, "\r\n \t") {
-		t.Error("white space in the base64")
-	}
-	xml, err := base64.StdEncoding.DecodeString(string(out))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(xml)
-	if !strings.Contains(text, `<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">`) {
-		t.Error("wrong DOCTYPE")
-	}
-	if strings.Contains(text, "&#") {
-		t.Error("a newline is written as a character reference")
-	}
-	if strings.Count(text, "-----END CERTIFICATE-----\n") != 3 {
-		t.Error("a newline must follow every END line")
-	}
-	if wide := widestLine(text[strings.Index(text, "-----BEGIN"):strings.Index(text, "</string>\n\t\t<key>"+keySignature)]); wide != "" {
-		t.Error(wide)
-	}
-	at := func(key string) int { return strings.Index(text, "<key>"+key+"</key>") }
-	if at(keyCSR) < 0 || at(keyCSR) > at(keyChain) || at(keyChain) > at(keySignature) {
-		t.Error("the keys are not in the order of Apple's sample")
+	xml, err := base64.StdEncoding.Strict().DecodeString(string(testkit.Must(golden(t).Encode(Base64))))
+	form := regexp.MustCompile(`(?s)^<\?xml [^>]*>\n<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n` +
+		`<plist version="1.0">\n\t<dict>\n\t\t<key>PushCertRequestCSR</key>\n\t\t<string>[A-Za-z0-9+/=]+</string>\n` +
+		`\t\t<key>PushCertCertificateChain</key>\n\t\t<string>(-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/]{64}\n)+[A-Za-z0-9+/=]{1,64}\n-----END CERTIFICATE-----\n){3}</string>\n` +
+		`\t\t<key>PushCertSignature</key>\n\t\t<string>[A-Za-z0-9+/=]+</string>\n\t</dict>\n</plist>\n$`)
+	if err != nil || !form.Match(xml) {
+		t.Errorf("%v\n%s", err, xml)
 	}
 }
 

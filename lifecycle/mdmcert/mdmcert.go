@@ -72,7 +72,7 @@ func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
 	if err != nil {
 		return nil, "", fault.Errorf("%w: encrypt is not base64", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}
-	if block, _ := pem.Decode(cert); block != nil {
+	if block, _ := pem.Decode(cert); block != nil && block.Type == "CERTIFICATE" {
 		cert = block.Bytes
 	}
 	if _, err := parseRecipient(cert); err != nil {
