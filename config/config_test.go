@@ -285,16 +285,13 @@ func TestNested(t *testing.T) {
 	}
 }
 
-// TestLoadOwner needs root to make a file of somebody else.
+// Only root can make a file of another user.
 func TestLoadOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root")
 	}
 	path := filepath.Join(t.TempDir(), "hsmsign.yaml")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(path, 12345, 12345); err != nil {
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, 12345, 12345)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
@@ -314,99 +311,65 @@ func TestTrusted(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	dir := t.TempDir()
-	t.Chdir(dir)
-	file := func(parts ...string) string {
-		path := filepath.Join(append([]string{dir}, parts...)...)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	t.Chdir(t.TempDir())
+	for _, path := range []string{"hsmsign.yaml", "flag.yaml", "env.yaml", "home/hsmsign/hsmsign.yaml", "etc.yaml"} { // the first is ignored
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
 	}
-	file("hsmsign.yaml") // the working directory's, which never counts
-	flag, env, user, system := file("flag.yaml"), file("env.yaml"), file("home", "hsmsign", "hsmsign.yaml"), file("etc", "hsmsign.yaml")
-	missing := filepath.Join(dir, "missing.yaml")
-	tests := []struct {
+	for _, tt := range []struct {
 		name, explicit, env, home, system string
 		path, where                       string
 		err                               error
 	}{
-		{"flag", flag, env, "home", system, flag, "--config", nil},
-		{"environment", "", env, "home", system, env, "HSMSIGN_CONFIG", nil},
-		{"user", "", "", "home", system, user, "user", nil},
-		{"system", "", "", "elsewhere", system, system, "system", nil},
-		{"no home", "", "", "", system, system, "system", nil},
-		{"none", "", "", "elsewhere", missing, "", "", nil},
-		{"flag, missing", missing, env, "home", system, "", "", fs.ErrNotExist},
-		{"environment, missing", "", missing, "home", system, "", "", fs.ErrNotExist},
-		{"user, unreadable", "", "", "flag.yaml", system, "", "", syscall.ENOTDIR},
+		{"flag", "flag.yaml", "env.yaml", "home", "etc.yaml", "flag.yaml", "--config", nil},
+		{"environment", "", "env.yaml", "home", "etc.yaml", "env.yaml", "HSMSIGN_CONFIG", nil},
+		{"user", "", "", "home", "etc.yaml", "home/hsmsign/hsmsign.yaml", "user", nil},
+		{"system", "", "", "elsewhere", "etc.yaml", "etc.yaml", "system", nil},
+		{"no home", "", "", "", "etc.yaml", "etc.yaml", "system", nil},
+		{"no file", "", "", "elsewhere", "missing.yaml", "", "", nil},
+		{"flag, missing", "missing.yaml", "env.yaml", "home", "etc.yaml", "", "", fs.ErrNotExist},
+		{"environment, missing", "", "missing.yaml", "home", "etc.yaml", "", "", fs.ErrNotExist},
+		{"user, unreadable", "", "", "flag.yaml", "etc.yaml", "", "", syscall.ENOTDIR},
+	} {
+		getenv := func(name string) string { return map[string]string{"HSMSIGN_CONFIG": tt.env}[name] }
+		home := func() (string, error) {
+			if tt.home == "" {
+				return "", errors.New("no home")
+			}
+			return tt.home, nil
+		}
+		if path, where, err := find(tt.explicit, getenv, home, tt.system); path != tt.path || where != tt.where || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %q, %q, %v; want %q, %q, %v", tt.name, path, where, err, tt.path, tt.where, tt.err)
+		}
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			getenv := func(name string) string {
-				if name != "HSMSIGN_CONFIG" {
-					t.Errorf("reads %s", name)
-				}
-				return tt.env
-			}
-			home := func() (string, error) {
-				if tt.home == "" {
-					return "", errors.New("no home")
-				}
-				return filepath.Join(dir, tt.home), nil
-			}
-			path, where, err := find(tt.explicit, getenv, home, tt.system)
-			if path != tt.path || where != tt.where || !errors.Is(err, tt.err) {
-				t.Errorf("%q, %q, %v; want %q, %q, %v", path, where, err, tt.path, tt.where, tt.err)
-			}
-		})
-	}
-	if path, where, err := Find(flag, func(string) string { return "" }, os.UserConfigDir); path != flag || where != "--config" || err != nil {
+	if path, where, err := Find("flag.yaml", os.Getenv, os.UserConfigDir); path != "flag.yaml" || where != "--config" || err != nil {
 		t.Errorf("Find: %q, %q, %v", path, where, err)
 	}
 }
 
 // hsmsign.example.yaml shows every key of Config once, as a comment, and Parse accepts what it shows.
 func TestExample(t *testing.T) {
-	data, err := os.ReadFile("../hsmsign.example.yaml")
-	if err != nil {
-		t.Fatal(err)
+	data := testkit.Must(os.ReadFile("../hsmsign.example.yaml"))
+	if c, err := Parse("hsmsign.example.yaml", data); err != nil || !cmp.Equal(&Config{}, c) {
+		t.Errorf("a key is set: %+v, %v", c, err)
 	}
-	c, err := Parse("hsmsign.example.yaml", data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&Config{}, c); diff != "" {
-		t.Errorf("a key is set:\n%s", diff)
-	}
-
-	// One identity, or several by name: the example shows both.
-	unnamed, named := []string{"key", "cert", "chain"}, []string{"vendor", "vendors"}
-	var one, several strings.Builder
-	var shown []string
+	// The vendor keys exclude key, cert and chain.
+	var texts [2]strings.Builder
+	var shown, fields []string
 	for _, m := range regexp.MustCompile(`(?m)^# ([a-z-]+): .*$`).FindAllStringSubmatch(string(data), -1) {
-		if m[1] == "hsmsign.yaml" {
-			continue
-		}
 		shown = append(shown, m[1])
-		line := strings.TrimPrefix(m[0], "# ") + "\n"
-		if !slices.Contains(named, m[1]) {
-			one.WriteString(line)
-		}
-		if !slices.Contains(unnamed, m[1]) {
-			several.WriteString(line)
+		for i, excluded := range [][]string{{"vendor", "vendors"}, {"key", "cert", "chain"}} {
+			if !slices.Contains(excluded, m[1]) {
+				texts[i].WriteString(strings.TrimPrefix(m[0], "# ") + "\n")
+			}
 		}
 	}
-	for _, text := range []string{one.String(), several.String()} {
-		if _, err := Parse("hsmsign.example.yaml", []byte(text)); err != nil {
-			t.Errorf("with the comments removed: %v\n%s", err, text)
+	for i := range texts {
+		if _, err := Parse("hsmsign.example.yaml", []byte(texts[i].String())); err != nil {
+			t.Errorf("with the comments removed: %v\n%s", err, texts[i].String())
 		}
 	}
-
-	var fields []string
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
 		fields = append(fields, field.Tag.Get("yaml"))
 	}

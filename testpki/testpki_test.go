@@ -36,10 +36,7 @@ func extensions(c *x509.Certificate) map[string]bool {
 
 func TestShape(t *testing.T) {
 	a := testAuthority()
-	vendor, err := a.IssueVendor(testkit.CSR(ecKey()), testpki.VendorOptions{Organization: "Example Corp", NotBefore: now})
-	if err != nil {
-		t.Fatal(err)
-	}
+	vendor := testkit.Must(a.IssueVendor(testkit.CSR(ecKey()), testpki.VendorOptions{Organization: "Example Corp", NotBefore: now}))
 	type shape struct {
 		Subject, Issuer string
 		From, Until     time.Time

@@ -56,14 +56,8 @@ var subject = Subject{Email: "mdm@example.com", CommonName: "Example MDM", Organ
 
 func TestCreate(t *testing.T) {
 	key, _ := newKeys()
-	want, err := Create(t.Context(), testkit.NewSigner(key), subject)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.ParseCertificateRequest(want)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testkit.Must(Create(t.Context(), testkit.NewSigner(key), subject))
+	csr := testkit.Must(x509.ParseCertificateRequest(want))
 	if err := csr.CheckSignature(); err != nil {
 		t.Error(err)
 	}
