@@ -80,6 +80,7 @@ func TestParseOrder(t *testing.T) {
 		{"no email", "email", "", "email is not"},
 		{"two emails", "email", "a@b.c, d@e.f", "email is not"},
 		{"email with a name", "email", "A <a@b.c>", "email is not"},
+		{"email in brackets", "email", "<a@b.c>", "email is not"},
 		{"email with a line", "email", "a@b.c\nBcc: d@e.f", "email is not"},
 		{"email in Unicode", "email", "ü@b.c", "email is not"},
 		{"long email", "email", strings.Repeat("a", 252) + "@b.c", "email is not"},

@@ -184,6 +184,25 @@ func TestImportFetches(t *testing.T) {
 	}
 }
 
+// Apple's root names itself as its issuer; Import fetches it once.
+func TestImportFetchesRootOnce(t *testing.T) {
+	wwdr, root := testkit.Apple(t, "AppleWWDRCAG3.cer"), testkit.Apple(t, "AppleIncRootCertificate.cer")
+	var asked []string
+	server := httptest.NewTLSServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		_, _ = out.Write(map[string][]byte{"/AppleWWDRCAG3.cer": wwdr.Raw, "/AppleIncRootCertificate.cer": root.Raw}[r.URL.Path])
+	}))
+	defer server.Close()
+	fetch := &chain.FetchOptions{BaseURL: server.URL, Client: server.Client()}
+	key := newWorld().key
+	if _, err := Import(t.Context(), testkit.NewSigner(key), appleLike(key, "WWDR G3").Raw, ImportOptions{Fetch: fetch}); testkit.FindingID(err) == "" {
+		t.Errorf("%v, want a finding: Apple did not issue the certificate", err)
+	}
+	if diff := cmp.Diff([]string{"/AppleWWDRCAG3.cer", "/AppleIncRootCertificate.cer"}, asked); diff != "" {
+		t.Errorf("-want +asked:\n%s", diff)
+	}
+}
+
 // Import refuses other bytes than Apple's, fetches nothing without FetchOptions, and does not ask for the expired WWDR G1.
 func TestImportFetchPinned(t *testing.T) {
 	w := newWorld()
