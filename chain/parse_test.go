@@ -80,7 +80,7 @@ func TestParse(t *testing.T) {
 		{"indented", strings.ReplaceAll(text, "\n", "\n\t"), two},
 		{"no last newline", strings.TrimSpace(text), two},
 		{"old label", block64("X509 CERTIFICATE", w.vendor.Raw), one},
-		{"private key beside", block64("PRIVATE KEY", key) + text, two},
+		{"private key too", block64("PRIVATE KEY", key) + text, two},
 		{"DER", string(w.vendor.Raw), one},
 		{"two in DER", string(w.vendor.Raw) + string(w.WWDR.Raw), two},
 		{"DER with a newline", string(w.vendor.Raw) + "\r\n", one},

@@ -59,9 +59,9 @@ func pathsUnder(w world, root *ca) []pathCase {
 
 	return []pathCase{
 		{"plain", certs(w.leafOf(inter), inter.cert, root.cert), []string{"I", "R"}, ""},
-		{"dead end beside", certs(w.leafOf(inter), dead.cert, inter.cert, root.cert), []string{"I", "R"}, ""},
+		{"dead end too", certs(w.leafOf(inter), dead.cert, inter.cert, root.cert), []string{"I", "R"}, ""},
 		{"dead end only", certs(w.leafOf(inter), dead.cert, root.cert), nil, "chain.missing-root"},
-		{"not yet valid beside", certs(w.leafOf(inter), early.cert, inter.cert, root.cert), []string{"I", "R"}, ""},
+		{"not yet valid too", certs(w.leafOf(inter), early.cert, inter.cert, root.cert), []string{"I", "R"}, ""},
 		{"another key id", certs(w.leafOf(inter), otherID.cert, root.cert), nil, "chain.missing-intermediate"},
 		{"cross-signed root", certs(w.leafOf(inter), inter.cert, crossed.cert, lost.cert, root.cert), []string{"I", "R"}, ""},
 		{"circle", certs(w.leafOf(a), ab.cert, ba.cert), nil, "chain.untrusted"},
@@ -114,7 +114,7 @@ func TestCircle(t *testing.T) {
 }
 
 // Authorities that share a name and a key have as many paths as there are orders. All of them verify and none is trusted.
-// Check must still end soon.
+// Without a limit, Check would not end.
 func TestManyPaths(t *testing.T) {
 	w := newWorld()
 	x := newCA("X", nil, nil)
@@ -122,14 +122,7 @@ func TestManyPaths(t *testing.T) {
 	for range MaxCerts - 1 {
 		pool = append(pool, certify("X", x.key, x, nil).cert)
 	}
-	start := time.Now()
-	findings := Check(pool, Options{Now: now})
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
-	if got := summary(findings); !slices.Contains(got, "error chain.untrusted") {
-		t.Errorf("%q, want error chain.untrusted among them", got)
-	}
+	finding(t, Check(pool, Options{Now: now}), "chain.untrusted")
 }
 
 // A certificate can contain an RSA key of any size; a verification with it would take minutes.
@@ -230,7 +223,7 @@ func TestWWDRG1(t *testing.T) {
 		{"in the chain", certs(g1, root), []string{"error chain.leaf-is-ca", "error chain.wwdr-g1", "note chain.stranger"}},
 		{"for G3", certs(w.claim(Pins()[4], true), g1, root),
 			[]string{"warning chain.vendor-extension", "error chain.missing-intermediate", "warning chain.wwdr-g1", "note chain.stranger"}},
-		{"beside", certs(w.vendor, w.WWDR, w.Root, g1), []string{"note chain.trust-root", "warning chain.wwdr-g1"}},
+		{"outside the path", certs(w.vendor, w.WWDR, w.Root, g1), []string{"note chain.trust-root", "warning chain.wwdr-g1"}},
 	}
 	for _, tt := range tests {
 		f := Check(tt.certs, Options{Now: now, TrustRoots: certs(w.Root)})
