@@ -1,11 +1,7 @@
 package file
 
 import (
-	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/des" // #nosec G502 -- "openssl pkcs8 -v2 des3" made such files for twenty years; only read, never written
 	"crypto/pbkdf2"
 	"crypto/rsa"
 	"crypto/sha1" // #nosec G505 -- the default PRF of PBKDF2 (RFC 8018 appendix A.2), as HMAC
@@ -20,6 +16,7 @@ import (
 	"golang.org/x/crypto/scrypt"
 	"software.sslmate.com/src/go-pkcs12"
 
+	"hsmsign/internal/cbc"
 	"hsmsign/signer"
 )
 
@@ -64,11 +61,14 @@ func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 	if _, err := asn1.Unmarshal(info.Algorithm.Parameters.FullBytes, &params); err != nil {
 		return nil, fmt.Errorf("%w: damaged PBES2 parameters: %w", signer.ErrBadKey, err)
 	}
-	newCipher, keyLength, err := blockCipher(params.Cipher)
+	mode, err := cbc.Parse(params.Cipher)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
-	derive, err := derivation(params.KDF, keyLength)
+	if mode.KeySize < 16 { // DES
+		return nil, fmt.Errorf("%w: encrypted with DES, which is too weak", signer.ErrBadKey)
+	}
+	derive, err := derivation(params.KDF, mode.KeySize)
 	if err != nil {
 		return nil, err
 	}
@@ -82,9 +82,12 @@ func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 		return nil, fmt.Errorf("%w: key derivation: %w", signer.ErrBadKey, err)
 	}
 	defer clear(derived)
-	plain, err := decryptCBC(newCipher, derived, params.Cipher, info.Data)
-	if err != nil {
-		return nil, err
+	plain, err := mode.Decrypt(derived, info.Data)
+	switch {
+	case errors.Is(err, cbc.ErrPadding):
+		return nil, errWrongPassphrase()
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	defer clear(plain)
 	// One wrong passphrase in 256 gives a good padding; what it decrypts to is then no PKCS#8.
@@ -96,21 +99,6 @@ func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 
 func errWrongPassphrase() error {
 	return fmt.Errorf("%w: the passphrase is wrong, or the file is damaged", signer.ErrAuth)
-}
-
-// blockCipher knows the ciphers of RFC 8018 appendix B.2 that are still met: AES and triple DES.
-func blockCipher(alg pkix.AlgorithmIdentifier) (newCipher func([]byte) (cipher.Block, error), keyLength int, err error) {
-	switch alg.Algorithm.String() {
-	case "2.16.840.1.101.3.4.1.2":
-		return aes.NewCipher, 16, nil
-	case "2.16.840.1.101.3.4.1.22":
-		return aes.NewCipher, 24, nil
-	case "2.16.840.1.101.3.4.1.42":
-		return aes.NewCipher, 32, nil
-	case "1.2.840.113549.3.7":
-		return des.NewTripleDESCipher, 24, nil // #nosec G405 -- see the import
-	}
-	return nil, 0, fmt.Errorf("%w: encrypted with cipher %v; AES and triple DES in CBC mode are read", signer.ErrBadKey, alg.Algorithm)
 }
 
 // derivation reads the parameters of the key derivation and holds them to the bounds.
@@ -160,27 +148,6 @@ func pseudoRandom(oid asn1.ObjectIdentifier) (func() hash.Hash, error) {
 		return sha512.New, nil
 	}
 	return nil, fmt.Errorf("%w: PBKDF2 with the pseudo-random function %v", signer.ErrBadKey, oid)
-}
-
-// decryptCBC decrypts data and takes the padding off (RFC 8018 section 6.1.1 step 4).
-func decryptCBC(newCipher func([]byte) (cipher.Block, error), derived []byte, alg pkix.AlgorithmIdentifier, data []byte) ([]byte, error) {
-	block, err := newCipher(derived)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
-	size := block.BlockSize()
-	var iv []byte
-	if _, err := asn1.Unmarshal(alg.Parameters.FullBytes, &iv); err != nil || len(iv) != size || len(data) == 0 || len(data)%size != 0 {
-		return nil, fmt.Errorf("%w: damaged: the initialisation vector or the ciphertext is not of whole blocks", signer.ErrBadKey)
-	}
-	plain := make([]byte, len(data))
-	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, data)
-	n := int(plain[len(plain)-1])
-	if n < 1 || n > size || !bytes.Equal(plain[len(plain)-n:], bytes.Repeat(plain[len(plain)-1:], n)) {
-		clear(plain)
-		return nil, errWrongPassphrase()
-	}
-	return plain[:len(plain)-n], nil
 }
 
 // parsePKCS12 reads RFC 7292's PFX with one key in it.

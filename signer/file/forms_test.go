@@ -287,23 +287,31 @@ func TestHostilePKCS8(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			path := write(t, "x.der", pbes2File(t, tt.kdf, tt.params, make([]byte, 16), make([]byte, 64)))
+			path := write(t, "x.der", pbes2File(t, tt.kdf, tt.params, aes256, make([]byte, 16), make([]byte, 64)))
 			// No passphrase is to be had: what is refused for its work is refused before it is asked for.
 			if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
 		})
 	}
-	for name, sizes := range map[string][2]int{"IV": {15, 64}, "no IV": {0, 64}, "ragged": {16, 63}, "empty": {16, 0}} {
-		path := write(t, "x.der", pbes2File(t, pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: 1}, make([]byte, sizes[0]), make([]byte, sizes[1])))
+	for name, tt := range map[string]struct {
+		cipher   asn1.ObjectIdentifier
+		iv, data int
+	}{
+		"IV": {aes256, 15, 64}, "no IV": {aes256, 0, 64}, "ragged": {aes256, 16, 63}, "empty": {aes256, 16, 0},
+		"DES": {asn1.ObjectIdentifier{1, 3, 14, 3, 2, 7}, 8, 64}, "unknown cipher": {asn1.ObjectIdentifier{1, 2, 3}, 16, 64},
+	} {
+		path := write(t, "x.der", pbes2File(t, pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: 1}, tt.cipher, make([]byte, tt.iv), make([]byte, tt.data)))
 		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, signer.ErrBadKey) {
 			t.Errorf("%s: error %v, want ErrBadKey", name, err)
 		}
 	}
 }
 
-// pbes2File is an EncryptedPrivateKeyInfo with AES-256 and the parameters given.
-func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []byte) []byte {
+var aes256 = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
+
+// pbes2File returns an EncryptedPrivateKeyInfo.
+func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, cipher asn1.ObjectIdentifier, iv, data []byte) []byte {
 	t.Helper()
 	algorithm := func(oid asn1.ObjectIdentifier, params any) pkix.AlgorithmIdentifier {
 		der, err := asn1.Marshal(params)
@@ -315,7 +323,7 @@ func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []b
 	der, err := asn1.Marshal(encryptedInfo{
 		Algorithm: algorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, pbes2Params{
 			KDF:    algorithm(kdf, params),
-			Cipher: algorithm(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}, iv),
+			Cipher: algorithm(cipher, iv),
 		}),
 		Data: data,
 	})

@@ -1,17 +1,14 @@
-// Package vendorcert is the vendor's way to its certificate: the CSR that Apple's developer portal accepts, and the proof
-// that the certificate which comes back belongs to the key.
+// Package vendorcert gets the MDM vendor its certificate: CreateCSR makes the CSR for Apple's developer portal, and Import
+// checks that the certificate from Apple matches the key, and builds its chain.
 //
-//	der, err := vendorcert.CreateCSR(ctx, key, certreq.Subject{Email: "mdm@example.com", CommonName: "Example", Country: "US"})
-//	// days later, with the file that Apple made of it
-//	c, err := vendorcert.Import(ctx, key, data, vendorcert.ImportOptions{})
-//
-// The functions keep nothing between calls and are safe for concurrent use, as far as the Signer is.
+// The functions depend only on their arguments and are safe for concurrent use if the Signer is.
 package vendorcert
 
 import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -21,21 +18,47 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/lifecycle/certreq"
 	"hsmsign/signer"
 )
 
-// ImportOptions say what Import builds the chain from. The zero value has the file alone.
-type ImportOptions struct {
-	Extra      []*x509.Certificate // intermediate and root certificates
-	TrustRoots []*x509.Certificate // trusted beside Apple's roots
-	Fetch      *chain.FetchOptions // gets those of Apple's certificates that are missing; nil: nothing is fetched
+// KeyBits is the only size of RSA key that Apple's developer portal accepts in a vendor's CSR.
+const KeyBits = 2048
+
+// CreateCSR is certreq.Create with CheckKey.
+func CreateCSR(ctx context.Context, key signer.Signer, subject certreq.Subject) ([]byte, error) {
+	if err := CheckKey(key.Public()); err != nil {
+		return nil, err
+	}
+	return certreq.Create(ctx, key, subject)
 }
 
-// Import reads the file that Apple made of the vendor's CSR (PEM, DER or PKCS#7), and proves that its certificate
-// is the key's: it holds the public key, it can be the vendor's, its chain is complete and valid, and a signature
-// over a random message verifies with it. It gives the chain, vendor certificate first.
+// CheckKey returns an error that wraps signer.ErrBadKey unless Apple's developer portal accepts the key in a vendor's CSR:
+// RSA of 2048 bits.
+func CheckKey(pub crypto.PublicKey) error {
+	what := fmt.Sprintf("%T", pub)
+	if key, ok := pub.(*rsa.PublicKey); ok {
+		if key.N.BitLen() == KeyBits {
+			return nil
+		}
+		what = fmt.Sprintf("RSA of %d bits", key.N.BitLen())
+	}
+	return fault.Errorf("%w: it is %s; Apple's developer portal accepts RSA of %d bits only", signer.ErrBadKey, what, KeyBits).
+		Fix(fmt.Sprintf("make a key with hsmsign key generate --bits %d", KeyBits))
+}
+
+// ImportOptions are the sources of the chain in addition to the file. The zero value has none.
+type ImportOptions struct {
+	Extra      []*x509.Certificate // intermediate and root certificates
+	TrustRoots []*x509.Certificate // trusted in addition to Apple's roots
+	Fetch      *chain.FetchOptions // downloads Apple's certificates that are missing; nil: never
+}
+
+// Import returns the chain of the certificate that Apple issued for the vendor's CSR (PEM, DER or PKCS#7), vendor
+// certificate first. It checks that the certificate contains the key's public key and can be the vendor's, that the chain is
+// complete and valid, and that the certificate verifies a signature of the key over a random message.
 //
-// A refusal is a *fault.Finding whose ID begins with "chain."; other errors are those of chain.Fetch and the key's.
+// The error is a *fault.Finding whose ID begins with "chain.", or an error of chain.Fetch or of the key.
 func Import(ctx context.Context, key signer.Signer, file []byte, opts ImportOptions) (*chain.Chain, error) {
 	certs, err := chain.Parse(file)
 	if err != nil {
@@ -60,8 +83,8 @@ func Import(ctx context.Context, key signer.Signer, file []byte, opts ImportOpti
 	return c, Prove(ctx, key, c.Leaf())
 }
 
-// Prove has the key sign a random message and verifies the signature with the certificate. A certificate of another
-// key is a *fault.Finding (chain.key-mismatch); a signature that does not verify wraps signer.ErrBadSignature.
+// Prove checks that the certificate verifies a signature of the key over a random message. For a certificate of another
+// key the error is a *fault.Finding (chain.key-mismatch); for a wrong signature it wraps signer.ErrBadSignature.
 func Prove(ctx context.Context, key signer.Signer, cert *x509.Certificate) error {
 	if err := (&chain.Chain{Certs: []*x509.Certificate{cert}}).MatchKey(key.Public()); err != nil {
 		return err
@@ -98,25 +121,23 @@ func FindCSR(file []byte) *x509.CertificateRequest {
 	return csr
 }
 
-// uploaded refuses a CSR in the certificate's place.
+// uploaded returns the finding for a CSR instead of the certificate.
 func uploaded(csr *x509.CertificateRequest, key crypto.PublicKey) error {
-	what := "a CSR, and of another key"
+	what := "a CSR of another key"
 	if chain.SPKISHA256(csr.PublicKey) == chain.SPKISHA256(key) {
-		what = "the CSR that was sent to Apple"
+		what = "the CSR for Apple"
 	}
-	return &fault.Finding{
-		ID: "chain.csr", Severity: fault.SeverityError,
-		Message: "this is " + what + "; vendor import wants the certificate mdm.cer that Apple made from it",
-		Fix:     "upload the CSR to Apple's developer portal, and import the file that can be downloaded there",
-	}
+	return fault.Refuse("chain.csr", "this is %s; vendor import needs the certificate mdm.cer that Apple issues for it", what).
+		WithFix("upload the CSR to Apple's developer portal, and import the file that you download there")
 }
 
-// incomplete is whether a certificate above the vendor's is missing.
+// incomplete reports whether a certificate above the vendor's is missing.
 func incomplete(err error) bool {
-	var f *fault.Finding
-	return errors.As(err, &f) && (f.ID == "chain.missing-intermediate" || f.ID == "chain.missing-root")
+	f, ok := errors.AsType[*fault.Finding](err)
+	return ok && (f.ID == "chain.missing-intermediate" || f.ID == "chain.missing-root")
 }
 
+// ownCertificate returns the certificate of the key, or the first one.
 func ownCertificate(certs []*x509.Certificate, key crypto.PublicKey) *x509.Certificate {
 	for _, c := range certs {
 		if (&chain.Chain{Certs: []*x509.Certificate{c}}).MatchKey(key) == nil {
@@ -126,7 +147,7 @@ func ownCertificate(certs []*x509.Certificate, key crypto.PublicKey) *x509.Certi
 	return certs[0]
 }
 
-// fetchIssuers gets Apple's certificates above cert, up to the root. Where Apple did not issue it there are none.
+// fetchIssuers downloads Apple's certificates above cert, up to the root. It returns none if Apple did not issue cert.
 func fetchIssuers(ctx context.Context, cert *x509.Certificate, opts chain.FetchOptions) ([]*x509.Certificate, error) {
 	var got []*x509.Certificate
 	known := opts.Known()

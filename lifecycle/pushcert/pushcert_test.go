@@ -1,31 +1,59 @@
 package pushcert
 
 import (
+	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"strings"
 	"testing"
 
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/internal/testkit"
 
 	"hsmsign/chain"
 	"hsmsign/testpki"
 )
 
+var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+// kit is a test authority, two customer keys, and a vendor certificate of the first.
+type kit struct {
+	authority  *testpki.Authority
+	key, other *rsa.PrivateKey
+	vendor     *x509.Certificate
+}
+
+func newKit() *kit {
+	k := &kit{authority: testkit.Authority(now), key: testkit.Key("customer"), other: testkit.Key("other")}
+	k.vendor = testkit.Must(k.authority.IssueVendor(testkit.CSR(k.key), testpki.VendorOptions{NotBefore: now}))
+	return k
+}
+
+// issue returns a push certificate for a key.
+func (k *kit) issue(key crypto.Signer, opts testpki.PushOptions) *Certificate {
+	if opts.NotBefore.IsZero() {
+		opts.NotBefore = now
+	}
+	cert := testkit.Must(k.authority.IssuePush(testkit.CSR(key), opts))
+	return &Certificate{cert, Topic(cert)}
+}
+
 func TestParseCertificate(t *testing.T) {
-	k := newKit(t)
-	cert := k.issue(t, k.key, testpki.PushOptions{})
-	another := k.issue(t, k.key, testpki.PushOptions{})
+	k := newKit()
+	cert := k.issue(k.key, testpki.PushOptions{})
+	another := k.issue(k.key, testpki.PushOptions{})
 	list := func(certs ...*x509.Certificate) string { return chain.PEM(certs) }
-	app := selfSigned(t, k, "com.example.app")
-	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k.private))})
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(k.private))})
+	app := selfSigned(k.key, "com.example.app")
+	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: testkit.CSR(k.key).Raw})
+	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: testkit.Must(x509.MarshalPKCS8PrivateKey(k.key))})
 	for _, tt := range []struct{ name, data, id, message string }{
 		{"PEM", list(cert.Certificate), "", ""},
 		{"DER", string(cert.Raw), "", ""},
@@ -34,7 +62,7 @@ func TestParseCertificate(t *testing.T) {
 		{"vendor chain", list(k.vendor, k.authority.WWDR, k.authority.Root), "push.kind", "this is the MDM vendor's certificate"},
 		{"CA", list(k.authority.Root), "push.kind", `the certificate of a CA, "hsmsign TEST Root CA"`},
 		{"app", list(app), "push.kind", `the topic "com.example.app", which is not MDM's`},
-		{"any", list(selfSigned(t, k, "")), "push.kind", `the certificate of "stranger"`},
+		{"any", list(selfSigned(k.key, "")), "push.kind", `the certificate of "stranger"`},
 		{"two", list(cert.Certificate, another.Certificate), "push.count", "several push certificates"},
 		{"CSR", string(csr), "push.unreadable", "a certificate signing request"},
 		{"key", string(key), "push.unreadable", "a private key"},
@@ -60,32 +88,19 @@ func TestParseCertificate(t *testing.T) {
 	}
 }
 
-// selfSigned is a certificate that is not for MDM.
-func selfSigned(t *testing.T, k *kit, uid string) *x509.Certificate {
-	t.Helper()
+// selfSigned returns a certificate that is not for MDM.
+func selfSigned(key *rsa.PrivateKey, uid string) *x509.Certificate {
 	names := []pkix.AttributeTypeAndValue{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "stranger"}}
 	if uid != "" {
 		names = append(names, pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 1}, Value: uid})
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{ExtraNames: names}, NotAfter: now}
-	cert, err := x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.private.Public(), k.private)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
-}
-
-// must is for fixtures that cannot fail.
-func must(data []byte, err error) []byte {
-	if err != nil {
-		panic(err)
-	}
-	return data
+	return testkit.Must(x509.ParseCertificate(testkit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key))))
 }
 
 func TestCheck(t *testing.T) {
-	k := newKit(t)
-	cert := k.issue(t, k.key, testpki.PushOptions{})
+	k := newKit()
+	cert := k.issue(k.key, testpki.PushOptions{})
 	end := cert.NotAfter
 	for _, tt := range []struct {
 		at   time.Time
@@ -109,8 +124,8 @@ func TestCheck(t *testing.T) {
 }
 
 func TestMatchKey(t *testing.T) {
-	k := newKit(t)
-	cert := k.issue(t, k.key, testpki.PushOptions{})
+	k := newKit()
+	cert := k.issue(k.key, testpki.PushOptions{})
 	if err := cert.MatchKey(k.key.Public()); err != nil {
 		t.Error(err)
 	}
@@ -121,8 +136,8 @@ func TestMatchKey(t *testing.T) {
 }
 
 func TestCheckRenewal(t *testing.T) {
-	k := newKit(t)
-	old := k.issue(t, k.key, testpki.PushOptions{})
+	k := newKit()
+	old := k.issue(k.key, testpki.PushOptions{})
 	later := now.AddDate(0, 11, 0)
 	for _, tt := range []struct {
 		name     string
@@ -130,18 +145,49 @@ func TestCheckRenewal(t *testing.T) {
 		at       time.Time
 		want     string
 	}{
-		{"same key", old, k.issue(t, k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later, ""},
-		{"new key", old, k.issue(t, k.other, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later, ""},
-		{"other topic", old, k.issue(t, k.key, testpki.PushOptions{NotBefore: later}), later, "push.topic"},
-		{"topic in capitals", old, k.issue(t, k.key, testpki.PushOptions{NotBefore: later, Topic: "com.apple.mgmt.External." + strings.ToUpper(strings.TrimPrefix(old.Topic, "com.apple.mgmt.External."))}), later, "push.topic"},
+		{"same key", old, k.issue(k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later, ""},
+		{"new key", old, k.issue(k.other, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later, ""},
+		{"other topic", old, k.issue(k.key, testpki.PushOptions{NotBefore: later}), later, "push.topic"},
+		{"topic in capitals", old, k.issue(k.key, testpki.PushOptions{NotBefore: later, Topic: "com.apple.mgmt.External." + strings.ToUpper(strings.TrimPrefix(old.Topic, "com.apple.mgmt.External."))}), later, "push.topic"},
 		{"twice the same", old, old, later, "push.not-later"},
-		{"exchanged", k.issue(t, k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), old, later, "push.not-later"},
-		{"not yet", old, k.issue(t, k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), now, "push.not-yet-valid"},
-		{"expired itself", old, k.issue(t, k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later.AddDate(2, 0, 0), "push.expired"},
+		{"exchanged", k.issue(k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), old, later, "push.not-later"},
+		{"not yet", old, k.issue(k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), now, "push.not-yet-valid"},
+		{"expired itself", old, k.issue(k.key, testpki.PushOptions{Topic: old.Topic, NotBefore: later}), later.AddDate(2, 0, 0), "push.expired"},
 	} {
 		err := CheckRenewal(tt.old, tt.new, tt.at)
 		if testkit.FindingID(err) != tt.want || tt.want == "" && err != nil {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+func TestSeeds(t *testing.T) { testkit.Seeds(t, "FuzzParseCertificate", 3) }
+
+// FuzzParseCertificate checks that an error is a bounded finding, and that an accepted certificate is also accepted alone.
+func FuzzParseCertificate(f *testing.F) {
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cert, err := ParseCertificate(data)
+		if err != nil {
+			checkFinding(t, err)
+			return
+		}
+		again, err := ParseCertificate(cert.Raw)
+		if err != nil || again.Topic != cert.Topic || !strings.HasPrefix(cert.Topic, topicPrefix) {
+			t.Errorf("alone: %v", err)
+		}
+		for _, f := range cert.Check(now) {
+			checkFinding(t, &f)
+		}
+		if CheckRenewal(cert, again, now) == nil {
+			t.Error("a certificate renews itself")
+		}
+	})
+}
+
+func checkFinding(t *testing.T, err error) {
+	t.Helper()
+	f, ok := errors.AsType[*fault.Finding](err)
+	if !ok || f.Subject() != fault.Push || f.Fix == "" || len(f.Message) > 1000 {
+		t.Errorf("%T %q", err, err)
 	}
 }
