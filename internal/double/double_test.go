@@ -78,14 +78,19 @@ func TestWait(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		began := time.Now()
-		if !Wait[fault](ctx, OK, 0) || time.Since(began) != 0 {
+		if !Wait[fault](ctx, nil, OK, 0) || time.Since(began) != 0 {
 			t.Errorf("no delay: %v", time.Since(began))
 		}
-		if !Wait(ctx, Delay[fault](2*time.Second), time.Second) || time.Since(began) != 3*time.Second {
+		if !Wait(ctx, nil, Delay[fault](2*time.Second), time.Second) || time.Since(began) != 3*time.Second {
 			t.Errorf("delays of 2 s and 1 s: %v", time.Since(began))
 		}
-		if Wait[fault](ctx, Hang, 0) || time.Since(began) != time.Minute {
+		if Wait[fault](ctx, nil, Hang, 0) || time.Since(began) != time.Minute {
 			t.Errorf("hang: %v", time.Since(began))
+		}
+		closed := make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(closed) })
+		if Wait[fault](t.Context(), closed, Hang, 0) || Wait[fault](ctx, nil, OK, 0) {
+			t.Error("a request is answered after the end")
 		}
 	})
 }

@@ -96,9 +96,12 @@ func (s *Script[F]) Calls(operation string) int {
 // Next returns the fault of one request: the first one that is queued for it, or the one that stands, or OK. The
 // narrower name counts first: operation@place, operation, *@place, *.
 func (s *Script[F]) Next(operation, place string) F {
-	names := []string{operation + "@" + place, operation, "*@" + place, "*"}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.queued)+len(s.standing) == 0 {
+		return OK
+	}
+	names := []string{operation + "@" + place, operation, "*@" + place, "*"}
 	for _, name := range names {
 		if queue := s.queued[name]; len(queue) > 0 {
 			s.queued[name] = queue[1:]
@@ -113,8 +116,12 @@ func (s *Script[F]) Next(operation, place string) F {
 	return OK
 }
 
-// Wait waits for the delay of a fault and an extra delay. It returns false if ctx ends first, which for Hang it does.
-func Wait[F ~string](ctx context.Context, fault F, extra time.Duration) bool {
+// Wait waits for the delay of a fault and an extra delay. It returns false if ctx ends first, as it does for Hang, or
+// if the server is closed.
+func Wait[F ~string](ctx context.Context, closed <-chan struct{}, fault F, extra time.Duration) bool {
+	if fault == OK && extra == 0 {
+		return ctx.Err() == nil
+	}
 	var elapsed <-chan time.Time
 	if fault != Hang {
 		d, _ := delayOf(fault)
@@ -124,6 +131,8 @@ func Wait[F ~string](ctx context.Context, fault F, extra time.Duration) bool {
 	}
 	select {
 	case <-ctx.Done():
+		return false
+	case <-closed:
 		return false
 	case <-elapsed:
 		return true

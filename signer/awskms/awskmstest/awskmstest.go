@@ -13,7 +13,6 @@
 package awskmstest
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -53,9 +52,9 @@ type Server struct {
 	config   Config
 	listener net.Listener
 	http     *http.Server
-	done     chan struct{}   // closed when the server has stopped
-	life     context.Context // ends with Close; that of every request
-	end      context.CancelFunc
+	closed   chan struct{} // closed by Close
+	done     chan struct{} // closed when the server has stopped
+	once     sync.Once
 	script   *double.Script[Fault]
 
 	mu          sync.Mutex
@@ -79,14 +78,12 @@ func NewServer(config Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		config: config, listener: listener, done: make(chan struct{}), script: double.NewScript(operations(), faults()...),
+		config: config, listener: listener, closed: make(chan struct{}), done: make(chan struct{}), script: double.NewScript(operations(), faults()...),
 		keys: map[string]*Key{}, aliases: map[string]string{},
 		credentials: map[string]Credentials{AccessKeyID: {AccessKeyID: AccessKeyID, SecretAccessKey: SecretAccessKey}},
 	}
-	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &http.Server{
-		Handler: s, BaseContext: func(net.Listener) context.Context { return s.life },
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,
+		Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,
 	}
 	go func() {
 		defer close(s.done)
@@ -106,7 +103,7 @@ func (s *Server) Region() string { return s.config.Region }
 
 // Close cuts all connections and stops the server. It may be called twice.
 func (s *Server) Close() error {
-	s.end()
+	s.once.Do(func() { close(s.closed) })
 	err := s.http.Close()
 	<-s.done
 	return err

@@ -75,7 +75,7 @@ func operations() []string {
 // meet waits as long as the fault and the configuration say, and reports whether the request is to be answered. It
 // handles the faults that are no answer of KMS.
 func (s *Server) meet(w http.ResponseWriter, r *http.Request, f Fault) bool {
-	if !double.Wait(r.Context(), f, s.config.Delay) {
+	if !double.Wait(r.Context(), s.closed, f, s.config.Delay) {
 		f = Reset // a plain return would answer with status 200 and no body
 	}
 	switch f {

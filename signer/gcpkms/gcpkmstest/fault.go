@@ -82,11 +82,8 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		return nil, err
 	}
 	f := s.script.Next(operation, "")
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
-	if !double.Wait(ctx, f, s.config.Delay) {
-		return nil, status.FromContextError(ctx.Err()).Err()
+	if !double.Wait(ctx, s.closed, f, s.config.Delay) {
+		return nil, status.Error(codes.Unavailable, "the client left, or the server is closed")
 	}
 	if err := s.refuse(ctx, operation, f, req); err != nil {
 		return nil, err

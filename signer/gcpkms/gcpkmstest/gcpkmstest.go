@@ -10,7 +10,6 @@
 package gcpkmstest
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -40,9 +39,9 @@ type Server struct {
 	config   Config
 	listener *listener
 	grpc     *grpc.Server
-	done     chan struct{}   // closed when the server has stopped
-	life     context.Context // ends with Close
-	end      context.CancelFunc
+	closed   chan struct{} // closed by Close
+	done     chan struct{} // closed when the server has stopped
+	once     sync.Once
 	script   *double.Script[Fault]
 
 	mu       sync.Mutex
@@ -64,11 +63,10 @@ func NewServer(config Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("listen on %q: without TLS the address must be loopback", config.Listen), inner.Close())
 	}
 	s := &Server{
-		config: config, listener: &listener{Listener: inner, open: map[string]net.Conn{}}, done: make(chan struct{}),
+		config: config, listener: &listener{Listener: inner, open: map[string]net.Conn{}}, closed: make(chan struct{}), done: make(chan struct{}),
 		script: double.NewScript(operations(), faults()...),
 		rings:  map[string]bool{}, keys: map[string]*kmspb.CryptoKey{}, versions: map[string]*Key{},
 	}
-	s.life, s.end = context.WithCancel(context.Background())
 	opts := []grpc.ServerOption{grpc.UnaryInterceptor(s.intercept)}
 	if config.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(config.TLS)))
@@ -90,7 +88,7 @@ func (s *Server) Endpoint() string { return s.Addr() }
 
 // Close cuts all connections and stops the server. It may be called twice.
 func (s *Server) Close() error {
-	s.end()
+	s.once.Do(func() { close(s.closed) })
 	s.grpc.Stop()
 	<-s.done
 	return nil
