@@ -20,7 +20,7 @@ const (
 	fixCredentials = "provide credentials: a role of the instance, container or service account, AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" // #nosec G101 -- names
 	fixClock       = "check the secret access key and the clock of this machine: KMS accepts a difference of 5 minutes"
 	fixKey         = "create an RSA key with usage SIGN_VERIFY: hsmsign key generate"
-	fixReplaced    = "choose another alias; hsmsign replaces nothing"
+	fixReplaced    = "choose another alias; nothing is replaced"
 )
 
 // maxText is the most that an error quotes from an answer, in bytes.

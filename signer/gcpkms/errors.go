@@ -44,7 +44,7 @@ func familyOf(err error) (family error, fix string) {
 	case codes.NotFound:
 		return signer.ErrKeyNotFound, "check project, location, key ring, key and version: gcloud kms keys list, or hsmsign key list with the name of the key ring"
 	case codes.AlreadyExists:
-		return signer.ErrKeyExists, "choose another key name; hsmsign replaces nothing, and the name of a key in Cloud KMS cannot be used again"
+		return signer.ErrKeyExists, "choose another key name; nothing is replaced, and the name of a key in Cloud KMS cannot be used again"
 	case codes.FailedPrecondition:
 		return signer.ErrBadKey, fixState(precondition, textOf(err))
 	case codes.InvalidArgument:
