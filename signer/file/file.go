@@ -83,7 +83,7 @@ func run[T any](ctx context.Context, opts Options, op string, ref signer.Ref, wo
 // withHint adds a hint to an unusable key whose error has none.
 func withHint(err error) error {
 	if fault.Hint(err) == "" && errors.Is(err, signer.ErrBadKey) {
-		return fault.WithHint(err, "use an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; restore a damaged key from its backup")
+		return fault.WithHint(err, "name an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; restore a damaged key from its backup")
 	}
 	return err
 }
