@@ -13,17 +13,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"hsmsign/internal/testkit"
 )
 
 func writeSecret(t *testing.T, dir, name, text string, mode fs.FileMode) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(path, []byte(text), 0o600))
+	testkit.OK(t, os.Chmod(path, mode))
 	return path
 }
 
@@ -34,9 +32,7 @@ func TestRead(t *testing.T) {
 	open := writeSecret(t, dir, "open", "1234\n", 0o640)
 	longest := strings.Repeat("x", Max)
 	fifo := filepath.Join(dir, "fifo")
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, syscall.Mkfifo(fifo, 0o600))
 	program := func(name, script string) string { return writeSecret(t, dir, name, "#!/bin/sh\n"+script+"\n", 0o700) }
 	vars := map[string]string{"PIN": "1234", "LONG": longest + "x", "CREDENTIALS_DIRECTORY": dir}
 	full := Reader{

@@ -55,10 +55,7 @@ func TestParseRef(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.in, func(t *testing.T) {
-			ref, err := ParseRef(tt.in)
-			if err != nil {
-				t.Fatal(err)
-			}
+			ref := testkit.Must(ParseRef(tt.in))(t)
 			if ref.Scheme != tt.scheme || ref.Path != tt.path {
 				t.Errorf("scheme %q, path %q; want %q, %q", ref.Scheme, ref.Path, tt.scheme, tt.path)
 			}
@@ -128,14 +125,11 @@ func TestParseRefRefuses(t *testing.T) {
 }
 
 func TestCheckQuery(t *testing.T) {
-	ref, err := ParseRef("pkcs11:token=a?module-path=/m&pin-value=1234")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Must(ParseRef("pkcs11:token=a?module-path=/m&pin-value=1234"))(t)
 	if err := ref.CheckQuery("pin-value", "module-path", "pin-source"); err != nil {
 		t.Errorf("known: %v", err)
 	}
-	err = ref.CheckQuery("module-path", "pin-source")
+	err := ref.CheckQuery("module-path", "pin-source")
 	if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), `unknown query attribute "pin-value"; pkcs11: accepts module-path, pin-source`) {
 		t.Errorf("unknown: %v", err)
 	}
@@ -145,10 +139,7 @@ func TestCheckQuery(t *testing.T) {
 }
 
 func TestErrorHidesPIN(t *testing.T) {
-	ref, err := ParseRef("pkcs11:token=a?pin-value=1234")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Must(ParseRef("pkcs11:token=a?pin-value=1234"))(t)
 	e := &Error{Op: "log in", Ref: ref, Err: fault.WithHint(ErrAuth, "check the PIN")}
 	if want := "log in pkcs11:token=a?pin-value=REDACTED: authentication failed"; e.Error() != want {
 		t.Errorf("%q, want %q", e, want)
@@ -167,10 +158,7 @@ func TestEncode(t *testing.T) {
 		"awskms:///k?endpoint=http://user:secret@host":         "awskms:///k?endpoint=http://user:secret@host",
 		"pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so":  "pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so",
 	} {
-		ref, err := ParseRef(in)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ref := testkit.Must(ParseRef(in))(t)
 		if got := ref.Encode(); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}

@@ -115,10 +115,7 @@ func TestCryptoSigner(t *testing.T) {
 	}
 	digest := crypto.SHA256.New()
 	digest.Write([]byte("message"))
-	sig, err := CryptoSigner(t.Context(), key).Sign(nil, digest.Sum(nil), crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sig := testkit.Must(CryptoSigner(t.Context(), key).Sign(nil, digest.Sum(nil), crypto.SHA256))(t)
 	verify(t, &private.PublicKey, crypto.SHA256, "message", sig)
 	if _, err := CryptoSigner(ended, key).Sign(nil, digest.Sum(nil), crypto.SHA256); !errors.Is(err, context.Canceled) {
 		t.Errorf("a digest after the end: %v", err)

@@ -83,10 +83,7 @@ func TestStepSign(t *testing.T) {
 
 func TestDescribeKey(t *testing.T) {
 	public := &testkit.GoldenKey(t).PublicKey
-	der, err := x509.MarshalPKIXPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Must(x509.MarshalPKIXPublicKey(public))(t)
 	want := fmt.Sprintf("RSA of 2048 bits; SHA-256 of its public key %x", sha256.Sum256(der))
 	if got, err := DescribeKey(public); got != want || err != nil {
 		t.Errorf("%q, %v; want %q", got, err, want)

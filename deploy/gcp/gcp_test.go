@@ -10,15 +10,14 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
 func read(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Must(os.ReadFile(name))(t)
 	return string(text)
 }
 

@@ -45,6 +45,7 @@ var mayImport = map[string]struct {
 	"lifecycle/mdmcert":                          {[]string{"fault", "signer"}, "the wire form of mdmcert.download"},
 	"internal/double":                            {nil, "what the doubles share; it imports neither"},
 	"internal/scripttest":                        {nil, "for tests of the program from outside"},
+	"internal/signerkit":                         {[]string{"fault", "internal/testkit", "signer", "signer/kms"}, "what tests of several key stores share; no product code imports it"},
 	"internal/suggest":                           {nil, "two names, and how far apart they are"},
 	"internal/testkit":                           {[]string{"fault"}, "what tests of several packages share; no product code imports it"},
 	"internal/wholefile":                         {nil, "bytes and a path"},

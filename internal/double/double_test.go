@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"hsmsign/internal/testkit"
 )
 
 type fault string
@@ -106,9 +108,7 @@ func (s server) Script(operation string, faults ...fault) error {
 // TestProgram: the flags are parsed, the scripts are added, the lines are printed, and it serves until ctx ends.
 func TestProgram(t *testing.T) {
 	flags, o := Flags("name", "here:1", "Sign=broken")
-	if err := Parse(flags, []string{"--delay", "1s", "--faults", "Sign=broken,delay=2s", "--faults", "Sign=ok"}, io.Discard); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, Parse(flags, []string{"--delay", "1s", "--faults", "Sign=broken,delay=2s", "--faults", "Sign=ok"}, io.Discard))
 	if o.Listen != "here:1" || o.Delay != time.Second {
 		t.Errorf("%+v", o)
 	}
@@ -141,9 +141,7 @@ func TestProgramRefuses(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
 	s := server{script()}

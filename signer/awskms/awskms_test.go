@@ -1,19 +1,18 @@
 package awskms
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
@@ -26,10 +25,7 @@ import (
 func TestConformance(t *testing.T) {
 	if reference := os.Getenv("HSMSIGN_TEST_AWSKMS"); reference != "" {
 		t.Run("service", func(t *testing.T) {
-			r, err := parseReference(parse(t, reference), kms.Policy{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := testkit.Must(parseReference(signerkit.Ref(t, reference), kms.Policy{}))(t)
 			signertest.Run(t, signertest.Fixture{
 				Backend: Backend(Options{}), Ref: reference, Public: mustOpen(t, Options{}, reference, nil).Public().(*rsa.PublicKey),
 				Missing: strings.Replace(reference, r.id, "alias/hsmsign-there-is-no-such-alias", 1), Hashes: []crypto.Hash{crypto.SHA256},
@@ -46,54 +42,10 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestWiring: the backend uses package kms, which has its own tests, and nothing else repeats a request.
 func TestWiring(t *testing.T) {
 	server, reference := start(t, awskmstest.Config{})
-	public := &testkit.GoldenKey(t).PublicKey
-	requests := func(want int, what string) {
-		t.Helper()
-		if n := server.Calls("*"); n != want {
-			t.Errorf("%s: %d requests in total, want %d", what, n, want)
-		}
-	}
-	key := mustOpen(t, quick(), reference, nil)
-	requests(1, "open")
-	for range 3 {
-		mustSign(t, key)
-	}
-	requests(4, "three signatures")
-	key = mustOpen(t, quick(), reference, public)
-	requests(4, "open with the certificate's key")
-	mustSign(t, key)
-	requests(5, "its first signature")
-
-	// Throttling is an ErrThrottled, or this breaker would open. Other failures open it.
-	fragile := quick()
-	fragile.Policy.BreakerThreshold = 1
-	key = mustOpen(t, fragile, reference, public)
-	script(t, server, "Sign", awskmstest.Throttle, awskmstest.Throttle, awskmstest.OK, awskmstest.Internal)
-	mustSign(t, key)
-	requests(8, "throttled twice")
-	wantError(t, sign(t, key), signer.ErrUnavailable, "KMSInternalException", "")
-	requests(9, "breaker open")
-
-	stand(t, server, "Sign", awskmstest.Hang)
-	began := time.Now()
-	err := sign(t, mustOpen(t, Options{}, reference+"&timeout=100ms", public))
-	wantError(t, err, signer.ErrUnavailable, "no answer in time", "")
-	if took := time.Since(began); took > 3*time.Second || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("timeout=100ms: %v after %v", err, took)
-	}
-	stand(t, server, "Sign", awskmstest.OK)
-	wantError(t, sign(t, mustOpen(t, Options{}, reference+"&max-rps=0.01", nil)), signer.ErrUnavailable, "0.01 calls per second", "")
-	wantError(t, sign(t, mustOpen(t, quick(), reference, &testkit.Key("other").PublicKey)), signer.ErrBadKey, "do not belong together", "certificate")
-	_, err = open(t, quick(), reference, "no key")
-	wantError(t, err, signer.ErrUnsupported, "string", "")
-	for query, want := range map[string]int{"": 64, "&max-concurrent=3": 3, "&max-rps=1": 10, "&max-rps=1&timeout=10s": 5} {
-		if n := Backend(Options{}).InFlight(parse(t, reference+query)); n != want {
-			t.Errorf("%q: %d in flight, want %d", query, n, want)
-		}
-	}
+	faults := signerkit.Faults[awskmstest.Fault]{OK: awskmstest.OK, Throttle: awskmstest.Throttle, Internal: awskmstest.Internal, Hang: awskmstest.Hang}
+	signerkit.Wiring(t, server, faults, func(p kms.Policy) signer.Backend { return Backend(Options{Policy: p}) }, reference, "Sign")
 }
 
 func TestReferenceForms(t *testing.T) {
@@ -102,18 +54,18 @@ func TestReferenceForms(t *testing.T) {
 	id := strings.TrimPrefix(resource(arn), "key/")
 	for _, name := range []string{arn, id, strings.Replace(arn, "key/"+id, "alias/Form", 1)} {
 		for _, public := range []crypto.PublicKey{nil, &testkit.GoldenKey(t).PublicKey} {
-			mustSign(t, mustOpen(t, Options{}, at(server, name), public))
+			signerkit.MustSign(t, mustOpen(t, Options{}, at(server, name), public))
 		}
 	}
 	_, err := open(t, Options{}, "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil)
-	wantError(t, err, signer.ErrReference, "no region", "region=")
+	signerkit.WantError(t, err, signer.ErrReference, "no region", "region=")
 	_, err = open(t, Options{}, "awskms:///alias/Vendor?region=us-east-1&endpoint="+server.Endpoint(), nil)
-	wantError(t, err, signer.ErrKeyNotFound, "us-east-1", "us-east-1")
+	signerkit.WantError(t, err, signer.ErrKeyNotFound, "us-east-1", "us-east-1")
 	_, err = open(t, Options{}, at(server, ""), nil)
-	wantError(t, err, signer.ErrReference, "no key", "")
-	mustSign(t, mustOpen(t, Options{}, "awskms:///"+arn+"?endpoint="+server.Endpoint(), nil)) // the region of the ARN
+	signerkit.WantError(t, err, signer.ErrReference, "no key", "")
+	signerkit.MustSign(t, mustOpen(t, Options{}, "awskms:///"+arn+"?endpoint="+server.Endpoint(), nil)) // the region of the ARN
 	t.Setenv("AWS_REGION", server.Region())
-	mustSign(t, mustOpen(t, Options{}, "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil))
+	signerkit.MustSign(t, mustOpen(t, Options{}, "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil))
 }
 
 // TestUnusableKeys: keys that exist and cannot make the signatures, when they are opened, at the first signature if Open
@@ -121,10 +73,7 @@ func TestReferenceForms(t *testing.T) {
 func TestUnusableKeys(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
 	private := testkit.GoldenKey(t)
-	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ec := testkit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	for _, tt := range []struct {
 		name, text, fix string
 		key             awskmstest.Key
@@ -138,17 +87,15 @@ func TestUnusableKeys(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			arn := add(t, server, tt.key)
-			_, err = open(t, quick(), at(server, arn), nil)
-			wantError(t, err, signer.ErrBadKey, tt.text, tt.fix)
-			wantError(t, sign(t, mustOpen(t, quick(), at(server, arn), &private.PublicKey)), signer.ErrBadKey, "", "")
+			_, err := open(t, quick(), at(server, arn), nil)
+			signerkit.WantError(t, err, signer.ErrBadKey, tt.text, tt.fix)
+			signerkit.WantError(t, signerkit.Sign(t, mustOpen(t, quick(), at(server, arn), &private.PublicKey)), signer.ErrBadKey, "", "")
 		})
 	}
 	arn := add(t, server, awskmstest.Key{Private: private})
 	key := mustOpen(t, quick(), at(server, arn), nil)
-	if err := server.SetState(arn, awskmstest.StateDisabled); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, sign(t, key), signer.ErrBadKey, "disabled", "kms:EnableKey")
+	testkit.OK(t, server.SetState(arn, awskmstest.StateDisabled))
+	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "disabled", "kms:EnableKey")
 }
 
 // TestMovedAlias: an alias that moves, after Open or after the first signature, does not change the key.
@@ -156,9 +103,9 @@ func TestMovedAlias(t *testing.T) {
 	for _, public := range []crypto.PublicKey{nil, &testkit.GoldenKey(t).PublicKey} {
 		server, reference := start(t, awskmstest.Config{})
 		key := mustOpen(t, quick(), reference, public)
-		mustSign(t, key)
+		signerkit.MustSign(t, key)
 		add(t, server, awskmstest.Key{Name: "alias/Vendor", Private: testkit.Key("other")})
-		mustSign(t, key)
+		signerkit.MustSign(t, key)
 	}
 }
 
@@ -177,31 +124,31 @@ func TestRegions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			warned = ""
 			key := mustOpen(t, opts, "awskms:///"+name+query, nil)
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 			stand(t, server, "*@eu-west-1", awskmstest.Internal)
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 			if !strings.Contains(warned, `"us-east-1" signs now, not "eu-west-1"`) {
 				t.Errorf("warning %q", warned)
 			}
-			mustSign(t, mustOpen(t, opts, "awskms:///"+name+query, nil))
+			signerkit.MustSign(t, mustOpen(t, opts, "awskms:///"+name+query, nil))
 			stand(t, server, "*@eu-west-1", awskmstest.Denied)
 			before := server.Calls("Sign")
-			wantError(t, sign(t, key), signer.ErrAuth, "AccessDenied", "kms:Sign")
+			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrAuth, "AccessDenied", "kms:Sign")
 			if n := server.Calls("Sign") - before; n != 1 {
 				t.Errorf("%d requests; a refusal must not be tried in another region", n)
 			}
 			stand(t, server, "*@eu-west-1", awskmstest.OK)
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 		})
 	}
 	// The first region does not answer; time is left for the second.
 	key := mustOpen(t, opts, "awskms:///"+id+query, nil)
 	stand(t, server, "*@eu-west-1", awskmstest.Hang)
-	mustSign(t, key)
+	signerkit.MustSign(t, key)
 	stand(t, server, "*@eu-west-1", awskmstest.OK)
 
 	add(t, server, awskmstest.Key{Private: testkit.Key("other"), Name: "alias/Multi", Regions: regions[1:]})
 	key = mustOpen(t, opts, "awskms:///alias/Multi"+query, nil)
 	stand(t, server, "Sign@eu-west-1", awskmstest.Internal)
-	wantError(t, sign(t, key), signer.ErrUnavailable, fmt.Sprintf("the key in region %q is a different one", regions[1]), "")
+	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrUnavailable, fmt.Sprintf("the key in region %q is a different one", regions[1]), "")
 }

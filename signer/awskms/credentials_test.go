@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
 )
@@ -35,9 +37,7 @@ func TestCredentials(t *testing.T) {
 			server, reference := start(t, awskmstest.Config{})
 			file := filepath.Join(t.TempDir(), "config")
 			text := "[profile signing]\naws_access_key_id = " + awskmstest.AccessKeyID + "\naws_secret_access_key = " + awskmstest.SecretAccessKey + "\n"
-			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, os.WriteFile(file, []byte(text), 0o600))
 			t.Setenv("AWS_CONFIG_FILE", file)
 			t.Setenv("AWS_ENDPOINT_URL_STS", server.Endpoint())
 			for name, value := range tt.env {
@@ -48,10 +48,10 @@ func TestCredentials(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				mustSign(t, key)
+				signerkit.MustSign(t, key)
 				return
 			}
-			wantError(t, err, signer.ErrAuth, tt.text, tt.fix)
+			signerkit.WantError(t, err, signer.ErrAuth, tt.text, tt.fix)
 			// The message about a wrong signature may quote the request with its session token.
 			if strings.Contains(err.Error(), "calculated") {
 				t.Errorf("the error quotes the message: %v", err)
@@ -69,12 +69,12 @@ func TestRoleFaults(t *testing.T) {
 	t.Setenv("AWS_ENDPOINT_URL_STS", server.Endpoint())
 	script(t, server, "AssumeRole", awskmstest.Denied)
 	_, err := open(t, quick(), reference+roleAttribute, nil)
-	wantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
+	signerkit.WantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
 	script(t, server, "AssumeRole", awskmstest.Internal, awskmstest.Reset, awskmstest.Throttle)
-	mustSign(t, mustOpen(t, quick(), reference+roleAttribute, nil))
+	signerkit.MustSign(t, mustOpen(t, quick(), reference+roleAttribute, nil))
 	stand(t, server, "AssumeRole", awskmstest.Internal)
 	opts := quick()
 	opts.Policy.Timeout = 500 * time.Millisecond
 	_, err = open(t, opts, reference+roleAttribute, nil)
-	wantError(t, err, signer.ErrUnavailable, "", "")
+	signerkit.WantError(t, err, signer.ErrUnavailable, "", "")
 }

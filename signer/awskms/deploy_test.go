@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -31,10 +33,7 @@ type statement struct {
 
 func policy(t *testing.T, name string) []statement {
 	t.Helper()
-	data, err := os.ReadFile("../../deploy/aws/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testkit.Must(os.ReadFile("../../deploy/aws/" + name))(t)
 	var p struct {
 		Version   string
 		Statement []statement
@@ -143,18 +142,12 @@ func TestTrust(t *testing.T) {
 
 // TestTerraform: the policies contain the texts that main.tf replaces.
 func TestTerraform(t *testing.T) {
-	tf, err := os.ReadFile("../../deploy/aws/main.tf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tf := testkit.Must(os.ReadFile("../../deploy/aws/main.tf"))(t)
 	for file, texts := range map[string][]string{
 		"key-policy.json": {"arn:aws:iam::111122223333:role/hsmsign", "111122223333", "arn:aws:"},
 		"iam-policy.json": {"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"},
 	} {
-		data, err := os.ReadFile("../../deploy/aws/" + file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testkit.Must(os.ReadFile("../../deploy/aws/" + file))(t)
 		for _, text := range append(texts, file) {
 			if !strings.Contains(string(tf), `"`+text) && !strings.Contains(string(tf), "/"+text) {
 				t.Errorf("main.tf does not contain %q", text)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
@@ -21,7 +22,7 @@ func diagnose(t *testing.T, reference string, public crypto.PublicKey) (map[stri
 	opts.Policy.Timeout = 500 * time.Millisecond
 	var names []string
 	steps := map[string]signer.Step{}
-	key := Backend(opts).Diagnose(context.Background(), parse(t, reference), signer.OpenOptions{PublicKey: public}, func(s signer.Step) {
+	key := Backend(opts).Diagnose(context.Background(), signerkit.Ref(t, reference), signer.OpenOptions{PublicKey: public}, func(s signer.Step) {
 		names = append(names, s.Name)
 		steps[s.Name] = s
 	})
@@ -72,7 +73,7 @@ func TestDiagnose(t *testing.T) {
 					t.Errorf("%s: %+v, want %q", name, s, text)
 				}
 			}
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 			_ = key.Close()
 		})
 	}

@@ -8,13 +8,15 @@ import (
 	api "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
 )
 
 func generate(t *testing.T, reference string, bits int) (signer.Signer, error) {
 	t.Helper()
-	key, err := Backend(quick()).Generate(t.Context(), parse(t, reference), signer.KeySpec{Bits: bits})
+	key, err := Backend(quick()).Generate(t.Context(), signerkit.Ref(t, reference), signer.KeySpec{Bits: bits})
 	if err == nil {
 		t.Cleanup(func() { _ = key.Close() })
 	}
@@ -26,30 +28,19 @@ func TestGenerate(t *testing.T) {
 	reference := at(server, "alias/New-Vendor")
 	// KMS does not find a new key everywhere at once.
 	script(t, server, "GetPublicKey", "NotFoundException", "NotFoundException")
-	made, err := generate(t, reference, 3072)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := quick().connect(t.Context(), parse(t, reference))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := s.clients[0].api.DescribeKey(t.Context(), &api.DescribeKeyInput{KeyId: aws.String("alias/New-Vendor")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := testkit.Must(generate(t, reference, 3072))(t)
+	s := testkit.Must(quick().connect(t.Context(), signerkit.Ref(t, reference)))(t)
+	out := testkit.Must(s.clients[0].api.DescribeKey(t.Context(), &api.DescribeKeyInput{KeyId: aws.String("alias/New-Vendor")}))(t)
 	if m := out.KeyMetadata; m.KeySpec != "RSA_3072" || m.KeyUsage != "SIGN_VERIFY" || !strings.Contains(aws.ToString(m.Description), "hsmsign: MDM vendor signing key alias/New-Vendor") {
 		t.Errorf("%s for %s: %q", m.KeySpec, m.KeyUsage, aws.ToString(m.Description))
 	}
-	if err := sign(t, made); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, signerkit.Sign(t, made))
 	if diff := cmp.Diff(made.Public(), mustOpen(t, Options{}, reference, nil).Public()); diff != "" {
 		t.Errorf("the alias names a different key:\n%s", diff)
 	}
 	for _, existing := range []string{taken, reference} {
-		_, err = generate(t, existing, 2048)
-		wantError(t, err, signer.ErrKeyExists, "alias/", "another alias")
+		_, err := generate(t, existing, 2048)
+		signerkit.WantError(t, err, signer.ErrKeyExists, "alias/", "another alias")
 	}
 	if n := server.Calls("CreateKey"); n != 1 {
 		t.Errorf("%d keys created, want 1", n)
@@ -72,7 +63,7 @@ func TestGenerateRefuses(t *testing.T) {
 		{"awskms:///alias/x?regions=eu-west-1,us-east-1&endpoint=" + server.Endpoint(), 2048, signer.ErrUnsupported, "several regions"},
 	} {
 		_, err := generate(t, tt.reference, tt.bits)
-		wantError(t, err, tt.family, tt.text, "")
+		signerkit.WantError(t, err, tt.family, tt.text, "")
 	}
 	if n := server.Calls("CreateKey"); n != 0 {
 		t.Errorf("%d keys created", n)
@@ -104,7 +95,7 @@ func TestGenerateFaults(t *testing.T) {
 			reference += "&timeout=2s"
 		}
 		_, err := generate(t, reference, 2048)
-		wantError(t, err, tt.family, tt.text, tt.fix)
+		signerkit.WantError(t, err, tt.family, tt.text, tt.fix)
 		if n := server.Calls("CreateKey") - before; n != tt.creates {
 			t.Errorf("%s %v: %d requests CreateKey, want %d", tt.operation, tt.fault, n, tt.creates)
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
@@ -12,7 +13,7 @@ import (
 
 func list(t *testing.T, reference string) ([]signer.KeyInfo, error) {
 	t.Helper()
-	return Backend(quick()).List(t.Context(), parse(t, reference))
+	return Backend(quick()).List(t.Context(), signerkit.Ref(t, reference))
 }
 
 func TestList(t *testing.T) {
@@ -35,7 +36,7 @@ func TestList(t *testing.T) {
 	if !private.PublicKey.Equal(vendor.Public) || vendor.Properties[0] != (signer.Property{Name: "KeyState", Value: "Enabled"}) {
 		t.Errorf("%+v", vendor)
 	}
-	mustSign(t, mustOpen(t, Options{}, vendor.Ref, nil))
+	signerkit.MustSign(t, mustOpen(t, Options{}, vendor.Ref, nil))
 	old := byLabel["alias/Old"]
 	if old.Public != nil || !strings.Contains(old.Ref, disabled) || old.Properties[0].Value != "Disabled" {
 		t.Errorf("%+v", old)
@@ -45,7 +46,7 @@ func TestList(t *testing.T) {
 		t.Errorf("%+v, %v", infos, err)
 	}
 	_, err = list(t, at(server, "alias/absent"))
-	wantError(t, err, signer.ErrKeyNotFound, "alias/absent", "")
+	signerkit.WantError(t, err, signer.ErrKeyNotFound, "alias/absent", "")
 }
 
 // TestListPermissions: facts that the credentials may not read are omitted.
@@ -65,7 +66,7 @@ func TestListPermissions(t *testing.T) {
 	}
 	stand(t, server, "ListKeys", awskmstest.Denied)
 	_, err = list(t, at(server, ""))
-	wantError(t, err, signer.ErrAuth, "kms:ListKeys", "grant kms:ListKeys")
+	signerkit.WantError(t, err, signer.ErrAuth, "kms:ListKeys", "grant kms:ListKeys")
 }
 
 // TestListPages: a listing continues to the last page, and is limited.
@@ -85,5 +86,5 @@ func TestListPages(t *testing.T) {
 	}
 	fill(maxListed)
 	_, err = list(t, at(server, ""))
-	wantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
+	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
 }

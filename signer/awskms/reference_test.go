@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/kms"
@@ -38,7 +39,7 @@ func TestParseReference(t *testing.T) {
 		{"awskms:///" + testID + "?role-arn=arn:aws:iam::111122223333:role/team/hsmsign", reference{id: testID, role: "arn:aws:iam::111122223333:role/team/hsmsign"}},
 		{"awskms:///" + testID + "?max-rps=12.5&max-concurrent=8&timeout=1m", reference{id: testID, policy: kms.Policy{MaxRPS: 12.5, MaxConcurrent: 8, Timeout: time.Minute}}},
 	} {
-		got, err := parseReference(parse(t, tt.in), kms.Policy{})
+		got, err := parseReference(signerkit.Ref(t, tt.in), kms.Policy{})
 		if err != nil {
 			t.Errorf("%s: %v", tt.in, err)
 		}
@@ -81,7 +82,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		{"awskms:///" + testID + "?max-concurrent=1025", "max-concurrent"},
 		{"awskms:///" + testID + "?access-key=x", "unknown"},
 	} {
-		_, err := parseReference(parse(t, tt.in), kms.Policy{})
+		_, err := parseReference(signerkit.Ref(t, tt.in), kms.Policy{})
 		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%s: got %v, want %q", tt.in, err, tt.text)
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
@@ -26,10 +27,7 @@ const passphrase = "tr0ub4dor"
 // sample returns a file of testdata.
 func sample(tb testing.TB, name string) []byte {
 	tb.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	data := testkit.Must(os.ReadFile(filepath.Join("testdata", name)))(tb)
 	return data
 }
 
@@ -42,9 +40,7 @@ func private(tb testing.TB, name string) string {
 func write(tb testing.TB, name string, data []byte) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), name)
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		tb.Fatal(err)
-	}
+	testkit.OK(tb, os.WriteFile(path, data, 0o600))
 	return path
 }
 
@@ -52,19 +48,13 @@ func write(tb testing.TB, name string, data []byte) string {
 func sampleKey(tb testing.TB) *rsa.PrivateKey {
 	tb.Helper()
 	block, _ := pem.Decode(sample(tb, "pkcs1.pem"))
-	key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	key := testkit.Must(x509.ParsePKCS1PrivateKey(block.Bytes))(tb)
 	return key
 }
 
 func ref(tb testing.TB, s string) signer.Ref {
 	tb.Helper()
-	r, err := signer.ParseRef(s)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	r := testkit.Must(signer.ParseRef(s))(tb)
 	return r
 }
 
@@ -107,9 +97,7 @@ func TestPath(t *testing.T) {
 	path := private(t, "pkcs1.pem")
 	public := sampleKey(t).PublicKey
 	t.Chdir(filepath.Dir(path))
-	if err := os.Link("pkcs1.pem", "a b?+%.key"); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Link("pkcs1.pem", "a b?+%.key"))
 	for _, good := range []string{"file:pkcs1.pem", "file:./pkcs1.pem", "file:" + path, "file://" + path, "FILE:pkcs1.pem", "file:a%20b%3f+%25.key", "file:a b%3F+%25.key"} {
 		key, err := open(t, Options{}, good)
 		if err != nil {
@@ -241,10 +229,7 @@ func TestWrongPassphraseIsErrAuth(t *testing.T) {
 func BenchmarkSign(b *testing.B) {
 	key := sampleKey(b)
 	digest := make([]byte, 32)
-	k, err := Backend(Options{}).Open(b.Context(), ref(b, "file:"+private(b, "pkcs1.pem")), signer.OpenOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
+	k := testkit.Must(Backend(Options{}).Open(b.Context(), ref(b, "file:"+private(b, "pkcs1.pem")), signer.OpenOptions{}))(b)
 	var bare time.Duration
 	for b.Loop() {
 		if _, err := k.SignContext(b.Context(), digest, crypto.SHA256); err != nil {

@@ -27,14 +27,11 @@ func TestSamples(t *testing.T) {
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "pbes2-aes128-sha512.der", "pbes2-des3-sha1.pem",
 		"scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
 		t.Run(name, func(t *testing.T) {
-			key, err := open(t, env(passphrase), "file:"+private(t, name))
-			if err != nil {
-				t.Fatal(err)
-			}
+			key := testkit.Must(open(t, env(passphrase), "file:"+private(t, name)))(t)
 			if !sampleKey(t).PublicKey.Equal(key.Public()) {
 				t.Error("a different key")
 			}
-			_, err = open(t, env("wrong"), "file:"+private(t, name))
+			_, err := open(t, env("wrong"), "file:"+private(t, name))
 			if encrypted := name != "pkcs1.pem"; errors.Is(err, signer.ErrAuth) != encrypted {
 				t.Errorf("with a wrong passphrase: %v", err)
 			}
@@ -64,27 +61,16 @@ func TestOpenSSL(t *testing.T) {
 		"default.p12":   {"pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 		"keylength.p12": {"pkcs12", "-export", "-keypbe", "AES-256-CBC", "-certpbe", "NONE", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 	}
-	der, err := os.ReadFile("public.der")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Must(os.ReadFile("public.der"))(t)
+	want := testkit.Must(x509.ParsePKIXPublicKey(der))(t)
 	forms["key.pem"] = nil
 	for name, args := range forms {
 		t.Run(name, func(t *testing.T) {
 			if args != nil {
 				openssl(append(args, "-out", name)...)
 			}
-			if err := os.Chmod(name, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			key, err := open(t, env(passphrase), "file:"+name)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, os.Chmod(name, 0o600))
+			key := testkit.Must(open(t, env(passphrase), "file:"+name))(t)
 			if !want.(*rsa.PublicKey).Equal(key.Public()) {
 				t.Error("a different key")
 			}
@@ -226,10 +212,7 @@ func TestOtherEncoder(t *testing.T) {
 		"PBKDF2": pkcs8.DefaultOpts,
 		"scrypt": {Cipher: pkcs8.TripleDESCBC, KDFOpts: pkcs8.ScryptOpts{SaltSize: 16, CostParameter: 1 << 10, BlockSize: 8, ParallelizationParameter: 2}},
 	} {
-		der, err := pkcs8.MarshalPrivateKey(private, []byte(passphrase), opts)
-		if err != nil {
-			t.Fatal(err)
-		}
+		der := testkit.Must(pkcs8.MarshalPrivateKey(private, []byte(passphrase), opts))(t)
 		key, err := open(t, env(passphrase), "file:"+write(t, "x.der", der))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -286,10 +269,7 @@ func TestHostilePKCS8(t *testing.T) {
 func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []byte) []byte {
 	t.Helper()
 	algorithm := func(oid asn1.ObjectIdentifier, params any) pkix.AlgorithmIdentifier {
-		der, err := asn1.Marshal(params)
-		if err != nil {
-			t.Fatal(err)
-		}
+		der := testkit.Must(asn1.Marshal(params))(t)
 		return pkix.AlgorithmIdentifier{Algorithm: oid, Parameters: asn1.RawValue{FullBytes: der}}
 	}
 	der, err := asn1.Marshal(encryptedInfo{
@@ -307,16 +287,10 @@ func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []b
 
 // TestHostilePKCS12: the limit applies to every iteration count in a PKCS#12 file.
 func TestHostilePKCS12(t *testing.T) {
-	cert, err := x509.ParseCertificate(decoded(t, "certificate.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert := testkit.Must(x509.ParseCertificate(decoded(t, "certificate.pem")))(t)
 	for name, encoder := range map[string]*pkcs12.Encoder{"2023": pkcs12.Modern2023, "2026": pkcs12.Modern2026, "3DES": pkcs12.LegacyDES, "RC2": pkcs12.LegacyRC2} {
 		t.Run(name, func(t *testing.T) {
-			good, err := encoder.WithIterations(100_000).Encode(sampleKey(t), cert, nil, passphrase)
-			if err != nil {
-				t.Fatal(err)
-			}
+			good := testkit.Must(encoder.WithIterations(100_000).Encode(sampleKey(t), cert, nil, passphrase))(t)
 			if _, err := open(t, env(passphrase), "file:"+write(t, "x.p12", good)); err != nil {
 				t.Errorf("100000 iterations: %v", err)
 			}

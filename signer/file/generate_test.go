@@ -53,10 +53,7 @@ func TestGenerate(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new.key")
 			warned := ""
 			tt.opts.Warn = func(text string) { warned += text }
-			key, err := Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048})
-			if err != nil {
-				t.Fatal(err)
-			}
+			key := testkit.Must(Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048}))(t)
 			if (warned == "") != (tt.warns == "") || !strings.Contains(warned, tt.warns) {
 				t.Errorf("warning %q; want %q", warned, tt.warns)
 			}
@@ -68,10 +65,7 @@ func TestGenerate(t *testing.T) {
 			if err != nil || bytes.HasPrefix(text, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) != tt.encrypted {
 				t.Errorf("%.40q, %v; encrypted should be %v", text, err, tt.encrypted)
 			}
-			opened, err := open(t, tt.again, "file:"+path+tt.query)
-			if err != nil {
-				t.Fatal(err)
-			}
+			opened := testkit.Must(open(t, tt.again, "file:"+path+tt.query))(t)
 			public := key.Public().(*rsa.PublicKey)
 			if !public.Equal(opened.Public()) || public.N.BitLen() != 2048 || public.E != 65537 {
 				t.Errorf("a different key is read: %v", opened.Public())
@@ -88,9 +82,7 @@ func TestGenerateRefuses(t *testing.T) {
 	there := write(t, "there.key", []byte("precious"))
 	dir := filepath.Dir(there)
 	link := filepath.Join(dir, "link.key")
-	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(filepath.Join(dir, "nowhere"), link))
 	fresh := filepath.Join(dir, "new.key")
 	tests := []struct {
 		name, ref string
@@ -140,20 +132,11 @@ func TestGenerateRace(t *testing.T) {
 func TestList(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "modern.p12"} {
-		if err := os.WriteFile(filepath.Join(dir, name), sample(t, name), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(filepath.Join(dir, name), sample(t, name), 0o600))
 	}
-	if err := os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "deeper"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	infos, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+dir))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600))
+	testkit.OK(t, os.Mkdir(filepath.Join(dir, "deeper"), 0o700))
+	infos := testkit.Must(Backend(Options{}).List(t.Context(), ref(t, "file:"+dir)))(t)
 	var got []string
 	for _, info := range infos {
 		line := info.Label
@@ -260,25 +243,17 @@ func TestDiagnoseEnded(t *testing.T) {
 
 func TestExport(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.key")
-	s, err := Backend(Options{}).Generate(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"), signer.KeySpec{Bits: 2048})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testkit.Must(Backend(Options{}).Generate(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"), signer.KeySpec{Bits: 2048}))(t)
 	private, err := Export(s)
 	if err != nil || !private.PublicKey.Equal(s.Public()) {
 		t.Fatalf("%v, or not the private key of the Signer", err)
 	}
 	// EncodePEM and Generate write the same text.
-	text, err := EncodePEM(private, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Must(EncodePEM(private, nil))(t)
 	if want, err := os.ReadFile(path); err != nil || string(text) != string(want) {
 		t.Errorf("a different text than that of Generate (%v)", err)
 	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, s.Close())
 	if _, err := Export(s); !errors.Is(err, signer.ErrClosed) {
 		t.Errorf("closed: %v", err)
 	}

@@ -34,10 +34,7 @@ const accessToken = "ya29.an-access-token"
 // outside returns an address of this machine that is not loopback.
 func outside(t *testing.T) net.IP {
 	t.Helper()
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
+	addrs := testkit.Must(net.InterfaceAddrs())(t)
 	for _, addr := range addrs {
 		if n, ok := addr.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
 			return n.IP.To4()
@@ -55,14 +52,9 @@ func certificate(t *testing.T, ip net.IP) (tls.Certificate, string) {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
 	private := testkit.GoldenKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Must(x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private))(t)
 	path := filepath.Join(t.TempDir(), "roots.pem")
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, path
 }
 
@@ -87,10 +79,7 @@ func metadataServer(t *testing.T) string {
 // environment, once for each process.
 func child(t *testing.T, environment ...string) string {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	exe := testkit.Must(os.Executable())(t)
 	cmd := exec.CommandContext(t.Context(), exe)
 	cmd.Env = append(environment, "HOME="+t.TempDir(), "GCE_METADATA_HOST="+metadataServer(t))
 	out, err := cmd.CombinedOutput()
@@ -147,10 +136,7 @@ func TestThroughTLS(t *testing.T) {
 
 // TestNoPlainTextOutside: a peer without TLS receives neither the token nor a request, only the beginning of a handshake.
 func TestNoPlainTextOutside(t *testing.T) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(outside(t).String(), "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := testkit.Must(net.Listen("tcp", net.JoinHostPort(outside(t).String(), "0")))(t)
 	received := make(chan []byte, 100)
 	go func() {
 		for {

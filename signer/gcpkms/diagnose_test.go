@@ -6,6 +6,7 @@ import (
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
@@ -44,7 +45,7 @@ func TestDiagnose(t *testing.T) {
 				defer stand(t, server, c.operation, gcpkmstest.OK)
 			}
 			got := ""
-			key := Backend(quick()).Diagnose(t.Context(), parse(t, c.ref), c.open, func(s signer.Step) {
+			key := Backend(quick()).Diagnose(t.Context(), signerkit.Ref(t, c.ref), c.open, func(s signer.Step) {
 				letter := map[signer.Status]string{signer.StatusOK: "o", signer.StatusWarn: "w", signer.StatusFail: "f", signer.StatusSkipped: "s"}[s.Status]
 				got += letter
 				if (letter == "f") != (s.Err != nil) || letter == "w" && s.Fix == "" || letter == "o" && s.Detail == "" {
@@ -58,7 +59,7 @@ func TestDiagnose(t *testing.T) {
 				t.Errorf("key is %v", key)
 			}
 			if key != nil {
-				mustSign(t, key)
+				signerkit.MustSign(t, key)
 				_ = key.Close()
 			}
 		})

@@ -1,13 +1,11 @@
 package gcpkms
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,9 +15,11 @@ import (
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
+	"hsmsign/signer/kms"
 	"hsmsign/signer/signertest"
 )
 
@@ -32,7 +32,7 @@ func TestConformance(t *testing.T) {
 		f.Backend, f.Ref, f.Public, f.Hashes = Backend(quick()), reference, public, []crypto.Hash{crypto.SHA256}
 		f.Missing = strings.TrimSuffix(name[:strings.LastIndex(name, "/")]+"/4294967295?"+query, "?")
 		signertest.Run(t, f)
-		infos, err := f.Backend.List(t.Context(), parse(t, reference))
+		infos, err := f.Backend.List(t.Context(), signerkit.Ref(t, reference))
 		if err != nil || len(infos) != 1 || !public.Equal(infos[0].Public) || infos[0].Ref != reference {
 			t.Errorf("list of the version itself: %+v, %v", infos, err)
 		}
@@ -47,54 +47,10 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestWiring: the backend uses package kms, which has its own tests, and nothing else repeats a request.
 func TestWiring(t *testing.T) {
 	server, reference := start(t, gcpkmstest.Config{})
-	public := &testkit.GoldenKey(t).PublicKey
-	requests := func(want int, what string) {
-		t.Helper()
-		if n := server.Calls("*"); n != want {
-			t.Errorf("%s: %d requests in total, want %d", what, n, want)
-		}
-	}
-	key := mustOpen(t, quick(), reference, nil)
-	requests(1, "open")
-	for range 3 {
-		mustSign(t, key)
-	}
-	requests(4, "three signatures")
-	key = mustOpen(t, quick(), reference, public)
-	requests(4, "open with the certificate's key")
-	mustSign(t, key)
-	requests(5, "its first signature")
-
-	// Throttling is an ErrThrottled, or this breaker would open. Other failures open it.
-	fragile := quick()
-	fragile.Policy.BreakerThreshold = 1
-	key = mustOpen(t, fragile, reference, public)
-	script(t, server, "AsymmetricSign", gcpkmstest.Throttle, gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Unavailable)
-	mustSign(t, key)
-	requests(8, "throttled twice")
-	wantError(t, sign(t, key), signer.ErrUnavailable, "UNAVAILABLE", "")
-	requests(9, "breaker open")
-
-	stand(t, server, "AsymmetricSign", gcpkmstest.Hang)
-	began := time.Now()
-	err := sign(t, mustOpen(t, Options{}, reference+"&timeout=100ms", public))
-	wantError(t, err, signer.ErrUnavailable, "", "")
-	if took := time.Since(began); took > 3*time.Second || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("timeout=100ms: %v after %v", err, took)
-	}
-	stand(t, server, "AsymmetricSign", gcpkmstest.OK)
-	wantError(t, sign(t, mustOpen(t, Options{}, reference+"&max-rps=0.01", nil)), signer.ErrUnavailable, "0.01 calls per second", "")
-	wantError(t, sign(t, mustOpen(t, quick(), reference, &testkit.Key("other").PublicKey)), signer.ErrBadKey, "do not belong together", "certificate")
-	_, err = open(t, quick(), reference, "no key")
-	wantError(t, err, signer.ErrUnsupported, "string", "")
-	for query, want := range map[string]int{"": 64, "&max-concurrent=3": 3, "&max-rps=1": 10, "&max-rps=1&timeout=10s": 5} {
-		if n := Backend(Options{}).InFlight(parse(t, reference+query)); n != want {
-			t.Errorf("%q: %d in flight, want %d", query, n, want)
-		}
-	}
+	faults := signerkit.Faults[gcpkmstest.Fault]{OK: gcpkmstest.OK, Throttle: gcpkmstest.Throttle, Internal: gcpkmstest.Internal, Hang: gcpkmstest.Hang}
+	signerkit.Wiring(t, server, faults, func(p kms.Policy) signer.Backend { return Backend(Options{Policy: p}) }, reference, "AsymmetricSign")
 }
 
 // TestResets: all calls share one connection. If it breaks under load, no signature is lost or wrong.
@@ -113,7 +69,7 @@ func TestResets(t *testing.T) {
 	for range 64 {
 		workers.Go(func() {
 			for range 4 {
-				if err := sign(t, key); err != nil {
+				if err := signerkit.Sign(t, key); err != nil {
 					t.Error(err)
 				}
 			}
@@ -128,10 +84,7 @@ func TestResets(t *testing.T) {
 // TestUnusableKeys: keys that exist and cannot make the signatures, and references that name no key.
 func TestUnusableKeys(t *testing.T) {
 	server, _ := start(t, gcpkmstest.Config{})
-	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	curve := testkit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	private := testkit.GoldenKey(t)
 	with := func(key string, k gcpkmstest.Key) string {
 		k.Name = ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1"
@@ -161,25 +114,23 @@ func TestUnusableKeys(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := open(t, quick(), tt.ref, nil)
-			wantError(t, err, tt.family, tt.text, tt.fix)
+			signerkit.WantError(t, err, tt.family, tt.text, tt.fix)
 		})
 	}
 	// With the certificate's key no request tells the protection level, but each signature does.
 	public := &private.PublicKey
-	err = sign(t, mustOpen(t, quick(), at(server, ring+"/cryptoKeys/software/cryptoKeyVersions/1")+"&require-hsm=yes", public))
-	wantError(t, err, signer.ErrBadKey, "SOFTWARE", "HSM")
-	mustSign(t, mustOpen(t, quick(), at(server, vendorOne)+"&require-hsm=yes", public))
+	err := signerkit.Sign(t, mustOpen(t, quick(), at(server, ring+"/cryptoKeys/software/cryptoKeyVersions/1")+"&require-hsm=yes", public))
+	signerkit.WantError(t, err, signer.ErrBadKey, "SOFTWARE", "HSM")
+	signerkit.MustSign(t, mustOpen(t, quick(), at(server, vendorOne)+"&require-hsm=yes", public))
 
 	// A version that is disabled after Open is refused, and signs again once it is enabled.
 	key := mustOpen(t, quick(), at(server, vendorOne), nil)
 	for _, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
-		if err := server.SetState(vendorOne, state); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, server.SetState(vendorOne, state))
 		if state == kmspb.CryptoKeyVersion_DISABLED {
-			wantError(t, sign(t, key), signer.ErrBadKey, "DISABLED", "versions enable")
+			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "DISABLED", "versions enable")
 		} else {
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 		}
 	}
 }
@@ -187,5 +138,5 @@ func TestUnusableKeys(t *testing.T) {
 func TestNoCredentials(t *testing.T) {
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", filepath.Join(t.TempDir(), "none.json"))
 	_, err := open(t, quick(), "gcpkms://"+vendorOne, nil)
-	wantError(t, err, signer.ErrAuth, "", "gcloud auth application-default login")
+	signerkit.WantError(t, err, signer.ErrAuth, "", "gcloud auth application-default login")
 }

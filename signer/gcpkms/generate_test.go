@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 )
@@ -31,13 +33,10 @@ func TestGenerate(t *testing.T) {
 			server := empty(t, gcpkmstest.Config{Generation: 250 * time.Millisecond})
 			var warned []string
 			backend := Backend(Options{Warn: func(m string) { warned = append(warned, m) }})
-			ref := parse(t, at(server, vendorOne)+c.query)
-			key, err := backend.Generate(t.Context(), ref, signer.KeySpec{Bits: c.bits})
-			if err != nil {
-				t.Fatal(err)
-			}
+			ref := signerkit.Ref(t, at(server, vendorOne)+c.query)
+			key := testkit.Must(backend.Generate(t.Context(), ref, signer.KeySpec{Bits: c.bits}))(t)
 			defer func() { _ = key.Close() }()
-			mustSign(t, key)
+			signerkit.MustSign(t, key)
 			if public, ok := key.Public().(*rsa.PublicKey); !ok || public.N.BitLen() != c.bits {
 				t.Errorf("public key: %T", key.Public())
 			}
@@ -53,7 +52,7 @@ func TestGenerate(t *testing.T) {
 				t.Error(diff)
 			}
 			_, err = backend.Generate(t.Context(), ref, signer.KeySpec{Bits: c.bits})
-			wantError(t, err, signer.ErrKeyExists, "already exists", "another key name")
+			signerkit.WantError(t, err, signer.ErrKeyExists, "already exists", "another key name")
 		})
 	}
 }
@@ -72,8 +71,8 @@ func TestGenerateRefuses(t *testing.T) {
 		{at(server, ring+"/cryptoKeys/new/cryptoKeyVersions/1"), 8192, signer.ErrUnsupported, ""},
 		{at(server, vendorOne), 2048, signer.ErrKeyExists, "another key name"},
 	} {
-		_, err := Backend(Options{}).Generate(t.Context(), parse(t, c.ref), signer.KeySpec{Bits: c.bits})
-		wantError(t, err, c.family, "", c.fix)
+		_, err := Backend(Options{}).Generate(t.Context(), signerkit.Ref(t, c.ref), signer.KeySpec{Bits: c.bits})
+		signerkit.WantError(t, err, c.family, "", c.fix)
 	}
 	if n := server.Calls("CreateCryptoKey"); n != 1 {
 		t.Errorf("%d requests CreateCryptoKey; only the last case may send one", n)
@@ -85,17 +84,17 @@ func TestGenerateLostAnswer(t *testing.T) {
 	server := empty(t, gcpkmstest.Config{})
 	script(t, server, "CreateKeyRing", gcpkmstest.Lost) // the retry finds the ring
 	script(t, server, "CreateCryptoKey", gcpkmstest.OK, gcpkmstest.Lost)
-	ref := parse(t, at(server, vendorOne))
+	ref := signerkit.Ref(t, at(server, vendorOne))
 	_, err := Backend(quick()).Generate(t.Context(), ref, signer.KeySpec{Bits: 2048})
-	wantError(t, err, signer.ErrKeyExists, "may have created it", "gcloud kms keys describe")
-	mustSign(t, mustOpen(t, quick(), ref.String(), nil))
+	signerkit.WantError(t, err, signer.ErrKeyExists, "may have created it", "gcloud kms keys describe")
+	signerkit.MustSign(t, mustOpen(t, quick(), ref.String(), nil))
 }
 
 func TestGenerateEndsWithItsContext(t *testing.T) {
 	server := empty(t, gcpkmstest.Config{Generation: time.Hour})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	_, err := Backend(Options{}).Generate(ctx, parse(t, at(server, vendorOne)), signer.KeySpec{Bits: 2048})
+	_, err := Backend(Options{}).Generate(ctx, signerkit.Ref(t, at(server, vendorOne)), signer.KeySpec{Bits: 2048})
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, signer.ErrUnavailable) || !strings.Contains(err.Error(), "the key was created") {
 		t.Errorf("got %v", err)
 	}

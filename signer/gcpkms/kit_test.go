@@ -2,18 +2,14 @@ package gcpkms
 
 import (
 	"crypto"
-	"errors"
-	"strings"
 	"testing"
-	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
-	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
-	"hsmsign/signer/kms"
 )
 
 const (
@@ -26,19 +22,12 @@ const (
 	rsaSign = kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256
 )
 
-// quick is a policy with short delays. A slow machine must not look like a service that is down, so its breaker stays
-// closed.
-func quick() Options {
-	return Options{Policy: kms.Policy{AttemptTimeout: 2 * time.Second, Timeout: 8 * time.Second, RetryDelay: 5 * time.Millisecond, BreakerThreshold: 1000}}
-}
+func quick() Options { return Options{Policy: signerkit.Policy()} }
 
 // empty starts a double without keys.
 func empty(tb testing.TB, config gcpkmstest.Config) *gcpkmstest.Server {
 	tb.Helper()
-	server, err := gcpkmstest.NewServer(config)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	server := testkit.Must(gcpkmstest.NewServer(config))(tb)
 	tb.Cleanup(func() { _ = server.Close() })
 	return server
 }
@@ -58,78 +47,25 @@ func at(server *gcpkmstest.Server, name string) string {
 
 func add(tb testing.TB, server *gcpkmstest.Server, key gcpkmstest.Key) (name string) {
 	tb.Helper()
-	name, err := server.Add(key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return name
+	return testkit.Must(server.Add(key))(tb)
 }
 
 func script(tb testing.TB, server *gcpkmstest.Server, operation string, faults ...gcpkmstest.Fault) {
 	tb.Helper()
-	if err := server.Script(operation, faults...); err != nil {
-		tb.Fatal(err)
-	}
+	testkit.OK(tb, server.Script(operation, faults...))
 }
 
 func stand(tb testing.TB, server *gcpkmstest.Server, operation string, fault gcpkmstest.Fault) {
 	tb.Helper()
-	if err := server.Stand(operation, fault); err != nil {
-		tb.Fatal(err)
-	}
+	testkit.OK(tb, server.Stand(operation, fault))
 }
 
-func parse(tb testing.TB, reference string) signer.Ref {
-	tb.Helper()
-	ref, err := signer.ParseRef(reference)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return ref
-}
-
-// open opens a key, with the public key of a certificate unless that is nil.
 func open(tb testing.TB, opts Options, reference string, public crypto.PublicKey) (signer.Signer, error) {
 	tb.Helper()
-	key, err := Backend(opts).Open(tb.Context(), parse(tb, reference), signer.OpenOptions{PublicKey: public})
-	if err == nil {
-		tb.Cleanup(func() { _ = key.Close() })
-	}
-	return key, err
+	return signerkit.Open(tb, Backend(opts), reference, public)
 }
 
 func mustOpen(tb testing.TB, opts Options, reference string, public crypto.PublicKey) signer.Signer {
 	tb.Helper()
-	key, err := open(tb, opts, reference, public)
-	if err != nil {
-		tb.Fatalf("open %s: %v (%s)", reference, err, fault.Hint(err))
-	}
-	return key
-}
-
-func sign(tb testing.TB, key signer.Signer) error {
-	tb.Helper()
-	_, err := signer.Sign(tb.Context(), key, []byte("message"), crypto.SHA256)
-	return err
-}
-
-func mustSign(tb testing.TB, key signer.Signer) {
-	tb.Helper()
-	if err := sign(tb, key); err != nil {
-		tb.Fatalf("sign: %v (%s)", err, fault.Hint(err))
-	}
-}
-
-// wantError checks the family, the text and the hint of an error, and that it is a *signer.Error on one line.
-func wantError(tb testing.TB, err, family error, text, fix string) {
-	tb.Helper()
-	_, ok := errors.AsType[*signer.Error](err)
-	switch {
-	case !errors.Is(err, family) || !ok:
-		tb.Errorf("%v (%T); want a *signer.Error of %q", err, err, family)
-	case !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "\n"):
-		tb.Errorf("%q does not contain %q, or more than one line", err, text)
-	case !strings.Contains(fault.Hint(err), fix):
-		tb.Errorf("hint %q does not contain %q", fault.Hint(err), fix)
-	}
+	return signerkit.MustOpen(tb, Backend(opts), reference, public)
 }

@@ -9,6 +9,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
@@ -30,7 +31,7 @@ func TestList(t *testing.T) {
 		{"projects/mdm-prod/locations/europe-west1", []string{vendorOne, vendorTwo, elsewhere}},
 		{"projects/mdm-prod/locations/europe-west3", nil},
 	} {
-		infos, err := Backend(Options{}).List(t.Context(), parse(t, at(server, c.name)+query))
+		infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, at(server, c.name)+query))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
@@ -45,10 +46,7 @@ func TestList(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
 	}
-	infos, err := Backend(Options{}).List(t.Context(), parse(t, at(server, vendor)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	infos := testkit.Must(Backend(Options{}).List(t.Context(), signerkit.Ref(t, at(server, vendor))))(t)
 	want := signer.KeyInfo{Ref: at(server, vendorTwo), Store: ring, Label: "vendor", ID: "2", Algorithm: "RSA", Bits: 2048, Properties: []signer.Property{
 		{Name: "algorithm", Value: "RSA_SIGN_PKCS1_2048_SHA256"}, {Name: "protection", Value: "HSM"}, {Name: "state", Value: "DISABLED"}}}
 	if diff := cmp.Diff(want, infos[1]); diff != "" {
@@ -69,7 +67,7 @@ func TestListPages(t *testing.T) {
 	}
 	fill(1, maxListed)
 	script(t, server, "ListCryptoKeyVersions", gcpkmstest.OK, gcpkmstest.Throttle)
-	ref := parse(t, at(server, vendor))
+	ref := signerkit.Ref(t, at(server, vendor))
 	infos, err := Backend(quick()).List(t.Context(), ref)
 	if err != nil || len(infos) != maxListed {
 		t.Fatalf("%d versions, %v", len(infos), err)
@@ -85,13 +83,13 @@ func TestListPages(t *testing.T) {
 		t.Errorf("%d requests", n)
 	}
 	_, err = open(t, quick(), ref.String(), nil)
-	wantError(t, err, signer.ErrAmbiguousKey, "...", "add the version")
+	signerkit.WantError(t, err, signer.ErrAmbiguousKey, "...", "add the version")
 	if n := strings.Count(err.Error(), "cryptoKeyVersions/"); n != maxMentions {
 		t.Errorf("the error names %d versions: %v", n, err)
 	}
 	fill(maxListed+1, maxListed+1)
 	_, err = Backend(Options{}).List(t.Context(), ref)
-	wantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
+	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
 	_, err = open(t, quick(), ref.String(), nil)
-	wantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
+	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
 }

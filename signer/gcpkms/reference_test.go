@@ -9,6 +9,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/kms"
@@ -37,7 +38,7 @@ func TestParseReference(t *testing.T) {
 		if c.want.protection == 0 {
 			c.want.protection = kmspb.ProtectionLevel_HSM
 		}
-		got, err := parseReference(parse(t, "gcpkms:"+c.ref), kms.Policy{AttemptTimeout: time.Second})
+		got, err := parseReference(signerkit.Ref(t, "gcpkms:"+c.ref), kms.Policy{AttemptTimeout: time.Second})
 		if err != nil {
 			t.Errorf("%s: %v", c.ref, err)
 		} else if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(reference{}, resource{})); diff != "" {
@@ -82,7 +83,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		{"//" + vendorOne + "?protection=software&require-hsm=yes", "exclude"},
 		{"//" + vendorOne + "?max-concurrent=101", "100"},
 	} {
-		_, err := parseReference(parse(t, "gcpkms:"+c.ref), kms.Policy{})
+		_, err := parseReference(signerkit.Ref(t, "gcpkms:"+c.ref), kms.Policy{})
 		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %q", c.ref, err, c.says)
 		}

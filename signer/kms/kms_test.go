@@ -346,7 +346,9 @@ func TestMaxConcurrent(t *testing.T) {
 func TestNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := caller(func(p *Policy) { p.MaxConcurrent = 1 })
-		go func() { _, _ = Once(t.Context(), c, func(context.Context) (int, error) { time.Sleep(9 * time.Second); return 0, nil }) }()
+		go func() {
+			_, _ = Once(t.Context(), c, func(context.Context) (int, error) { time.Sleep(9 * time.Second); return 0, nil })
+		}()
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

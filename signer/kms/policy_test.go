@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -66,10 +67,7 @@ func TestWithReference(t *testing.T) {
 		{query: "timeout=-1s", err: "timeout"},
 		{query: "timeout=601s", err: "timeout"},
 	} {
-		ref, err := signer.ParseRef("kms:key?" + tt.query)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ref := testkit.Must(signer.ParseRef("kms:key?" + tt.query))(t)
 		got, err := before.WithReference(ref, 100)
 		if tt.err == "" && (err != nil || got != tt.want) {
 			t.Errorf("%s: %+v, %v", tt.query, got, err)

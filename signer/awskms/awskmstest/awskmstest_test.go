@@ -24,10 +24,7 @@ import (
 
 func newServer(t *testing.T, config Config) *Server {
 	t.Helper()
-	s, err := NewServer(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testkit.Must(NewServer(config))(t)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
@@ -36,10 +33,7 @@ func newServer(t *testing.T, config Config) *Server {
 func withKey(t *testing.T) (*Server, string) {
 	t.Helper()
 	s := newServer(t, Config{})
-	arn, err := s.AddKey("alias/v", testkit.GoldenKey(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	arn := testkit.Must(s.AddKey("alias/v", testkit.GoldenKey(t)))(t)
 	return s, arn
 }
 
@@ -68,10 +62,7 @@ func (s *Server) do(t *testing.T, r request) (int, map[string]any) {
 
 func (s *Server) raw(t *testing.T, r request) (int, []byte) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint()+"/", strings.NewReader(r.body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testkit.Must(http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint()+"/", strings.NewReader(r.body)))(t)
 	if r.service == "sts" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	} else {
@@ -85,15 +76,9 @@ func (s *Server) raw(t *testing.T, r request) (int, []byte) {
 	if r.change != nil {
 		r.change(req)
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testkit.Must(http.DefaultClient.Do(req))(t)
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := testkit.Must(io.ReadAll(resp.Body))(t)
 	return resp.StatusCode, body
 }
 
@@ -184,14 +169,8 @@ func TestAuthentication(t *testing.T) {
 // TestOperations: the answers to well-formed requests.
 func TestOperations(t *testing.T) {
 	s, arn := withKey(t)
-	encrypting, err := s.Add(Key{Private: testkit.GoldenKey(t), Usage: EncryptDecrypt})
-	if err != nil {
-		t.Fatal(err)
-	}
-	symmetric, err := s.Add(Key{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	encrypting := testkit.Must(s.Add(Key{Private: testkit.GoldenKey(t), Usage: EncryptDecrypt}))(t)
+	symmetric := testkit.Must(s.Add(Key{}))(t)
 	const sign = `{"KeyId":"%","Message":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","MessageType":"DIGEST","SigningAlgorithm":"RSASSA_PKCS1_V1_5_SHA_256"}`
 	signWith := func(from, to string) string {
 		return strings.Replace(strings.Replace(sign, "%", "alias/v", 1), from, to, 1)
@@ -229,9 +208,7 @@ func TestOperations(t *testing.T) {
 		})
 	}
 	for state, code := range map[string]string{StateDisabled: "DisabledException", StatePendingDeletion: "KMSInvalidStateException", StatePendingImport: "KMSInvalidStateException", StateEnabled: ""} {
-		if err := s.SetState(arn, state); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, s.SetState(arn, state))
 		_, members := s.do(t, request{operation: "Sign", body: signWith("", "")})
 		if got, _ := members["__type"].(string); got != code {
 			t.Errorf("%s: %v, want %q", state, members, code)
@@ -249,19 +226,13 @@ func TestSignatures(t *testing.T) {
 		h.Write(message)
 		digest := h.Sum(nil)
 		for kind, data := range map[string][]byte{"RAW": message, "DIGEST": digest} {
-			body, err := json.Marshal(map[string]any{"KeyId": "alias/v", "Message": data, "MessageType": kind, "SigningAlgorithm": name})
-			if err != nil {
-				t.Fatal(err)
-			}
+			body := testkit.Must(json.Marshal(map[string]any{"KeyId": "alias/v", "Message": data, "MessageType": kind, "SigningAlgorithm": name}))(t)
 			_, raw := s.raw(t, request{operation: "Sign", body: string(body)})
 			var answer struct{ Signature []byte }
-			if err := json.Unmarshal(raw, &answer); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, json.Unmarshal(raw, &answer))
+			err := rsa.VerifyPKCS1v15(&private.PublicKey, scheme.hash, digest, answer.Signature)
 			if scheme.pss {
 				err = rsa.VerifyPSS(&private.PublicKey, scheme.hash, digest, answer.Signature, nil)
-			} else {
-				err = rsa.VerifyPKCS1v15(&private.PublicKey, scheme.hash, digest, answer.Signature)
 			}
 			if err != nil {
 				t.Errorf("%s of %s: %v", name, kind, err)
@@ -332,19 +303,14 @@ func TestLimits(t *testing.T) {
 	if status, members := s.do(t, request{operation: "Sign", body: strings.Repeat(" ", maxBody+1)}); status != http.StatusBadRequest {
 		t.Errorf("%d %v", status, members)
 	}
-	if err := s.Stand("*", Hang); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, s.Stand("*", Hang))
 	go func() {
 		for s.Calls("Sign") < 1 {
 			time.Sleep(time.Millisecond)
 		}
 		_ = s.Close()
 	}()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint(), strings.NewReader("{}"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testkit.Must(http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint(), strings.NewReader("{}")))(t)
 	req.Header.Set("X-Amz-Target", "TrentService.Sign")
 	r := request{body: "{}", service: "kms"}
 	r.sign(req)

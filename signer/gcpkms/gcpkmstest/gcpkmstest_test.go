@@ -29,18 +29,12 @@ const (
 // start starts a double with the golden key, and returns a plain gRPC client.
 func start(t *testing.T, config gcpkmstest.Config) (*gcpkmstest.Server, kmspb.KeyManagementServiceClient) {
 	t.Helper()
-	server, err := gcpkmstest.NewServer(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := testkit.Must(gcpkmstest.NewServer(config))(t)
 	t.Cleanup(func() { _ = server.Close() })
 	if full, err := server.AddKey(name, testkit.GoldenKey(t)); err != nil || full != name {
 		t.Fatal(err)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+server.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testkit.Must(grpc.NewClient("passthrough:///"+server.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return server, kmspb.NewKeyManagementServiceClient(conn)
 }
@@ -60,10 +54,7 @@ func crc(data []byte) int64 { return int64(crc32.Checksum(data, crc32.MakeTable(
 func TestSignature(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
 	digest := sha256.Sum256([]byte("message"))
-	answer, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := testkit.Must(client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))}))(t)
 	if err := rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
 		t.Error(err)
 	}
@@ -71,7 +62,7 @@ func TestSignature(t *testing.T) {
 		t.Errorf("%v", answer)
 	}
 	// Without digest_crc32c nothing has been verified, and the answer must not say so.
-	answer, err = client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message")})
+	answer, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message")})
 	if err != nil || answer.GetVerifiedDigestCrc32C() {
 		t.Errorf("%v, %v", answer, err)
 	}
@@ -163,9 +154,7 @@ func TestFaults(t *testing.T) {
 	if server.Script("GetPublicKey", "no such fault") == nil || server.Script("Sign", gcpkmstest.OK) == nil {
 		t.Error("an unknown fault or operation is accepted")
 	}
-	if err := server.Stand("*", gcpkmstest.Hang); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, server.Stand("*", gcpkmstest.Hang))
 	ended := make(chan error, 1)
 	before := server.Calls("AsymmetricSign")
 	go func() {

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"hsmsign/internal/testkit"
 )
 
 const vendorKey = "../../../../../testdata/golden/vendor.key"
@@ -30,15 +32,9 @@ func TestRun(t *testing.T) {
 	if len(printed) != 5 || !strings.HasPrefix(printed[3], "arn:aws:kms:eu-west-1:111122223333:key/") {
 		t.Fatalf("printed %q", printed)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, printed[0], strings.NewReader("{}"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testkit.Must(http.NewRequestWithContext(ctx, http.MethodPost, printed[0], strings.NewReader("{}")))(t)
 	req.Header.Set("X-Amz-Target", "TrentService.Sign")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testkit.Must(http.DefaultClient.Do(req))(t)
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || !strings.Contains(string(body), "MissingAuthenticationTokenException") {
 		t.Errorf("%s, %v", body, err)

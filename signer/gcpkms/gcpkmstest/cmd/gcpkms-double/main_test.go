@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms"
 )
@@ -24,18 +25,9 @@ func TestRun(t *testing.T) {
 	go func() {
 		ended <- run(ctx, []string{"--listen", "127.0.0.1:0", "--delay", "1ms", "--key", vendorKey, "--faults", "AsymmetricSign=throttle,ok"}, write)
 	}()
-	address, err := bufio.NewReader(read).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	ref, err := signer.ParseRef("gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + strings.TrimSpace(address))
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := gcpkms.Backend(gcpkms.Options{}).Open(ctx, ref, signer.OpenOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	address := testkit.Must(bufio.NewReader(read).ReadString('\n'))(t)
+	ref := testkit.Must(signer.ParseRef("gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + strings.TrimSpace(address)))(t)
+	key := testkit.Must(gcpkms.Backend(gcpkms.Options{}).Open(ctx, ref, signer.OpenOptions{}))(t)
 	if _, err := signer.Sign(ctx, key, []byte("message"), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
