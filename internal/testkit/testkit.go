@@ -147,3 +147,20 @@ func Seeds(t testing.TB, target string, n int) {
 		t.Errorf("%s: %d seeds, %v; want %d", target, len(entries), err, n)
 	}
 }
+
+// OK stops the test if err is not nil.
+func OK(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Value returns a function that returns the value, or stops the test if err is not nil: Value(os.ReadFile(name))(t).
+func Value[T any](value T, err error) func(t testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		OK(t, err)
+		return value
+	}
+}

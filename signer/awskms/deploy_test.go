@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -31,10 +33,7 @@ type statement struct {
 
 func policy(t *testing.T, name string) []statement {
 	t.Helper()
-	data, err := os.ReadFile("../../deploy/aws/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testkit.Value(os.ReadFile("../../deploy/aws/" + name))(t)
 	var p struct {
 		Version   string
 		Statement []statement
@@ -48,16 +47,16 @@ func policy(t *testing.T, name string) []statement {
 	return p.Statement
 }
 
-// appleOnly is the condition under which alone kms:Sign is allowed: what this package asks for.
+// appleOnly returns the condition of kms:Sign: the requests of this package.
 func appleOnly() map[string]map[string]words {
 	return map[string]map[string]words{"StringEquals": {"kms:SigningAlgorithm": {string(algorithm)}, "kms:MessageType": {"DIGEST"}}}
 }
 
-// TestPolicies: the policies that are shipped allow what the package calls, and no more.
+// TestPolicies: the policies in deploy/aws allow the requests of the package, and no others.
 func TestPolicies(t *testing.T) {
 	for file, want := range map[string][]string{
 		"iam-policy.json": {"kms:GetPublicKey", "kms:Sign"},
-		"key-policy.json": nil, // the account's administration is looked at below
+		"key-policy.json": nil, // see TestKeyPolicy
 		"manage-policy.json": {"kms:CreateAlias", "kms:CreateKey", "kms:DescribeKey", "kms:GetPublicKey",
 			"kms:ListAliases", "kms:ListKeys"},
 	} {
@@ -90,7 +89,7 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
-// TestKeyPolicy: the account cannot sign, one role signs, all others are denied, and nobody makes grants.
+// TestKeyPolicy: the account cannot sign, one role signs, all others are denied, and grants are denied.
 func TestKeyPolicy(t *testing.T) {
 	const role = "arn:aws:iam::111122223333:role/hsmsign"
 	seen := map[string]bool{}
@@ -112,7 +111,7 @@ func TestKeyPolicy(t *testing.T) {
 				}
 				seen["signs"] = true
 			case action == "kms:PutKeyPolicy":
-				seen["administered"] = true // or nobody could ever change the policy again
+				seen["administered"] = true // otherwise nobody could change the policy again
 			}
 		}
 	}
@@ -123,7 +122,7 @@ func TestKeyPolicy(t *testing.T) {
 	}
 }
 
-// TestTrust: one service account, for STS, and nobody else.
+// TestTrust: one service account may assume the role.
 func TestTrust(t *testing.T) {
 	for _, s := range policy(t, "trust-irsa.json") {
 		conditions := s.Condition["StringEquals"]
@@ -141,32 +140,26 @@ func TestTrust(t *testing.T) {
 	}
 }
 
-// TestTerraform: what main.tf replaces in the policies is there.
+// TestTerraform: the policies contain the texts that main.tf replaces.
 func TestTerraform(t *testing.T) {
-	tf, err := os.ReadFile("../../deploy/aws/main.tf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tf := testkit.Value(os.ReadFile("../../deploy/aws/main.tf"))(t)
 	for file, texts := range map[string][]string{
 		"key-policy.json": {"arn:aws:iam::111122223333:role/hsmsign", "111122223333", "arn:aws:"},
 		"iam-policy.json": {"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"},
 	} {
-		data, err := os.ReadFile("../../deploy/aws/" + file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testkit.Value(os.ReadFile("../../deploy/aws/" + file))(t)
 		for _, text := range append(texts, file) {
 			if !strings.Contains(string(tf), `"`+text) && !strings.Contains(string(tf), "/"+text) {
-				t.Errorf("main.tf does not name %q", text)
+				t.Errorf("main.tf does not contain %q", text)
 			}
 			if text != file && !strings.Contains(string(data), text) {
-				t.Errorf("%s does not hold %q, which main.tf replaces", file, text)
+				t.Errorf("%s does not contain %q, which main.tf replaces", file, text)
 			}
 		}
 	}
 	for _, text := range []string{"prevent_destroy = true", `key_usage                = "SIGN_VERIFY"`} {
 		if !strings.Contains(string(tf), text) {
-			t.Errorf("main.tf does not say %q", text)
+			t.Errorf("main.tf does not contain %q", text)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 	"hsmsign/signer/signertest"
@@ -13,21 +14,21 @@ import (
 
 func BenchmarkInFlight(b *testing.B) {
 	const delay = 10 * time.Millisecond
-	key := open(b, Options{}, at(double(b, gcpkmstest.Config{Delay: delay}), vendorOne))
-	signertest.BenchmarkInFlight(b, key, vendorKey(b), delay)
+	_, reference := start(b, gcpkmstest.Config{Delay: delay})
+	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference, nil), testkit.GoldenKey(b), delay)
 }
 
-// BenchmarkSign is one signature after the other. Its allocations are those of the client and of the double together,
-// since the double runs in this process.
+// BenchmarkSign makes one signature after the other. Its allocations include those of the double, which runs in this
+// process.
 func BenchmarkSign(b *testing.B) {
-	server := double(b, gcpkmstest.Config{})
-	key := open(b, Options{}, at(server, vendorOne))
-	opened := total(server)
+	server, reference := start(b, gcpkmstest.Config{})
+	key := mustOpen(b, Options{}, reference, nil)
+	opened := server.Calls("*")
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := signer.Sign(context.Background(), key, []byte("message"), crypto.SHA256); err != nil {
 			b.Fatal(err)
 		}
 	}
-	b.ReportMetric(float64(total(server)-opened)/float64(b.N), "requests/op")
+	b.ReportMetric(float64(server.Calls("*")-opened)/float64(b.N), "requests/op")
 }
