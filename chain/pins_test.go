@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"hsmsign/internal/testkit"
-
 	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/internal/testkit"
 )
 
 // TestPins compares the table with Apple's files.

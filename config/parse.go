@@ -151,10 +151,16 @@ func checkTokens(tokens token.Tokens) *Error {
 }
 
 // checkNode checks a value against the type that it is decoded into: the decoder would convert a number, a boolean or
-// null to a string, and cannot say which keys there are. name is the key of the value, tag that of its field.
+// null to a string, and cannot say which keys there are. name is the key of the value, tag that of its field. Types that
+// decode themselves (yaml.NodeUnmarshaler) are left to the decoder.
 func checkNode(name string, node ast.Node, t reflect.Type, tag reflect.StructTag) *Error {
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[yaml.NodeUnmarshaler]()) {
+		return nil
+	}
 	at := node.GetToken()
 	switch t.Kind() {
+	case reflect.Pointer:
+		return checkNode(name, node, t.Elem(), tag)
 	case reflect.Struct, reflect.Map:
 		mapping, ok := node.(*ast.MappingNode)
 		if !ok {
@@ -204,7 +210,7 @@ func checkEntry(entry *ast.MappingValueNode, t reflect.Type) *Error {
 	}
 	var known []string
 	for _, field := range reflect.VisibleFields(t) {
-		name := field.Tag.Get("yaml")
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
 		if name == key.Value {
 			return checkNode(name, entry.Value, field.Type, field.Tag)
 		}

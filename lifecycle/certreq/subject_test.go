@@ -6,10 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"hsmsign/fault"
 	"hsmsign/internal/testkit"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestSubject(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"hsmsign/internal/testkit"
-
 	"hsmsign/testpki"
 )
 

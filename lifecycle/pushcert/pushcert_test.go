@@ -12,13 +12,11 @@ import (
 	"math/big"
 	"strings"
 	"testing"
-
 	"time"
 
+	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/testkit"
-
-	"hsmsign/chain"
 	"hsmsign/testpki"
 )
 
