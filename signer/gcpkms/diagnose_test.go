@@ -42,7 +42,7 @@ func TestDiagnose(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			if c.operation != "" {
 				testkit.OK(t, server.Stand(c.operation, c.fault))
-				defer testkit.OK(t, server.Stand(c.operation, gcpkmstest.OK))
+				defer func() { testkit.OK(t, server.Stand(c.operation, gcpkmstest.OK)) }()
 			}
 			got := ""
 			key := Backend(quick()).Diagnose(t.Context(), signerkit.Ref(t, c.ref), c.open, func(s signer.Step) {
