@@ -14,27 +14,23 @@ import (
 	"hsmsign/signer/file"
 )
 
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
+}
+
 // Generate creates a key, Open opens it, and Sign signs a message with it. A file is the simplest key store; the others
 // differ in the reference only.
 func Example() {
-	dir, err := os.MkdirTemp("", "example")
-	if err != nil {
-		log.Fatal(err)
-	}
+	dir := must(os.MkdirTemp("", "example"))
 	defer func() { _ = os.RemoveAll(dir) }()
-	ref, err := signer.ParseRef("file:" + filepath.Join(dir, "vendor.key") + "?unencrypted=allow")
-	if err != nil {
-		log.Fatal(err)
-	}
+	ref := must(signer.ParseRef("file:" + filepath.Join(dir, "vendor.key") + "?unencrypted=allow"))
 	backend := file.Backend(file.Options{})
 	ctx := context.Background()
-	if _, err := backend.Generate(ctx, ref, signer.KeySpec{Bits: 2048}); err != nil {
-		log.Fatal(err)
-	}
-	key, err := backend.Open(ctx, ref, signer.OpenOptions{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	must(backend.Generate(ctx, ref, signer.KeySpec{Bits: 2048}))
+	key := must(backend.Open(ctx, ref, signer.OpenOptions{}))
 	defer func() { _ = key.Close() }()
 	signature, err := signer.Sign(ctx, key, []byte("message"), crypto.SHA256)
 	fmt.Println(len(signature), err)
@@ -43,11 +39,8 @@ func Example() {
 
 // An error wraps one of the families and may have a hint.
 func ExampleError() {
-	ref, err := signer.ParseRef("file:/no/such/folder/vendor.key")
-	if err != nil {
-		log.Fatal(err)
-	}
-	_, err = file.Backend(file.Options{}).Generate(context.Background(), ref, signer.KeySpec{Bits: 2048})
+	ref := must(signer.ParseRef("file:/no/such/folder/vendor.key"))
+	_, err := file.Backend(file.Options{}).Generate(context.Background(), ref, signer.KeySpec{Bits: 2048})
 	fmt.Println(err)
 	fmt.Println(errors.Is(err, signer.ErrReference), fault.Hint(err))
 	// Output:
@@ -57,10 +50,7 @@ func ExampleError() {
 
 // A printed reference contains no secret.
 func ExampleParseRef() {
-	ref, err := signer.ParseRef("pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-value=1234")
-	if err != nil {
-		log.Fatal(err)
-	}
+	ref := must(signer.ParseRef("pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-value=1234"))
 	module, _ := ref.Query("module-path")
 	fmt.Println(ref.Scheme, module)
 	fmt.Println(ref)

@@ -105,38 +105,6 @@ func (s server) Script(operation string, faults ...fault) error {
 	return s.script.Add(operation, faults...)
 }
 
-// TestProgram: the flags are parsed, the scripts are added, the lines are printed, and it serves until ctx ends.
-func TestProgram(t *testing.T) {
-	flags, o := Flags("name", "here:1", "Sign=broken")
-	testkit.OK(t, Parse(flags, []string{"--delay", "1s", "--faults", "Sign=broken,delay=2s", "--faults", "Sign=ok"}, io.Discard))
-	if o.Listen != "here:1" || o.Delay != time.Second {
-		t.Errorf("%+v", o)
-	}
-	s := server{script()}
-	full, err := Import[fault](s, "v", "../../testdata/golden/vendor.key")
-	if err != nil || full != "full/v" {
-		t.Errorf("%q, %v", full, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	read, write := io.Pipe()
-	ended := make(chan error)
-	go func() {
-		ended <- Serve[fault](ctx, s, o, write, "one", "two")
-		_ = write.Close()
-	}()
-	printed := make([]byte, 8)
-	if _, err := io.ReadFull(read, printed); err != nil || string(printed) != "one\ntwo\n" {
-		t.Errorf("%q, %v", printed, err)
-	}
-	if s.script.Next("Sign", "") != broken || s.script.Next("Sign", "") != "delay=2s" || s.script.Next("Sign", "") != OK {
-		t.Error("the scripts were not added")
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-}
-
 func TestProgramRefuses(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {

@@ -143,6 +143,17 @@ func Wiring[F ~string](t *testing.T, double Double[F], faults Faults[F], backend
 	}
 }
 
+// BenchmarkSign makes one signature after the other. Its allocations include those of the double, which runs in this
+// process.
+func BenchmarkSign[F ~string](b *testing.B, double Double[F], key signer.Signer) {
+	opened := double.Calls("*")
+	b.ReportAllocs()
+	for b.Loop() {
+		testkit.OK(b, Sign(b, key))
+	}
+	b.ReportMetric(float64(double.Calls("*")-opened)/float64(b.N), "requests/op")
+}
+
 // Counted returns a handler that counts the bytes of its answers.
 func Counted(handler http.Handler) (http.Handler, *atomic.Int64) {
 	sent := new(atomic.Int64)

@@ -50,7 +50,7 @@ func TestWiring(t *testing.T) {
 
 func TestReferenceForms(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
-	arn := add(t, server, awskmstest.Key{Name: "alias/Form", Private: testkit.GoldenKey(t)})
+	arn := testkit.Value(server.Add(awskmstest.Key{Name: "alias/Form", Private: testkit.GoldenKey(t)}))(t)
 	id := strings.TrimPrefix(resource(arn), "key/")
 	for _, name := range []string{arn, id, strings.Replace(arn, "key/"+id, "alias/Form", 1)} {
 		for _, public := range []crypto.PublicKey{nil, &testkit.GoldenKey(t).PublicKey} {
@@ -86,13 +86,13 @@ func TestUnusableKeys(t *testing.T) {
 		{"pending import", "is pending import", "kms:ImportKeyMaterial", awskmstest.Key{Private: private, State: awskmstest.StatePendingImport}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			arn := add(t, server, tt.key)
+			arn := testkit.Value(server.Add(tt.key))(t)
 			_, err := open(t, quick(), at(server, arn), nil)
 			signerkit.WantError(t, err, signer.ErrBadKey, tt.text, tt.fix)
 			signerkit.WantError(t, signerkit.Sign(t, mustOpen(t, quick(), at(server, arn), &private.PublicKey)), signer.ErrBadKey, "", "")
 		})
 	}
-	arn := add(t, server, awskmstest.Key{Private: private})
+	arn := testkit.Value(server.Add(awskmstest.Key{Private: private}))(t)
 	key := mustOpen(t, quick(), at(server, arn), nil)
 	testkit.OK(t, server.SetState(arn, awskmstest.StateDisabled))
 	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "disabled", "kms:EnableKey")
@@ -104,7 +104,7 @@ func TestMovedAlias(t *testing.T) {
 		server, reference := start(t, awskmstest.Config{})
 		key := mustOpen(t, quick(), reference, public)
 		signerkit.MustSign(t, key)
-		add(t, server, awskmstest.Key{Name: "alias/Vendor", Private: testkit.Key("other")})
+		testkit.Value(server.Add(awskmstest.Key{Name: "alias/Vendor", Private: testkit.Key("other")}))(t)
 		signerkit.MustSign(t, key)
 	}
 }
@@ -114,7 +114,7 @@ func TestRegions(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
 	const id = "mrk-1234abcd12ab34cd56ef1234567890ab"
 	regions := []string{"eu-west-1", "us-east-1"}
-	add(t, server, awskmstest.Key{Private: testkit.GoldenKey(t), ID: id, Name: "alias/Multi", Regions: regions})
+	testkit.Value(server.Add(awskmstest.Key{Private: testkit.GoldenKey(t), ID: id, Name: "alias/Multi", Regions: regions}))(t)
 	query := "?regions=eu-west-1,us-east-1&endpoint=" + server.Endpoint()
 	var warned string
 	opts := quick()
@@ -125,30 +125,30 @@ func TestRegions(t *testing.T) {
 			warned = ""
 			key := mustOpen(t, opts, "awskms:///"+name+query, nil)
 			signerkit.MustSign(t, key)
-			stand(t, server, "*@eu-west-1", awskmstest.Internal)
+			testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Internal))
 			signerkit.MustSign(t, key)
 			if !strings.Contains(warned, `"us-east-1" signs now, not "eu-west-1"`) {
 				t.Errorf("warning %q", warned)
 			}
 			signerkit.MustSign(t, mustOpen(t, opts, "awskms:///"+name+query, nil))
-			stand(t, server, "*@eu-west-1", awskmstest.Denied)
+			testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Denied))
 			before := server.Calls("Sign")
 			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrAuth, "AccessDenied", "kms:Sign")
 			if n := server.Calls("Sign") - before; n != 1 {
 				t.Errorf("%d requests; a refusal must not be tried in another region", n)
 			}
-			stand(t, server, "*@eu-west-1", awskmstest.OK)
+			testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.OK))
 			signerkit.MustSign(t, key)
 		})
 	}
 	// The first region does not answer; time is left for the second.
 	key := mustOpen(t, opts, "awskms:///"+id+query, nil)
-	stand(t, server, "*@eu-west-1", awskmstest.Hang)
+	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Hang))
 	signerkit.MustSign(t, key)
-	stand(t, server, "*@eu-west-1", awskmstest.OK)
+	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.OK))
 
-	add(t, server, awskmstest.Key{Private: testkit.Key("other"), Name: "alias/Multi", Regions: regions[1:]})
+	testkit.Value(server.Add(awskmstest.Key{Private: testkit.Key("other"), Name: "alias/Multi", Regions: regions[1:]}))(t)
 	key = mustOpen(t, opts, "awskms:///alias/Multi"+query, nil)
-	stand(t, server, "Sign@eu-west-1", awskmstest.Internal)
+	testkit.OK(t, server.Stand("Sign@eu-west-1", awskmstest.Internal))
 	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrUnavailable, fmt.Sprintf("the key in region %q is a different one", regions[1]), "")
 }

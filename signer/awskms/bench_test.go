@@ -1,13 +1,11 @@
 package awskms
 
 import (
-	"context"
-	"crypto"
 	"testing"
 	"time"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
-	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
 	"hsmsign/signer/signertest"
 )
@@ -18,17 +16,7 @@ func BenchmarkInFlight(b *testing.B) {
 	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference, nil), testkit.GoldenKey(b), delay)
 }
 
-// BenchmarkSign makes one signature after the other. Its allocations include those of the double, which runs in this
-// process.
 func BenchmarkSign(b *testing.B) {
 	server, reference := start(b, awskmstest.Config{})
-	key := mustOpen(b, Options{}, reference, nil)
-	opened := server.Calls("*")
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := signer.Sign(context.Background(), key, []byte("message"), crypto.SHA256); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(server.Calls("*")-opened)/float64(b.N), "requests/op")
+	signerkit.BenchmarkSign(b, server, mustOpen(b, Options{}, reference, nil))
 }

@@ -67,12 +67,12 @@ func TestCredentials(t *testing.T) {
 func TestRoleFaults(t *testing.T) {
 	server, reference := start(t, awskmstest.Config{})
 	t.Setenv("AWS_ENDPOINT_URL_STS", server.Endpoint())
-	script(t, server, "AssumeRole", awskmstest.Denied)
+	testkit.OK(t, server.Script("AssumeRole", awskmstest.Denied))
 	_, err := open(t, quick(), reference+roleAttribute, nil)
 	signerkit.WantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
-	script(t, server, "AssumeRole", awskmstest.Internal, awskmstest.Reset, awskmstest.Throttle)
+	testkit.OK(t, server.Script("AssumeRole", awskmstest.Internal, awskmstest.Reset, awskmstest.Throttle))
 	signerkit.MustSign(t, mustOpen(t, quick(), reference+roleAttribute, nil))
-	stand(t, server, "AssumeRole", awskmstest.Internal)
+	testkit.OK(t, server.Stand("AssumeRole", awskmstest.Internal))
 	opts := quick()
 	opts.Policy.Timeout = 500 * time.Millisecond
 	_, err = open(t, opts, reference+roleAttribute, nil)

@@ -34,7 +34,7 @@ func diagnose(t *testing.T, reference string, public crypto.PublicKey) (map[stri
 
 func TestDiagnose(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
-	arn := add(t, server, awskmstest.Key{Private: testkit.GoldenKey(t)})
+	arn := testkit.Value(server.Add(awskmstest.Key{Private: testkit.GoldenKey(t)}))(t)
 	reference := at(server, arn)
 	for _, tt := range []struct {
 		name, reference string
@@ -48,10 +48,10 @@ func TestDiagnose(t *testing.T) {
 		{"no key", at(server, ""), nil, nil, "reference", signer.ErrReference},
 		{"another region", strings.Replace(at(server, "alias/Vendor"), "eu-west-1", "us-east-1", 1), nil, nil, "key", signer.ErrKeyNotFound},
 		{"another certificate", reference, &testkit.Key("other").PublicKey, nil, "key", signer.ErrBadKey},
-		{"outage", reference, nil, func() { stand(t, server, "*", awskmstest.Internal) }, "reach", signer.ErrUnavailable},
-		{"denied", reference, nil, func() { stand(t, server, "GetPublicKey", awskmstest.Denied) }, "key", signer.ErrAuth},
-		{"signing denied", reference, nil, func() { stand(t, server, "Sign", awskmstest.Denied) }, "signature", signer.ErrAuth},
-		{"disabled", reference, nil, func() { stand(t, server, "GetPublicKey", awskmstest.Disabled) }, "key", signer.ErrBadKey},
+		{"outage", reference, nil, func() { testkit.OK(t, server.Stand("*", awskmstest.Internal)) }, "reach", signer.ErrUnavailable},
+		{"denied", reference, nil, func() { testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied)) }, "key", signer.ErrAuth},
+		{"signing denied", reference, nil, func() { testkit.OK(t, server.Stand("Sign", awskmstest.Denied)) }, "signature", signer.ErrAuth},
+		{"disabled", reference, nil, func() { testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Disabled)) }, "key", signer.ErrBadKey},
 		{"no credentials", reference, nil, func() { t.Setenv("AWS_ACCESS_KEY_ID", "") }, "credentials", signer.ErrAuth},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestDiagnose(t *testing.T) {
 			}
 			steps, key := diagnose(t, tt.reference, tt.public)
 			for _, operation := range []string{"*", "GetPublicKey", "Sign"} {
-				stand(t, server, operation, awskmstest.OK)
+				testkit.OK(t, server.Stand(operation, awskmstest.OK))
 			}
 			if tt.step != "" {
 				if s := steps[tt.step]; key != nil || s.Status != signer.StatusFail || !errors.Is(s.Err, tt.family) {
@@ -78,7 +78,7 @@ func TestDiagnose(t *testing.T) {
 		})
 	}
 	t.Setenv("AWS_ACCESS_KEY_ID", awskmstest.AccessKeyID)
-	stand(t, server, "DescribeKey", awskmstest.Denied)
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
 	if steps, key := diagnose(t, reference, nil); key == nil || steps["protection"].Status != signer.StatusOK || !strings.Contains(steps["protection"].Detail, "needs kms:DescribeKey") {
 		t.Errorf("%+v", steps)
 	}

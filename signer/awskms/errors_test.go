@@ -47,7 +47,7 @@ func TestFaults(t *testing.T) {
 		{"ValidationException", signer.ErrReference, "validation", ""},
 	} {
 		t.Run(string(tt.fault), func(t *testing.T) {
-			script(t, server, "Sign", tt.fault)
+			testkit.OK(t, server.Script("Sign", tt.fault))
 			before, want := server.Calls("Sign"), 1
 			if tt.family == nil {
 				want = 2

@@ -27,7 +27,7 @@ func TestGenerate(t *testing.T) {
 	server, taken := start(t, awskmstest.Config{})
 	reference := at(server, "alias/New-Vendor")
 	// KMS does not find a new key everywhere at once.
-	script(t, server, "GetPublicKey", "NotFoundException", "NotFoundException")
+	testkit.OK(t, server.Script("GetPublicKey", "NotFoundException", "NotFoundException"))
 	made := testkit.Value(generate(t, reference, 3072))(t)
 	s := testkit.Value(quick().connect(t.Context(), signerkit.Ref(t, reference)))(t)
 	out := testkit.Value(s.clients[0].api.DescribeKey(t.Context(), &api.DescribeKeyInput{KeyId: aws.String("alias/New-Vendor")}))(t)
@@ -88,7 +88,7 @@ func TestGenerateFaults(t *testing.T) {
 		{"CreateAlias", awskmstest.Denied, signer.ErrAuth, "arn:aws:kms:eu-west-1:111122223333:key/", "kms:ScheduleKeyDeletion", 1},
 		{"CreateAlias", "AlreadyExistsException", signer.ErrKeyExists, "has no alias", "kms:CreateAlias", 1},
 	} {
-		script(t, server, tt.operation, tt.fault)
+		testkit.OK(t, server.Script(tt.operation, tt.fault))
 		before := server.Calls("CreateKey")
 		reference := at(server, "alias/faulty")
 		if tt.fault == "AlreadyExistsException" { // a new key may not be found at once, so it waits for the alias
@@ -101,7 +101,7 @@ func TestGenerateFaults(t *testing.T) {
 		}
 	}
 	// The answer to CreateAlias is lost: the alias exists when it is requested again.
-	script(t, server, "CreateAlias", awskmstest.Internal, awskmstest.Throttle)
+	testkit.OK(t, server.Script("CreateAlias", awskmstest.Internal, awskmstest.Throttle))
 	if _, err := generate(t, at(server, "alias/faulty"), 2048); err != nil {
 		t.Error(err)
 	}

@@ -38,28 +38,13 @@ func start(tb testing.TB, config awskmstest.Config) (*awskmstest.Server, string)
 	environment(tb)
 	server := testkit.Value(awskmstest.NewServer(config))(tb)
 	tb.Cleanup(func() { _ = server.Close() })
-	add(tb, server, awskmstest.Key{Name: "alias/Vendor", Private: testkit.GoldenKey(tb)})
+	testkit.Value(server.Add(awskmstest.Key{Name: "alias/Vendor", Private: testkit.GoldenKey(tb)}))(tb)
 	return server, at(server, "alias/Vendor")
 }
 
 // at returns a reference to a key on the double.
 func at(server *awskmstest.Server, id string) string {
 	return "awskms:///" + id + "?endpoint=" + server.Endpoint() + "&region=" + server.Region()
-}
-
-func add(tb testing.TB, server *awskmstest.Server, key awskmstest.Key) (arn string) {
-	tb.Helper()
-	return testkit.Value(server.Add(key))(tb)
-}
-
-func script(tb testing.TB, server *awskmstest.Server, operation string, faults ...awskmstest.Fault) {
-	tb.Helper()
-	testkit.OK(tb, server.Script(operation, faults...))
-}
-
-func stand(tb testing.TB, server *awskmstest.Server, operation string, fault awskmstest.Fault) {
-	tb.Helper()
-	testkit.OK(tb, server.Stand(operation, fault))
 }
 
 func open(tb testing.TB, opts Options, reference string, public crypto.PublicKey) (signer.Signer, error) {

@@ -19,8 +19,8 @@ func list(t *testing.T, reference string) ([]signer.KeyInfo, error) {
 func TestList(t *testing.T) {
 	server, one := start(t, awskmstest.Config{})
 	private := testkit.GoldenKey(t)
-	disabled := add(t, server, awskmstest.Key{Private: private, State: awskmstest.StateDisabled, Name: "alias/Old"})
-	add(t, server, awskmstest.Key{Name: "alias/Symmetric"})
+	disabled := testkit.Value(server.Add(awskmstest.Key{Private: private, State: awskmstest.StateDisabled, Name: "alias/Old"}))(t)
+	testkit.Value(server.Add(awskmstest.Key{Name: "alias/Symmetric"}))(t)
 	infos, err := list(t, at(server, ""))
 	if err != nil || len(infos) != 2 {
 		t.Fatalf("%d keys, want the two RSA keys: %v", len(infos), err)
@@ -52,19 +52,19 @@ func TestList(t *testing.T) {
 // TestListPermissions: facts that the credentials may not read are omitted.
 func TestListPermissions(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
-	stand(t, server, "ListAliases", awskmstest.Denied)
-	stand(t, server, "DescribeKey", awskmstest.Denied)
-	add(t, server, awskmstest.Key{})
+	testkit.OK(t, server.Stand("ListAliases", awskmstest.Denied))
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
+	testkit.Value(server.Add(awskmstest.Key{}))(t)
 	infos, err := list(t, at(server, ""))
 	if err != nil || len(infos) != 1 || infos[0].Bits != 2048 || infos[0].Label != "" || infos[0].Properties != nil {
 		t.Errorf("%+v, %v", infos, err)
 	}
-	stand(t, server, "GetPublicKey", awskmstest.Denied)
+	testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied))
 	infos, err = list(t, at(server, ""))
 	if err != nil || len(infos) != 2 || infos[0].Bits != 0 || infos[0].ID == "" {
 		t.Errorf("%+v, %v", infos, err)
 	}
-	stand(t, server, "ListKeys", awskmstest.Denied)
+	testkit.OK(t, server.Stand("ListKeys", awskmstest.Denied))
 	_, err = list(t, at(server, ""))
 	signerkit.WantError(t, err, signer.ErrAuth, "kms:ListKeys", "grant kms:ListKeys")
 }
@@ -72,11 +72,11 @@ func TestListPermissions(t *testing.T) {
 // TestListPages: a listing continues to the last page, and is limited.
 func TestListPages(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
-	stand(t, server, "DescribeKey", awskmstest.Denied)
-	stand(t, server, "GetPublicKey", awskmstest.Denied)
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
+	testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied))
 	fill := func(n int) {
 		for i := range n {
-			add(t, server, awskmstest.Key{Name: fmt.Sprintf("alias/k%d", i), Private: testkit.GoldenKey(t)})
+			testkit.Value(server.Add(awskmstest.Key{Name: fmt.Sprintf("alias/k%d", i), Private: testkit.GoldenKey(t)}))(t)
 		}
 	}
 	fill(250)

@@ -27,10 +27,7 @@ func TestSamples(t *testing.T) {
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "pbes2-aes128-sha512.der", "pbes2-des3-sha1.pem",
 		"scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
 		t.Run(name, func(t *testing.T) {
-			key := testkit.Value(open(t, env(passphrase), "file:"+private(t, name)))(t)
-			if !sampleKey(t).PublicKey.Equal(key.Public()) {
-				t.Error("a different key")
-			}
+			opens(t, env(passphrase), "file:"+private(t, name), &sampleKey(t).PublicKey)
 			_, err := open(t, env("wrong"), "file:"+private(t, name))
 			if encrypted := name != "pkcs1.pem"; errors.Is(err, signer.ErrAuth) != encrypted {
 				t.Errorf("with a wrong passphrase: %v", err)
@@ -70,10 +67,7 @@ func TestOpenSSL(t *testing.T) {
 				openssl(append(args, "-out", name)...)
 			}
 			testkit.OK(t, os.Chmod(name, 0o600))
-			key := testkit.Value(open(t, env(passphrase), "file:"+name))(t)
-			if !want.(*rsa.PublicKey).Equal(key.Public()) {
-				t.Error("a different key")
-			}
+			opens(t, env(passphrase), "file:"+name, want.(*rsa.PublicKey))
 		})
 	}
 }
@@ -87,9 +81,7 @@ func TestPEMAround(t *testing.T) {
 		"comment":           append([]byte("Bag Attributes\n    friendlyName: vendor\n"), key...),
 		"CRLF":              bytes.ReplaceAll(key, []byte("\n"), []byte("\r\n")),
 	} {
-		if _, err := open(t, Options{}, "file:"+write(t, "x.pem", data)); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		opens(t, Options{}, "file:"+write(t, name+".pem", data), &sampleKey(t).PublicKey)
 	}
 }
 
@@ -213,14 +205,7 @@ func TestOtherEncoder(t *testing.T) {
 		"scrypt": {Cipher: pkcs8.TripleDESCBC, KDFOpts: pkcs8.ScryptOpts{SaltSize: 16, CostParameter: 1 << 10, BlockSize: 8, ParallelizationParameter: 2}},
 	} {
 		der := testkit.Value(pkcs8.MarshalPrivateKey(private, []byte(passphrase), opts))(t)
-		key, err := open(t, env(passphrase), "file:"+write(t, "x.der", der))
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		if !private.PublicKey.Equal(key.Public()) {
-			t.Errorf("%s: a different key", name)
-		}
+		opens(t, env(passphrase), "file:"+write(t, name+".der", der), &private.PublicKey)
 	}
 }
 
@@ -299,9 +284,7 @@ func TestHostilePKCS12(t *testing.T) {
 	for name, encoder := range map[string]*pkcs12.Encoder{"2023": pkcs12.Modern2023, "2026": pkcs12.Modern2026, "3DES": pkcs12.LegacyDES, "RC2": pkcs12.LegacyRC2} {
 		t.Run(name, func(t *testing.T) {
 			good := testkit.Value(encoder.WithIterations(100_000).Encode(sampleKey(t), cert, nil, passphrase))(t)
-			if _, err := open(t, env(passphrase), "file:"+write(t, "x.p12", good)); err != nil {
-				t.Errorf("100000 iterations: %v", err)
-			}
+			opens(t, env(passphrase), "file:"+write(t, "x.p12", good), &sampleKey(t).PublicKey)
 			places := 0
 			for i := range good {
 				rest, ok := bytes.CutPrefix(good[i:], []byte{2, 3, 0x01, 0x86, 0xa0}) // INTEGER 100000

@@ -14,8 +14,8 @@ import (
 
 func TestDiagnose(t *testing.T) {
 	server, _ := start(t, gcpkmstest.Config{})
-	soft := add(t, server, gcpkmstest.Key{Name: ring + "/cryptoKeys/soft/cryptoKeyVersions/1", Private: testkit.GoldenKey(t), Algorithm: rsaSign, Protection: kmspb.ProtectionLevel_SOFTWARE})
-	pss := add(t, server, gcpkmstest.Key{Name: ring + "/cryptoKeys/pss/cryptoKeyVersions/1", Private: testkit.GoldenKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256})
+	soft := testkit.Value(server.Add(gcpkmstest.Key{Name: ring + "/cryptoKeys/soft/cryptoKeyVersions/1", Private: testkit.GoldenKey(t), Algorithm: rsaSign, Protection: kmspb.ProtectionLevel_SOFTWARE}))(t)
+	pss := testkit.Value(server.Add(gcpkmstest.Key{Name: ring + "/cryptoKeys/pss/cryptoKeyVersions/1", Private: testkit.GoldenKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}))(t)
 	var none signer.OpenOptions
 	// One letter for each step: reference, credentials, reach, access, key, algorithm, protection, signature.
 	for _, c := range []struct {
@@ -41,8 +41,8 @@ func TestDiagnose(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.operation != "" {
-				stand(t, server, c.operation, c.fault)
-				defer stand(t, server, c.operation, gcpkmstest.OK)
+				testkit.OK(t, server.Stand(c.operation, c.fault))
+				defer func() { testkit.OK(t, server.Stand(c.operation, gcpkmstest.OK)) }()
 			}
 			got := ""
 			key := Backend(quick()).Diagnose(t.Context(), signerkit.Ref(t, c.ref), c.open, func(s signer.Step) {

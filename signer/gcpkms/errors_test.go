@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 	"hsmsign/signer/kms"
@@ -49,7 +50,7 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(tt.operation+" "+string(tt.faults[len(tt.faults)-1]), func(t *testing.T) {
 			server, reference := start(t, gcpkmstest.Config{})
-			script(t, server, tt.operation, tt.faults...)
+			testkit.OK(t, server.Script(tt.operation, tt.faults...))
 			key, err := open(t, quick(), reference, nil)
 			if err == nil {
 				err = signerkit.Sign(t, key)

@@ -42,7 +42,7 @@ func TestConformance(t *testing.T) {
 	}
 	t.Run("double", func(t *testing.T) {
 		server, reference := start(t, gcpkmstest.Config{})
-		add(t, server, gcpkmstest.Key{Name: vendorTwo, Private: testkit.GoldenKey(t), Algorithm: rsaSign})
+		testkit.Value(server.Add(gcpkmstest.Key{Name: vendorTwo, Private: testkit.GoldenKey(t), Algorithm: rsaSign}))(t)
 		conform(t, reference, signertest.Fixture{Ambiguous: at(server, vendor), Matches: []string{"cryptoKeyVersions/1", "cryptoKeyVersions/2"}})
 	})
 }
@@ -61,9 +61,9 @@ func TestResets(t *testing.T) {
 	key := mustOpen(t, opts, reference, nil)
 	for range 3 {
 		for range 60 {
-			script(t, server, "AsymmetricSign", gcpkmstest.OK)
+			testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.OK))
 		}
-		script(t, server, "AsymmetricSign", gcpkmstest.Reset)
+		testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.Reset))
 	}
 	var workers sync.WaitGroup
 	for range 64 {
@@ -88,7 +88,7 @@ func TestUnusableKeys(t *testing.T) {
 	private := testkit.GoldenKey(t)
 	with := func(key string, k gcpkmstest.Key) string {
 		k.Name = ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1"
-		return at(server, add(t, server, k))
+		return at(server, testkit.Value(server.Add(k))(t))
 	}
 	for _, tt := range []struct {
 		name, ref string

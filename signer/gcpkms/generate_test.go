@@ -82,8 +82,8 @@ func TestGenerateRefuses(t *testing.T) {
 // TestGenerateLostAnswer: if an answer is lost, the error does not say that the key belongs to someone else.
 func TestGenerateLostAnswer(t *testing.T) {
 	server := empty(t, gcpkmstest.Config{})
-	script(t, server, "CreateKeyRing", gcpkmstest.Lost) // the retry finds the ring
-	script(t, server, "CreateCryptoKey", gcpkmstest.OK, gcpkmstest.Lost)
+	testkit.OK(t, server.Script("CreateKeyRing", gcpkmstest.Lost)) // the retry finds the ring
+	testkit.OK(t, server.Script("CreateCryptoKey", gcpkmstest.OK, gcpkmstest.Lost))
 	ref := signerkit.Ref(t, at(server, vendorOne))
 	_, err := Backend(quick()).Generate(t.Context(), ref, signer.KeySpec{Bits: 2048})
 	signerkit.WantError(t, err, signer.ErrKeyExists, "may have created it", "gcloud kms keys describe")

@@ -36,28 +36,13 @@ func empty(tb testing.TB, config gcpkmstest.Config) *gcpkmstest.Server {
 func start(tb testing.TB, config gcpkmstest.Config) (*gcpkmstest.Server, string) {
 	tb.Helper()
 	server := empty(tb, config)
-	add(tb, server, gcpkmstest.Key{Name: vendorOne, Private: testkit.GoldenKey(tb), Algorithm: rsaSign})
+	testkit.Value(server.Add(gcpkmstest.Key{Name: vendorOne, Private: testkit.GoldenKey(tb), Algorithm: rsaSign}))(tb)
 	return server, at(server, vendorOne)
 }
 
 // at returns a reference to a resource on the double.
 func at(server *gcpkmstest.Server, name string) string {
 	return "gcpkms://" + name + "?endpoint=" + server.Endpoint()
-}
-
-func add(tb testing.TB, server *gcpkmstest.Server, key gcpkmstest.Key) (name string) {
-	tb.Helper()
-	return testkit.Value(server.Add(key))(tb)
-}
-
-func script(tb testing.TB, server *gcpkmstest.Server, operation string, faults ...gcpkmstest.Fault) {
-	tb.Helper()
-	testkit.OK(tb, server.Script(operation, faults...))
-}
-
-func stand(tb testing.TB, server *gcpkmstest.Server, operation string, fault gcpkmstest.Fault) {
-	tb.Helper()
-	testkit.OK(tb, server.Stand(operation, fault))
 }
 
 func open(tb testing.TB, opts Options, reference string, public crypto.PublicKey) (signer.Signer, error) {

@@ -17,9 +17,9 @@ import (
 
 func TestList(t *testing.T) {
 	server, _ := start(t, gcpkmstest.Config{})
-	add(t, server, gcpkmstest.Key{Name: vendorTwo, Private: testkit.GoldenKey(t), Algorithm: rsaSign, State: kmspb.CryptoKeyVersion_DISABLED})
-	add(t, server, gcpkmstest.Key{Name: ring + "/cryptoKeys/backup/cryptoKeyVersions/1", Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION})
-	elsewhere := add(t, server, gcpkmstest.Key{Name: strings.Replace(vendorOne, "keyRings/mdm", "keyRings/old", 1), Algorithm: rsaSign})
+	testkit.Value(server.Add(gcpkmstest.Key{Name: vendorTwo, Private: testkit.GoldenKey(t), Algorithm: rsaSign, State: kmspb.CryptoKeyVersion_DISABLED}))(t)
+	testkit.Value(server.Add(gcpkmstest.Key{Name: ring + "/cryptoKeys/backup/cryptoKeyVersions/1", Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION}))(t)
+	elsewhere := testkit.Value(server.Add(gcpkmstest.Key{Name: strings.Replace(vendorOne, "keyRings/mdm", "keyRings/old", 1), Algorithm: rsaSign}))(t)
 	const query = "&max-rps=1000"
 	for _, c := range []struct {
 		name string
@@ -62,11 +62,11 @@ func TestListPages(t *testing.T) {
 	server := empty(t, gcpkmstest.Config{})
 	fill := func(from, to int) {
 		for i := from; i <= to; i++ {
-			add(t, server, gcpkmstest.Key{Name: fmt.Sprintf("%s/cryptoKeyVersions/%d", vendor, i), Algorithm: rsaSign})
+			testkit.Value(server.Add(gcpkmstest.Key{Name: fmt.Sprintf("%s/cryptoKeyVersions/%d", vendor, i), Algorithm: rsaSign}))(t)
 		}
 	}
 	fill(1, maxListed)
-	script(t, server, "ListCryptoKeyVersions", gcpkmstest.OK, gcpkmstest.Throttle)
+	testkit.OK(t, server.Script("ListCryptoKeyVersions", gcpkmstest.OK, gcpkmstest.Throttle))
 	ref := signerkit.Ref(t, at(server, vendor))
 	infos, err := Backend(quick()).List(t.Context(), ref)
 	if err != nil || len(infos) != maxListed {

@@ -37,19 +37,14 @@ func memory(t *testing.T, released *int) Store {
 // TestKey: a Key passes the conformance suite.
 func TestKey(t *testing.T) {
 	public := &testkit.GoldenKey(t).PublicKey
-	open := func(_ context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
-		if ref.Path == "missing" {
-			return nil, &signer.Error{Op: "open", Ref: ref, Err: signer.ErrKeyNotFound}
-		}
-		if err := ref.CheckQuery(); err != nil {
-			return nil, &signer.Error{Op: "open", Ref: ref, Err: err}
-		}
-		return NewKey(ref, public, true, memory(t, nil)), nil
-	}
 	signertest.Run(t, signertest.Fixture{
-		Backend: signer.Backend{Open: func(ctx context.Context, ref signer.Ref, opts signer.OpenOptions) (signer.Signer, error) {
-			return Run(ctx, "open", ref, func() (io.Closer, error) { return io.NopCloser(nil), nil },
-				func(io.Closer) (signer.Signer, error) { return open(ctx, ref, opts) })
+		Backend: signer.Backend{Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
+			return Run(ctx, "open", ref, func() (io.Closer, error) { return io.NopCloser(nil), ref.CheckQuery() }, func(io.Closer) (signer.Signer, error) {
+				if ref.Path == "missing" {
+					return nil, signer.ErrKeyNotFound
+				}
+				return NewKey(ref, public, true, memory(t, nil)), nil
+			})
 		}},
 		Ref: "memory:key", Public: public, Missing: "memory:missing", Hashes: []crypto.Hash{crypto.SHA256},
 	})

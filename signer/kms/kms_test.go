@@ -46,6 +46,12 @@ func hang(ctx context.Context) (int, error) {
 	return 0, ctx.Err()
 }
 
+// refusing refuses once its context has ended.
+func refusing(ctx context.Context) (int, error) {
+	<-ctx.Done()
+	return 0, signer.ErrAuth
+}
+
 // bubble runs a test under a fake clock.
 func bubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
@@ -111,6 +117,7 @@ func TestTimeLimits(t *testing.T) {
 		{"hangs, deadline", hang, 1500 * time.Millisecond, 0, 1500 * time.Millisecond, context.DeadlineExceeded},
 		{"down, deadline", down, 1500 * time.Millisecond, 0, 1500 * time.Millisecond, context.DeadlineExceeded},
 		{"hangs, canceled", hang, 0, 1500 * time.Millisecond, 1500 * time.Millisecond, context.Canceled},
+		{"refused, canceled", refusing, 0, 500 * time.Millisecond, 500 * time.Millisecond, context.Canceled},
 		{"down, canceled", down, 0, 1500 * time.Millisecond, 1500 * time.Millisecond, context.Canceled},
 	} {
 		bubble(t, tt.name, func(t *testing.T) {
@@ -258,13 +265,18 @@ func TestNotCounted(t *testing.T) {
 		})
 	}
 	bubble(t, "panic", func(t *testing.T) {
-		c := caller(func(p *Policy) { p.BreakerThreshold, p.BreakerCooldown = 1, time.Minute })
+		c := caller(func(p *Policy) { p.BreakerThreshold, p.BreakerCooldown = 2, time.Minute })
 		_, _ = Do(t.Context(), c, down)
 		time.Sleep(61 * time.Second)
 		func() {
 			defer func() { _ = recover() }()
 			_, _ = Do(t.Context(), c, func(context.Context) (int, error) { panic("in the SDK") })
 		}()
+		_, _ = Once(t.Context(), c, down)
+		if _, err := Do(t.Context(), c, good); !errors.Is(err, errOpen) {
+			t.Errorf("the panic closed the breaker: %v", err)
+		}
+		time.Sleep(61 * time.Second)
 		if _, err := Do(t.Context(), c, good); err != nil {
 			t.Error(err)
 		}
@@ -296,30 +308,6 @@ func TestOnce(t *testing.T) {
 		if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errOpen) || calls != 1 {
 			t.Errorf("breaker open: %v after %d calls", err, calls)
 		}
-	})
-}
-
-// TestThrottledBatch: 64 callers wait while the store throttles, and all calls succeed.
-func TestThrottledBatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := New(Policy{}, nil)
-		until := time.Now().Add(3 * time.Second)
-		var workers sync.WaitGroup
-		for range 64 {
-			workers.Go(func() {
-				for range 3 {
-					if _, err := Do(t.Context(), c, func(context.Context) (int, error) {
-						if time.Now().Before(until) {
-							return 0, ErrThrottled
-						}
-						return 1, nil
-					}); err != nil {
-						t.Error(err)
-					}
-				}
-			})
-		}
-		workers.Wait()
 	})
 }
 

@@ -14,20 +14,19 @@ import (
 	"hsmsign/signer/awskms/awskmstest"
 )
 
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
+}
+
 // A test starts a double, adds a key, lets the first signature be throttled, and signs.
 func Example() {
-	server, err := awskmstest.NewServer(awskmstest.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	server := must(awskmstest.NewServer(awskmstest.Config{}))
 	defer func() { _ = server.Close() }()
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		log.Fatal(err)
-	}
-	if _, err := server.AddKey("alias/mdm-vendor", private); err != nil {
-		log.Fatal(err)
-	}
+	private := must(rsa.GenerateKey(rand.Reader, 2048))
+	must(server.AddKey("alias/mdm-vendor", private))
 	if err := server.Script("Sign", awskmstest.Throttle, awskmstest.OK); err != nil {
 		log.Fatal(err)
 	}
@@ -35,17 +34,11 @@ func Example() {
 	// In a test: t.Setenv.
 	_ = os.Setenv("AWS_ACCESS_KEY_ID", awskmstest.AccessKeyID)
 	_ = os.Setenv("AWS_SECRET_ACCESS_KEY", awskmstest.SecretAccessKey)
-	ref, err := signer.ParseRef("awskms:///alias/mdm-vendor?region=" + server.Region() + "&endpoint=" + server.Endpoint())
-	if err != nil {
-		log.Fatal(err)
-	}
+	ref := must(signer.ParseRef("awskms:///alias/mdm-vendor?region=" + server.Region() + "&endpoint=" + server.Endpoint()))
 	ctx := context.Background()
-	key, err := awskms.Backend(awskms.Options{}).Open(ctx, ref, signer.OpenOptions{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := must(awskms.Backend(awskms.Options{}).Open(ctx, ref, signer.OpenOptions{}))
 	defer func() { _ = key.Close() }()
-	_, err = signer.Sign(ctx, key, []byte("message"), crypto.SHA256)
+	_, err := signer.Sign(ctx, key, []byte("message"), crypto.SHA256)
 	fmt.Println(err, server.Calls("Sign"))
 	// Output: <nil> 2
 }

@@ -13,36 +13,28 @@ import (
 	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
+}
+
 // A test starts a double, adds a key, lets the first signature be throttled, and signs.
 func Example() {
-	server, err := gcpkmstest.NewServer(gcpkmstest.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	server := must(gcpkmstest.NewServer(gcpkmstest.Config{}))
 	defer func() { _ = server.Close() }()
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		log.Fatal(err)
-	}
-	name, err := server.AddKey("projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1", private)
-	if err != nil {
-		log.Fatal(err)
-	}
+	private := must(rsa.GenerateKey(rand.Reader, 2048))
+	name := must(server.AddKey("projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1", private))
 	if err := server.Script("AsymmetricSign", gcpkmstest.Throttle, gcpkmstest.OK); err != nil {
 		log.Fatal(err)
 	}
 
-	ref, err := signer.ParseRef("gcpkms://" + name + "?endpoint=" + server.Endpoint())
-	if err != nil {
-		log.Fatal(err)
-	}
+	ref := must(signer.ParseRef("gcpkms://" + name + "?endpoint=" + server.Endpoint()))
 	ctx := context.Background()
-	key, err := gcpkms.Backend(gcpkms.Options{}).Open(ctx, ref, signer.OpenOptions{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	key := must(gcpkms.Backend(gcpkms.Options{}).Open(ctx, ref, signer.OpenOptions{}))
 	defer func() { _ = key.Close() }()
-	_, err = signer.Sign(ctx, key, []byte("message"), crypto.SHA256)
+	_, err := signer.Sign(ctx, key, []byte("message"), crypto.SHA256)
 	fmt.Println(err, server.Calls("AsymmetricSign"))
 	// Output: <nil> 2
 }

@@ -32,14 +32,10 @@ func TestRun(t *testing.T) {
 	if len(printed) != 5 || !strings.HasPrefix(printed[3], "arn:aws:kms:eu-west-1:111122223333:key/") {
 		t.Fatalf("printed %q", printed)
 	}
-	req := testkit.Value(http.NewRequestWithContext(ctx, http.MethodPost, printed[0], strings.NewReader("{}")))(t)
-	req.Header.Set("X-Amz-Target", "TrentService.Sign")
-	resp := testkit.Value(http.DefaultClient.Do(req))(t)
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || !strings.Contains(string(body), "MissingAuthenticationTokenException") {
-		t.Errorf("%s, %v", body, err)
+	resp := testkit.Value(http.Post(printed[0], "", strings.NewReader("Action=none")))(t) //nolint:noctx // a test
+	if _ = resp.Body.Close(); resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("status %d", resp.StatusCode)
 	}
-	_ = resp.Body.Close()
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -50,11 +46,9 @@ func TestRunRefuses(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // what is not refused ends at once
 	for _, tt := range []struct{ args, text string }{
-		{"--key no/such/file", "no/such/file"},
 		{"--key v=" + vendorKey, "alias/NAME"},
 		{"--faults Sing=ok", "Sing"},
 		{"--listen nowhere", "nowhere"},
-		{"extra", "extra"},
 	} {
 		err := run(ctx, append([]string{"--listen", "127.0.0.1:0"}, strings.Fields(tt.args)...), io.Discard)
 		if err == nil || !strings.Contains(err.Error(), tt.text) {
