@@ -22,7 +22,7 @@ func (p *program) completionCommand() *cli.Command {
 }
 
 func (p *program) completion(ctx *cli.Context) error {
-	args, err := arguments(ctx)
+	args, err := arguments(ctx, anyFiles)
 	if err != nil {
 		return err
 	}

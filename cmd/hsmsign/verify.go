@@ -28,7 +28,7 @@ func (p *program) verifyCommand() *cli.Command {
 }
 
 func (p *program) verify(ctx *cli.Context) error {
-	s, args, asJSON, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (p *program) verify(ctx *cli.Context) error {
 			return fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
 		}
 		report := request.Verify(data, opts)
-		p.printReport(file, report, opts.Now, asJSON)
+		p.printReport(file, report, opts.Now, s.json)
 		if !report.OK() {
 			failed = errDefects
 		}
