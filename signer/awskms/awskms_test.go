@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -144,7 +145,9 @@ func TestRegions(t *testing.T) {
 	// The first region does not answer; time is left for the second.
 	key := mustOpen(t, opts, "awskms:///"+id+query, nil)
 	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Hang))
-	signerkit.MustSign(t, key)
+	ctx, cancel := context.WithTimeout(t.Context(), opts.Policy.Timeout)
+	defer cancel()
+	testkit.Must(signer.Sign(ctx, key, []byte("message"), crypto.SHA256))(t)
 	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.OK))
 
 	testkit.Must(server.Add(awskmstest.Key{Private: testkit.Key("other"), Name: "alias/Multi", Regions: regions[1:]}))(t)

@@ -102,7 +102,5 @@ func TestGenerateFaults(t *testing.T) {
 	}
 	// The answer to CreateAlias is lost: the alias exists when it is requested again.
 	testkit.OK(t, server.Script("CreateAlias", awskmstest.Internal, awskmstest.Throttle))
-	if _, err := generate(t, at(server, "alias/faulty"), 2048); err != nil {
-		t.Error(err)
-	}
+	testkit.Must(generate(t, at(server, "alias/faulty"), 2048))(t)
 }

@@ -9,9 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
@@ -51,34 +49,6 @@ func TestWiring(t *testing.T) {
 	server, reference := start(t, gcpkmstest.Config{})
 	faults := signerkit.Faults[gcpkmstest.Fault]{OK: gcpkmstest.OK, Throttle: gcpkmstest.Throttle, Internal: gcpkmstest.Internal, Hang: gcpkmstest.Hang}
 	signerkit.Wiring(t, server, faults, func(p kms.Policy) signer.Backend { return Backend(Options{Policy: p}) }, reference, "AsymmetricSign")
-}
-
-// TestResets: all calls share one connection. If it breaks under load, no signature is lost or wrong.
-func TestResets(t *testing.T) {
-	server, reference := start(t, gcpkmstest.Config{Delay: time.Millisecond})
-	opts := quick()
-	opts.Policy.AttemptTimeout, opts.Policy.Timeout = 10*time.Second, 30*time.Second
-	key := mustOpen(t, opts, reference, nil)
-	for range 3 {
-		for range 60 {
-			testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.OK))
-		}
-		testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.Reset))
-	}
-	var workers sync.WaitGroup
-	for range 64 {
-		workers.Go(func() {
-			for range 4 {
-				if err := signerkit.Sign(t, key); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	workers.Wait()
-	if n := server.Calls("AsymmetricSign"); n < 259 {
-		t.Errorf("%d requests: the connection was not reset", n)
-	}
 }
 
 // TestUnusableKeys: keys that exist and cannot make the signatures, and references that name no key.

@@ -72,9 +72,7 @@ func TestProof(t *testing.T) {
 	}
 	key := NewKey(signer.Ref{}, &testkit.GoldenKey(t).PublicKey, false, store)
 	for range 2 {
-		if _, err := key.SignContext(t.Context(), digest, crypto.SHA256); err != nil {
-			t.Error(err)
-		}
+		testkit.Must(key.SignContext(t.Context(), digest, crypto.SHA256))(t)
 		wrong = true // which signer.Sign detects
 	}
 	if _, err := signer.Sign(t.Context(), key, []byte("message"), crypto.SHA256); !errors.Is(err, signer.ErrBadSignature) {

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -277,9 +278,7 @@ func TestNotCounted(t *testing.T) {
 			t.Errorf("the panic closed the breaker: %v", err)
 		}
 		time.Sleep(61 * time.Second)
-		if _, err := Do(t.Context(), c, good); err != nil {
-			t.Error(err)
-		}
+		testkit.Must(Do(t.Context(), c, good))(t)
 	})
 }
 
@@ -344,9 +343,7 @@ func TestNoTurn(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		c = caller(func(p *Policy) { p.MaxRPS = 0.05 })
-		if _, err := Do(t.Context(), c, good); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Must(Do(t.Context(), c, good))(t)
 		began := time.Now()
 		if _, err := Do(t.Context(), c, good); !errors.Is(err, errNoTurn) || time.Since(began) > 0 {
 			t.Errorf("got %v after %v", err, time.Since(began))
@@ -361,9 +358,7 @@ func TestMaxRPS(t *testing.T) {
 		c := caller(func(p *Policy) { p.MaxRPS, p.RetryDelay = 100, time.Nanosecond }) // 10 of them may come at once
 		began := time.Now()
 		for range 20 {
-			if _, err := Do(t.Context(), c, failing(new(int64), errDown)); err != nil {
-				t.Fatal(err)
-			}
+			testkit.Must(Do(t.Context(), c, failing(new(int64), errDown)))(t)
 		}
 		if took := time.Since(began).Round(time.Millisecond); took != 300*time.Millisecond {
 			t.Errorf("40 attempts at 100 per second took %v, want 300 ms", took)

@@ -55,9 +55,7 @@ func TestSignature(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
 	digest := sha256.Sum256([]byte("message"))
 	answer := testkit.Must(client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))}))(t)
-	if err := rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
-		t.Error(err)
-	}
+	testkit.OK(t, rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()))
 	if answer.GetName() != name || !answer.GetVerifiedDigestCrc32C() || answer.GetSignatureCrc32C().GetValue() != crc(answer.GetSignature()) || answer.GetProtectionLevel() != kmspb.ProtectionLevel_HSM {
 		t.Errorf("%v", answer)
 	}
@@ -79,9 +77,7 @@ func TestRefusals(t *testing.T) {
 		if signs {
 			v.Private = testkit.GoldenKey(t)
 		}
-		if _, err := server.Add(v); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Must(server.Add(v))(t)
 		return v.Name
 	}
 	const pkcs1 = kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256
@@ -165,9 +161,7 @@ func TestFaults(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	for range 2 {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
+		testkit.OK(t, server.Close())
 	}
 	if err := <-ended; err == nil {
 		t.Error("a request that hangs is answered by Close")
