@@ -137,9 +137,4 @@ func TestProgramRefuses(t *testing.T) {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}
-	var out strings.Builder
-	flags, _ := Flags("name", "", "")
-	if err := Parse(flags, []string{"--help"}, &out); !errors.Is(err, flag.ErrHelp) || strings.Count(out.String(), "\n  -") != 3 {
-		t.Errorf("%v: %s", err, out.String())
-	}
 }

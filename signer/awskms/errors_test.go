@@ -17,7 +17,7 @@ import (
 // TestFaults: the family and the hint of each answer of KMS to a signature, and whether it is retried.
 func TestFaults(t *testing.T) {
 	server, reference := start(t, awskmstest.Config{})
-	key := mustOpen(t, quick(), reference, nil)
+	key := signerkit.MustOpen(t, Backend(quick()), reference, nil)
 	for _, tt := range []struct {
 		fault     awskmstest.Fault
 		family    error // nil: the retry succeeds
@@ -65,11 +65,11 @@ func TestFaults(t *testing.T) {
 func TestPlainHTTP(t *testing.T) {
 	environment(t)
 	t.Setenv("AWS_ENDPOINT_URL_KMS", "http://192.0.2.1:8080")
-	_, err := open(t, quick(), "awskms:///alias/Vendor?region=eu-west-1", nil)
+	_, err := signerkit.Open(t, Backend(quick()), "awskms:///alias/Vendor?region=eu-west-1", nil)
 	signerkit.WantError(t, err, signer.ErrReference, "plain http", "https")
 	t.Setenv("AWS_ENDPOINT_URL_KMS", "")
 	t.Setenv("AWS_ENDPOINT_URL_STS", "http://192.0.2.1:8080")
-	_, err = open(t, quick(), "awskms:///alias/Vendor?region=eu-west-1&role-arn=arn:aws:iam::111122223333:role/x", nil)
+	_, err = signerkit.Open(t, Backend(quick()), "awskms:///alias/Vendor?region=eu-west-1&role-arn=arn:aws:iam::111122223333:role/x", nil)
 	signerkit.WantError(t, err, signer.ErrReference, "plain http", "https")
 }
 
@@ -101,6 +101,6 @@ func TestOtherAnswers(t *testing.T) {
 	}...)
 	server := httptest.NewServer(nil)
 	server.Close()
-	_, err := open(t, opts, at(server), nil)
+	_, err := signerkit.Open(t, Backend(opts), at(server), nil)
 	signerkit.WantError(t, err, signer.ErrUnavailable, "connection refused", "region")
 }

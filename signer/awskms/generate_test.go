@@ -35,7 +35,7 @@ func TestGenerate(t *testing.T) {
 		t.Errorf("%s for %s: %q", m.KeySpec, m.KeyUsage, aws.ToString(m.Description))
 	}
 	testkit.OK(t, signerkit.Sign(t, made))
-	if diff := cmp.Diff(made.Public(), mustOpen(t, Options{}, reference, nil).Public()); diff != "" {
+	if diff := cmp.Diff(made.Public(), signerkit.MustOpen(t, Backend(Options{}), reference, nil).Public()); diff != "" {
 		t.Errorf("the alias names a different key:\n%s", diff)
 	}
 	for _, existing := range []string{taken, reference} {

@@ -120,7 +120,7 @@ func TestRefusals(t *testing.T) {
 		{"two keys", append(bytes.Clone(key), key...), signer.ErrAmbiguousKey, `"RSA PRIVATE KEY" in line 1, "RSA PRIVATE KEY" in line 28`, ""},
 		{"two keys of different kinds", append(bytes.Clone(key), sample(t, "scrypt.pem")...), signer.ErrAmbiguousKey, `"ENCRYPTED PRIVATE KEY" in line 28`, ""},
 		{"two keys run together", joined, signer.ErrBadKey, "damaged PEM", ""},
-		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", ""},
+		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", "name an RSA key"},
 		{"one bit flipped", tampered, signer.ErrBadKey, "", ""},
 		{"empty", nil, signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
 		{"text", []byte("hello\n"), signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},

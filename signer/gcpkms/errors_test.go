@@ -50,7 +50,7 @@ func TestFaults(t *testing.T) {
 		t.Run(tt.operation+" "+string(tt.faults[len(tt.faults)-1]), func(t *testing.T) {
 			server, reference := start(t, gcpkmstest.Config{})
 			testkit.OK(t, server.Script(tt.operation, tt.faults...))
-			key, err := open(t, quick(), reference, nil)
+			key, err := signerkit.Open(t, Backend(quick()), reference, nil)
 			if err == nil {
 				err = signerkit.Sign(t, key)
 			}
@@ -74,7 +74,7 @@ func TestFaults(t *testing.T) {
 	}
 	server, reference := start(t, gcpkmstest.Config{})
 	_ = server.Close()
-	_, err := open(t, quick(), reference+"&timeout=100ms", nil)
+	_, err := signerkit.Open(t, Backend(quick()), reference+"&timeout=100ms", nil)
 	signerkit.WantError(t, err, signer.ErrUnavailable, "connection refused", "")
 }
 
