@@ -25,14 +25,10 @@ func script() *Script[fault] { return NewScript([]string{"Sign", "List"}, broken
 // TestNext: queued faults come before standing ones, narrow names before wide ones, and a request takes one fault.
 func TestNext(t *testing.T) {
 	s := script()
-	for _, err := range []error{
+	testkit.OK(t, errors.Join(
 		s.Stand("*", "slow"), s.Stand("*@there", broken),
 		s.Add("Sign", broken, OK), s.Add("Sign", "delay=1s"), s.Add("*", Hang), s.Add("Sign@there", Hang),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	))
 	for i, want := range []fault{broken, OK, "delay=1s", Hang, "slow", "slow"} {
 		if got := s.Next("Sign", "here"); got != want {
 			t.Errorf("request %d: %q, want %q", i, got, want)
@@ -42,6 +38,10 @@ func TestNext(t *testing.T) {
 		if got := s.Next("Sign", "there"); got != want {
 			t.Errorf("request %d there: %q, want %q", i, got, want)
 		}
+	}
+	testkit.OK(t, errors.Join(s.Stand("Sign", broken), s.Stand("Sign", OK)))
+	if got := s.Next("Sign", "here"); got != "slow" {
+		t.Errorf("%q; a removed fault hides a wider one", got)
 	}
 	if err := s.Stand("*", OK); err != nil || s.Next("Sign", "here") != OK {
 		t.Errorf("a removed fault stands (%v)", err)

@@ -117,9 +117,7 @@ func TestInsecureMode(t *testing.T) {
 	path := private(t, "pbes2-aes256.pem")
 	pass := write(t, "pass", []byte(passphrase))
 	for _, f := range []string{path, pass} {
-		if err := os.Chmod(f, 0o640); err != nil { // #nosec G302 -- that is the test
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Chmod(f, 0o640)) // #nosec G302 -- that is the test
 	}
 	var warned []string
 	opts := Options{Warn: func(message string) { warned = append(warned, message) }}

@@ -178,9 +178,7 @@ func TestListCertificate(t *testing.T) {
 func TestDiagnose(t *testing.T) {
 	plain, encrypted := private(t, "pkcs1.pem"), private(t, "pbes2-aes256.pem")
 	open := private(t, "pkcs1.pem")
-	if err := os.Chmod(open, 0o640); err != nil { // #nosec G302 -- the mode is what is tested
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Chmod(open, 0o640)) // #nosec G302 -- the mode is what is tested
 	csr := write(t, "csr", []byte("no key"))
 	tests := []struct {
 		name, ref string

@@ -108,9 +108,7 @@ func TestClose(t *testing.T) {
 		ended <- err
 	}()
 	<-waits
-	if err := key.Close(); err != nil {
-		t.Error(err)
-	}
+	testkit.OK(t, key.Close())
 	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released != 2 {
 		t.Errorf("%v; released %d times", err, released)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"errors"
 	"hash/crc32"
 	"testing"
 	"time"
@@ -131,14 +132,10 @@ func TestToken(t *testing.T) {
 // TestFaults: a fault is answered with its code, for its operation only, and Close ends a request that hangs.
 func TestFaults(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
-	for _, err := range []error{
+	testkit.OK(t, errors.Join(
 		server.Script("GetPublicKey", gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Delay(time.Millisecond)),
 		server.Stand("GetPublicKey", gcpkmstest.Reset),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	))
 	if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); err != nil {
 		t.Errorf("the script of another operation: %v", err)
 	}
