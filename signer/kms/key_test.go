@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 )
 
 // memory is a Store over a key in memory.
-func memory(t *testing.T, released *int) Store {
+func memory(t *testing.T, released *atomic.Int64) Store {
 	key := testkit.GoldenKey(t)
 	return Store{
 		Sign: func(ctx context.Context, digest []byte) ([]byte, error) {
@@ -28,7 +29,7 @@ func memory(t *testing.T, released *int) Store {
 		},
 		Release: func() {
 			if released != nil {
-				*released++
+				released.Add(1)
 			}
 		},
 	}
@@ -91,7 +92,7 @@ func TestKeyRefusesOtherHashes(t *testing.T) {
 
 // TestClose: it ends a call that waits for its next attempt, and releases the connections again after that call.
 func TestClose(t *testing.T) {
-	released := 0
+	var released atomic.Int64
 	store := memory(t, &released)
 	c := New(Policy{RetryDelay: time.Minute, Timeout: time.Hour}, nil)
 	waits := make(chan struct{})
@@ -109,8 +110,8 @@ func TestClose(t *testing.T) {
 	}()
 	<-waits
 	testkit.OK(t, key.Close())
-	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released != 2 {
-		t.Errorf("%v; released %d times", err, released)
+	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released.Load() != 2 {
+		t.Errorf("%v; released %d times", err, released.Load())
 	}
 }
 
