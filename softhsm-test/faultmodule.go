@@ -97,7 +97,7 @@ func (f *FaultModule) Script(tb testing.TB, lines ...string) {
 		size = info.Size()
 	}
 	text := fmt.Sprintf("since %d\n%s\n", size, strings.Join(lines, "\n"))
-	// A call that reads at this moment must see the old script or the new one.
+	// A call at this moment must read the old script or the new one.
 	next, err := os.CreateTemp(filepath.Dir(f.script), "script-")
 	if err != nil {
 		tb.Fatal(err)
@@ -113,7 +113,7 @@ func (f *FaultModule) Script(tb testing.TB, lines ...string) {
 	}
 }
 
-// Calls are the calls of all processes since the module was built, by function.
+// Calls returns the number of calls of all processes since the module was built, by function.
 func (f *FaultModule) Calls(tb testing.TB) map[string]int {
 	tb.Helper()
 	text, err := os.ReadFile(f.log)

@@ -7,12 +7,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+
+	"hsmsign/internal/testkit"
 )
 
 func TestP11Kit(t *testing.T) {
 	tok := New(t)
-	tok.Import(t, testKey(t), "vendor", []byte{1})
+	tok.Import(t, testkit.File(t, "golden/vendor.key"), "vendor", []byte{1})
 	p := NewP11Kit(t, tok)
 	if ref := p.Ref("vendor"); !strings.Contains(ref, p.Module) || strings.Contains(ref, tok.Module) {
 		t.Errorf("%q does not go through the socket", ref)
@@ -22,7 +23,7 @@ func TestP11Kit(t *testing.T) {
 	}
 	await(t, "the end of the client's child", func() bool { return p.Signal(t, syscall.SIGCONT) == 0 })
 
-	// A client that reads what it is to sign from a pipe stays until the pipe ends.
+	// A client that reads its message from a pipe exists until the pipe ends.
 	client := exec.CommandContext(t.Context(), "pkcs11-tool", "--module", p.Module, "--login", "--pin", tok.PIN,
 		"--sign", "--mechanism", "RSA-PKCS", "--label", "vendor")
 	in, err := client.StdinPipe()
@@ -33,14 +34,13 @@ func TestP11Kit(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the client's child", func() bool { return p.Signal(t, syscall.SIGCONT) == 1 })
-	time.Sleep(100 * time.Millisecond) // until the client has logged in; earlier is as good, for it fails then, too
 	if n := p.Signal(t, syscall.SIGKILL); n != 1 {
 		t.Errorf("%d children; want one", n)
 	}
-	// A client that has noticed by itself is gone, and takes nothing any more.
+	// A client that has noticed it is gone, and reads nothing.
 	_, _ = in.Write([]byte("something"))
 	_ = in.Close()
-	if err := client.Wait(); err == nil { // CKR_DEVICE_ERROR, or SIGPIPE where the client does not ignore that
+	if err := client.Wait(); err == nil { // CKR_DEVICE_ERROR, or SIGPIPE
 		t.Error("the client has signed without its peer")
 	}
 }

@@ -193,6 +193,7 @@ struct call {
 	char pad[24];     /* the PIN of a PIN pad; "": none */
 	int lies;         /* how many attributes are in lie */
 	struct lie { ulong_t type; char value[24]; } lie[4];
+	ulong_t room[32]; /* the sizes of the caller's buffers */
 	struct rule hang;
 };
 
@@ -270,12 +271,12 @@ static int apply(const struct rule *r, void *arg)
 }
 
 /* pretend sets an attribute to the value of a lie, as a module would: a NULL pointer asks for the size only. */
-static void pretend(struct attribute *a, const char *value)
+static void pretend(struct attribute *a, const char *value, ulong_t room)
 {
 	ulong_t n = strlen(value) / 2, byte = 'x';
 	if (*value == '*')
 		number(value + 1, &n);
-	for (ulong_t i = 0; a->value && i < n && i < a->size; i++) {
+	for (ulong_t i = 0; a->value && i < n && i < room; i++) {
 		if (*value != '*')
 			sscanf(value + 2 * i, "%2lx", &byte);
 		a->value[i] = byte;
@@ -286,10 +287,10 @@ static void pretend(struct attribute *a, const char *value)
 static void lie(struct call *c, ulong_t *rv)
 {
 	struct attribute *t = (struct attribute *)c->a[2];
-	for (ulong_t i = 0; i < c->a[3]; i++)
+	for (ulong_t i = 0; i < c->a[3] && i < 32; i++)
 		for (int j = 0; j < c->lies; j++)
 			if (t[i].type == c->lie[j].type) {
-				pretend(&t[i], c->lie[j].value);
+				pretend(&t[i], c->lie[j].value, c->room[i]);
 				if (*rv == CKR_BUFFER_TOO_SMALL)
 					*rv = CKR_OK; /* the buffer has the size of the lie */
 			}
@@ -307,6 +308,8 @@ static ulong_t forward(struct call *c)
 	}
 	if (c->i == LOGIN && c->pins && wrong() >= c->pins)
 		return CKR_PIN_LOCKED;
+	for (ulong_t i = 0; c->lies && i < a[3] && i < 32; i++)
+		c->room[i] = ((struct attribute *)a[2])[i].size;
 	rv = real->f[c->i](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
 	if (c->i == OPEN_SESSION && rv == CKR_OK && !slot)
 		slot = a[0];
