@@ -65,7 +65,7 @@ func (b *batch) during(t *testing.T, ref string, args []string, do func(*os.Proc
 		t.Fatal(err)
 	}
 	if do != nil {
-		await(t, "a third of the batch", func() bool {
+		testkit.Eventually(t, "a third of the batch", func() bool {
 			files, _ := filepath.Glob(filepath.Join(b.dir, "out", "*.req"))
 			return len(files) >= b.size/3
 		})
@@ -110,14 +110,4 @@ func vendorToken(t *testing.T, opts ...softhsmtest.Option) *softhsmtest.Token {
 	token := softhsmtest.New(t, opts...)
 	token.Import(t, testkit.File(t, "golden/vendor.key"), "vendor", []byte{1})
 	return token
-}
-
-// await waits for a condition.
-func await(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within 30 s", what)
-		}
-	}
 }

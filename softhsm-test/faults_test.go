@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"hsmsign/internal/testkit"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -81,7 +82,7 @@ func TestFaultsInABatch(t *testing.T) {
 			rename(t, tokens, tokens+".away")
 			before := faults.Calls(t)["C_GetSessionInfo"]
 			faults.Script(t)
-			await(t, "a recovery", func() bool { return faults.Calls(t)["C_GetSessionInfo"] > before })
+			testkit.Eventually(t, "a recovery", func() bool { return faults.Calls(t)["C_GetSessionInfo"] > before })
 			rename(t, tokens+".away", tokens)
 		})
 		b.check(t, token.Ref("vendor"), exit, stderr, 0, 4, 6)

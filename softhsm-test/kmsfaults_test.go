@@ -191,7 +191,7 @@ func TestKMSInterrupted(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			await(t, "a signature", func() bool { signatures, _ := double.calls(); return signatures > 0 })
+			testkit.Eventually(t, "a signature", func() bool { signatures, _ := double.calls(); return signatures > 0 })
 			kill(t, cmd.Process, syscall.SIGINT)
 			began := time.Now()
 			_ = cmd.Wait()
@@ -219,7 +219,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 		}{
 			{"throttled", 0, "120 signed", func(t *testing.T, s *service, _ *os.Process) {
 				before, _ := s.calls()
-				await(t, "retries", func() bool { n, _ := s.calls(); return n > before+csrs })
+				testkit.Eventually(t, "retries", func() bool { n, _ := s.calls(); return n > before+csrs })
 				s.meet(t, well)
 			}},
 			{"damaged", 0, "120 signed", func(t *testing.T, s *service, _ *os.Process) { s.meet(t, well) }},

@@ -3,7 +3,7 @@
 package softhsmtest
 
 import (
-	"bufio"
+	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -110,39 +110,20 @@ func (p *P11Kit) Signal(tb testing.TB, sig syscall.Signal) int {
 	return len(children)
 }
 
-// children returns the processes whose parent is the server, except zombies.
+// children returns the child processes of the server, except zombies (proc(5)).
 func (p *P11Kit) children(tb testing.TB) []int {
 	tb.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/status")
-	if err != nil {
-		tb.Fatal(err)
-	}
+	pid := p.server.Process.Pid
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // missing: the server is gone
 	var children []int
-	for _, file := range files {
-		status := processStatus(file)
-		if status["PPid"] != strconv.Itoa(p.server.Process.Pid) || strings.HasPrefix(status["State"], "Z") {
-			continue
-		}
-		if pid, err := strconv.Atoi(status["Pid"]); err == nil {
-			children = append(children, pid)
+	for _, field := range strings.Fields(string(text)) {
+		stat, err := os.ReadFile("/proc/" + field + "/stat") // #nosec G304 -- a file of /proc
+		child, convErr := strconv.Atoi(field)
+		if err == nil && convErr == nil && !strings.Contains(string(stat), ") Z ") {
+			children = append(children, child)
 		}
 	}
 	return children
-}
-
-// processStatus returns the content of /proc/PID/status (proc(5)), or nothing if the process is gone.
-func processStatus(path string) map[string]string {
-	f, err := os.Open(path) // #nosec G304 -- a file of /proc
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	status := map[string]string{}
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		name, value, _ := strings.Cut(lines.Text(), ":")
-		status[name] = strings.TrimSpace(value)
-	}
-	return status
 }
 
 // await waits for a condition.

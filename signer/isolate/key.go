@@ -144,15 +144,15 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 			end = time.Now().Add(k.limit)
 		}
 		answer, err := w.lanes[n].ask(ctx, question, end)
-		late := errors.Is(err, os.ErrDeadlineExceeded)
+		over := errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil:
 			k.free <- n
 			return k.signature(answer)
-		case late && ctx.Err() != nil:
+		case over && ctx.Err() != nil:
 			go k.abandon(context.WithoutCancel(ctx), w, n, end)
-			return nil, k.fail(opSign, fault.WithHint(fmt.Errorf("%w: the worker process has not answered: %w", signer.ErrUnavailable, ctx.Err()), hintUnlessCanceled(ctx)))
-		case late:
+			return nil, k.fail(opSign, late(ctx, "the worker process has not answered"))
+		case over:
 			w.kill(errHung())
 			k.free <- n
 			return nil, k.fail(opSign, errHung())
@@ -165,12 +165,13 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 	}
 }
 
-// hintUnlessCanceled returns what to do about a store that does not answer, and nothing to a caller that gave up.
-func hintUnlessCanceled(ctx context.Context) string {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return ""
+// late returns the error of a caller whose context has ended. A caller that gave up gets no hint.
+func late(ctx context.Context, what string) error {
+	err := fmt.Errorf("%w: %s: %w", signer.ErrUnavailable, what, ctx.Err())
+	if errors.Is(err, context.Canceled) {
+		return err
 	}
-	return hintStore
+	return fault.WithHint(err, hintStore)
 }
 
 func errHung() error {
@@ -208,7 +209,7 @@ func (k *Key) acquire(ctx context.Context) (lane int, err error) {
 	case <-k.closed:
 		return 0, signer.ErrClosed
 	case <-ctx.Done():
-		return 0, fmt.Errorf("%w: all %d sessions are busy: %w", signer.ErrUnavailable, cap(k.free), ctx.Err())
+		return 0, late(ctx, fmt.Sprintf("all %d sessions are busy", cap(k.free)))
 	}
 }
 

@@ -255,16 +255,6 @@ func refused(t *testing.T, err, family error, says ...string) {
 	}
 }
 
-// eventually waits for a condition.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within 20 s", what)
-		}
-	}
-}
-
 // state returns the state of a process by proc(5): "R", "S", "T", "Z"; "" if it is gone.
 func state(pid int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -281,6 +271,6 @@ func kill(t *testing.T, pid int, sig syscall.Signal) {
 		t.Fatal(err)
 	}
 	if sig == syscall.SIGSTOP {
-		eventually(t, "stop", func() bool { return state(pid) == "T" })
+		testkit.Eventually(t, "stop", func() bool { return state(pid) == "T" })
 	}
 }

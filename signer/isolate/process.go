@@ -180,7 +180,6 @@ func (p *process) lastWords(secret []byte) string {
 type lastBytes struct {
 	mu      sync.Mutex
 	b       []byte
-	line    int  // where in b the last line starts
 	dropped bool // something before b
 	crashed bool // nothing more is kept
 }
@@ -188,23 +187,15 @@ type lastBytes struct {
 func (l *lastBytes) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range p {
-		if l.crashed {
-			break
-		}
-		if len(l.b) == maxStderr {
-			l.b = append(l.b[:0], l.b[maxStderr/2:]...)
-			l.line = max(0, l.line-maxStderr/2)
-			l.dropped = true
-		}
-		l.b = append(l.b, c)
-		if c == '\n' {
-			l.line = len(l.b)
-		}
-		if string(l.b[l.line:]) == "goroutine " {
-			l.b = l.b[:l.line]
-			l.crashed = true
-		}
+	if l.crashed {
+		return len(p), nil
+	}
+	l.b = append(l.b, p...)
+	if i := bytes.Index(l.b, []byte("\ngoroutine ")); i >= 0 {
+		l.b, l.crashed = l.b[:i], true
+	}
+	if over := len(l.b) - maxStderr; over > 0 {
+		l.b, l.dropped = slices.Delete(l.b, 0, over), true
 	}
 	return len(p), nil
 }

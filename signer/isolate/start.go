@@ -57,7 +57,7 @@ func (k *Key) running(ctx context.Context) (*worker, error) {
 	case <-s.done:
 		return s.w, s.err
 	case <-ctx.Done():
-		return nil, k.fail(opSign, fmt.Errorf("%w: the new worker process is not ready: %w", signer.ErrUnavailable, ctx.Err()))
+		return nil, k.fail(opSign, late(ctx, "the new worker process is not ready"))
 	}
 }
 
@@ -128,7 +128,7 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 	case <-w.dead:
 		return k.fail("open", w.err)
 	case <-ctx.Done():
-		return k.fail("open", fault.WithHint(fmt.Errorf("%w: the worker process has not opened the key: %w", signer.ErrUnavailable, ctx.Err()), hintUnlessCanceled(ctx)))
+		return k.fail("open", late(ctx, "the worker process has not opened the key"))
 	}
 	if answer.kind == kindFailed {
 		op, err := failed(answer)

@@ -29,12 +29,11 @@ const (
 const (
 	ckrAEADDecryptFailed     pkcs11.Error = 0x42
 	ckrTokenResourceExceeded pkcs11.Error = 0x201
-	ckrOperationCancelFailed pkcs11.Error = 0x202
 	ckrKeyExhausted          pkcs11.Error = 0x203
 )
 
 // classify returns class and error family of a PKCS#11 return value (PKCS#11 3.0 section 5.1). Values that are not listed,
-// also vendor-defined ones, count against the session.
+// CKR_SESSION_HANDLE_INVALID, CKR_KEY_HANDLE_INVALID and vendor-defined ones for example, count against the session.
 func classify(code pkcs11.Error) (c class, family error) {
 	switch code {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
@@ -79,11 +78,6 @@ func classify(code pkcs11.Error) (c class, family error) {
 		pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_HOST_MEMORY,
 		pkcs11.CKR_MUTEX_BAD, pkcs11.CKR_MUTEX_NOT_LOCKED, pkcs11.CKR_FIPS_SELF_TEST_FAILED:
 		return classModule, signer.ErrUnavailable
-	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_READ_ONLY,
-		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_CHANGED,
-		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, ckrOperationCancelFailed,
-		pkcs11.CKR_SAVED_STATE_INVALID, pkcs11.CKR_USER_ALREADY_LOGGED_IN, pkcs11.CKR_FUNCTION_FAILED:
-		return classSession, signer.ErrUnavailable
 	}
 	return classSession, signer.ErrUnavailable
 }

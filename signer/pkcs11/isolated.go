@@ -130,7 +130,7 @@ func (l *workerLogin) secret(ctx context.Context, question string) ([]byte, erro
 		return nil, fmt.Errorf("%w: the worker process names no token", signer.ErrUnavailable)
 	}
 	id := tokenID{part[0], part[1], part[2], part[3]}
-	pin := l.key.module.pins.of(id)
+	pin := l.key.module.pin(id)
 	l.mu.Lock()
 	first, again := l.key.token(), bytes.Clone(l.sent)
 	if l.pin != nil {

@@ -49,7 +49,7 @@ func TestIsolateAttribute(t *testing.T) {
 	for range 5 {
 		callers.Go(func() { mustSign(t, key) })
 	}
-	eventually(t, "three sessions in C_Sign", func() bool { return f.Calls(t)["C_Sign"] == 3 })
+	testkit.Eventually(t, "three sessions in C_Sign", func() bool { return f.Calls(t)["C_Sign"] == 3 })
 	f.Script(t)
 	callers.Wait()
 
@@ -129,7 +129,7 @@ func TestWorkerCrashesInModule(t *testing.T) {
 	_, err = key.Sign(nil, digest, crypto.SHA256)
 	hinted(t, err, signer.ErrUnavailable, "signal: segmentation fault")
 	f.Script(t)
-	eventually(t, "the end of the back-off", func() bool {
+	testkit.Eventually(t, "the end of the back-off", func() bool {
 		_, err := key.Sign(nil, digest, crypto.SHA256)
 		return err == nil
 	})

@@ -15,7 +15,6 @@ import (
 
 // Locks are taken in this order; a goroutine that has one takes only later ones:
 //
-//	modules          the table of modules
 //	module.turn      the start of a worker process
 //	module.mu        opening, logging in, recovering and closing in this process
 //	module.signing   the gate: a signature is inside, or the gate is shut
@@ -23,7 +22,7 @@ import (
 //	pinState.sending a PIN is on its way to the token
 //	pinState.mu      the PIN and its latch
 //
-// Only modules, pool.mu and pinState.mu are never held during a call into a module.
+// The table of modules needs no lock. pool.mu and pinState.mu are never held during a call into a module.
 
 // mutex is a lock whose wait can end with a context, because its holder may be in a module that hangs. The zero value is
 // open.

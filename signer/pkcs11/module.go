@@ -17,20 +17,17 @@ import (
 	"hsmsign/signer"
 )
 
-// modules is the one package-level state of hsmsign. C_Initialize and C_Login work on the whole process (PKCS#11 3.0
-// sections 5.4 and 5.6.8), so everyone who opens a module must find the one that is loaded, and the PINs that its tokens
-// have refused. The keys are real paths; an entry exists as long as the process.
-var modules struct {
-	sync.Mutex
-	byPath map[string]*module
-}
+// modules maps real paths to *module. It is the one package-level state of hsmsign: C_Initialize and C_Login work on the
+// whole process (PKCS#11 3.0 sections 5.4 and 5.6.8), so everyone who opens a module must find the one that is loaded, and
+// the PINs that its tokens have refused. An entry exists as long as the process.
+var modules sync.Map
 
 // module is one PKCS#11 library: loaded into this process, into workers, or both.
 type module struct {
 	path string // real path
 
-	turn mutex // held during the start of a worker: SoftHSM2 does not find a token while another process logs in to it
-	pins pinTable
+	turn mutex    // held during the start of a worker: SoftHSM2 does not find a token while another process logs in to it
+	pins sync.Map // from tokenID to *pinState
 
 	// mu makes opening, logging in, recovering and closing serial. Signing does not take it. It guards what follows.
 	mu      mutex
@@ -60,17 +57,8 @@ func findModule(r reference) (*module, error) {
 		return nil, r.wrap("open", fault.Errorf("%w: module %q: %w", family, r.module, errors.Unwrap(err)).
 			Fix("check module-path; the HSM's client package installs the module, Debian's softhsm2 as /usr/lib/softhsm/libsofthsm2.so"))
 	}
-	modules.Lock()
-	defer modules.Unlock()
-	m := modules.byPath[path]
-	if m == nil {
-		m = &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait}
-		if modules.byPath == nil {
-			modules.byPath = map[string]*module{}
-		}
-		modules.byPath[path] = m
-	}
-	return m, nil
+	m, _ := modules.LoadOrStore(path, &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait})
+	return m.(*module), nil
 }
 
 // lockModule returns the module of a reference with its mu held.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
 )
@@ -64,7 +65,7 @@ func TestP11KitKilledDuring(t *testing.T) {
 	for range 4 {
 		p.Signal(t, syscall.SIGKILL)
 		before := signed.Load() // after the kill, so that the next one does not meet the recovery
-		eventually(t, "more signatures", func() bool { return signed.Load() >= before+40 || t.Failed() })
+		testkit.Eventually(t, "more signatures", func() bool { return signed.Load() >= before+40 || t.Failed() })
 	}
 	stop.Store(true)
 	callers.Wait()

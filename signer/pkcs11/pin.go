@@ -21,23 +21,10 @@ const pinVariable = "HSMSIGN_PIN"
 
 const opLogin = "log in to the token of"
 
-// pinTable is the PINs of a module's tokens. The zero value is empty; an entry exists as long as the process.
-type pinTable struct {
-	mu   sync.Mutex
-	byID map[tokenID]*pinState
-}
-
-// of returns the entry of a token.
-func (t *pinTable) of(id tokenID) *pinState {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.byID[id] == nil {
-		if t.byID == nil {
-			t.byID = map[tokenID]*pinState{}
-		}
-		t.byID[id] = &pinState{}
-	}
-	return t.byID[id]
+// pin returns the PIN of a token.
+func (m *module) pin(id tokenID) *pinState {
+	p, _ := m.pins.LoadOrStore(id, &pinState{})
+	return p.(*pinState)
 }
 
 // pinState is the user PIN of one token, for keys in this process and in workers alike.

@@ -129,7 +129,7 @@ func (m *module) tokenMatches(p uri.Path, t foundToken) (bool, error) {
 func (m *module) retainToken(ctx context.Context, r reference, found *foundToken, opts Options) (*token, error) {
 	t := m.tokens[found.id]
 	if t == nil {
-		t = &token{id: found.id, pin: m.pins.of(found.id)}
+		t = &token{id: found.id, pin: m.pin(found.id)}
 		m.tokens[found.id] = t
 	}
 	if err := t.pin.latched(); err != nil {
