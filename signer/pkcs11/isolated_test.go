@@ -263,4 +263,15 @@ func TestWorkerLatePIN(t *testing.T) {
 		t.Errorf("%q, %v", pin, err)
 	}
 	_ = l.end(nil)
+
+	// The token refuses the PIN of another key while this one is read.
+	other := k.module.pin(tokenID{label: "other"})
+	k = &isolatedKey{module: k.module}
+	k.opts.Secrets.Prompt = func(context.Context, string) ([]byte, error) {
+		other.refuse(errLost)
+		return []byte("4711"), nil
+	}
+	if pin, err := (&workerLogin{key: k}).secret(t.Context(), "other\x00\x00\x00"); pin != nil || !errors.Is(err, errLost) {
+		t.Errorf("%q, %v; want no PIN", pin, err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +144,8 @@ func TestOpenRecovers(t *testing.T) {
 	second := mustOpen(t, tok.Ref("vendor"))
 	mustSign(t, second)
 	mustSign(t, first)
+	openFails(t, strings.Replace(tok.Ref("vendor"), tok.Label, "nope", 1), signer.ErrKeyNotFound) // is no reason to recover
+	calls(t, f, map[string]int{"C_Initialize": 2})
 	if diff := cmp.Diff(signer.Stats{Open: 1, Idle: 1, Reconnects: 1, Reinitialized: 1}, stats(first)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
