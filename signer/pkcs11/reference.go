@@ -57,19 +57,20 @@ func parseReference(ref signer.Ref) (reference, error) {
 			return r, fmt.Errorf("%w: query attribute \"max-sessions\" must be a number from 1 to %d", signer.ErrReference, maxSessions)
 		}
 	}
-	for name, set := range map[string]struct {
+	for _, attr := range []struct {
+		name  string
 		value *string
 		words []string
 	}{
-		"mechanism":     {&r.mechanism, []string{mechanismRaw, mechanismSHA256}},
-		"isolate":       {&r.isolate, []string{"yes", "no"}},
-		"insecure-mode": {&r.insecure, []string{"allow"}},
+		{"mechanism", &r.mechanism, []string{mechanismRaw, mechanismSHA256}},
+		{"isolate", &r.isolate, []string{"yes", "no"}},
+		{"insecure-mode", &r.insecure, []string{"allow"}},
 	} {
-		s, ok := ref.Query(name)
-		if ok && !slices.Contains(set.words, s) {
-			return r, fmt.Errorf("%w: query attribute %q must be %q", signer.ErrReference, name, set.words)
+		s, ok := ref.Query(attr.name)
+		if ok && !slices.Contains(attr.words, s) {
+			return r, fmt.Errorf("%w: query attribute %q must be one of %q", signer.ErrReference, attr.name, attr.words)
 		}
-		*set.value = s
+		*attr.value = s
 	}
 	if err := r.readModule(); err != nil {
 		return r, err

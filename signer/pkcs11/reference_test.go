@@ -68,8 +68,8 @@ func TestParseReference(t *testing.T) {
 		{base + "&max-sessions=0", `from 1 to 64`},
 		{base + "&max-sessions=65", `from 1 to 64`},
 		{base + "&max-sessions=" + secret, `from 1 to 64`},
-		{base + "&mechanism=" + secret, `"mechanism" must be ["rsa-pkcs" "sha256-rsa-pkcs"]`},
-		{base + "&insecure-mode=" + secret, `"insecure-mode" must be ["allow"]`},
+		{base + "&mechanism=" + secret, `"mechanism" must be one of ["rsa-pkcs" "sha256-rsa-pkcs"]`},
+		{base + "&insecure-mode=" + secret, `"insecure-mode" must be one of ["allow"]`},
 	}
 	for _, tt := range bad {
 		_, err := parseReference(parse(t, tt.in))
