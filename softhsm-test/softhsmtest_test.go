@@ -84,14 +84,6 @@ func TestImport(t *testing.T) {
 	}
 }
 
-func TestWithDir(t *testing.T) {
-	first := New(t, WithLabel("first"))
-	second := New(t, WithDir(first), WithLabel("second"))
-	if out := slots(t, first); second.Conf != first.Conf || !strings.Contains(out, "first") || !strings.Contains(out, "second") {
-		t.Errorf("want both tokens:\n%s", out)
-	}
-}
-
 func TestRef(t *testing.T) {
 	tests := []struct {
 		label, object, dir string

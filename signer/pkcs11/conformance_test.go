@@ -9,7 +9,6 @@ import (
 
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
-	"hsmsign/signer"
 	"hsmsign/signer/pkcs11/internal/uri"
 	"hsmsign/signer/signertest"
 	softhsmtest "hsmsign/softhsm-test"
@@ -81,6 +80,5 @@ func BenchmarkSignP11Kit(b *testing.B) {
 // BenchmarkIsolatedSign is BenchmarkSign through a worker process, compared with bare calls in this process.
 func BenchmarkIsolatedSign(b *testing.B) {
 	ref := newToken(b).Ref("vendor")
-	var isolated signer.Signer = mustOpenWith(b, workerOptions(), ref)
-	compareWithRaw(b, mustOpen(b, ref), isolated)
+	compareWithRaw(b, mustOpen(b, ref), mustOpenWith(b, workerOptions(), ref))
 }

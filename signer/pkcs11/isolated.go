@@ -182,8 +182,11 @@ func (l *workerLogin) end(err error) error {
 	if l.pin == nil {
 		return err
 	}
-	defer l.pin.sending.Unlock()
-	defer clear(l.sent)
+	defer func() {
+		clear(l.sent)
+		l.sent = nil
+		l.pin.sending.Unlock()
+	}()
 	if errors.Is(err, isolate.ErrSecretRefused) {
 		l.pin.refuse(inner(err))
 	}

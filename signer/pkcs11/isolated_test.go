@@ -253,6 +253,9 @@ func TestWorkerLatePIN(t *testing.T) {
 	if err := l.end(nil); err != nil || k.token() == nil {
 		t.Errorf("%v, and no PIN is kept", err)
 	}
+	if pin, err := l.secret(t.Context(), token); err == nil {
+		t.Errorf("after the end: %q", pin)
+	}
 	l = &workerLogin{key: k}
 	for question, want := range map[string]string{"mdm\x002\x00\x00": "another token than before", "mdm": "names no token"} {
 		if _, err := l.secret(t.Context(), question); err == nil || !strings.Contains(err.Error(), want) {
