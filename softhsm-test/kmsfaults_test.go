@@ -205,10 +205,11 @@ func TestKMSInterrupted(t *testing.T) {
 	}
 }
 
-// TestKMSFaultsInABatch: whatever the service does after the 40th signature of a batch, each request is whole and right or
-// absent, the exit code and one line say how it ended, no output contains a secret, and a second run completes it.
+// TestKMSFaultsInABatch: whatever the service does after the 80th signature of a batch, when some of the 64 at the same time
+// have been verified, each request is whole and right or absent, the exit code and one line say how it ended, no output
+// contains a secret, and a second run completes it.
 func TestKMSFaultsInABatch(t *testing.T) {
-	const csrs = 120
+	const csrs = 160
 	type does func(t *testing.T, s *service, program *os.Process)
 	for name, start := range services() {
 		for _, fault := range []struct {
@@ -217,12 +218,12 @@ func TestKMSFaultsInABatch(t *testing.T) {
 			text   string // in standard error
 			during does   // nil: nothing
 		}{
-			{"throttled", 0, "120 signed", func(t *testing.T, s *service, _ *os.Process) {
+			{"throttled", 0, "160 signed", func(t *testing.T, s *service, _ *os.Process) {
 				before, _ := s.calls()
 				testkit.Eventually(t, "retries", func() bool { n, _ := s.calls(); return n > before+csrs })
 				s.meet(t, well)
 			}},
-			{"damaged", 0, "120 signed", func(t *testing.T, s *service, _ *os.Process) { s.meet(t, well) }},
+			{"damaged", 0, "160 signed", func(t *testing.T, s *service, _ *os.Process) { s.meet(t, well) }},
 			{"failing", 6, "nternal", nil},
 			{"silent", 6, "given up", nil},
 			{"gone", 6, "connect", func(_ *testing.T, s *service, _ *os.Process) { s.close() }},
@@ -234,7 +235,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 		} {
 			t.Run(name+" "+fault.name, func(t *testing.T) {
 				double := start(t, signatureDelay)
-				if err := double.script(slices.Repeat([]string{"ok"}, csrs/3)...); err != nil {
+				if err := double.script(slices.Repeat([]string{"ok"}, csrs/2)...); err != nil {
 					t.Fatal(err)
 				}
 				stands := fault.name
