@@ -27,11 +27,7 @@ func (p *program) inspectCommand() *cli.Command {
 }
 
 func (p *program) inspect(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
-	if err != nil {
-		return err
-	}
-	args, err := arguments(ctx, anyFiles)
+	s, args, err := p.startBare(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
