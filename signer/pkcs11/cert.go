@@ -33,20 +33,12 @@ const (
 func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.Certificate, error) {
 	attrs := slices.DeleteFunc(strings.Split(ref.Path, ";"), func(a string) bool { return a == "type=cert" })
 	ref.Path = strings.Join(attrs, ";")
-	r, err := o.reference(opLoadCert, ref)
-	if err != nil {
-		return nil, err
-	}
-	return await(ctx, r, opLoadCert, func() ([]*x509.Certificate, error) { return o.certificatesIn(ctx, r) }, func([]*x509.Certificate) {})
+	return operate(ctx, o, opLoadCert, ref, func(r reference) ([]*x509.Certificate, error) { return o.certificatesIn(ctx, r) }, nil)
 }
 
 // importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
-	r, err := o.reference(opImportCert, ref)
-	if err != nil {
-		return err
-	}
-	_, err = await(ctx, r, opImportCert, func() (struct{}, error) { return struct{}{}, o.importInto(ctx, r, cert) }, func(struct{}) {})
+	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (struct{}, error) { return struct{}{}, o.importInto(ctx, r, cert) }, nil)
 	return err
 }
 
@@ -57,49 +49,42 @@ func (o Options) certificatesIn(ctx context.Context, r reference) (certs []*x509
 	if r.pinSource != "" || r.pinValue != "" {
 		as = loggedIn
 	}
-	err = withToken(ctx, r, opLoadCert, o, as, func(_ *module, f finder, t foundToken) error {
-		if certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]); err != nil {
-			return r.wrap(opLoadCert, err)
+	err = withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) error {
+		certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
+		if err == nil && len(certs) == 0 {
+			return fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
+				Fix("store it with hsmsign key import-cert; correct object= and id=")
 		}
-		if len(certs) == 0 {
-			return r.wrap(opLoadCert, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
-				Fix("store it with hsmsign key import-cert; correct object= and id="))
-		}
-		return nil
+		return err
 	})
 	return certs, err
 }
 
 // importInto stores cert with the private key that r names, with its label and id.
 func (o Options) importInto(ctx context.Context, r reference, cert *x509.Certificate) error {
-	return withToken(ctx, r, opImportCert, o, writer, func(_ *module, f finder, _ foundToken) error {
+	return withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) error {
 		object, pub, err := f.privateKey()
 		if err != nil {
 			return err
 		}
 		if !pub.Equal(cert.PublicKey) {
-			return r.wrap(opImportCert, fault.Errorf("%w: the certificate %q belongs to another key", signer.ErrBadKey, cert.Subject.CommonName).
-				Fix("name the key that the certificate was issued for"))
+			return fault.Errorf("%w: the certificate %q belongs to another key", signer.ErrBadKey, cert.Subject.CommonName).
+				Fix("name the key that the certificate was issued for")
 		}
 		attrs, err := f.attributes(object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 		if err != nil {
-			return r.wrap(opImportCert, err)
+			return err
 		}
-		existing, err := f.certificates([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1])})
-		if err != nil {
-			return r.wrap(opImportCert, err)
-		}
-		if slices.ContainsFunc(existing, cert.Equal) {
-			return nil
+		existing, err := f.certificates(pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1]))
+		if err != nil || slices.ContainsFunc(existing, cert.Equal) {
+			return err
 		}
 		template, err := certificateTemplate(cert, attrs[0], attrs[1])
 		if err != nil {
-			return r.wrap(opImportCert, err)
+			return err
 		}
-		if _, err := f.lib.CreateObject(f.sh, template); err != nil {
-			return r.wrap(opImportCert, call("C_CreateObject", err))
-		}
-		return nil
+		_, err = f.lib.CreateObject(f.sh, template)
+		return call("C_CreateObject", err)
 	})
 }
 
@@ -119,7 +104,7 @@ func certificateTemplate(cert *x509.Certificate, label, id []byte) ([]*pkcs11.At
 }
 
 // certificates returns the X.509 certificates with these attributes, each once.
-func (f finder) certificates(template []*pkcs11.Attribute) ([]*x509.Certificate, error) {
+func (f finder) certificates(template ...*pkcs11.Attribute) ([]*x509.Certificate, error) {
 	objects, err := f.objectsUpTo(maxCertificates+1, append([]*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), pkcs11.NewAttribute(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
 	}, template...))

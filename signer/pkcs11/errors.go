@@ -141,7 +141,7 @@ func classOf(err error) class {
 func advise(err error) error {
 	var hint string
 	switch {
-	case fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
+	case err == nil, fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, signer.ErrAuth):
 		hint = "check the PIN, then restart the program; a token locks itself after a few wrong PINs"

@@ -54,16 +54,14 @@ func (o Options) reference(op string, ref signer.Ref) (reference, error) {
 // whyNotLoaded returns why a module could not be loaded, because dlopen's message is not available. The error wraps
 // signer.ErrUnsupported, or signer.ErrUnavailable if the file cannot be read.
 func whyNotLoaded(path string) error {
+	const fix = "install the module for this system, or correct module-path"
 	info, err := os.Stat(path) // #nosec G703 -- the path is the operator's own
 	if err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%w: module %q is not a file", signer.ErrUnsupported, path)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
+		return fault.Errorf("%w: module %q is not a file", signer.ErrUnsupported, path).Fix(fix)
 	}
 	f, err := os.Open(path) // #nosec G304 G703 -- the path is the operator's own
 	if err != nil {
-		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
+		return fault.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err).Fix(fix)
 	}
 	defer func() { _ = f.Close() }()
 	why := "it is not a shared library of this system (" + runtime.GOOS + "/" + runtime.GOARCH + ")"
@@ -74,7 +72,7 @@ func whyNotLoaded(path string) error {
 	} else if fat, err := macho.NewFatFile(f); err == nil {
 		why = whyNotMachO(fat.Arches)
 	}
-	return fmt.Errorf("%w: module %q cannot be loaded: %s", signer.ErrUnsupported, path, why)
+	return fault.Errorf("%w: module %q cannot be loaded: %s", signer.ErrUnsupported, path, why).Fix(fix)
 }
 
 // whyNotELF returns the first error of a Linux or BSD library.

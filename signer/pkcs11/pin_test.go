@@ -207,7 +207,7 @@ func always(t *testing.T, tok *softhsmtest.Token, label string) {
 	}
 	k := testkit.GoldenKey(t)
 	attr := pkcs11.NewAttribute
-	err = withToken(t.Context(), r, "import", Options{}, writer, func(_ *module, f finder, _ foundToken) error {
+	err = withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) error {
 		_, err = f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), attr(pkcs11.CKA_TOKEN, true),
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),

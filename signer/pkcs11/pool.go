@@ -26,7 +26,7 @@ type pool struct {
 	lib     *pkcs11.Ctx
 	token   *token
 	permits chan struct{} // one element for each permit in use
-	closed  chan struct{} // closed by close
+	closed  chan struct{} // closed by drain
 
 	mu      sync.Mutex
 	idle    []session
@@ -79,7 +79,7 @@ func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	if ok {
 		return s, nil
 	}
-	sh, err := p.token.openSession(p.lib, now.slot)
+	sh, err := p.token.openSession(p.lib, now.slot, false)
 	if err == nil {
 		return session{sh, now}, nil
 	}
@@ -126,7 +126,7 @@ func (p *pool) pop(now *attachment) (session, bool) {
 		if s.under == now {
 			return s, true
 		}
-		p.forget()
+		p.forget(1)
 	}
 	return session{}, false
 }
@@ -149,42 +149,34 @@ func (p *pool) put(s session, err error) {
 		p.mu.Unlock()
 		return
 	}
-	p.forget()
+	p.forget(1)
 	p.mu.Unlock()
-	if current {
-		p.closeSession(s, err)
+	if current && !is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) && !is(err, pkcs11.CKR_SESSION_CLOSED) { // its handle may be good
+		_ = p.lib.CloseSession(s.handle) // a dead session may refuse even this
 	}
 }
 
-// forget counts a session that is dropped. The caller holds p.mu.
-func (p *pool) forget() {
-	p.open--
-	p.evicted++
+// forget counts sessions that are dropped. The caller holds p.mu.
+func (p *pool) forget(n int) {
+	p.open -= n
+	p.evicted += uint64(n) // #nosec G115 -- n is not negative
 	p.signalFreed()
 }
 
-// closeSession closes a session whose call failed with err, unless its handle is known to be void.
-func (p *pool) closeSession(s session, err error) {
-	if is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || is(err, pkcs11.CKR_SESSION_CLOSED) {
-		return
-	}
-	_ = p.lib.CloseSession(s.handle) // a dead session may refuse even this
-}
-
-// evict closes the idle sessions after one session was found dead.
-func (p *pool) evict() {
+// evict closes the idle sessions: after one session was found dead, and at the end. A dead session is not an error.
+func (p *pool) evict() error {
 	p.mu.Lock()
 	idle := p.idle
 	p.idle = nil
-	for range idle {
-		p.forget()
-	}
+	p.forget(len(idle))
 	p.mu.Unlock()
+	var errs []error
 	for _, s := range idle {
 		if s.under == p.token.now.Load() {
-			p.closeSession(s, nil)
+			errs = append(errs, unlessDead(call("C_CloseSession", p.lib.CloseSession(s.handle))))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // release follows acquire.
@@ -196,20 +188,6 @@ func (p *pool) drain() {
 	for range cap(p.permits) {
 		p.permits <- struct{}{}
 	}
-}
-
-// close closes the sessions of a pool that was drained. A dead session is not an error.
-func (p *pool) close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var errs []error
-	for _, s := range p.idle {
-		if s.under == p.token.now.Load() {
-			errs = append(errs, unlessDead(call("C_CloseSession", p.lib.CloseSession(s.handle))))
-		}
-	}
-	p.idle, p.open = nil, 0
-	return errors.Join(errs...)
 }
 
 // unlessDead drops the error of releasing what is gone already.

@@ -77,7 +77,7 @@ func (k *key) recover(ctx context.Context, failed *binding, cause error) error {
 		return err
 	}
 	defer m.signing.open()
-	k.sessions.evict()
+	_ = k.sessions.evict() // a session that fails need not be dead for all
 	if is(cause, pkcs11.CKR_SESSION_READ_ONLY) {
 		k.token.readWrite.Store(true)
 	}

@@ -12,9 +12,13 @@ import (
 	"hsmsign/signer"
 )
 
-// await runs work in the background, so that the caller returns when ctx ends, even if the module hangs. A result that
-// comes later goes to drop.
-func await[T any](ctx context.Context, r reference, op string, work func() (T, error), drop func(T)) (T, error) {
+// await runs work in the background, so that the caller returns when ctx ends, even if the module hangs. The error then
+// says what is missing, and wraps signer.ErrUnavailable and ctx.Err(). A result that comes later goes to drop, unless that
+// is nil.
+func await[T any](ctx context.Context, what string, work func() (T, error), drop func(T)) (T, error) {
+	if ctx.Done() == nil { // it cannot end
+		return work()
+	}
 	type result struct {
 		value T
 		err   error
@@ -28,21 +32,43 @@ func await[T any](ctx context.Context, r reference, op string, work func() (T, e
 	case res := <-done:
 		return res.value, res.err
 	case <-ctx.Done():
-		go func() {
-			if res := <-done; res.err == nil {
-				drop(res.value)
-			}
-		}()
+		if drop != nil {
+			go func() {
+				if res := <-done; res.err == nil {
+					drop(res.value)
+				}
+			}()
+		}
 		var zero T
-		return zero, r.wrap(op, fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, r.module, ctx.Err()))
+		return zero, fmt.Errorf("%w: %s: %w", signer.ErrUnavailable, what, ctx.Err())
 	}
 }
 
+// operate runs an operation on the module of a reference in the background; see await. Errors are *signer.Error.
+func operate[T any](ctx context.Context, opts Options, op string, ref signer.Ref, work func(r reference) (T, error), drop func(T)) (T, error) {
+	r, err := opts.reference(op, ref)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	value, err := await(ctx, r.busy(), func() (T, error) { return work(r) }, drop)
+	return value, r.wrap(op, err)
+}
+
+// busy returns what is missing when a context ends during a call of the module.
+func (r reference) busy() string { return fmt.Sprintf("module %q", r.module) }
+
+// closeLate closes a key whose caller has left.
+func closeLate(k signer.Signer) { _ = k.Close() }
+
 // withModule calls do while the reference's module is initialized, with m.mu held: no key of the module is opened,
 // recovered or closed at the same time; signing goes on.
-func withModule(ctx context.Context, r reference, op string, do func(m *module) error) error {
-	m, err := lockModule(ctx, r, op)
+func withModule(ctx context.Context, r reference, do func(m *module) error) error {
+	m, err := findModule(r)
 	if err != nil {
+		return err
+	}
+	if err := m.mu.LockContext(ctx); err != nil {
 		return err
 	}
 	defer m.mu.Unlock()
@@ -54,8 +80,8 @@ func withModule(ctx context.Context, r reference, op string, do func(m *module) 
 }
 
 // withToken calls do with a session in the one token that the reference names; see withSession.
-func withToken(ctx context.Context, r reference, op string, opts Options, as access, do func(m *module, f finder, t foundToken) error) error {
-	return withModule(ctx, r, op, func(m *module) error {
+func withToken(ctx context.Context, r reference, opts Options, as access, do func(m *module, f finder, t foundToken) error) error {
+	return withModule(ctx, r, func(m *module) error {
 		t, err := m.findSettledToken(ctx, r)
 		if err != nil {
 			return err
@@ -83,14 +109,7 @@ func (m *module) withSession(ctx context.Context, r reference, found foundToken,
 		}
 		defer func() { _ = m.releaseToken(t) }() // the result of do counts
 	}
-	var sh pkcs11.SessionHandle
-	var err error
-	if as == writer {
-		sh, err = m.lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		err = call("C_OpenSession", err)
-	} else {
-		sh, err = t.openSession(m.lib, found.slot)
-	}
+	sh, err := t.openSession(m.lib, found.slot, as == writer)
 	if err != nil {
 		return r.wrap("open", advise(err))
 	}
