@@ -35,7 +35,7 @@ func TestMutex(t *testing.T) {
 
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var g gate
+		g := newGate()
 		enter := func(ctx context.Context) {
 			t.Helper()
 			if err := g.enter(ctx); err != nil {

@@ -56,7 +56,9 @@ func findModule(r reference) (*module, error) {
 		return nil, r.wrap("open", fault.Errorf("%w: module %q: %w", family, r.module, errors.Unwrap(err)).
 			Fix("check module-path; the HSM's client package installs the module, Debian's softhsm2 as /usr/lib/softhsm/libsofthsm2.so"))
 	}
-	m, _ := modules.LoadOrStore(path, &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait})
+	m, _ := modules.LoadOrStore(path, &module{
+		path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait, signing: newGate(),
+	})
 	return m.(*module), nil
 }
 

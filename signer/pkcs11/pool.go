@@ -30,14 +30,16 @@ type pool struct {
 
 	mu      sync.Mutex
 	idle    []session
-	open    int           // sessions that are idle, taken, or being opened
-	freed   chan struct{} // nil unless somebody waits for it; closed when a session is put back or dropped
+	open    int        // sessions that are idle, taken, or being opened
+	freed   *sync.Cond // a session was put back or dropped
 	evicted uint64
 }
 
 // newPool returns a pool of at most size sessions. They are opened when they are needed.
 func newPool(lib *pkcs11.Ctx, t *token, size int) *pool {
-	return &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
+	p := &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
+	p.freed = sync.NewCond(&p.mu)
+	return p
 }
 
 // acquire waits for a permit. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
@@ -71,50 +73,39 @@ func (p *pool) acquire(ctx context.Context) error {
 // (CKR_SESSION_COUNT), take waits for another one of this pool, if there are any.
 func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	p.mu.Lock()
-	s, ok := p.pop(now)
-	if !ok {
-		p.open++
-	}
-	p.mu.Unlock()
-	if ok {
+	defer p.mu.Unlock()
+	if s, ok := p.pop(now); ok {
 		return s, nil
 	}
+	p.open++
+	p.mu.Unlock()
 	sh, err := p.token.openSession(p.lib, now.slot, false)
+	p.mu.Lock()
 	if err == nil {
 		return session{sh, now}, nil
 	}
-	p.mu.Lock()
 	p.open--
-	p.signalFreed()
-	p.mu.Unlock()
+	p.freed.Broadcast()
 	if !is(err, pkcs11.CKR_SESSION_COUNT) {
 		return session{}, err
 	}
-	return p.wait(ctx, now, err)
-}
-
-// wait returns a session that another caller puts back. If there is none left, it fails as C_OpenSession did.
-func (p *pool) wait(ctx context.Context, now *attachment, refusal error) (session, error) {
-	for {
+	stop := context.AfterFunc(ctx, func() {
 		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.freed.Broadcast()
+	})
+	defer stop()
+	for {
 		s, ok := p.pop(now)
-		others := p.open > 0
-		if p.freed == nil {
-			p.freed = make(chan struct{})
-		}
-		freed := p.freed
-		p.mu.Unlock()
-		if ok {
+		switch {
+		case ok:
 			return s, nil
+		case p.open == 0:
+			return session{}, err
+		case ctx.Err() != nil:
+			return session{}, fmt.Errorf("%w: %w", err, ctx.Err())
 		}
-		if !others {
-			return session{}, refusal
-		}
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return session{}, fmt.Errorf("%w: %w", refusal, ctx.Err())
-		}
+		p.freed.Wait()
 	}
 }
 
@@ -131,21 +122,13 @@ func (p *pool) pop(now *attachment) (session, bool) {
 	return session{}, false
 }
 
-// signalFreed wakes the callers that wait for a session. The caller holds p.mu.
-func (p *pool) signalFreed() {
-	if p.freed != nil {
-		close(p.freed)
-		p.freed = nil
-	}
-}
-
 // put returns a session to the pool after its call ended with err. One that may be dead is closed.
 func (p *pool) put(s session, err error) {
 	current := s.under == p.token.now.Load()
 	p.mu.Lock()
 	if current && (err == nil || classOf(err) == classRequest && !errors.Is(err, signer.ErrBadSignature)) {
 		p.idle = append(p.idle, s)
-		p.signalFreed()
+		p.freed.Broadcast()
 		p.mu.Unlock()
 		return
 	}
@@ -160,7 +143,7 @@ func (p *pool) put(s session, err error) {
 func (p *pool) forget(n int) {
 	p.open -= n
 	p.evicted += uint64(n) // #nosec G115 -- n is not negative
-	p.signalFreed()
+	p.freed.Broadcast()
 }
 
 // evict closes the idle sessions: after one session was found dead, and at the end. A dead session is not an error.
