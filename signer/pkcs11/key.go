@@ -24,9 +24,9 @@ type key struct {
 	module     *module
 	token      *token
 	pub        *rsa.PublicKey
-	binding    atomic.Pointer[binding] // nil while the key is not found
-	mechanisms mechanisms
-	messages   atomic.Bool // the token receives messages, not digests
+	binding    atomic.Pointer[binding]             // nil while the key is not found
+	mechanisms map[crypto.Hash][]*pkcs11.Mechanism // see newMechanisms
+	messages   atomic.Bool                         // the token receives messages, not digests
 	sessions   *pool
 	closeWait  time.Duration
 

@@ -88,7 +88,7 @@ func (g *gate) leave() {
 	}
 	select {
 	case g.left <- struct{}{}:
-	default: // close has not read the last one, and reads inside after it
+	default: // one is there already
 	}
 }
 

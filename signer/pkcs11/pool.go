@@ -44,17 +44,12 @@ func newPool(lib *pkcs11.Ctx, t *token, size int) *pool {
 
 // acquire waits for a permit. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
 func (p *pool) acquire(ctx context.Context) error {
-	select {
-	case <-p.closed:
-		return signer.ErrClosed
-	default:
-	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
 	select {
 	case p.permits <- struct{}{}:
-		// Close may have come while both were ready.
+		// Close may have come before, or while both were ready.
 		select {
 		case <-p.closed:
 			<-p.permits

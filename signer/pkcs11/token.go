@@ -81,10 +81,10 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 	if err != nil {
 		return nil, nil, call("C_GetInfo", err)
 	}
+	version := fmt.Sprintf("%d.%d", lib.LibraryVersion.Major, lib.LibraryVersion.Minor)
 	if !r.path.Matches("library-manufacturer", lib.ManufacturerID) || !r.path.Matches("library-description", lib.LibraryDescription) ||
-		!r.path.MatchesVersion(lib.LibraryVersion.Major, lib.LibraryVersion.Minor) {
-		return nil, nil, fault.Errorf("%w: the module is %q of %q, version %d.%d", signer.ErrKeyNotFound,
-			lib.LibraryDescription, lib.ManufacturerID, lib.LibraryVersion.Major, lib.LibraryVersion.Minor).
+		!r.path.Matches("library-version", version) {
+		return nil, nil, fault.Errorf("%w: the module is %q of %q, version %s", signer.ErrKeyNotFound, lib.LibraryDescription, lib.ManufacturerID, version).
 			Fix("correct the library attributes of the reference, or omit them")
 	}
 	slots, err := m.lib.GetSlotList(true)
@@ -116,7 +116,7 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 
 func (m *module) tokenMatches(p uri.Path, t foundToken) (bool, error) {
 	if !p.Matches("token", t.id.label) || !p.Matches("serial", t.id.serial) || !p.Matches("model", t.id.model) ||
-		!p.Matches("manufacturer", t.id.manufacturer) || !p.MatchesSlot(uint64(t.slot)) {
+		!p.Matches("manufacturer", t.id.manufacturer) || !p.Matches("slot-id", fmt.Sprint(t.slot)) {
 		return false, nil
 	}
 	slot, err := m.lib.GetSlotInfo(t.slot)
