@@ -44,19 +44,13 @@ func Serve(ctx context.Context, args []string, open Opener) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		<-ctx.Done()
-		_ = conn.Close() // ends the read
-	}()
+	context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends the read
 	p := &Parent{conn: conn, lanes: lanes, fail: cancel, answers: make(chan frame, 1), opened: make(chan signer.Signer, 1)}
 	err = p.serve(ctx, open)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	cancel(nil)
-	<-closed
+	_ = conn.Close()
 	select {
 	case key := <-p.opened:
 		_ = key.Close() // the parent is gone

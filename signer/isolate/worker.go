@@ -126,13 +126,6 @@ func (w *worker) ask(question string) error {
 	return nil
 }
 
-// refusal returns why the last question of the worker was not answered, or nil.
-func (w *worker) refusal() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.refused
-}
-
 // send writes a frame to the first socket. It does not block: there are at most two. If it fails, read meets the end of
 // the socket too.
 func (w *worker) send(f frame) {
