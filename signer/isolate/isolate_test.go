@@ -42,17 +42,11 @@ func TestExactReference(t *testing.T) {
 	s := newStore(t)
 	pub := &testkit.GoldenKey(t).PublicKey
 	for _, query := range []string{"?echo=&pin-value=4711&passphrase=s%26 e%25", "?module-path=/lib/pin-value=1&echo=pin-value=2"} {
-		ref, err := signer.ParseRef("test:" + s.dir + query)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ref := testkit.Value(signer.ParseRef("test:" + s.dir + query))(t)
 		var warned []string
 		cfg := config()
 		cfg.Warn = func(text string) { warned = append(warned, text) }
-		k, err := Open(t.Context(), ref, signer.OpenOptions{PublicKey: pub}, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		k := testkit.Value(Open(t.Context(), ref, signer.OpenOptions{PublicKey: pub}, cfg))(t)
 		kill(t, k.pid(), syscall.SIGKILL)
 		mustSign(t, k)
 		if want := ref.Encode() + " 4 true"; len(warned) != 1 || warned[0] != want || strings.Contains(want, "REDACTED") {
@@ -97,13 +91,10 @@ func TestSecrets(t *testing.T) {
 		return err
 	}
 	const query = "?ask=the%00word"
-	k, err := s.open(t.Context(), t, query, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := testkit.Value(s.open(t.Context(), t, query, cfg))(t)
 	defer func() { _ = k.Close() }()
 	s.fault(t, "latch")
-	_, err = k.Sign(nil, digest, crypto.SHA256)
+	_, err := k.Sign(nil, digest, crypto.SHA256)
 	refused(t, err, signer.ErrAuth)
 	if !errors.Is(refusals, ErrSecretRefused) {
 		t.Errorf("Refused was called with %v", refusals)

@@ -183,9 +183,7 @@ func (s store) fault(t *testing.T, names ...string) {
 
 func (s store) write(t *testing.T, name, content string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600))
 }
 
 // calls returns the number of calls.
@@ -197,10 +195,7 @@ func (s store) calls(name string) int {
 // open opens the key of the store, with more attributes.
 func (s store) open(ctx context.Context, t *testing.T, query string, cfg Config) (*Key, error) {
 	t.Helper()
-	ref, err := signer.ParseRef("test:" + s.dir + query)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Value(signer.ParseRef("test:" + s.dir + query))(t)
 	return Open(ctx, ref, signer.OpenOptions{}, cfg)
 }
 
@@ -208,10 +203,7 @@ func (s store) open(ctx context.Context, t *testing.T, query string, cfg Config)
 func (s store) mustOpen(t *testing.T) *Key {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	k, err := s.open(t.Context(), t, "", config())
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := testkit.Value(s.open(t.Context(), t, "", config()))(t)
 	t.Cleanup(func() {
 		if err := k.Close(); err != nil {
 			t.Error(err)
@@ -267,9 +259,7 @@ func state(pid int) string {
 
 func kill(t *testing.T, pid int, sig syscall.Signal) {
 	t.Helper()
-	if err := syscall.Kill(pid, sig); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, syscall.Kill(pid, sig))
 	if sig == syscall.SIGSTOP {
 		testkit.Eventually(t, "stop", func() bool { return state(pid) == "T" })
 	}

@@ -85,13 +85,10 @@ func TestWorkerBreaksRules(t *testing.T) {
 func TestAnotherKey(t *testing.T) {
 	s := newStore(t)
 	k := s.mustOpen(t)
-	der, err := x509.MarshalPKCS8PrivateKey(testkit.Key("other"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Value(x509.MarshalPKCS8PrivateKey(testkit.Key("other")))(t)
 	s.write(t, "key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 	kill(t, k.pid(), syscall.SIGKILL)
-	_, err = k.Sign(nil, digest, crypto.SHA256)
+	_, err := k.Sign(nil, digest, crypto.SHA256)
 	refused(t, err, signer.ErrKeyNotFound, "another key")
 }
 
@@ -117,18 +114,11 @@ func TestWorkerDiesWithParent(t *testing.T) {
 	for _, args := range [][]string{{"parent", "test:" + s.dir}, {"parent"}} {
 		parent := exec.Command(os.Args[0], args...)
 		parent.Stderr = os.Stderr
-		out, err := parent.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := parent.Start(); err != nil {
-			t.Fatal(err)
-		}
+		out := testkit.Value(parent.StdoutPipe())(t)
+		testkit.OK(t, parent.Start())
 		line, _ := bufio.NewReader(out).ReadString('\n')
 		var worker int
-		if _, err := fmt.Sscan(line, &worker); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(fmt.Sscan(line, &worker))(t)
 		kill(t, parent.Process.Pid, syscall.SIGKILL)
 		_ = parent.Wait()
 		// The process that inherits it may be slow to reap it.
@@ -142,10 +132,7 @@ func TestWorkerDiesWithParent(t *testing.T) {
 // After 50 workers there are no more descriptors, goroutines or zombies than before.
 func TestWorkersLeaveNothing(t *testing.T) {
 	fds := func() int {
-		open, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
+		open := testkit.Value(os.ReadDir("/proc/self/fd"))(t)
 		return len(open)
 	}
 	k := newStore(t).mustOpen(t)

@@ -36,10 +36,7 @@ func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 // A generated key has no defects, and the diagnosis releases everything.
 func TestDiagnose(t *testing.T) {
 	tok, f := faulty(t)
-	key, err := generate(t, tok.Ref("made"), 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(generate(t, tok.Ref("made"), 2048))(t)
 	closeKey(t, key)
 	logins := f.Calls(t)["C_Login"]
 	for _, s := range diagnosed(t, tok.Ref("made")) {
@@ -60,19 +57,12 @@ func TestDiagnoseDefects(t *testing.T) {
 		tok.Import(t, testkit.File(t, "golden/vendor.key"), "twin", []byte{2 + id})
 	}
 	tok.Import(t, keyPEM(t, testkit.KeyOf(1024, "short")), "short", []byte{9})
-	lib, err := os.ReadFile(f.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lib := testkit.Value(os.ReadFile(f.Path))(t)
 	dir := t.TempDir()
 	module := func(name string, content []byte, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(path, content, 0o600))
+		testkit.OK(t, os.Chmod(path, mode))
 		return strings.Replace(tok.Ref("vendor"), f.Path, path, 1)
 	}
 	foreign := append([]byte{}, lib...)

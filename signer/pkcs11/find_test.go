@@ -25,14 +25,8 @@ func TestFindToken(t *testing.T) {
 	k := mustOpen(t, tok.Ref("vendor"))
 	lib := k.module.lib
 	slot := k.token.now.Load().slot
-	slotInfo, err := lib.GetSlotInfo(slot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := lib.GetInfo()
-	if err != nil {
-		t.Fatal(err)
-	}
+	slotInfo := testkit.Value(lib.GetSlotInfo(slot))(t)
+	info := testkit.Value(lib.GetInfo())(t)
 	id, escape := k.token.id, url.PathEscape
 	serial := "serial=" + id.serial
 	for _, path := range []string{
@@ -66,12 +60,9 @@ func TestFindToken(t *testing.T) {
 		{serial + ";library-version=99.1", signer.ErrKeyNotFound, []string{"version"}},
 	} {
 		// Not by Open, which repeats the search (see softhsm.go).
-		r, err := Options{}.reference("open", parse(t, "pkcs11:"+tt.path+query))
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := testkit.Value(Options{}.reference("open", parse(t, "pkcs11:"+tt.path+query)))(t)
 		k.module.mu.Lock()
-		_, err = k.module.findToken(r)
+		_, err := k.module.findToken(r)
 		k.module.mu.Unlock()
 		refused(t, err, tt.family, tt.says...)
 	}
@@ -156,10 +147,7 @@ func TestPublicKeyObject(t *testing.T) {
 	tok.Import(t, testkit.File(t, "golden/vendor.key"), "other", []byte{9})
 	const sensitive, deviceError = "C_GetAttributeValue 1 return 0x11", "C_GetAttributeValue 1 return 0x30"
 	f.Script(t, sensitive)
-	key, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	mustSign(t, key)
 	closeKey(t, key)
 	tok.Import(t, testkit.File(t, "golden/vendor.key"), "twin", []byte{1})

@@ -21,10 +21,7 @@ func TestGenerate(t *testing.T) {
 	f := softhsmtest.BuildFaultModule(t)
 	f.Use(tok)
 	for label, bits := range map[string]int{"first": 2048, "second": 3072} {
-		key, err := generate(t, tok.Ref(label), bits)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(generate(t, tok.Ref(label), bits))(t)
 		if n := key.Public().(*rsa.PublicKey).N.BitLen(); n != bits {
 			t.Errorf("%d bits; want %d", n, bits)
 		}

@@ -34,10 +34,7 @@ func TestIsolateAttribute(t *testing.T) {
 	} {
 		opts := workerOptions()
 		opts.Isolate = tt.isolate
-		key, err := open(t, opts, tok.Ref("vendor")+tt.attr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(open(t, opts, tok.Ref("vendor")+tt.attr))(t)
 		if got := fmt.Sprintf("%T", key); got != tt.want {
 			t.Errorf("%q, Isolate %v: %s; want %s", tt.attr, tt.isolate, got, tt.want)
 		}
@@ -74,10 +71,7 @@ func TestWorkerOptions(t *testing.T) {
 	none := bare(tok.Ref("")) + "&pin-value=" + tok.PIN
 	for _, ref := range []string{none, strings.Replace(none, "?", ";object=pin-value=1%3B2?", 1)} {
 		warned = nil
-		key, err := Backend(opts).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: &second.PublicKey})
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(Backend(opts).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: &second.PublicKey}))(t)
 		if !second.PublicKey.Equal(key.Public()) {
 			t.Errorf("%s: another key", ref)
 		}
@@ -102,10 +96,7 @@ func TestWorkerEnvironment(t *testing.T) {
 	opts.Worker = append([]string{"/bin/sh", "-c", `tr '\0' '\n' </proc/$$/environ >` + seen + `; echo "$0 $@" >>` + seen + `; exec "$0" "$@"`}, opts.Worker...)
 	for _, ref := range []string{bare(tok.Ref("vendor")) + "&pin-source=env:MY_PIN", bare(tok.Ref("vendor")) + "&pin-value=" + tok.PIN} {
 		mustSign(t, mustOpenWith(t, opts, ref))
-		text, err := os.ReadFile(seen)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.Value(os.ReadFile(seen))(t)
 		for name, want := range map[string]bool{"HSMSIGN_": false, "MY_PIN": strings.Contains(ref, "value"), "SOFTHSM2_CONF=": true, "pkcs11-worker": true} {
 			if got := strings.Contains(string(text), name); got != want {
 				t.Errorf("%s: %q is in the worker's environment or arguments: %v", parse(t, ref), name, got)
@@ -118,15 +109,12 @@ func TestWorkerEnvironment(t *testing.T) {
 func TestWorkerCrashesInModule(t *testing.T) {
 	tok, f := faulty(t)
 	before := goleak.IgnoreCurrent()
-	key, err := open(t, workerOptions(), tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, workerOptions(), tok.Ref("vendor")))(t)
 	f.Script(t, "C_Sign 1 crash")
 	mustSign(t, key)
 	calls(t, f, map[string]int{"C_Sign": 3, "C_Login": 2}) // the one that crashed, and two for a signature and its length
 	f.Script(t, "C_Sign * crash")
-	_, err = key.Sign(nil, digest, crypto.SHA256)
+	_, err := key.Sign(nil, digest, crypto.SHA256)
 	hinted(t, err, signer.ErrUnavailable, "signal: segmentation fault")
 	f.Script(t)
 	testkit.Eventually(t, "the end of the back-off", func() bool {

@@ -22,14 +22,9 @@ import (
 // Two keys of a token share the module and the login, which end with the last key.
 func TestSharedLogin(t *testing.T) {
 	tok, f := faulty(t)
-	first, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := open(t, Options{}, bare(tok.Ref("vendor"))) // it needs no PIN
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
+	// it needs no PIN
+	second := testkit.Value(open(t, Options{}, bare(tok.Ref("vendor"))))(t)
 	closeKey(t, first)
 	mustSign(t, second)
 	closeKey(t, second)
@@ -42,13 +37,8 @@ func TestSharedLogin(t *testing.T) {
 func TestForeignModule(t *testing.T) {
 	tok, f := faulty(t)
 	lib := pkcs11.New(f.Path)
-	if err := lib.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	found, err := (&module{lib: lib}).findToken(reference{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, lib.Initialize())
+	found := testkit.Value((&module{lib: lib}).findToken(reference{}))(t)
 	sh, err := lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION)
 	if err == nil {
 		err = lib.Login(sh, pkcs11.CKU_USER, tok.PIN)
@@ -56,10 +46,7 @@ func TestForeignModule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	mustSign(t, key)
 	f.Script(t, "C_Sign 1 return 0x30")
 	_, err = key.Sign(nil, digest, crypto.SHA256)
@@ -129,10 +116,7 @@ func TestReturnValues(t *testing.T) {
 // C_Sign hangs: callers and Close return in time, and everything is released when the module returns.
 func TestHangingModule(t *testing.T) {
 	tok, f := faulty(t)
-	opened, err := open(t, Options{}, tok.Ref("vendor")+"&max-sessions=2")
-	if err != nil {
-		t.Fatal(err)
-	}
+	opened := testkit.Value(open(t, Options{}, tok.Ref("vendor")+"&max-sessions=2"))(t)
 	k := opened.(*key)
 	k.closeWait = 100 * time.Millisecond
 	f.Script(t, "C_Sign * hang")
@@ -147,7 +131,7 @@ func TestHangingModule(t *testing.T) {
 		t.Errorf("%+v; want both sessions in use", got)
 	}
 	refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
-	_, err = k.Sign(nil, digest, crypto.SHA256)
+	_, err := k.Sign(nil, digest, crypto.SHA256)
 	refused(t, err, signer.ErrClosed)
 	calls(t, f, map[string]int{"C_Finalize": 0})
 	f.Script(t)
@@ -300,10 +284,7 @@ func TestPool(t *testing.T) {
 	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=3")
 	take := func() session {
 		t.Helper()
-		s, err := k.sessions.take(t.Context(), k.token.now.Load())
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testkit.Value(k.sessions.take(t.Context(), k.token.now.Load()))(t)
 		return s
 	}
 	for range 10 {
@@ -324,9 +305,7 @@ func TestPool(t *testing.T) {
 	}
 	for _, s := range []session{a, b, c} {
 		k.sessions.put(s, nil)
-		if err := k.module.lib.CloseSession(s.handle); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, k.module.lib.CloseSession(s.handle))
 	}
 	mustSign(t, k)
 	if got, want := stats(k), (signer.Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {

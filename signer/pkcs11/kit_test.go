@@ -67,19 +67,13 @@ func faulty(tb testing.TB) (*softhsmtest.Token, *softhsmtest.FaultModule) {
 // keyPEM returns a private key as PKCS#8.
 func keyPEM(tb testing.TB, key any) []byte {
 	tb.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	der := testkit.Value(x509.MarshalPKCS8PrivateKey(key))(tb)
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 func newECKey(tb testing.TB) *ecdsa.PrivateKey {
 	tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	key := testkit.Value(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(tb)
 	return key
 }
 
@@ -109,10 +103,7 @@ func openFails(t *testing.T, ref string, family error, says ...string) {
 // mustOpenWith opens a reference until the test ends.
 func mustOpenWith(tb testing.TB, opts Options, ref string) signer.Signer {
 	tb.Helper()
-	key, err := open(tb, opts, ref)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	key := testkit.Value(open(tb, opts, ref))(tb)
 	tb.Cleanup(func() { closeKey(tb, key) })
 	return key
 }
@@ -182,10 +173,7 @@ func stats(key signer.Signer) signer.Stats { return key.(signer.Statistics).Stat
 // tool runs pkcs11-tool as the user of the token, past the module with the faults, and returns its output.
 func tool(t *testing.T, tok *softhsmtest.Token, args ...string) string {
 	t.Helper()
-	module, err := softhsmtest.FindModule()
-	if err != nil {
-		t.Fatal(err)
-	}
+	module := testkit.Value(softhsmtest.FindModule())(t)
 	args = append([]string{"--module", module, "--token-label", tok.Label, "--login", "--pin", tok.PIN}, args...)
 	out, err := exec.CommandContext(t.Context(), "pkcs11-tool", args...).CombinedOutput()
 	if err != nil {

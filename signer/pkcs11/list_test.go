@@ -35,10 +35,7 @@ func TestList(t *testing.T) {
 		{with(tok, "object=twin;id=%03"), []string{"twin 03 RSA 2048"}},
 		{tok.Ref("none"), nil},
 	} {
-		infos, err := Backend(Options{Warn: func(text string) { t.Errorf("warned: %s", text) }}).List(t.Context(), parse(t, tt.ref))
-		if err != nil {
-			t.Fatal(err)
-		}
+		infos := testkit.Value(Backend(Options{Warn: func(text string) { t.Errorf("warned: %s", text) }}).List(t.Context(), parse(t, tt.ref)))(t)
 		got, want := map[string]bool{}, map[string]bool{}
 		for _, k := range infos {
 			got[fmt.Sprintf("%s %s %s %d", k.Label, k.ID, k.Algorithm, k.Bits)] = true
@@ -111,10 +108,7 @@ func TestListWithoutLogin(t *testing.T) {
 func goldenCert(t *testing.T, name string) *x509.Certificate {
 	t.Helper()
 	block, _ := pem.Decode(testkit.File(t, "golden/"+name))
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert := testkit.Value(x509.ParseCertificate(block.Bytes))(t)
 	return cert
 }
 
@@ -132,9 +126,7 @@ func TestCertificates(t *testing.T) {
 		t.Fatalf("a refused certificate was stored:\n%s", out)
 	}
 	for range 2 {
-		if err := store.Import(t.Context(), ref, vendor); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, store.Import(t.Context(), ref, vendor))
 	}
 	out := tool(t, tok, "-O", "--type", "cert")
 	if strings.Count(out, "Certificate Object") != 1 || !strings.Contains(out, "label:      vendor") || !strings.Contains(out, "ID:         01") ||

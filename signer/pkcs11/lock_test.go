@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -38,9 +39,7 @@ func TestGate(t *testing.T) {
 		g := newGate()
 		enter := func(ctx context.Context) {
 			t.Helper()
-			if err := g.enter(ctx); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, g.enter(ctx))
 		}
 		enter(t.Context())
 		enter(t.Context())

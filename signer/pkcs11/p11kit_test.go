@@ -134,16 +134,10 @@ type figures struct{ threads, rss int }
 func measure(t *testing.T) figures {
 	t.Helper()
 	runtime.GC()
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Value(os.ReadFile("/proc/self/status"))(t)
 	number := func(name string) int {
 		_, rest, _ := strings.Cut(string(text), name+":")
-		n, err := strconv.Atoi(strings.Fields(rest)[0])
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testkit.Value(strconv.Atoi(strings.Fields(rest)[0]))(t)
 		return n
 	}
 	return figures{number("Threads"), number("VmRSS") * 1024}

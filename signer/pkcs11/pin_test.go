@@ -37,9 +37,7 @@ func TestPINSources(t *testing.T) {
 		return []byte(tok.PIN), nil
 	}}
 	readable := filepath.Join(t.TempDir(), "pin")
-	if err := os.WriteFile(readable, []byte(tok.PIN+"\r\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(readable, []byte(tok.PIN+"\r\n"), 0o600))
 	if err := os.Chmod(readable, 0o644); err != nil { // #nosec G302 -- the mode is tested
 		t.Fatal(err)
 	}
@@ -118,9 +116,7 @@ func TestPINCounter(t *testing.T) {
 	calls(t, f, map[string]int{"C_Login": 1})
 	for range 3 { // as other processes
 		again := filepath.Join(t.TempDir(), "again.so")
-		if err := os.Link(f.Path, again); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Link(f.Path, again))
 		openFails(t, strings.Replace(bare(tok.Ref("vendor")), f.Path, again, 1)+"&pin-value="+wrong, signer.ErrAuth)
 	}
 	calls(t, f, map[string]int{"C_Login": 2})
@@ -146,17 +142,12 @@ func TestPINRefusedAfterRecovery(t *testing.T) {
 // The PIN is in memory while a key of the token is open, here or in a worker, and not afterwards.
 func TestPINIsForgotten(t *testing.T) {
 	tok := newToken(t)
-	first, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	pin := first.(*key).token.pin
 	keys := []signer.Signer{first}
 	for range 2 {
-		isolated, err := open(t, workerOptions(), bare(tok.Ref("vendor"))) // the PIN is known
-		if err != nil {
-			t.Fatal(err)
-		}
+		// the PIN is known
+		isolated := testkit.Value(open(t, workerOptions(), bare(tok.Ref("vendor"))))(t)
 		keys = append(keys, isolated)
 	}
 	kept := pin.value
@@ -184,10 +175,7 @@ func TestPINPad(t *testing.T) {
 				bare(tok.Ref("vendor")): "C_Login * pad " + tok.PIN, tok.Ref("vendor"): "", bare(tok.Ref("vendor")) + "&pin-value=" + tok.PIN: "",
 			} {
 				f.Script(t, flags, script)
-				key, err := open(t, opts, ref)
-				if err != nil {
-					t.Fatal(err)
-				}
+				key := testkit.Value(open(t, opts, ref))(t)
 				mustSign(t, key)
 				closeKey(t, key)
 			}
@@ -201,14 +189,11 @@ func TestPINPad(t *testing.T) {
 // always stores a copy of the golden key with CKA_ALWAYS_AUTHENTICATE in the token.
 func always(t *testing.T, tok *softhsmtest.Token, label string) {
 	t.Helper()
-	r, err := Options{}.reference("open", parse(t, tok.Ref("vendor")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testkit.Value(Options{}.reference("open", parse(t, tok.Ref("vendor"))))(t)
 	k := testkit.GoldenKey(t)
 	attr := pkcs11.NewAttribute
-	err = withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) error {
-		_, err = f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
+	err := withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) error {
+		_, err := f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), attr(pkcs11.CKA_TOKEN, true),
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),
 			attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte{0x55}),

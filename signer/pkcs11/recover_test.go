@@ -38,9 +38,7 @@ func TestTokenFolderRemoved(t *testing.T) {
 	folder, aside := filepath.Join(tok.Dir, "tokens"), filepath.Join(tok.Dir, "aside")
 	move := func(from, to string) {
 		t.Helper()
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Rename(from, to))
 	}
 	move(folder, aside)
 	if _, err := open(t, Options{}, tok.Ref("vendor")); err == nil {

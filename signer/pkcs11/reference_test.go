@@ -8,15 +8,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
 func parse(t testing.TB, s string) signer.Ref {
 	t.Helper()
-	ref, err := signer.ParseRef(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Value(signer.ParseRef(s))(t)
 	return ref
 }
 
@@ -83,10 +81,7 @@ func TestParseReference(t *testing.T) {
 func TestReferenceForWorker(t *testing.T) {
 	const in = "pkcs11:object=pin-value=x%26y;id=%01?module-name=softhsm2&pin-value=s3cr3t&max-sessions=2"
 	r := reference{ref: parse(t, in)}
-	ref, err := r.forWorker("/lib/pin-value=1 50%&.so")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Value(r.forWorker("/lib/pin-value=1 50%&.so"))(t)
 	want := "pkcs11:object=pin-value=x%26y;id=%01?module-path=/lib/pin-value=1 50%25%26.so&pin-source=parent&max-sessions=2"
 	if got := ref.Encode(); got != want {
 		t.Errorf("%q; want %q", got, want)

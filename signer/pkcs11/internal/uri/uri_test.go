@@ -90,10 +90,7 @@ func TestString(t *testing.T) {
 }
 
 func TestMatches(t *testing.T) {
-	u, err := Parse("token=mdm;serial=;slot-id=007;library-version=3")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := testkit.Value(Parse("token=mdm;serial=;slot-id=007;library-version=3"))(t)
 	tests := []struct {
 		what      string
 		got, want bool
