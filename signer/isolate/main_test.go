@@ -86,7 +86,7 @@ type faultyKey struct {
 }
 
 // openFaulty opens test:FOLDER. The attribute ask is a question for the parent; the key opens if the answer is "yes".
-func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent *Parent) (signer.Signer, error) {
+func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent Parent) (signer.Signer, error) {
 	fail := func(err error) (signer.Signer, error) { return nil, &signer.Error{Op: "open", Ref: ref, Err: err} }
 	if err := ref.CheckQuery("ask", "echo", "pin-value", "passphrase", "module-path"); err != nil {
 		return fail(err)
@@ -104,7 +104,7 @@ func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, pa
 		fmt.Fprintf(os.Stderr, "the secret is %s\n", answer)
 	}
 	if _, ok := ref.Query("echo"); ok {
-		parent.Warn(fmt.Sprintf("%s %d %v", ref.Encode(), parent.Lanes(), open.PublicKey != nil))
+		parent.Warn(fmt.Sprintf("%s %d %v", ref.Encode(), parent.Lanes, open.PublicKey != nil))
 	}
 	text, err := os.ReadFile(filepath.Join(k.dir, "key"))
 	if err != nil {

@@ -28,7 +28,7 @@ const (
 
 // process is a worker process and the sockets to it.
 type process struct {
-	conn   net.Conn
+	conn   *net.UnixConn
 	lanes  []*os.File
 	cmd    *exec.Cmd
 	stderr lastBytes
@@ -59,11 +59,12 @@ func startProcess(command []string, drop string, lanes int) (p *process, err err
 	}
 	first := p.lanes[0]
 	p.lanes = p.lanes[1:]
-	p.conn, err = net.FileConn(first)
+	conn, err := net.FileConn(first)
 	_ = first.Close() // net has its own copy
 	if err != nil {
 		return p, err
 	}
+	p.conn = conn.(*net.UnixConn)
 	cmd := exec.Command(command[0], append(command[1:len(command):len(command)], strconv.Itoa(lanes))...) // #nosec G204 G702 -- this program itself
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -116,13 +117,6 @@ func socketPair() (ours, theirs *os.File, err error) {
 		return nil, nil, os.NewSyscallError("setsockopt", err)
 	}
 	return ours, theirs, nil
-}
-
-// hangUp closes our direction of the first socket, after which the process ends by itself.
-func (p *process) hangUp() {
-	if c, ok := p.conn.(*net.UnixConn); ok {
-		_ = c.CloseWrite() // if that fails, the process is gone
-	}
 }
 
 // kill ends the process at once. It may be gone already.

@@ -172,7 +172,7 @@ func (w *worker) kill(why error) {
 
 // stop lets the worker close its key and end by itself, and kills it when that takes too long.
 func (w *worker) stop(wait time.Duration) error {
-	w.process.hangUp()
+	_ = w.process.conn.CloseWrite() // if that fails, the process is gone
 	ended := w.process.gone(wait)
 	w.kill(signer.ErrClosed)
 	if ended || w.process.gone(exitWait) {

@@ -29,63 +29,59 @@ const (
 )
 
 // loadCertificates returns the certificates that the reference names; see signer.CertificateStore. The reference may have
-// type=cert (RFC 7512 section 2.3).
+// type=cert (RFC 7512 section 2.3). Certificates are public objects: it logs in only if the reference has a PIN.
 func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.Certificate, error) {
 	attrs := slices.DeleteFunc(strings.Split(ref.Path, ";"), func(a string) bool { return a == "type=cert" })
 	ref.Path = strings.Join(attrs, ";")
-	return operate(ctx, o, opLoadCert, ref, func(r reference) ([]*x509.Certificate, error) { return o.certificatesIn(ctx, r) }, nil)
+	return operate(ctx, o, opLoadCert, ref, func(r reference) (certs []*x509.Certificate, err error) {
+		as := public
+		if r.pinSource != "" || r.pinValue != "" {
+			as = loggedIn
+		}
+		err = withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) error {
+			certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
+			if err == nil && len(certs) == 0 {
+				return fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
+					Fix("store it with hsmsign key import-cert; correct object= and id=")
+			}
+			return err
+		})
+		return certs, err
+	}, nil)
 }
 
 // importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
-	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (struct{}, error) { return struct{}{}, o.importInto(ctx, r, cert) }, nil)
+	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (none struct{}, err error) {
+		return none, withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) error { return f.importCertificate(cert) })
+	}, nil)
 	return err
 }
 
-// certificatesIn returns the X.509 certificates that r names. They are public objects: it logs in only if the reference
-// has a PIN.
-func (o Options) certificatesIn(ctx context.Context, r reference) (certs []*x509.Certificate, err error) {
-	as := public
-	if r.pinSource != "" || r.pinValue != "" {
-		as = loggedIn
-	}
-	err = withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) error {
-		certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
-		if err == nil && len(certs) == 0 {
-			return fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
-				Fix("store it with hsmsign key import-cert; correct object= and id=")
-		}
+// importCertificate stores cert with the private key that the reference names, with its label and id.
+func (f finder) importCertificate(cert *x509.Certificate) error {
+	object, pub, err := f.privateKey()
+	if err != nil {
 		return err
-	})
-	return certs, err
-}
-
-// importInto stores cert with the private key that r names, with its label and id.
-func (o Options) importInto(ctx context.Context, r reference, cert *x509.Certificate) error {
-	return withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) error {
-		object, pub, err := f.privateKey()
-		if err != nil {
-			return err
-		}
-		if !pub.Equal(cert.PublicKey) {
-			return fault.Errorf("%w: the certificate %q belongs to another key", signer.ErrBadKey, cert.Subject.CommonName).
-				Fix("name the key that the certificate was issued for")
-		}
-		attrs, err := f.attributes(object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
-		if err != nil {
-			return err
-		}
-		existing, err := f.certificates(pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1]))
-		if err != nil || slices.ContainsFunc(existing, cert.Equal) {
-			return err
-		}
-		template, err := certificateTemplate(cert, attrs[0], attrs[1])
-		if err != nil {
-			return err
-		}
-		_, err = f.lib.CreateObject(f.sh, template)
-		return call("C_CreateObject", err)
-	})
+	}
+	if !pub.Equal(cert.PublicKey) {
+		return fault.Errorf("%w: the certificate %q belongs to another key", signer.ErrBadKey, cert.Subject.CommonName).
+			Fix("name the key that the certificate was issued for")
+	}
+	attrs, err := f.attributes(object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
+	if err != nil {
+		return err
+	}
+	existing, err := f.certificates(pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1]))
+	if err != nil || slices.ContainsFunc(existing, cert.Equal) {
+		return err
+	}
+	template, err := certificateTemplate(cert, attrs[0], attrs[1])
+	if err != nil {
+		return err
+	}
+	_, err = f.lib.CreateObject(f.sh, template)
+	return call("C_CreateObject", err)
 }
 
 // certificateTemplate returns an X.509 certificate object (PKCS#11 3.0 section 4.6.3): names and serial number are DER.

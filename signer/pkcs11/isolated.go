@@ -60,12 +60,12 @@ func (o Options) openIsolated(ctx context.Context, r reference, wanted signer.Op
 // RunWorker is the whole work of a worker process; see isolate.Serve. args are the arguments that were added to
 // Options.Worker. The caller exits when it returns.
 func RunWorker(ctx context.Context, args []string) error {
-	return isolate.Serve(ctx, args, func(ctx context.Context, ref signer.Ref, wanted signer.OpenOptions, parent *isolate.Parent) (signer.Signer, error) {
+	return isolate.Serve(ctx, args, func(ctx context.Context, ref signer.Ref, wanted signer.OpenOptions, parent isolate.Parent) (signer.Signer, error) {
 		r, err := parseReference(ref)
 		if err != nil {
 			return nil, r.wrap("open", err)
 		}
-		r.sessions = max(1, parent.Lanes())
+		r.sessions = max(1, parent.Lanes)
 		opts := Options{Warn: parent.Warn, askPIN: func(ctx context.Context, id tokenID) ([]byte, error) {
 			return parent.Secret(ctx, strings.Join([]string{id.label, id.serial, id.model, id.manufacturer}, "\x00"))
 		}}

@@ -86,21 +86,15 @@ func (k *key) run(ctx context.Context, p payload) ([]byte, error) {
 
 // sign makes one signature, and makes it once more if the session or the module has died. The caller has a permit.
 func (k *key) sign(ctx context.Context, p payload) ([]byte, error) {
-	b, ok := k.bound()
-	var cause error
-	if ok {
-		var sig []byte
-		if sig, cause = k.attempt(ctx, b, p); cause == nil {
-			return sig, nil
-		}
-		if c := classOf(cause); c != classSession && c != classModule {
-			return nil, cause
-		}
+	b, _ := k.bound()
+	sig, cause := k.attempt(ctx, b, p)
+	if c := classOf(cause); c != classSession && c != classModule {
+		return sig, cause
 	}
 	if err := k.recover(ctx, b, cause); err != nil {
 		return nil, err
 	}
-	b, ok = k.bound()
+	b, ok := k.bound()
 	if !ok {
 		return nil, errLost
 	}
@@ -123,7 +117,7 @@ func (k *key) attempt(ctx context.Context, b *binding, p payload) (sig []byte, e
 	}
 	defer k.module.signing.leave()
 	if now, ok := k.bound(); !ok || now != b {
-		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // a recovery came between
+		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // the login has ended, or a recovery came between
 	}
 	s, err := k.sessions.take(ctx, b.login)
 	if err != nil {

@@ -34,21 +34,21 @@ func (o Options) reference(op string, ref signer.Ref) (reference, error) {
 	if o.AllowedModules == nil {
 		return r, nil
 	}
-	resolved, err := filepath.EvalSymlinks(r.module)
-	if err != nil {
-		resolved = r.module // findModule reports the error if the module is allowed
-	}
-	for _, allowed := range o.AllowedModules {
-		if a, err := filepath.EvalSymlinks(allowed); err == nil {
-			allowed = a
-		}
-		if allowed == resolved {
-			r.module = resolved // the file that was checked is loaded
-			return r, nil
-		}
+	resolved := realPath(r.module)
+	if slices.ContainsFunc(o.AllowedModules, func(allowed string) bool { return realPath(allowed) == resolved }) {
+		r.module = resolved // the file that was checked is loaded
+		return r, nil
 	}
 	return r, r.wrap(op, fault.Errorf("%w: the configuration does not allow module %q", signer.ErrReference, resolved).
 		Fix("if you trust it, add it to modules: in the configuration"))
+}
+
+// realPath follows links. It returns the path of a file that does not exist, for which findModule reports the error.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
 }
 
 // whyNotLoaded returns why a module could not be loaded, because dlopen's message is not available. The error wraps

@@ -82,7 +82,7 @@ func (k *key) recover(ctx context.Context, failed *binding, cause error) error {
 		k.token.readWrite.Store(true)
 	}
 	// After the recovery of another key of the module, it needs no second one.
-	if cause == nil || classOf(cause) == classSession || !ok {
+	if classOf(cause) == classSession || !ok {
 		err := k.rebind()
 		if err == nil || !worthRecovery(err) {
 			return err
