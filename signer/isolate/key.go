@@ -149,7 +149,7 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 		if !limited {
 			end = time.Now().Add(k.limit)
 		}
-		answer, err := w.lanes[n].ask(ctx, question, end)
+		answer, err := w.process.lanes[n].ask(ctx, question, end)
 		over := errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil:
@@ -186,7 +186,7 @@ func errHung() error {
 
 // abandon waits until end for the answer to a question whose caller has left, and then kills the worker.
 func (k *Key) abandon(ctx context.Context, w *worker, n int, end time.Time) {
-	switch answer, err := w.lanes[n].wait(ctx, end); {
+	switch answer, err := w.process.lanes[n].wait(ctx, end); {
 	case err == nil:
 		_, _ = k.signature(answer) // it ends the back-off
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -7,7 +7,6 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -227,23 +226,6 @@ func mustSign(t *testing.T, key signer.Signer) {
 	t.Helper()
 	if _, err := signer.Sign(t.Context(), key, []byte("certificate request"), crypto.SHA256); err != nil {
 		t.Error(err)
-	}
-}
-
-// refused checks the family, the type and the text of an error.
-func refused(t *testing.T, err, family error, says ...string) {
-	t.Helper()
-	if !errors.Is(err, family) {
-		t.Errorf("error %v; want one that wraps %q", err, family)
-		return
-	}
-	if _, ok := err.(*signer.Error); !ok { //nolint:errorlint // the outermost error is checked
-		t.Errorf("error %v is a %T; want a *signer.Error", err, err)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("error %q does not contain %q", err, s)
-		}
 	}
 }
 

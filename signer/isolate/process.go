@@ -3,6 +3,7 @@
 package isolate
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const (
 // process is a worker process and the sockets to it.
 type process struct {
 	conn   *net.UnixConn
-	lanes  []*os.File
+	lanes  []*lane
 	cmd    *exec.Cmd
 	stderr lastBytes
 	exited chan struct{} // closed when it was reaped
@@ -55,9 +56,9 @@ func startProcess(command []string, drop string, lanes int) (p *process, err err
 		if err != nil {
 			return p, err
 		}
-		p.lanes, theirs = append(p.lanes, ours), append(theirs, their)
+		p.lanes, theirs = append(p.lanes, &lane{ours, bufio.NewReaderSize(ours, maxAnswer)}), append(theirs, their)
 	}
-	first := p.lanes[0]
+	first := p.lanes[0].file
 	p.lanes = p.lanes[1:]
 	conn, err := net.FileConn(first)
 	_ = first.Close() // net has its own copy
@@ -119,18 +120,12 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// kill ends the process at once. It may be gone already.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	p.closeAll()
-}
-
 func (p *process) closeAll() {
 	if p.conn != nil {
 		_ = p.conn.Close()
 	}
-	for _, file := range p.lanes {
-		_ = file.Close()
+	for _, lane := range p.lanes {
+		_ = lane.file.Close()
 	}
 }
 

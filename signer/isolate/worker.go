@@ -28,8 +28,7 @@ const hintStore = "check that the key store answers and that its client is conne
 type worker struct {
 	process *process
 	warn    func(text string)
-	opened  chan frame // receives the answer to kindOpen
-	lanes   []*lane
+	opened  chan frame    // receives the answer to kindOpen
 	dead    chan struct{} // closed when nothing is answered any more
 	killing sync.Once
 	err     error     // why it is dead; readable after dead
@@ -56,9 +55,6 @@ func startWorker(ctx context.Context, cfg Config, secret Secret, warn func(strin
 			Fix("check that the program's own file exists and may be run")
 	}
 	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{}), starting: ctx, secret: secret}
-	for _, file := range p.lanes {
-		w.lanes = append(w.lanes, &lane{file, bufio.NewReaderSize(file, maxAnswer)})
-	}
 	go w.read()
 	return w, nil
 }
@@ -160,7 +156,8 @@ func (w *worker) alive() bool {
 // kill ends the worker. Whoever waits for an answer gets the first reason.
 func (w *worker) kill(why error) {
 	w.killing.Do(func() {
-		w.process.kill()
+		_ = w.process.cmd.Process.Kill() // it may be gone already
+		w.process.closeAll()
 		w.err, w.died = why, time.Now()
 		close(w.dead)
 		w.mu.Lock()

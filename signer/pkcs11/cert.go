@@ -33,27 +33,26 @@ const (
 func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.Certificate, error) {
 	attrs := slices.DeleteFunc(strings.Split(ref.Path, ";"), func(a string) bool { return a == "type=cert" })
 	ref.Path = strings.Join(attrs, ";")
-	return operate(ctx, o, opLoadCert, ref, func(r reference) (certs []*x509.Certificate, err error) {
+	return operate(ctx, o, opLoadCert, ref, func(r reference) ([]*x509.Certificate, error) {
 		as := public
 		if r.pinSource != "" || r.pinValue != "" {
 			as = loggedIn
 		}
-		err = withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) error {
-			certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
+		return withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) ([]*x509.Certificate, error) {
+			certs, err := f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
 			if err == nil && len(certs) == 0 {
-				return fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
+				return nil, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
 					Fix("store it with hsmsign key import-cert; correct object= and id=")
 			}
-			return err
+			return certs, err
 		})
-		return certs, err
 	}, nil)
 }
 
 // importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
 	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (none struct{}, err error) {
-		return none, withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) error { return f.importCertificate(cert) })
+		return withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) (struct{}, error) { return none, f.importCertificate(cert) })
 	}, nil)
 	return err
 }
@@ -76,27 +75,20 @@ func (f finder) importCertificate(cert *x509.Certificate) error {
 	if err != nil || slices.ContainsFunc(existing, cert.Equal) {
 		return err
 	}
-	template, err := certificateTemplate(cert, attrs[0], attrs[1])
-	if err != nil {
-		return err
-	}
-	_, err = f.lib.CreateObject(f.sh, template)
+	_, err = f.lib.CreateObject(f.sh, certificateTemplate(cert, attrs[0], attrs[1]))
 	return call("C_CreateObject", err)
 }
 
 // certificateTemplate returns an X.509 certificate object (PKCS#11 3.0 section 4.6.3): names and serial number are DER.
-func certificateTemplate(cert *x509.Certificate, label, id []byte) ([]*pkcs11.Attribute, error) {
-	serial, err := asn1.Marshal(cert.SerialNumber)
-	if err != nil {
-		return nil, fmt.Errorf("%w: serial number: %w", signer.ErrBadKey, err)
-	}
+func certificateTemplate(cert *x509.Certificate, label, id []byte) []*pkcs11.Attribute {
+	serial, _ := asn1.Marshal(cert.SerialNumber) // never fails for a certificate that was parsed
 	attr := pkcs11.NewAttribute
 	return []*pkcs11.Attribute{
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), attr(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
 		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id),
 		attr(pkcs11.CKA_SUBJECT, cert.RawSubject), attr(pkcs11.CKA_ISSUER, cert.RawIssuer), attr(pkcs11.CKA_SERIAL_NUMBER, serial),
 		attr(pkcs11.CKA_VALUE, cert.Raw),
-	}, nil
+	}
 }
 
 // certificates returns the X.509 certificates with these attributes, each once.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer/pkcs11/internal/uri"
@@ -47,7 +48,7 @@ func TestAnyToken(t *testing.T) {
 	pub := key.Public().(*rsa.PublicKey)
 	t.Logf("RSA-%d, %+v", pub.N.BitLen(), stats(key))
 	closeKey(t, key)
-	missing := parse(t, text)
+	missing := signerkit.Ref(t, text)
 	path := testkit.Value(uri.Parse(missing.Path))(t)
 	other := uri.Path{{Name: "object", Value: "no such key"}}
 	for _, a := range path {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
@@ -20,7 +21,7 @@ import (
 func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 	t.Helper()
 	steps, failed := map[string]signer.Step{}, false
-	key := Backend(Options{}).Diagnose(t.Context(), parse(t, ref), signer.OpenOptions{}, func(s signer.Step) {
+	key := Backend(Options{}).Diagnose(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{}, func(s signer.Step) {
 		steps[s.Name] = s
 		failed = failed || s.Status == signer.StatusFail
 	})
@@ -120,7 +121,7 @@ func TestDiagnoseDefects(t *testing.T) {
 func TestDiagnoseWrongPIN(t *testing.T) {
 	tok, f := faulty(t)
 	for range 2 {
-		Backend(Options{}).Diagnose(t.Context(), parse(t, bare(tok.Ref("vendor"))+"&pin-value="+wrong), signer.OpenOptions{}, func(s signer.Step) {
+		Backend(Options{}).Diagnose(t.Context(), signerkit.Ref(t, bare(tok.Ref("vendor"))+"&pin-value="+wrong), signer.OpenOptions{}, func(s signer.Step) {
 			failed := s.Status == signer.StatusFail && errors.Is(s.Err, signer.ErrAuth)
 			if failed != (s.Name == "login") || strings.Contains(s.Detail+s.Fix, wrong) {
 				t.Errorf("%+v", s)

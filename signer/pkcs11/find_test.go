@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -60,11 +61,11 @@ func TestFindToken(t *testing.T) {
 		{serial + ";library-version=99.1", signer.ErrKeyNotFound, []string{"version"}},
 	} {
 		// Not by Open, which repeats the search (see softhsm.go).
-		r := testkit.Value(Options{}.reference("open", parse(t, "pkcs11:"+tt.path+query)))(t)
+		r := testkit.Value(Options{}.reference("open", signerkit.Ref(t, "pkcs11:"+tt.path+query)))(t)
 		k.module.mu.Lock()
 		_, err := k.module.findToken(r)
 		k.module.mu.Unlock()
-		refused(t, err, tt.family, tt.says...)
+		signerkit.Refused(t, err, tt.family, tt.says...)
 	}
 }
 
@@ -96,7 +97,7 @@ func TestFindKey(t *testing.T) {
 		tok.Import(t, text, "many", []byte{0x40, n})
 	}
 	_, err := open(t, Options{}, tok.Ref("many"))
-	refused(t, err, signer.ErrAmbiguousKey, "; and more")
+	signerkit.Refused(t, err, signer.ErrAmbiguousKey, "; and more")
 	if n := strings.Count(err.Error(), `object="many" id=`); n != maxListed {
 		t.Errorf("%d keys listed; want %d", n, maxListed)
 	}
@@ -112,7 +113,7 @@ func TestFindKeyByPublicKey(t *testing.T) {
 		tok.Import(t, other, "other", []byte{0x40, n})
 	}
 	open := func(pub crypto.PublicKey, ref string) (signer.Signer, error) {
-		return Backend(Options{}).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: pub})
+		return Backend(Options{}).Open(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{PublicKey: pub})
 	}
 	for _, script := range []string{"", "C_FindObjects 2 length 0"} { // the second search is that for the modulus
 		f.Script(t, script)
@@ -137,7 +138,7 @@ func TestFindKeyByPublicKey(t *testing.T) {
 		{&golden.PublicKey, tok.Ref("other"), signer.ErrAmbiguousKey}, // the reference has priority
 	} {
 		_, err := open(tt.pub, tt.ref)
-		refused(t, err, tt.family)
+		signerkit.Refused(t, err, tt.family)
 	}
 }
 

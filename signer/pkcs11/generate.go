@@ -46,20 +46,19 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 	if id == "" {
 		return nil, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one")
 	}
-	err = withToken(ctx, r, o, writer, func(m *module, f finder, t foundToken) error {
+	made, err = withToken(ctx, r, o, writer, func(m *module, f finder, t foundToken) (signer.Signer, error) {
 		if err := f.refuseExisting(label, id); err != nil {
-			return err
+			return nil, err
 		}
 		if err := f.generate(label, id, spec.Bits); err != nil {
-			return err
+			return nil, err
 		}
 		exact := r
 		exact.path = exactPath(t.id, label, id)
 		// The session is still logged in, so opening the key needs no PIN. The reference is exact, so it needs no public key.
 		m.keys++ // this session is in use: the module must not be initialized again
 		defer func() { m.keys-- }()
-		made, err = m.openKey(ctx, exact, o, signer.OpenOptions{})
-		return err
+		return m.openKey(ctx, exact, o, signer.OpenOptions{})
 	})
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -23,7 +24,7 @@ import (
 func TestSharedLogin(t *testing.T) {
 	tok, f := faulty(t)
 	first := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
-	// it needs no PIN
+	// It needs no PIN.
 	second := testkit.Value(open(t, Options{}, bare(tok.Ref("vendor"))))(t)
 	closeKey(t, first)
 	mustSign(t, second)
@@ -110,7 +111,7 @@ func TestReturnValues(t *testing.T) {
 	}
 	f.Script(t, "C_Sign 2 length 255")
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
+	signerkit.Refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
 }
 
 // C_Sign hangs: callers and Close return in time, and everything is released when the module returns.
@@ -124,15 +125,15 @@ func TestHangingModule(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, err := k.SignContext(ctx, digest, crypto.SHA256)
 		cancel()
-		refused(t, err, context.DeadlineExceeded, says)
-		refused(t, err, signer.ErrUnavailable)
+		signerkit.Refused(t, err, context.DeadlineExceeded, says)
+		signerkit.Refused(t, err, signer.ErrUnavailable)
 	}
 	if got := stats(k); got.InUse != 2 {
 		t.Errorf("%+v; want both sessions in use", got)
 	}
-	refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
+	signerkit.Refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrClosed)
+	signerkit.Refused(t, err, signer.ErrClosed)
 	calls(t, f, map[string]int{"C_Finalize": 0})
 	f.Script(t)
 	k.closeWait = 20 * time.Second
@@ -170,9 +171,9 @@ func TestAbandoned(t *testing.T) {
 			f.Script(t, "C_Login 1 hang")
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			err := do(ctx, Backend(Options{}), parse(t, tok.Ref("vendor")))
-			refused(t, err, signer.ErrUnavailable)
-			refused(t, err, context.DeadlineExceeded)
+			err := do(ctx, Backend(Options{}), signerkit.Ref(t, tok.Ref("vendor")))
+			signerkit.Refused(t, err, signer.ErrUnavailable)
+			signerkit.Refused(t, err, context.DeadlineExceeded)
 			f.Script(t)
 			testkit.Eventually(t, "the release", func() bool {
 				c := f.Calls(t)
@@ -190,11 +191,11 @@ func TestNoLoginAfterTheEnd(t *testing.T) {
 		cancel()
 		return []byte(tok.PIN), nil
 	}}}
-	_, err := Backend(opts).Open(ctx, parse(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
-	refused(t, err, context.Canceled)
+	_, err := Backend(opts).Open(ctx, signerkit.Ref(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
+	signerkit.Refused(t, err, context.Canceled)
 	testkit.Eventually(t, "the release", func() bool { return f.Calls(t)["C_Finalize"] == 1 })
-	_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{}) // it has ended before
-	refused(t, err, context.Canceled)
+	_, err = Backend(Options{}).Open(ctx, signerkit.Ref(t, tok.Ref("vendor")), signer.OpenOptions{}) // it has ended before
+	signerkit.Refused(t, err, context.Canceled)
 	calls(t, f, map[string]int{"C_Initialize": 1, "C_Login": 0})
 }
 
@@ -241,7 +242,7 @@ func TestSessionsExhausted(t *testing.T) {
 	defer cancel()
 	for range 3 {
 		_, err := k.SignContext(ctx, digest, crypto.SHA256)
-		refused(t, err, context.DeadlineExceeded)
+		signerkit.Refused(t, err, context.DeadlineExceeded)
 	}
 	f.Script(t)
 	mustSign(t, k)

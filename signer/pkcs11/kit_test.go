@@ -11,7 +11,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -90,14 +90,14 @@ func with(tok *softhsmtest.Token, path string) string {
 
 func open(tb testing.TB, opts Options, ref string) (signer.Signer, error) {
 	tb.Helper()
-	return Backend(opts).Open(tb.Context(), parse(tb, ref), signer.OpenOptions{})
+	return Backend(opts).Open(tb.Context(), signerkit.Ref(tb, ref), signer.OpenOptions{})
 }
 
 // openFails opens a reference, which must fail.
 func openFails(t *testing.T, ref string, family error, says ...string) {
 	t.Helper()
 	_, err := open(t, Options{}, ref)
-	refused(t, err, family, says...)
+	signerkit.Refused(t, err, family, says...)
 }
 
 // mustOpenWith opens a reference until the test ends.
@@ -120,27 +120,10 @@ func closeKey(tb testing.TB, key signer.Signer) {
 	}
 }
 
-// refused checks the family, the type and the text of an error.
-func refused(t *testing.T, err, family error, says ...string) {
-	t.Helper()
-	if !errors.Is(err, family) {
-		t.Errorf("error %v; want one that wraps %q", err, family)
-		return
-	}
-	if _, ok := err.(*signer.Error); !ok { //nolint:errorlint // the outermost error is checked
-		t.Errorf("error %v is a %T; want a *signer.Error", err, err)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("error %q does not contain %q", err, s)
-		}
-	}
-}
-
-// hinted is refused for an error that must have a hint.
+// hinted is signerkit.Refused for an error that must have a hint.
 func hinted(t *testing.T, err, family error, says ...string) {
 	t.Helper()
-	refused(t, err, family, says...)
+	signerkit.Refused(t, err, family, says...)
 	if fault.Hint(err) == "" {
 		t.Errorf("%v has no hint", err)
 	}

@@ -24,8 +24,8 @@ func (o Options) list(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, er
 
 // listKeys returns every private key that r matches. It logs in if one token matches and there is a PIN: one PIN is never
 // tried on several tokens.
-func listKeys(ctx context.Context, r reference, opts Options) (infos []signer.KeyInfo, err error) {
-	err = withModule(ctx, r, func(m *module) error {
+func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo, error) {
+	return withModule(ctx, r, func(m *module) (infos []signer.KeyInfo, err error) {
 		tokens, _, err := m.findTokens(r)
 		if err == nil && len(tokens) == 0 {
 			var one foundToken
@@ -33,7 +33,7 @@ func listKeys(ctx context.Context, r reference, opts Options) (infos []signer.Ke
 			tokens = []foundToken{one}
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		as := public
 		if len(tokens) == 1 && opts.hasPIN(r) {
@@ -43,18 +43,14 @@ func listKeys(ctx context.Context, r reference, opts Options) (infos []signer.Ke
 			if as == public && t.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
 				opts.warn(fmt.Sprintf("not logged in to %s, which therefore shows no private keys; name this token and a pin-source", t.id))
 			}
-			err := m.withSession(ctx, r, t, opts, as, func(f finder) error {
-				keys, err := f.keys(t, opts)
-				infos = append(infos, keys...)
-				return err
-			})
+			keys, err := withSession(ctx, m, r, t, opts, as, func(f finder) ([]signer.KeyInfo, error) { return f.keys(t, opts) })
 			if err != nil {
-				return err
+				return nil, err
 			}
+			infos = append(infos, keys...)
 		}
-		return nil
+		return infos, nil
 	})
-	return infos, err
 }
 
 // keys returns the private keys of one token that the reference matches.

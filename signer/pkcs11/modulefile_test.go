@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -99,11 +100,11 @@ func TestAllowedModules(t *testing.T) {
 		"its folder is no match": {tok, []string{filepath.Dir(target)}, signer.ErrReference},
 	} {
 		b := Backend(Options{AllowedModules: tt.allowed})
-		_, listErr := b.List(t.Context(), parse(t, tt.tok.Ref("vendor")))
-		key, err := b.Open(t.Context(), parse(t, tt.tok.Ref("vendor")), signer.OpenOptions{})
+		_, listErr := b.List(t.Context(), signerkit.Ref(t, tt.tok.Ref("vendor")))
+		key, err := b.Open(t.Context(), signerkit.Ref(t, tt.tok.Ref("vendor")), signer.OpenOptions{})
 		if tt.family != nil {
-			refused(t, err, tt.family, "does not allow", target)
-			refused(t, listErr, tt.family, "does not allow", target)
+			signerkit.Refused(t, err, tt.family, "does not allow", target)
+			signerkit.Refused(t, listErr, tt.family, "does not allow", target)
 			continue
 		}
 		if err != nil || listErr != nil {

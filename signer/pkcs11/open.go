@@ -51,12 +51,8 @@ func (o Options) openHere(ctx context.Context, r reference, wanted signer.OpenOp
 }
 
 // retainAndOpen loads the module, logs in to the token and finds the key.
-func (o Options) retainAndOpen(ctx context.Context, r reference, wanted signer.OpenOptions) (k signer.Signer, err error) {
-	err = withModule(ctx, r, func(m *module) error {
-		k, err = m.openOrRecover(ctx, r, o, wanted)
-		return err
-	})
-	return k, err
+func (o Options) retainAndOpen(ctx context.Context, r reference, wanted signer.OpenOptions) (signer.Signer, error) {
+	return withModule(ctx, r, func(m *module) (signer.Signer, error) { return m.openOrRecover(ctx, r, o, wanted) })
 }
 
 // openOrRecover is openKey. If other keys are open, they may not have noticed yet that the device has gone: then it

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -86,10 +87,10 @@ func TestP11KitStopped(t *testing.T) {
 			for range 8 {
 				callers.Go(func() {
 					_, err := k.SignContext(ctx, digest, crypto.SHA256)
-					refused(t, err, context.DeadlineExceeded)
+					signerkit.Refused(t, err, context.DeadlineExceeded)
 				})
 			}
-			if _, err := Backend(Options{}).Open(ctx, parse(t, p.Ref("vendor")), signer.OpenOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := Backend(Options{}).Open(ctx, signerkit.Ref(t, p.Ref("vendor")), signer.OpenOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("open: %v", err)
 			}
 			callers.Wait()

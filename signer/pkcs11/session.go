@@ -63,30 +63,30 @@ func closeLate(k signer.Signer) { _ = k.Close() }
 
 // withModule calls do while the reference's module is initialized, with m.mu held: no key of the module is opened,
 // recovered or closed at the same time; signing goes on.
-func withModule(ctx context.Context, r reference, do func(m *module) error) error {
+func withModule[T any](ctx context.Context, r reference, do func(m *module) (T, error)) (value T, err error) {
 	m, err := findModule(r)
 	if err != nil {
-		return err
+		return value, err
 	}
 	if err := m.mu.LockContext(ctx); err != nil {
-		return err
+		return value, err
 	}
 	defer m.mu.Unlock()
 	if err := m.retain(r); err != nil {
-		return err
+		return value, err
 	}
 	defer func() { _ = m.release() }() // the result of do counts
 	return do(m)
 }
 
 // withToken calls do with a session in the one token that the reference names; see withSession.
-func withToken(ctx context.Context, r reference, opts Options, as access, do func(m *module, f finder, t foundToken) error) error {
-	return withModule(ctx, r, func(m *module) error {
+func withToken[T any](ctx context.Context, r reference, opts Options, as access, do func(m *module, f finder, t foundToken) (T, error)) (T, error) {
+	return withModule(ctx, r, func(m *module) (value T, err error) {
 		t, err := m.findSettledToken(ctx, r)
 		if err != nil {
-			return err
+			return value, err
 		}
-		return m.withSession(ctx, r, t, opts, as, func(f finder) error { return do(m, f, t) })
+		return withSession(ctx, m, r, t, opts, as, func(f finder) (T, error) { return do(m, f, t) })
 	})
 }
 
@@ -100,18 +100,17 @@ const (
 )
 
 // withSession calls do with a session in a token. The caller holds m.mu.
-func (m *module) withSession(ctx context.Context, r reference, found foundToken, opts Options, as access, do func(f finder) error) error {
+func withSession[T any](ctx context.Context, m *module, r reference, found foundToken, opts Options, as access, do func(f finder) (T, error)) (value T, err error) {
 	t := &token{}
 	if as != public {
-		var err error
 		if t, err = m.retainToken(ctx, r, &found, opts); err != nil {
-			return err
+			return value, err
 		}
 		defer func() { _ = m.releaseToken(t) }() // the result of do counts
 	}
 	sh, err := t.openSession(m.lib, found.slot, as == writer)
 	if err != nil {
-		return r.wrap("open", advise(err))
+		return value, r.wrap("open", advise(err))
 	}
 	defer func() { _ = m.lib.CloseSession(sh) }()
 	return do(finder{lib: m.lib, sh: sh, ref: r})

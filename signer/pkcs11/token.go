@@ -138,10 +138,7 @@ func (m *module) retainToken(ctx context.Context, r reference, found *foundToken
 		return nil, r.wrap(opLogin, err)
 	}
 	if t.keys == 0 {
-		err := checkPINFlags(r, *found)
-		if err == nil {
-			err = t.keepPIN(ctx, r, *found, opts)
-		}
+		err := t.keepPIN(ctx, r, *found, opts)
 		if err == nil {
 			err = m.attachSettled(ctx, r, t, found)
 		}
