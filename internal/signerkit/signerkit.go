@@ -81,6 +81,23 @@ func WantError(tb testing.TB, err, family error, text, fix string) {
 	}
 }
 
+// Refused checks the family and the texts of an error, and that the outermost error is a *signer.Error.
+func Refused(tb testing.TB, err, family error, says ...string) {
+	tb.Helper()
+	if !errors.Is(err, family) {
+		tb.Errorf("error %v; want one that wraps %q", err, family)
+		return
+	}
+	if _, ok := err.(*signer.Error); !ok { //nolint:errorlint // the outermost error is checked
+		tb.Errorf("error %v is a %T; want a *signer.Error", err, err)
+	}
+	for _, s := range says {
+		if !strings.Contains(err.Error(), s) {
+			tb.Errorf("error %q does not contain %q", err, s)
+		}
+	}
+}
+
 // Double is a double of a network key store for Wiring. F is its type of faults.
 type Double[F ~string] interface {
 	Calls(operation string) int

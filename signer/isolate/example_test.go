@@ -14,7 +14,7 @@ import (
 func Example() {
 	var _ = func(ctx context.Context, ref signer.Ref) error {
 		if len(os.Args) > 1 && os.Args[1] == "worker" {
-			return isolate.Serve(ctx, os.Args[2:], func(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent *isolate.Parent) (signer.Signer, error) {
+			return isolate.Serve(ctx, os.Args[2:], func(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent isolate.Parent) (signer.Signer, error) {
 				return file.Backend(file.Options{Warn: parent.Warn}).Open(ctx, ref, open)
 			})
 		}

@@ -51,14 +51,10 @@ const (
 	kindWarning                     // from the worker: text
 )
 
-// count returns how many fields a frame of this kind has, and false for an unknown kind.
-func (k kind) count() (int, bool) {
-	counts := [...]int{kindOpen: 2, kindOpened: 1, kindAsk: 1, kindSecret: 1, kindSignDigest: 2, kindSignMessage: 2,
-		kindSigned: 1, kindFailed: 4, kindWarning: 1}
-	if k == 0 || int(k) >= len(counts) {
-		return 0, false
-	}
-	return counts[k], true
+// count returns how many fields a frame of this kind has, or 0 for an unknown kind.
+func (k kind) count() uint8 {
+	return [256]uint8{kindOpen: 2, kindOpened: 1, kindAsk: 1, kindSecret: 1, kindSignDigest: 2, kindSignMessage: 2,
+		kindSigned: 1, kindFailed: 4, kindWarning: 1}[k]
 }
 
 // encode returns the frame as it is sent.
@@ -122,8 +118,8 @@ func errFrameSize(size uint32, limit int) error {
 // decodeFrame reads what follows the length of a frame, at least one byte.
 func decodeFrame(body []byte) (frame, error) {
 	f := frame{kind: kind(body[0])}
-	count, ok := f.kind.count()
-	if !ok {
+	count := f.kind.count()
+	if count == 0 {
 		return frame{}, fmt.Errorf("a frame of unknown kind %d", body[0])
 	}
 	rest := body[1:]

@@ -26,13 +26,13 @@ import (
 func framesOf() []frame {
 	var all []frame
 	for k := kindOpen; ; k++ {
-		n, ok := k.count()
-		if !ok {
+		n := k.count()
+		if n == 0 {
 			return all
 		}
 		f := frame{kind: k}
 		for i := range n {
-			f.fields = append(f.fields, bytes.Repeat([]byte{byte(k)}, 10*i))
+			f.fields = append(f.fields, bytes.Repeat([]byte{byte(k)}, 10*int(i)))
 		}
 		all = append(all, f)
 	}
@@ -105,10 +105,7 @@ func TestErrorsCross(t *testing.T) {
 		{fault.WithHint(errors.New("disk on fire"), "look"), "use", []error{signer.ErrUnavailable}, []error{signer.ErrAuth}, "disk on fire"},
 		{wrap("sign", errors.New(strings.Repeat("x", 2*maxText))), "sign", nil, nil, "xxx"},
 	} {
-		f, err := readFrame(bytes.NewReader(failure(tt.err).encode()))
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := testkit.Value(readFrame(bytes.NewReader(failure(tt.err).encode())))(t)
 		op, got := failed(f)
 		for _, family := range tt.is {
 			if !errors.Is(got, family) {
@@ -134,7 +131,7 @@ func FuzzFrame(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if n, ok := got.kind.count(); !ok || n != len(got.fields) {
+		if n := int(got.kind.count()); n == 0 || n != len(got.fields) {
 			t.Fatalf("kind %d with %d fields", got.kind, len(got.fields))
 		}
 		if again := got.encode(); !bytes.HasPrefix(in, again) {
@@ -175,9 +172,7 @@ func TestLaneBreaksRules(t *testing.T) {
 		"no answer":      {signed[:20], "EOF"},
 	} {
 		l, theirs := newLane(t)
-		if _, err := theirs.WriteString(tt.says); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(theirs.WriteString(tt.says))(t)
 		_ = theirs.Close()
 		if _, err := l.wait(t.Context(), time.Now().Add(20*time.Second)); err == nil || !strings.Contains(err.Error(), tt.tells) {
 			t.Errorf("%s: %v; want %q", name, err, tt.tells)
@@ -185,9 +180,7 @@ func TestLaneBreaksRules(t *testing.T) {
 	}
 	for _, says := range []string{"GET / HTTP/1.1\r\n", string(frame{kindSecret, [][]byte{nil}}.encode()), signed} {
 		l, theirs := newLane(t)
-		if _, err := l.file.WriteString(says); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(l.file.WriteString(says))(t)
 		if err := serveLane(theirs, nil); err == nil || !strings.Contains(err.Error(), "a frame of") {
 			t.Errorf("%q: %v", says, err)
 		}
@@ -204,9 +197,7 @@ func TestLaneBreaksRules(t *testing.T) {
 func TestLaneInterrupted(t *testing.T) {
 	l, theirs := newLane(t)
 	whole := frame{kindSigned, [][]byte{digest}}.encode()
-	if _, err := theirs.Write(whole[:20]); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Value(theirs.Write(whole[:20]))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	end := time.Now().Add(20 * time.Second)
@@ -220,9 +211,7 @@ func TestLaneInterrupted(t *testing.T) {
 	if _, err := l.wait(t.Context(), time.Now().Add(3*laneTick)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("%v; want the end of the wait", err)
 	}
-	if _, err := theirs.Write(whole[20:]); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Value(theirs.Write(whole[20:]))(t)
 	if f, err := l.wait(t.Context(), end); err != nil || !bytes.Equal(f.fields[0], digest) {
 		t.Errorf("%v, %v", f, err)
 	}

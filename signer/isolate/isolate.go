@@ -55,5 +55,12 @@ const MaxLanes = 64
 // ends with the start of the worker.
 type Secret func(ctx context.Context, question string) ([]byte, error)
 
+// Parent is the process that started this worker. Safe for concurrent use.
+type Parent struct {
+	Lanes  int               // how many signatures the parent wants to be made at the same time
+	Warn   func(text string) // sends a warning to the parent
+	Secret Secret            // asks the parent for a secret; the error is the parent's, or ctx.Err()
+}
+
 // Opener opens a key in a worker. Its errors should be *signer.Error; the parent replaces their reference by its own.
-type Opener func(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent *Parent) (signer.Signer, error)
+type Opener func(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent Parent) (signer.Signer, error)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
@@ -42,17 +43,11 @@ func TestExactReference(t *testing.T) {
 	s := newStore(t)
 	pub := &testkit.GoldenKey(t).PublicKey
 	for _, query := range []string{"?echo=&pin-value=4711&passphrase=s%26 e%25", "?module-path=/lib/pin-value=1&echo=pin-value=2"} {
-		ref, err := signer.ParseRef("test:" + s.dir + query)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ref := testkit.Value(signer.ParseRef("test:" + s.dir + query))(t)
 		var warned []string
 		cfg := config()
 		cfg.Warn = func(text string) { warned = append(warned, text) }
-		k, err := Open(t.Context(), ref, signer.OpenOptions{PublicKey: pub}, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
+		k := testkit.Value(Open(t.Context(), ref, signer.OpenOptions{PublicKey: pub}, cfg))(t)
 		kill(t, k.pid(), syscall.SIGKILL)
 		mustSign(t, k)
 		if want := ref.Encode() + " 4 true"; len(warned) != 1 || warned[0] != want || strings.Contains(want, "REDACTED") {
@@ -66,7 +61,7 @@ func TestExactReference(t *testing.T) {
 	cfg := config()
 	cfg.Ref = signer.Ref{Scheme: "test", Path: "/none"}
 	_, err := s.open(t.Context(), t, "?pin-value=4711", cfg)
-	refused(t, err, signer.ErrKeyNotFound, "test:"+s.dir+"?pin-value=REDACTED", "/none/key")
+	signerkit.Refused(t, err, signer.ErrKeyNotFound, "test:"+s.dir+"?pin-value=REDACTED", "/none/key")
 }
 
 // The parent answers for secrets through Login, which runs each start; a secret that is refused starts no worker again.
@@ -97,28 +92,25 @@ func TestSecrets(t *testing.T) {
 		return err
 	}
 	const query = "?ask=the%00word"
-	k, err := s.open(t.Context(), t, query, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := testkit.Value(s.open(t.Context(), t, query, cfg))(t)
 	defer func() { _ = k.Close() }()
 	s.fault(t, "latch")
-	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrAuth)
+	_, err := k.Sign(nil, digest, crypto.SHA256)
+	signerkit.Refused(t, err, signer.ErrAuth)
 	if !errors.Is(refusals, ErrSecretRefused) {
 		t.Errorf("Refused was called with %v", refusals)
 	}
 	sent := k.current.sent
 	s.fault(t, "sign-crash", "sign-crash-too")
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrUnavailable, "the secret is REDACTED")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "the secret is REDACTED")
 	if string(sent) != "\x00\x00\x00" {
 		t.Errorf("the secret of a dead worker is kept: %q", sent)
 	}
 
 	answer = "" // the error of the parent is kept
 	_, err = s.open(t.Context(), t, query, cfg)
-	refused(t, err, errAway)
+	signerkit.Refused(t, err, errAway)
 	answer = "no"
 	testkit.Eventually(t, "the refusal", func() bool {
 		_, err = k.Sign(nil, digest, crypto.SHA256)
@@ -126,12 +118,12 @@ func TestSecrets(t *testing.T) {
 	})
 	before := starts
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, ErrSecretRefused)
+	signerkit.Refused(t, err, ErrSecretRefused)
 	if starts != before || strings.Contains(err.Error(), "may be started") {
 		t.Errorf("%d starts after the refusal; %v", starts-before, err)
 	}
 	_, err = s.open(t.Context(), t, query, config()) // without Login
-	refused(t, err, signer.ErrAuth, "has no secret")
+	signerkit.Refused(t, err, signer.ErrAuth, "has no secret")
 }
 
 // A worker that dies, idle or during a signature, is replaced, and the signature is made once more.
@@ -175,13 +167,13 @@ func TestWorkerCrashes(t *testing.T) {
 	k := s.mustOpen(t)
 	s.fault(t, "sign-crash", "sign-crash-too")
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrUnavailable, "the worker process ended", "SIGSEGV: segmentation violation")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "the worker process ended", "SIGSEGV: segmentation violation")
 	if strings.Contains(err.Error(), "goroutine") || strings.Contains(err.Error(), "rax") {
 		t.Errorf("the error contains stacks or registers: %v", err)
 	}
 	for err != nil { // until the back-off has ended
 		if _, err = k.Sign(nil, digest, crypto.SHA256); err != nil {
-			refused(t, err, signer.ErrUnavailable, "may be started at "+time.Now().Format("2006-"), "SIGSEGV")
+			signerkit.Refused(t, err, signer.ErrUnavailable, "may be started at "+time.Now().Format("2006-"), "SIGSEGV")
 		}
 	}
 	if n := s.calls("sign"); n != 3 {
@@ -190,12 +182,12 @@ func TestWorkerCrashes(t *testing.T) {
 	before := k.pid()
 	s.fault(t, "refuse")
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrBadKey, "not permitted")
+	signerkit.Refused(t, err, signer.ErrBadKey, "not permitted")
 	s.fault(t, "short")
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
+	signerkit.Refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
 	_, err = k.SignMessageContext(t.Context(), make([]byte, maxSigned+1), crypto.SHA256)
-	refused(t, err, signer.ErrUnsupported, "131009 bytes")
+	signerkit.Refused(t, err, signer.ErrUnsupported, "131009 bytes")
 	if _, err := signer.Sign(t.Context(), k, make([]byte, maxSigned), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
@@ -236,8 +228,8 @@ func TestWorkerHangs(t *testing.T) {
 		others.Go(func() { mustSign(t, k) })
 	}
 	_, err := k.SignContext(ctx, digest, crypto.SHA256)
-	refused(t, err, context.DeadlineExceeded)
-	refused(t, err, signer.ErrUnavailable)
+	signerkit.Refused(t, err, context.DeadlineExceeded)
+	signerkit.Refused(t, err, signer.ErrUnavailable)
 	mustSign(t, k)
 	others.Wait()
 	if k.pid() == before {
@@ -247,7 +239,7 @@ func TestWorkerHangs(t *testing.T) {
 	k.limit = 100 * time.Millisecond // for a caller without a deadline
 	kill(t, k.pid(), syscall.SIGSTOP)
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrUnavailable, "did not answer in time")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "did not answer in time")
 	if fault.Hint(err) == "" {
 		t.Errorf("%v has no hint", err)
 	}
@@ -261,7 +253,7 @@ func TestWorkerHangs(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err = k.SignContext(ctx, digest, crypto.SHA256)
-	refused(t, err, context.DeadlineExceeded)
+	signerkit.Refused(t, err, context.DeadlineExceeded)
 	gone, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
@@ -270,9 +262,9 @@ func TestWorkerHangs(t *testing.T) {
 	}()
 	testkit.Eventually(t, "two calls in flight", func() bool { return len(k.free) == cap(k.free)-2 })
 	cancel()
-	refused(t, <-failed, context.Canceled)
+	signerkit.Refused(t, <-failed, context.Canceled)
 	_, err = k.SignContext(gone, digest, crypto.SHA256)
-	refused(t, err, context.Canceled)
+	signerkit.Refused(t, err, context.Canceled)
 	kill(t, before, syscall.SIGCONT)
 	mustSign(t, k)
 	testkit.Eventually(t, "the end of the abandoned calls", func() bool { return len(k.free) == cap(k.free) })
@@ -293,7 +285,7 @@ func TestClose(t *testing.T) {
 		t.Errorf("the worker closed its key %d times; want once", n)
 	}
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrClosed)
+	signerkit.Refused(t, err, signer.ErrClosed)
 
 	k = s.mustOpen(t)
 	k.closeWait = 300 * time.Millisecond
@@ -308,7 +300,7 @@ func TestClose(t *testing.T) {
 	if err := k.Close(); err != nil {
 		t.Error(err)
 	}
-	refused(t, <-done, signer.ErrClosed)
+	signerkit.Refused(t, <-done, signer.ErrClosed)
 	if s := state(pid); s != "" {
 		t.Errorf("the worker still exists, in state %s", s)
 	}

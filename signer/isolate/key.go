@@ -82,8 +82,14 @@ func Open(ctx context.Context, ref signer.Ref, open signer.OpenOptions, cfg Conf
 	return k, nil
 }
 
-// fail returns the error of one operation on this key.
-func (k *Key) fail(op string, err error) error { return &signer.Error{Op: op, Ref: k.ref, Err: err} }
+// fail returns the error of one operation on this key. Nil, and an error that is a *signer.Error already, are returned as
+// they are.
+func (k *Key) fail(op string, err error) error {
+	if _, told := err.(*signer.Error); told || err == nil { //nolint:errorlint // the outermost error decides
+		return err
+	}
+	return &signer.Error{Op: op, Ref: k.ref, Err: err}
+}
 
 const opSign = "sign with"
 
@@ -135,7 +141,7 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 		w, err := k.running(ctx)
 		if err != nil {
 			k.free <- n
-			return nil, err
+			return nil, k.fail(opSign, err)
 		}
 		// A caller that leaves early has still set the time that the worker may take.
 		end, limited := ctx.Deadline()
@@ -143,7 +149,7 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 		if !limited {
 			end = time.Now().Add(k.limit)
 		}
-		answer, err := w.lanes[n].ask(ctx, question, end)
+		answer, err := w.process.lanes[n].ask(ctx, question, end)
 		over := errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil:
@@ -180,7 +186,7 @@ func errHung() error {
 
 // abandon waits until end for the answer to a question whose caller has left, and then kills the worker.
 func (k *Key) abandon(ctx context.Context, w *worker, n int, end time.Time) {
-	switch answer, err := w.lanes[n].wait(ctx, end); {
+	switch answer, err := w.process.lanes[n].wait(ctx, end); {
 	case err == nil:
 		_, _ = k.signature(answer) // it ends the back-off
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -244,26 +250,23 @@ func (k *Key) Stats() signer.Stats {
 func (k *Key) Close() error {
 	k.closing.Do(func() {
 		close(k.closed)
-		timer := time.NewTimer(k.closeWait)
-		defer timer.Stop()
-		wait, back := k.closeWait, 0
-		for ; back < cap(k.free) && wait > 0; back++ {
-			select {
-			case <-k.free:
-			case <-timer.C:
-				back--
-				wait = 0 // it hangs
+		drained := make(chan struct{})
+		go func() {
+			defer close(drained)
+			for range cap(k.free) {
+				<-k.free
 			}
+		}()
+		wait := k.closeWait
+		select {
+		case <-drained:
+		case <-time.After(wait):
+			wait = 0 // it hangs
 		}
 		k.closeErr = k.endWorker(wait)
-		for ; back < cap(k.free); back++ {
-			<-k.free // their worker is dead, so they have ended
-		}
+		<-drained // the worker is dead, so the signatures have ended
 	})
-	if k.closeErr != nil {
-		return k.fail("close", k.closeErr)
-	}
-	return nil
+	return k.fail("close", k.closeErr)
 }
 
 // endWorker ends the worker that exists or is being started.

@@ -7,7 +7,6 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -86,7 +85,7 @@ type faultyKey struct {
 }
 
 // openFaulty opens test:FOLDER. The attribute ask is a question for the parent; the key opens if the answer is "yes".
-func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent *Parent) (signer.Signer, error) {
+func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, parent Parent) (signer.Signer, error) {
 	fail := func(err error) (signer.Signer, error) { return nil, &signer.Error{Op: "open", Ref: ref, Err: err} }
 	if err := ref.CheckQuery("ask", "echo", "pin-value", "passphrase", "module-path"); err != nil {
 		return fail(err)
@@ -104,7 +103,7 @@ func openFaulty(ctx context.Context, ref signer.Ref, open signer.OpenOptions, pa
 		fmt.Fprintf(os.Stderr, "the secret is %s\n", answer)
 	}
 	if _, ok := ref.Query("echo"); ok {
-		parent.Warn(fmt.Sprintf("%s %d %v", ref.Encode(), parent.Lanes(), open.PublicKey != nil))
+		parent.Warn(fmt.Sprintf("%s %d %v", ref.Encode(), parent.Lanes, open.PublicKey != nil))
 	}
 	text, err := os.ReadFile(filepath.Join(k.dir, "key"))
 	if err != nil {
@@ -183,9 +182,7 @@ func (s store) fault(t *testing.T, names ...string) {
 
 func (s store) write(t *testing.T, name, content string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600))
 }
 
 // calls returns the number of calls.
@@ -197,10 +194,7 @@ func (s store) calls(name string) int {
 // open opens the key of the store, with more attributes.
 func (s store) open(ctx context.Context, t *testing.T, query string, cfg Config) (*Key, error) {
 	t.Helper()
-	ref, err := signer.ParseRef("test:" + s.dir + query)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := testkit.Value(signer.ParseRef("test:" + s.dir + query))(t)
 	return Open(ctx, ref, signer.OpenOptions{}, cfg)
 }
 
@@ -208,10 +202,7 @@ func (s store) open(ctx context.Context, t *testing.T, query string, cfg Config)
 func (s store) mustOpen(t *testing.T) *Key {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	k, err := s.open(t.Context(), t, "", config())
-	if err != nil {
-		t.Fatal(err)
-	}
+	k := testkit.Value(s.open(t.Context(), t, "", config()))(t)
 	t.Cleanup(func() {
 		if err := k.Close(); err != nil {
 			t.Error(err)
@@ -238,23 +229,6 @@ func mustSign(t *testing.T, key signer.Signer) {
 	}
 }
 
-// refused checks the family, the type and the text of an error.
-func refused(t *testing.T, err, family error, says ...string) {
-	t.Helper()
-	if !errors.Is(err, family) {
-		t.Errorf("error %v; want one that wraps %q", err, family)
-		return
-	}
-	if _, ok := err.(*signer.Error); !ok { //nolint:errorlint // the outermost error is checked
-		t.Errorf("error %v is a %T; want a *signer.Error", err, err)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("error %q does not contain %q", err, s)
-		}
-	}
-}
-
 // state returns the state of a process by proc(5): "R", "S", "T", "Z"; "" if it is gone.
 func state(pid int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -267,9 +241,7 @@ func state(pid int) string {
 
 func kill(t *testing.T, pid int, sig syscall.Signal) {
 	t.Helper()
-	if err := syscall.Kill(pid, sig); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, syscall.Kill(pid, sig))
 	if sig == syscall.SIGSTOP {
 		testkit.Eventually(t, "stop", func() bool { return state(pid) == "T" })
 	}

@@ -16,18 +16,6 @@ type Key struct{ signer.Signer }
 // Stats returns no figures on this system.
 func (*Key) Stats() signer.Stats { return signer.Stats{} }
 
-// Parent is the process that started a worker.
-type Parent struct{}
-
-// Lanes returns 0 on this system.
-func (*Parent) Lanes() int { return 0 }
-
-// Warn does nothing on this system.
-func (*Parent) Warn(string) {}
-
-// Secret fails on this system.
-func (*Parent) Secret(context.Context, string) ([]byte, error) { return nil, errNoWorkers() }
-
 // Open fails: a worker inherits sockets, which this system does not support. The error wraps signer.ErrUnsupported.
 func Open(_ context.Context, ref signer.Ref, _ signer.OpenOptions, _ Config) (*Key, error) {
 	return nil, &signer.Error{Op: "open", Ref: ref, Err: errNoWorkers()}

@@ -3,6 +3,7 @@
 package isolate
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -28,8 +29,8 @@ const (
 
 // process is a worker process and the sockets to it.
 type process struct {
-	conn   net.Conn
-	lanes  []*os.File
+	conn   *net.UnixConn
+	lanes  []*lane
 	cmd    *exec.Cmd
 	stderr lastBytes
 	exited chan struct{} // closed when it was reaped
@@ -39,31 +40,32 @@ type process struct {
 // startProcess starts a command with one end of a socket as file descriptor 3 and those of the lanes after it. The
 // number of lanes is added to its arguments. Its environment is that of this process without the variables of hsmsign,
 // which may contain a PIN, and without the one named drop; a module may need any other.
-func startProcess(command []string, drop string, lanes int) (*process, error) {
-	p := &process{exited: make(chan struct{})}
+func startProcess(command []string, drop string, lanes int) (p *process, err error) {
+	p = &process{exited: make(chan struct{})}
 	var theirs []*os.File
 	defer func() {
 		for _, file := range theirs {
 			_ = file.Close()
 		}
+		if err != nil {
+			p.closeAll()
+		}
 	}()
 	for range 1 + lanes {
 		ours, their, err := socketPair()
 		if err != nil {
-			p.closeAll()
-			return nil, err
+			return p, err
 		}
-		p.lanes, theirs = append(p.lanes, ours), append(theirs, their)
+		p.lanes, theirs = append(p.lanes, &lane{ours, bufio.NewReaderSize(ours, maxAnswer)}), append(theirs, their)
 	}
-	first := p.lanes[0]
+	first := p.lanes[0].file
 	p.lanes = p.lanes[1:]
-	var err error
-	p.conn, err = net.FileConn(first)
+	conn, err := net.FileConn(first)
 	_ = first.Close() // net has its own copy
 	if err != nil {
-		p.closeAll()
-		return nil, err
+		return p, err
 	}
+	p.conn = conn.(*net.UnixConn)
 	cmd := exec.Command(command[0], append(command[1:len(command):len(command)], strconv.Itoa(lanes))...) // #nosec G204 G702 -- this program itself
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -74,11 +76,7 @@ func startProcess(command []string, drop string, lanes int) (*process, error) {
 	cmd.WaitDelay = exitWait // a daemon that the module started may keep standard error open
 	cmd.Stderr = &p.stderr
 	p.cmd = cmd
-	if err := p.run(); err != nil {
-		p.closeAll()
-		return nil, err
-	}
-	return p, nil
+	return p, p.run()
 }
 
 // run starts the command, and reaps it when it ends.
@@ -122,40 +120,26 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return ours, theirs, nil
 }
 
-// hangUp closes our direction of the first socket, after which the process ends by itself.
-func (p *process) hangUp() {
-	if c, ok := p.conn.(*net.UnixConn); ok {
-		_ = c.CloseWrite() // if that fails, the process is gone
-	}
-}
-
-// kill ends the process at once. It may be gone already.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	p.closeAll()
-}
-
 func (p *process) closeAll() {
 	if p.conn != nil {
 		_ = p.conn.Close()
 	}
-	for _, file := range p.lanes {
-		_ = file.Close()
+	for _, lane := range p.lanes {
+		_ = lane.file.Close()
 	}
 }
 
 // gone waits for the end of the process, and reports whether it came in time.
 func (p *process) gone(wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-p.exited:
-	case <-timer.C:
-	}
 	select {
 	case <-p.exited:
 		return true
 	default:
+	}
+	select {
+	case <-p.exited:
+		return true
+	case <-time.After(wait):
 		return false
 	}
 }

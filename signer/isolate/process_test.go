@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
@@ -34,11 +35,11 @@ func TestWorkerNeverOpens(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
 		_, err := s.open(ctx, t, "", Config{Command: []string{os.Args[0], program}})
-		refused(t, err, context.DeadlineExceeded)
-		refused(t, err, signer.ErrUnavailable)
+		signerkit.Refused(t, err, context.DeadlineExceeded)
+		signerkit.Refused(t, err, signer.ErrUnavailable)
 	}
 	_, err := s.open(t.Context(), t, "", Config{Command: []string{"/no/such/program"}})
-	refused(t, err, signer.ErrUnavailable, "/no/such/program")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "/no/such/program")
 	if err := goleak.Find(before); err != nil {
 		t.Error(err)
 	}
@@ -73,7 +74,7 @@ func TestWorkerBreaksRules(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			_, err := newStore(t).open(ctx, t, "", cfg)
-			refused(t, err, tt.family, tt.tells)
+			signerkit.Refused(t, err, tt.family, tt.tells)
 			if errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("it was noticed late: %v", err)
 			}
@@ -85,20 +86,17 @@ func TestWorkerBreaksRules(t *testing.T) {
 func TestAnotherKey(t *testing.T) {
 	s := newStore(t)
 	k := s.mustOpen(t)
-	der, err := x509.MarshalPKCS8PrivateKey(testkit.Key("other"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Value(x509.MarshalPKCS8PrivateKey(testkit.Key("other")))(t)
 	s.write(t, "key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 	kill(t, k.pid(), syscall.SIGKILL)
-	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrKeyNotFound, "another key")
+	_, err := k.Sign(nil, digest, crypto.SHA256)
+	signerkit.Refused(t, err, signer.ErrKeyNotFound, "another key")
 }
 
 // The error contains the last words of a worker, without the secret.
 func TestLastWords(t *testing.T) {
 	_, err := newStore(t).open(t.Context(), t, "", Config{Command: []string{os.Args[0], "loud", "no route to HSM"}})
-	refused(t, err, signer.ErrUnavailable, "exit status 3", "no route to HSM")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "exit status 3", "no route to HSM")
 
 	var l lastBytes
 	for range 1000 {
@@ -117,18 +115,11 @@ func TestWorkerDiesWithParent(t *testing.T) {
 	for _, args := range [][]string{{"parent", "test:" + s.dir}, {"parent"}} {
 		parent := exec.Command(os.Args[0], args...)
 		parent.Stderr = os.Stderr
-		out, err := parent.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := parent.Start(); err != nil {
-			t.Fatal(err)
-		}
+		out := testkit.Value(parent.StdoutPipe())(t)
+		testkit.OK(t, parent.Start())
 		line, _ := bufio.NewReader(out).ReadString('\n')
 		var worker int
-		if _, err := fmt.Sscan(line, &worker); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(fmt.Sscan(line, &worker))(t)
 		kill(t, parent.Process.Pid, syscall.SIGKILL)
 		_ = parent.Wait()
 		// The process that inherits it may be slow to reap it.
@@ -142,10 +133,7 @@ func TestWorkerDiesWithParent(t *testing.T) {
 // After 50 workers there are no more descriptors, goroutines or zombies than before.
 func TestWorkersLeaveNothing(t *testing.T) {
 	fds := func() int {
-		open, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
+		open := testkit.Value(os.ReadDir("/proc/self/fd"))(t)
 		return len(open)
 	}
 	k := newStore(t).mustOpen(t)

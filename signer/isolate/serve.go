@@ -21,8 +21,8 @@ import (
 // firstSocket is the first file descriptor that is not standard (exec.Cmd.ExtraFiles).
 const firstSocket = 3
 
-// Parent is the process that started this worker. Safe for concurrent use.
-type Parent struct {
+// server is the worker's side of its sockets. Safe for concurrent use.
+type server struct {
 	conn   io.ReadWriteCloser
 	lanes  []*os.File
 	fail   func(error)        // ends the worker
@@ -44,21 +44,15 @@ func Serve(ctx context.Context, args []string, open Opener) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		<-ctx.Done()
-		_ = conn.Close() // ends the read
-	}()
-	p := &Parent{conn: conn, lanes: lanes, fail: cancel, answers: make(chan frame, 1), opened: make(chan signer.Signer, 1)}
-	err = p.serve(ctx, open)
+	context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends the read
+	s := &server{conn: conn, lanes: lanes, fail: cancel, answers: make(chan frame, 1), opened: make(chan signer.Signer, 1)}
+	err = s.serve(ctx, open)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	cancel(nil)
-	<-closed
+	_ = conn.Close()
 	select {
-	case key := <-p.opened:
+	case key := <-s.opened:
 		_ = key.Close() // the parent is gone
 	default:
 	}
@@ -92,22 +86,19 @@ func inherited(args []string) (conn net.Conn, lanes []*os.File, err error) {
 	return conn, lanes, nil
 }
 
-// Lanes returns how many signatures the parent wants to be made at the same time.
-func (p *Parent) Lanes() int { return len(p.lanes) }
+// warn sends a warning to the parent.
+func (s *server) warn(text string) { s.send(frame{kindWarning, [][]byte{clip(text)}}) }
 
-// Warn sends a warning to the parent.
-func (p *Parent) Warn(text string) { p.send(frame{kindWarning, [][]byte{clip(text)}}) }
-
-// Secret asks the parent for a secret. The error is the parent's, or ctx.Err().
-func (p *Parent) Secret(ctx context.Context, question string) ([]byte, error) {
+// ask asks the parent for a secret; see Parent.
+func (s *server) ask(ctx context.Context, question string) ([]byte, error) {
 	if len(question) > maxText {
 		return nil, fmt.Errorf("%w: a question of %d bytes", signer.ErrUnsupported, len(question))
 	}
-	p.asking.Lock()
-	defer p.asking.Unlock()
-	p.send(frame{kindAsk, [][]byte{[]byte(question)}})
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	s.send(frame{kindAsk, [][]byte{[]byte(question)}})
 	select {
-	case f := <-p.answers:
+	case f := <-s.answers:
 		if f.kind == kindFailed {
 			_, err := failed(f)
 			return nil, err
@@ -118,24 +109,24 @@ func (p *Parent) Secret(ctx context.Context, question string) ([]byte, error) {
 	}
 }
 
-func (p *Parent) send(f frame) {
-	p.sending.Lock()
-	defer p.sending.Unlock()
-	_, _ = p.conn.Write(f.encode()) // a broken socket ends serve too
+func (s *server) send(f frame) {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	_, _ = s.conn.Write(f.encode()) // a broken socket ends serve too
 }
 
 // serve handles the frames of the first socket until it ends.
-func (p *Parent) serve(ctx context.Context, open Opener) error {
-	first, err := readFrame(p.conn)
+func (s *server) serve(ctx context.Context, open Opener) error {
+	first, err := readFrame(s.conn)
 	if err != nil {
 		return err
 	}
 	if first.kind != kindOpen {
 		return errUnexpected(first)
 	}
-	go p.open(ctx, open, first)
+	go s.open(ctx, open, first)
 	for {
-		f, err := readFrame(p.conn)
+		f, err := readFrame(s.conn)
 		if err != nil {
 			return err
 		}
@@ -143,7 +134,7 @@ func (p *Parent) serve(ctx context.Context, open Opener) error {
 			return errUnexpected(f)
 		}
 		select {
-		case p.answers <- f:
+		case s.answers <- f:
 		default:
 			return errors.New("an answer without a question")
 		}
@@ -151,24 +142,24 @@ func (p *Parent) serve(ctx context.Context, open Opener) error {
 }
 
 // open opens the key, sends the result, and serves the lanes.
-func (p *Parent) open(ctx context.Context, open Opener, f frame) {
-	key, spki, err := p.openKey(ctx, open, f)
+func (s *server) open(ctx context.Context, open Opener, f frame) {
+	key, spki, err := s.openKey(ctx, open, f)
 	if err != nil {
-		p.send(failure(err))
+		s.send(failure(err))
 		return
 	}
-	p.opened <- key
-	for _, lane := range p.lanes {
+	s.opened <- key
+	for _, lane := range s.lanes {
 		go func() {
 			if err := serveLane(lane, key); !errors.Is(err, io.EOF) {
-				p.fail(err)
+				s.fail(err)
 			}
 		}()
 	}
-	p.send(frame{kindOpened, [][]byte{spki}})
+	s.send(frame{kindOpened, [][]byte{spki}})
 }
 
-func (p *Parent) openKey(ctx context.Context, open Opener, f frame) (signer.Signer, []byte, error) {
+func (s *server) openKey(ctx context.Context, open Opener, f frame) (signer.Signer, []byte, error) {
 	ref, err := signer.ParseRef(string(f.fields[0]))
 	if err != nil {
 		return nil, nil, err
@@ -179,7 +170,7 @@ func (p *Parent) openKey(ctx context.Context, open Opener, f frame) (signer.Sign
 			return nil, nil, &signer.Error{Op: "open", Ref: ref, Err: fmt.Errorf("%w: the wanted public key: %w", signer.ErrBadKey, err)}
 		}
 	}
-	key, err := open(ctx, ref, opts, p)
+	key, err := open(ctx, ref, opts, Parent{len(s.lanes), s.warn, s.ask})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -36,28 +36,29 @@ func (k *Key) running(ctx context.Context) (*worker, error) {
 		k.lose(k.current.err, k.current.died)
 		k.current = nil
 	}
+	var err error
 	switch {
 	case k.current != nil:
-		defer k.mu.Unlock()
-		return k.current, nil
 	case k.ctx.Err() != nil:
-		defer k.mu.Unlock()
-		return nil, k.fail(opSign, signer.ErrClosed)
-	case k.starting == nil && time.Now().Before(k.notUntil):
-		defer k.mu.Unlock()
-		return nil, k.fail(opSign, fault.Errorf("%w: the next worker process may be started at %s; the last one: %w", signer.ErrUnavailable,
-			k.notUntil.Format(time.RFC3339Nano), k.lost).Fix(hintStore))
-	case k.starting == nil:
+		err = signer.ErrClosed
+	case k.starting != nil:
+	case time.Now().Before(k.notUntil):
+		err = fault.Errorf("%w: the next worker process may be started at %s; the last one: %w", signer.ErrUnavailable,
+			k.notUntil.Format(time.RFC3339Nano), k.lost).Fix(hintStore)
+	default:
 		k.starting = &start{done: make(chan struct{})}
 		go k.replace(k.starting)
 	}
-	s := k.starting
+	w, s := k.current, k.starting
 	k.mu.Unlock()
+	if w != nil || err != nil {
+		return w, err
+	}
 	select {
 	case <-s.done:
 		return s.w, s.err
 	case <-ctx.Done():
-		return nil, k.fail(opSign, late(ctx, "the new worker process is not ready"))
+		return nil, late(ctx, "the new worker process is not ready")
 	}
 }
 
@@ -90,26 +91,25 @@ func (k *Key) replace(s *start) {
 func (k *Key) launch(ctx context.Context) (w *worker, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	begin := func(secret Secret) error {
-		var err error
-		if w, err = startWorker(ctx, k.cfg, secret, k.warn); err != nil {
-			return k.fail("open", err)
+	begin := func(secret Secret) (err error) {
+		if w, err = startWorker(ctx, k.cfg, secret, k.warn); err == nil {
+			err = k.openIn(ctx, w)
 		}
-		return k.openIn(ctx, w)
+		return k.fail("open", err)
 	}
 	if k.cfg.Login == nil {
 		err = begin(nil)
 	} else {
 		err = k.cfg.Login(ctx, begin)
 	}
-	if err != nil && w != nil {
+	if err == nil {
+		return w, nil
+	}
+	if w != nil {
 		w.kill(signer.ErrClosed)
 		w.process.gone(exitWait) // what cannot be killed is left to the system
 	}
-	if err != nil {
-		return nil, err
-	}
-	return w, nil
+	return nil, err
 }
 
 // openIn opens the key in a new worker. It must be the key of the workers before.
@@ -118,7 +118,7 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 	if k.open.PublicKey != nil {
 		var err error
 		if wanted, err = x509.MarshalPKIXPublicKey(k.open.PublicKey); err != nil {
-			return k.fail("open", fmt.Errorf("%w: the wanted public key: %w", signer.ErrBadKey, err))
+			return fmt.Errorf("%w: the wanted public key: %w", signer.ErrBadKey, err)
 		}
 	}
 	w.send(frame{kindOpen, [][]byte{[]byte(k.cfg.Ref.Encode()), wanted}})
@@ -126,14 +126,16 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 	select {
 	case answer = <-w.opened:
 	case <-w.dead:
-		return k.fail("open", w.err)
+		return w.err
 	case <-ctx.Done():
-		return k.fail("open", late(ctx, "the worker process has not opened the key"))
+		return late(ctx, "the worker process has not opened the key")
 	}
 	if answer.kind == kindFailed {
 		op, err := failed(answer)
-		if refused := w.refusal(); refused != nil {
-			err = refused // it wraps more than what crossed the socket and came back
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.refused != nil {
+			err = w.refused // it wraps more than what crossed the socket and came back
 		}
 		return k.fail(op, err)
 	}
@@ -142,20 +144,20 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 
 // check reads the public key of the first worker, and compares that of others with it.
 func (k *Key) check(spki []byte) error {
+	if k.pub != nil && !bytes.Equal(spki, k.spki) {
+		return fault.Errorf("%w: the reference now names another key than before", signer.ErrKeyNotFound).
+			Fix("restore the key; or, if the change is intended, restart the program")
+	}
 	if k.pub != nil {
-		if !bytes.Equal(spki, k.spki) {
-			return k.fail("open", fault.Errorf("%w: the reference now names another key than before", signer.ErrKeyNotFound).
-				Fix("restore the key; or, if the change is intended, restart the program"))
-		}
 		return nil
 	}
 	parsed, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
-		return k.fail("open", fmt.Errorf("%w: its public key: %w", signer.ErrBadKey, err))
+		return fmt.Errorf("%w: its public key: %w", signer.ErrBadKey, err)
 	}
 	pub, ok := parsed.(*rsa.PublicKey)
 	if !ok {
-		return k.fail("open", fmt.Errorf("%w: a key of type %T", signer.ErrBadKey, parsed))
+		return fmt.Errorf("%w: a key of type %T", signer.ErrBadKey, parsed)
 	}
 	k.pub, k.spki = pub, spki
 	return nil

@@ -28,8 +28,7 @@ const hintStore = "check that the key store answers and that its client is conne
 type worker struct {
 	process *process
 	warn    func(text string)
-	opened  chan frame // receives the answer to kindOpen
-	lanes   []*lane
+	opened  chan frame    // receives the answer to kindOpen
 	dead    chan struct{} // closed when nothing is answered any more
 	killing sync.Once
 	err     error     // why it is dead; readable after dead
@@ -56,9 +55,6 @@ func startWorker(ctx context.Context, cfg Config, secret Secret, warn func(strin
 			Fix("check that the program's own file exists and may be run")
 	}
 	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{}), starting: ctx, secret: secret}
-	for _, file := range p.lanes {
-		w.lanes = append(w.lanes, &lane{file, bufio.NewReaderSize(file, maxAnswer)})
-	}
 	go w.read()
 	return w, nil
 }
@@ -126,13 +122,6 @@ func (w *worker) ask(question string) error {
 	return nil
 }
 
-// refusal returns why the last question of the worker was not answered, or nil.
-func (w *worker) refusal() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.refused
-}
-
 // send writes a frame to the first socket. It does not block: there are at most two. If it fails, read meets the end of
 // the socket too.
 func (w *worker) send(f frame) {
@@ -167,7 +156,8 @@ func (w *worker) alive() bool {
 // kill ends the worker. Whoever waits for an answer gets the first reason.
 func (w *worker) kill(why error) {
 	w.killing.Do(func() {
-		w.process.kill()
+		_ = w.process.cmd.Process.Kill() // it may be gone already
+		w.process.closeAll()
 		w.err, w.died = why, time.Now()
 		close(w.dead)
 		w.mu.Lock()
@@ -179,7 +169,7 @@ func (w *worker) kill(why error) {
 
 // stop lets the worker close its key and end by itself, and kills it when that takes too long.
 func (w *worker) stop(wait time.Duration) error {
-	w.process.hangUp()
+	_ = w.process.conn.CloseWrite() // if that fails, the process is gone
 	ended := w.process.gone(wait)
 	w.kill(signer.ErrClosed)
 	if ended || w.process.gone(exitWait) {

@@ -52,7 +52,7 @@ func bareSign(b *testing.B, k *key) func() error {
 	return func() error {
 		sh := <-free
 		defer func() { free <- sh }()
-		if err := k.module.lib.SignInit(sh, k.mechanisms.raw, k.binding.Load().object); err != nil {
+		if err := k.module.lib.SignInit(sh, k.mechanisms[raw], k.binding.Load().object); err != nil {
 			return err
 		}
 		_, err := k.module.lib.Sign(sh, info)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer/pkcs11/internal/uri"
@@ -43,18 +44,12 @@ func TestAnyToken(t *testing.T) {
 		t.Skipf("%s names no key of a token", tokenVariable)
 	}
 	opts := Options{Secrets: secret.Reader{Getenv: os.Getenv}, Warn: func(text string) { t.Log(text) }}
-	key, err := open(t, opts, text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, opts, text))(t)
 	pub := key.Public().(*rsa.PublicKey)
 	t.Logf("RSA-%d, %+v", pub.N.BitLen(), stats(key))
 	closeKey(t, key)
-	missing := parse(t, text)
-	path, err := uri.Parse(missing.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	missing := signerkit.Ref(t, text)
+	path := testkit.Value(uri.Parse(missing.Path))(t)
 	other := uri.Path{{Name: "object", Value: "no such key"}}
 	for _, a := range path {
 		if a.Name != "object" && a.Name != "id" {

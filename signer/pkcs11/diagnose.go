@@ -30,7 +30,7 @@ type diagnosis struct {
 	token   *token // retained
 	object  pkcs11.ObjectHandle
 	session finder
-	key     *key
+	key     signer.Signer
 	hung    chan struct{} // of a step that the context has cut off: closed when it has ended
 }
 
@@ -69,29 +69,30 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, wanted signer.Ope
 }
 
 // limited returns a step that fails when the context ends before the check.
-func (d *diagnosis) limited(check func() signer.Step) func(context.Context) signer.Step {
+func (d *diagnosis) limited(check func() (signer.Step, error)) func(context.Context) signer.Step {
 	return func(ctx context.Context) signer.Step {
-		done, ended := make(chan signer.Step, 1), make(chan struct{})
-		go func() {
+		ended := make(chan struct{})
+		step, late := await(ctx, "the module has not answered", func() (signer.Step, error) {
 			defer close(ended)
-			done <- check()
-		}()
-		select {
-		case step := <-done:
-			return step
-		case <-ctx.Done():
+			step, err := check()
+			if err != nil {
+				step = signer.StepFail(err)
+			}
+			return step, nil
+		}, nil)
+		if late != nil {
 			d.hung = ended
-			return signer.StepFail(fault.Errorf("%w: the module has not answered: %w", signer.ErrUnavailable, ctx.Err()).
-				Fix("check the connection to the HSM, and restart its client software"))
+			return signer.StepFail(fault.WithHint(late, "check the connection to the HSM, and restart its client software"))
 		}
+		return step
 	}
 }
 
 // locked is limited for a check that holds the module's mu.
-func (d *diagnosis) locked(check func() signer.Step) func(context.Context) signer.Step {
-	return d.limited(func() signer.Step {
+func (d *diagnosis) locked(check func() (signer.Step, error)) func(context.Context) signer.Step {
+	return d.limited(func() (signer.Step, error) {
 		if err := d.module.mu.LockContext(d.ctx); err != nil {
-			return signer.StepFail(err)
+			return signer.Step{}, err
 		}
 		defer d.module.mu.Unlock()
 		return check()
@@ -114,115 +115,100 @@ func (d *diagnosis) release(keep bool) {
 	_ = d.module.release()
 }
 
-func (d *diagnosis) checkReference() signer.Step {
-	var err error
-	if d.ref, err = d.opts.reference("diagnose", d.source); err != nil {
-		return signer.StepFail(err)
+// The checks return a step, or the error of a step that fails.
+
+func (d *diagnosis) checkReference() (step signer.Step, err error) {
+	if d.ref, err = d.opts.reference("diagnose", d.source); err == nil && d.ref.pinValue != "" {
+		return signer.StepWarn("the reference contains the PIN (pin-value), where process lists and logs show it").WithFix("use pin-source=file:PATH"), nil
 	}
-	if d.ref.pinValue != "" {
-		return signer.StepWarn("the reference contains the PIN (pin-value), where process lists and logs show it").WithFix("use pin-source=file:PATH")
-	}
-	return signer.StepOK("%s", d.source)
+	return signer.StepOK("%s", d.source), err
 }
 
-func (d *diagnosis) checkFile() signer.Step {
-	var err error
+func (d *diagnosis) checkFile() (step signer.Step, err error) {
 	if d.module, err = findModule(d.ref); err != nil {
-		return signer.StepFail(err)
+		return step, err
 	}
 	info, err := os.Stat(d.module.path)
 	if err != nil {
-		return signer.StepFail(fmt.Errorf("%w: %w", signer.ErrUnavailable, err))
+		return step, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
 	// Whoever can write to the module can run code in this program. Windows reports 0666 for every writable file.
 	if info.Mode().Perm()&0o022 != 0 && runtime.GOOS != "windows" {
-		return signer.StepWarn("others can write to %s (mode %04o)", d.module.path, info.Mode().Perm()).WithFix("chmod go-w " + d.module.path)
+		return signer.StepWarn("others can write to %s (mode %04o)", d.module.path, info.Mode().Perm()).WithFix("chmod go-w " + d.module.path), nil
 	}
-	return signer.StepOK("%s, %d bytes", d.module.path, info.Size())
+	return signer.StepOK("%s, %d bytes", d.module.path, info.Size()), nil
 }
 
-func (d *diagnosis) checkArchitecture() signer.Step {
+func (d *diagnosis) checkArchitecture() (signer.Step, error) {
 	if lib, err := elf.Open(d.module.path); err == nil {
 		defer func() { _ = lib.Close() }()
 		if want, known := thisMachine(); !known || lib.Machine == want {
-			return signer.StepOK("ELF, %v", lib.Machine)
+			return signer.StepOK("ELF, %v", lib.Machine), nil
 		}
 	}
 	if lib, err := macho.OpenFat(d.module.path); err == nil && runtime.GOOS == "darwin" {
 		defer func() { _ = lib.Close() }()
-		return signer.StepOK("Mach-O, for %d processors", len(lib.Arches))
+		return signer.StepOK("Mach-O, for %d processors", len(lib.Arches)), nil
 	}
 	if lib, err := macho.Open(d.module.path); err == nil && runtime.GOOS == "darwin" {
 		defer func() { _ = lib.Close() }()
-		return signer.StepOK("Mach-O, %v", lib.Cpu)
+		return signer.StepOK("Mach-O, %v", lib.Cpu), nil
 	}
-	return signer.StepFail(fault.WithHint(whyNotLoaded(d.module.path), hintModuleFile))
+	return signer.Step{}, whyNotLoaded(d.module.path)
 }
 
-func (d *diagnosis) checkLoad() signer.Step {
-	if err := d.module.load(d.ref); err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("loaded")
+func (d *diagnosis) checkLoad() (signer.Step, error) {
+	return signer.StepOK("loaded"), d.module.load(d.ref)
 }
 
-func (d *diagnosis) checkInitialize() signer.Step {
+func (d *diagnosis) checkInitialize() (step signer.Step, err error) {
 	if err := d.module.retain(d.ref); err != nil {
-		return signer.StepFail(err)
+		return step, err
 	}
 	d.loaded = true
 	info, err := d.module.lib.GetInfo()
-	if err != nil {
-		return signer.StepFail(call("C_GetInfo", err))
-	}
 	return signer.StepOK("%s, version %d.%d, of %s; PKCS#11 %d.%d", info.LibraryDescription, info.LibraryVersion.Major, info.LibraryVersion.Minor,
-		info.ManufacturerID, info.CryptokiVersion.Major, info.CryptokiVersion.Minor)
+		info.ManufacturerID, info.CryptokiVersion.Major, info.CryptokiVersion.Minor), call("C_GetInfo", err)
 }
 
-func (d *diagnosis) checkSlots() signer.Step {
+func (d *diagnosis) checkSlots() (step signer.Step, err error) {
 	all, err := d.module.lib.GetSlotList(false)
 	if err != nil {
-		return signer.StepFail(call("C_GetSlotList", err))
+		return step, call("C_GetSlotList", err)
 	}
 	present, err := d.module.lib.GetSlotList(true)
 	if err != nil {
-		return signer.StepFail(call("C_GetSlotList", err))
+		return step, call("C_GetSlotList", err)
 	}
 	_, initialized, err := d.module.findTokens(d.ref)
-	if err != nil {
-		return signer.StepFail(err)
-	}
 	const detail = "slots: %d, with a token: %d, initialized: %d"
-	if len(present) > 0 && len(initialized) == 0 {
+	if err == nil && len(present) > 0 && len(initialized) == 0 {
 		return signer.StepWarn(detail, len(all), len(present), len(initialized)).
-			WithFix("have the security officer initialize the token (C_InitToken; pkcs11-tool --init-token)")
+			WithFix("have the security officer initialize the token (C_InitToken; pkcs11-tool --init-token)"), nil
 	}
-	return signer.StepOK(detail, len(all), len(present), len(initialized))
+	return signer.StepOK(detail, len(all), len(present), len(initialized)), err
 }
 
-func (d *diagnosis) checkToken() signer.Step {
-	var err error
-	if d.found, err = d.module.findSettledToken(d.ctx, d.ref); err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s model=%q manufacturer=%q in slot %d", d.found.id, d.found.id.model, d.found.id.manufacturer, d.found.slot)
+func (d *diagnosis) checkToken() (step signer.Step, err error) {
+	d.found, err = d.module.findSettledToken(d.ctx, d.ref)
+	return signer.StepOK("%s model=%q manufacturer=%q in slot %d", d.found.id, d.found.id.model, d.found.id.manufacturer, d.found.slot), err
 }
 
-func (d *diagnosis) checkState() signer.Step {
+func (d *diagnosis) checkState() (signer.Step, error) {
 	info := d.found.info
 	has := func(flag uint) bool { return info.Flags&flag != 0 }
 	if err := checkPINFlags(d.ref, d.found); err != nil {
-		return signer.StepFail(err)
+		return signer.Step{}, err
 	}
 	switch {
 	case !has(pkcs11.CKF_LOGIN_REQUIRED):
-		return signer.StepWarn("the token needs no login (no CKF_LOGIN_REQUIRED): everyone who reaches it can sign").WithFix("protect the token with a PIN")
+		return signer.StepWarn("the token needs no login (no CKF_LOGIN_REQUIRED): everyone who reaches it can sign").WithFix("protect the token with a PIN"), nil
 	case !has(pkcs11.CKF_USER_PIN_INITIALIZED):
-		return signer.StepFail(fault.Errorf("%w: the token has no user PIN yet (no CKF_USER_PIN_INITIALIZED)", signer.ErrAuth).
-			Fix("have the security officer set one (pkcs11-tool --init-pin)"))
+		return signer.Step{}, fault.Errorf("%w: the token has no user PIN yet (no CKF_USER_PIN_INITIALIZED)", signer.ErrAuth).
+			Fix("have the security officer set one (pkcs11-tool --init-pin)")
 	case has(pkcs11.CKF_USER_PIN_COUNT_LOW):
 		return signer.StepWarn("a wrong PIN was sent since the last login (CKF_USER_PIN_COUNT_LOW)").
-			WithFix("log in once with the right PIN, which resets the counter")
+			WithFix("log in once with the right PIN, which resets the counter"), nil
 	}
 	login := "login required"
 	if has(pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH) {
@@ -232,63 +218,59 @@ func (d *diagnosis) checkState() signer.Step {
 	if limit := info.MaxSessionCount; limit != pkcs11.CK_EFFECTIVELY_INFINITE && limit < pkcs11.CK_UNAVAILABLE_INFORMATION-1 {
 		if info.SessionCount != pkcs11.CK_UNAVAILABLE_INFORMATION && info.SessionCount+2 > limit {
 			return signer.StepWarn("%d of %d sessions are in use", info.SessionCount, limit).
-				WithFix("end programs that use the token, or raise its limit; signing needs two sessions")
+				WithFix("end programs that use the token, or raise its limit; signing needs two sessions"), nil
 		}
-		return signer.StepOK("%s; at most %d sessions", login, limit)
+		return signer.StepOK("%s; at most %d sessions", login, limit), nil
 	}
-	return signer.StepOK("%s; no limit of sessions", login)
+	return signer.StepOK("%s; no limit of sessions", login), nil
 }
 
-func (d *diagnosis) checkLogin() signer.Step {
-	var err error
+func (d *diagnosis) checkLogin() (step signer.Step, err error) {
 	if d.token, err = d.module.retainToken(d.ctx, d.ref, &d.found, d.opts); err != nil {
-		return signer.StepFail(err)
+		return step, err
 	}
 	d.session = finder{d.module.lib, d.token.anchor, d.ref, d.wanted.PublicKey}
-	if d.found.info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 {
-		return signer.StepOK("not needed")
+	if !d.token.needsLogin {
+		return signer.StepOK("not needed"), nil
 	}
-	return signer.StepOK("logged in as the user")
+	return signer.StepOK("logged in as the user"), nil
 }
 
-func (d *diagnosis) checkKey() signer.Step {
+func (d *diagnosis) checkKey() (step signer.Step, err error) {
 	object, pub, err := d.session.privateKey()
 	if err != nil {
-		return signer.StepFail(err)
+		return step, err
 	}
 	d.object = object
 	line, err := signer.DescribeKey(pub)
-	if err != nil {
-		return signer.StepFail(err)
-	}
 	line = strings.Join(d.session.describe([]pkcs11.ObjectHandle{object}), "") + ": " + line
-	if pub.N.BitLen() < 2048 {
-		return signer.StepWarn("%s", line).WithFix("Apple accepts RSA of 2048 bits or more: generate another key")
+	if err == nil && pub.N.BitLen() < 2048 {
+		return signer.StepWarn("%s", line).WithFix("Apple accepts RSA of 2048 bits or more: generate another key"), nil
 	}
-	return signer.StepOK("%s", line)
+	return signer.StepOK("%s", line), err
 }
 
-func (d *diagnosis) checkAttributes() signer.Step {
+func (d *diagnosis) checkAttributes() (signer.Step, error) {
 	values := map[string]string{}
 	var all []string
 	for _, p := range d.session.protection(d.object) {
 		values[p.Name] = p.Value
 		all = append(all, p.Name+" "+p.Value)
 	}
-	detail := strings.Join(all, ", ")
+	step := signer.StepWarn("%s", strings.Join(all, ", "))
 	switch {
 	case values["CKA_SIGN"] == no:
-		return signer.StepFail(fault.Errorf("%w: the key is not for signing (CKA_SIGN is no)", signer.ErrBadKey).
-			Fix("name a key that is, or generate one with hsmsign key generate"))
+		return step, fault.Errorf("%w: the key is not for signing (CKA_SIGN is no)", signer.ErrBadKey).
+			Fix("name a key that is, or generate one with hsmsign key generate")
 	case values["CKA_EXTRACTABLE"] != no || values["CKA_SENSITIVE"] != yes:
-		return signer.StepWarn("%s", detail).WithFix("the key can leave the token: generate another one inside it, with hsmsign key generate")
+		return step.WithFix("the key can leave the token: generate another one inside it, with hsmsign key generate"), nil
 	case values["CKA_NEVER_EXTRACTABLE"] != yes || values["CKA_ALWAYS_SENSITIVE"] != yes || values["CKA_LOCAL"] != yes:
-		return signer.StepWarn("%s", detail).WithFix("the key was outside the token, or may have been: find out who has copies")
+		return step.WithFix("the key was outside the token, or may have been: find out who has copies"), nil
 	}
-	return signer.StepOK("%s", detail)
+	return signer.StepOK("%s", step.Detail), nil
 }
 
-func (d *diagnosis) checkMechanisms() signer.Step {
+func (d *diagnosis) checkMechanisms() (signer.Step, error) {
 	var signs []string
 	for _, m := range []struct {
 		name string
@@ -300,17 +282,16 @@ func (d *diagnosis) checkMechanisms() signer.Step {
 		}
 	}
 	if len(signs) == 0 {
-		return signer.StepFail(fault.Errorf("%w: the token signs with neither CKM_RSA_PKCS nor CKM_SHA256_RSA_PKCS", signer.ErrUnsupported).
-			Fix("allow one of them in the HSM's policy"))
+		return signer.Step{}, fault.Errorf("%w: the token signs with neither CKM_RSA_PKCS nor CKM_SHA256_RSA_PKCS", signer.ErrUnsupported).
+			Fix("allow one of them in the HSM's policy")
 	}
-	return signer.StepOK("%s", strings.Join(signs, ", "))
+	return signer.StepOK("%s", strings.Join(signs, ", ")), nil
 }
 
 // checkSignature opens the key and signs. The diagnosis is still logged in, so no PIN is sent again.
-func (d *diagnosis) checkSignature() signer.Step {
-	var err error
+func (d *diagnosis) checkSignature() (step signer.Step, err error) {
 	if d.key, err = d.opts.retainAndOpen(d.ctx, d.ref, d.wanted); err != nil {
-		return signer.StepFail(err)
+		return step, err
 	}
-	return signer.StepSign(d.ctx, d.key)
+	return signer.StepSign(d.ctx, d.key), nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
@@ -20,7 +21,7 @@ import (
 func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 	t.Helper()
 	steps, failed := map[string]signer.Step{}, false
-	key := Backend(Options{}).Diagnose(t.Context(), parse(t, ref), signer.OpenOptions{}, func(s signer.Step) {
+	key := Backend(Options{}).Diagnose(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{}, func(s signer.Step) {
 		steps[s.Name] = s
 		failed = failed || s.Status == signer.StatusFail
 	})
@@ -36,10 +37,7 @@ func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 // A generated key has no defects, and the diagnosis releases everything.
 func TestDiagnose(t *testing.T) {
 	tok, f := faulty(t)
-	key, err := generate(t, tok.Ref("made"), 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(generate(t, tok.Ref("made"), 2048))(t)
 	closeKey(t, key)
 	logins := f.Calls(t)["C_Login"]
 	for _, s := range diagnosed(t, tok.Ref("made")) {
@@ -60,19 +58,12 @@ func TestDiagnoseDefects(t *testing.T) {
 		tok.Import(t, testkit.File(t, "golden/vendor.key"), "twin", []byte{2 + id})
 	}
 	tok.Import(t, keyPEM(t, testkit.KeyOf(1024, "short")), "short", []byte{9})
-	lib, err := os.ReadFile(f.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lib := testkit.Value(os.ReadFile(f.Path))(t)
 	dir := t.TempDir()
 	module := func(name string, content []byte, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(path, content, 0o600))
+		testkit.OK(t, os.Chmod(path, mode))
 		return strings.Replace(tok.Ref("vendor"), f.Path, path, 1)
 	}
 	foreign := append([]byte{}, lib...)
@@ -130,7 +121,7 @@ func TestDiagnoseDefects(t *testing.T) {
 func TestDiagnoseWrongPIN(t *testing.T) {
 	tok, f := faulty(t)
 	for range 2 {
-		Backend(Options{}).Diagnose(t.Context(), parse(t, bare(tok.Ref("vendor"))+"&pin-value="+wrong), signer.OpenOptions{}, func(s signer.Step) {
+		Backend(Options{}).Diagnose(t.Context(), signerkit.Ref(t, bare(tok.Ref("vendor"))+"&pin-value="+wrong), signer.OpenOptions{}, func(s signer.Step) {
 			failed := s.Status == signer.StatusFail && errors.Is(s.Err, signer.ErrAuth)
 			if failed != (s.Name == "login") || strings.Contains(s.Detail+s.Fix, wrong) {
 				t.Errorf("%+v", s)

@@ -37,16 +37,13 @@ const (
 func classify(code pkcs11.Error) (c class, family error) {
 	switch code {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
-		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK,
-		pkcs11.CKR_NEW_PIN_MODE, pkcs11.CKR_NEXT_OTP:
+		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK, pkcs11.CKR_NEW_PIN_MODE, pkcs11.CKR_NEXT_OTP:
 		return classAuth, signer.ErrAuth
 	case pkcs11.CKR_USER_NOT_LOGGED_IN:
 		return classSession, signer.ErrAuth // another program logged out, or the token did
 	case pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_USER_TOO_MANY_TYPES, pkcs11.CKR_USER_TYPE_INVALID,
-		pkcs11.CKR_SESSION_READ_ONLY_EXISTS:
-		return classRequest, signer.ErrAuth // another program must log out first
-	case pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
-		return classRequest, signer.ErrAuth // there is no PIN that a wrong one could lock
+		pkcs11.CKR_SESSION_READ_ONLY_EXISTS, pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
+		return classRequest, signer.ErrAuth // another program must log out first, or there is no PIN that a wrong one could lock
 	case pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
 		pkcs11.CKR_FUNCTION_NOT_PARALLEL, pkcs11.CKR_SESSION_PARALLEL_NOT_SUPPORTED, pkcs11.CKR_CANT_LOCK,
 		pkcs11.CKR_NEED_TO_CREATE_THREADS, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
@@ -90,11 +87,10 @@ type callError struct {
 
 // call converts an error of miekg/pkcs11 for a function into one that wraps its family; nil stays nil.
 func call(function string, err error) error {
-	var code pkcs11.Error
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.As(err, &code):
+	}
+	if code, ok := errors.AsType[pkcs11.Error](err); ok {
 		return &callError{function, code}
 	}
 	return fmt.Errorf("%w: %s: %w", signer.ErrUnavailable, function, err)
@@ -129,8 +125,8 @@ func is(err error, code pkcs11.Error) bool { return errors.Is(err, code) }
 // classOf returns the class of an error. An error without a return value is of this package: it would refuse the same
 // request again, and the session is still good.
 func classOf(err error) class {
-	var code pkcs11.Error
-	if !errors.As(err, &code) {
+	code, ok := errors.AsType[pkcs11.Error](err)
+	if !ok {
 		return classRequest
 	}
 	c, _ := classify(code)
@@ -141,7 +137,7 @@ func classOf(err error) class {
 func advise(err error) error {
 	var hint string
 	switch {
-	case fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
+	case err == nil, fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, signer.ErrAuth):
 		hint = "check the PIN, then restart the program; a token locks itself after a few wrong PINs"

@@ -26,15 +26,8 @@ const opFind = "find"
 
 // privateKey returns the handle of the one RSA private key that the reference names, and its public key. Errors are
 // *signer.Error.
-func (f finder) privateKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
-	object, pub, err := f.findKey()
-	if err != nil {
-		return 0, nil, f.ref.wrap(opFind, err)
-	}
-	return object, pub, nil
-}
-
-func (f finder) findKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
+func (f finder) privateKey() (object pkcs11.ObjectHandle, pub *rsa.PublicKey, err error) {
+	defer func() { err = f.ref.wrap(opFind, err) }()
 	named := f.template(pkcs11.CKO_PRIVATE_KEY)
 	matches, err := f.objects(append(named, pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA)))
 	if pub, ok := f.wanted.(*rsa.PublicKey); ok && len(matches) > 1 && len(named) == 1 {
@@ -56,7 +49,7 @@ func (f finder) findKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
 		return 0, nil, fault.Errorf("%w: several private keys match: %s", signer.ErrAmbiguousKey, list(f.describe(matches))).
 			Fix("name one of them with object= and id=")
 	}
-	pub, err := f.publicKey(matches[0])
+	pub, err = f.publicKey(matches[0])
 	return matches[0], pub, err
 }
 
@@ -75,16 +68,11 @@ func (f finder) template(class uint) []*pkcs11.Attribute {
 // keysOf returns the private keys that belong to a public key, by their modulus; if the token does not show the modulus
 // of private keys, by the id of the public key.
 func (f finder) keysOf(pub *rsa.PublicKey) ([]pkcs11.ObjectHandle, error) {
-	template := func(class uint, t uint, value any) []*pkcs11.Attribute {
-		return []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), pkcs11.NewAttribute(t, value),
-		}
-	}
-	found, err := f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
+	found, err := f.rsaKeys(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes())
 	if err != nil || len(found) > 0 {
 		return found, err
 	}
-	public, err := f.objects(template(pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
+	public, err := f.rsaKeys(pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes())
 	if err != nil || len(public) == 0 {
 		return nil, err
 	}
@@ -92,7 +80,14 @@ func (f finder) keysOf(pub *rsa.PublicKey) ([]pkcs11.ObjectHandle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, id[0]))
+	return f.rsaKeys(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, id[0])
+}
+
+// rsaKeys returns the RSA keys of a class that have this value of an attribute.
+func (f finder) rsaKeys(class, attribute uint, value []byte) ([]pkcs11.ObjectHandle, error) {
+	return f.objects([]*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), pkcs11.NewAttribute(attribute, value),
+	})
 }
 
 // objects returns up to maxListed+1 objects.
@@ -157,11 +152,7 @@ func (f finder) publicKey(private pkcs11.ObjectHandle) (*rsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects, err := f.objects([]*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-		pkcs11.NewAttribute(pkcs11.CKA_ID, id[0]),
-	})
+	objects, err := f.rsaKeys(pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_ID, id[0])
 	if err != nil {
 		return nil, err
 	}
@@ -177,13 +168,13 @@ func (f finder) publicKey(private pkcs11.ObjectHandle) (*rsa.PublicKey, error) {
 // alwaysAuthenticate returns CKA_ALWAYS_AUTHENTICATE, and false if the token does not have it.
 func (f finder) alwaysAuthenticate(private pkcs11.ObjectHandle) (bool, error) {
 	attrs, err := f.attributes(private, pkcs11.CKA_ALWAYS_AUTHENTICATE)
-	if err != nil {
-		if classOf(err) == classRequest {
-			return false, nil
-		}
-		return false, err
+	switch {
+	case err == nil:
+		return len(attrs[0]) > 0 && attrs[0][0] != 0, nil
+	case classOf(err) == classRequest:
+		return false, nil
 	}
-	return len(attrs[0]) > 0 && attrs[0][0] != 0, nil
+	return false, err
 }
 
 // attributes returns the values of at least one attribute. The value of an attribute that the object does not have is

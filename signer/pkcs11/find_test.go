@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -25,14 +26,8 @@ func TestFindToken(t *testing.T) {
 	k := mustOpen(t, tok.Ref("vendor"))
 	lib := k.module.lib
 	slot := k.token.now.Load().slot
-	slotInfo, err := lib.GetSlotInfo(slot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := lib.GetInfo()
-	if err != nil {
-		t.Fatal(err)
-	}
+	slotInfo := testkit.Value(lib.GetSlotInfo(slot))(t)
+	info := testkit.Value(lib.GetInfo())(t)
 	id, escape := k.token.id, url.PathEscape
 	serial := "serial=" + id.serial
 	for _, path := range []string{
@@ -66,14 +61,11 @@ func TestFindToken(t *testing.T) {
 		{serial + ";library-version=99.1", signer.ErrKeyNotFound, []string{"version"}},
 	} {
 		// Not by Open, which repeats the search (see softhsm.go).
-		r, err := Options{}.reference("open", parse(t, "pkcs11:"+tt.path+query))
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := testkit.Value(Options{}.reference("open", signerkit.Ref(t, "pkcs11:"+tt.path+query)))(t)
 		k.module.mu.Lock()
-		_, err = k.module.findToken(r)
+		_, err := k.module.findToken(r)
 		k.module.mu.Unlock()
-		refused(t, err, tt.family, tt.says...)
+		signerkit.Refused(t, err, tt.family, tt.says...)
 	}
 }
 
@@ -105,7 +97,7 @@ func TestFindKey(t *testing.T) {
 		tok.Import(t, text, "many", []byte{0x40, n})
 	}
 	_, err := open(t, Options{}, tok.Ref("many"))
-	refused(t, err, signer.ErrAmbiguousKey, "; and more")
+	signerkit.Refused(t, err, signer.ErrAmbiguousKey, "; and more")
 	if n := strings.Count(err.Error(), `object="many" id=`); n != maxListed {
 		t.Errorf("%d keys listed; want %d", n, maxListed)
 	}
@@ -121,7 +113,7 @@ func TestFindKeyByPublicKey(t *testing.T) {
 		tok.Import(t, other, "other", []byte{0x40, n})
 	}
 	open := func(pub crypto.PublicKey, ref string) (signer.Signer, error) {
-		return Backend(Options{}).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: pub})
+		return Backend(Options{}).Open(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{PublicKey: pub})
 	}
 	for _, script := range []string{"", "C_FindObjects 2 length 0"} { // the second search is that for the modulus
 		f.Script(t, script)
@@ -146,7 +138,7 @@ func TestFindKeyByPublicKey(t *testing.T) {
 		{&golden.PublicKey, tok.Ref("other"), signer.ErrAmbiguousKey}, // the reference has priority
 	} {
 		_, err := open(tt.pub, tt.ref)
-		refused(t, err, tt.family)
+		signerkit.Refused(t, err, tt.family)
 	}
 }
 
@@ -156,10 +148,7 @@ func TestPublicKeyObject(t *testing.T) {
 	tok.Import(t, testkit.File(t, "golden/vendor.key"), "other", []byte{9})
 	const sensitive, deviceError = "C_GetAttributeValue 1 return 0x11", "C_GetAttributeValue 1 return 0x30"
 	f.Script(t, sensitive)
-	key, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	mustSign(t, key)
 	closeKey(t, key)
 	tok.Import(t, testkit.File(t, "golden/vendor.key"), "twin", []byte{1})

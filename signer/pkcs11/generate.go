@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"fmt"
 	"slices"
 
@@ -23,22 +24,18 @@ const opGenerate = "generate"
 // generate generates the RSA key that the reference names; see signer.Backend. The reference must have object=; without
 // id= the key gets a random id. If ctx ends first, the token may still finish the key.
 func (o Options) generate(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
-	r, err := o.reference(opGenerate, ref)
-	if err != nil {
-		return nil, err
-	}
-	return await(ctx, r, opGenerate, func() (signer.Signer, error) { return o.generateIn(ctx, r, spec) },
-		func(k signer.Signer) { _ = k.Close() })
+	work := func(r reference) (signer.Signer, error) { return o.generateIn(ctx, r, spec) }
+	return operate(ctx, o, opGenerate, ref, work, closeLate)
 }
 
 // generateIn generates an RSA key pair in the token that r names, and opens it.
-func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpec) (signer.Signer, error) {
+func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpec) (made signer.Signer, err error) {
 	label, _ := r.path.Get("object")
 	if label == "" {
-		return nil, r.wrap(opGenerate, fault.Errorf("%w: the new key has no name", signer.ErrReference).Fix("add object=NAME to the reference"))
+		return nil, fault.Errorf("%w: the new key has no name", signer.ErrReference).Fix("add object=NAME to the reference")
 	}
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
-		return nil, r.wrap(opGenerate, fmt.Errorf("%w: RSA of %d bits, want 2048, 3072 or 4096", signer.ErrUnsupported, spec.Bits))
+		return nil, fmt.Errorf("%w: RSA of %d bits, want 2048, 3072 or 4096", signer.ErrUnsupported, spec.Bits)
 	}
 	id, ok := r.path.Get("id")
 	if !ok {
@@ -47,35 +44,28 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 		id = string(random)
 	}
 	if id == "" {
-		return nil, r.wrap(opGenerate, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one"))
+		return nil, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one")
 	}
-	var made *key
-	err := withToken(ctx, r, opGenerate, o, writer, func(m *module, f finder, t foundToken) error {
+	made, err = withToken(ctx, r, o, writer, func(m *module, f finder, t foundToken) (signer.Signer, error) {
 		if err := f.refuseExisting(label, id); err != nil {
-			return err
+			return nil, err
 		}
 		if err := f.generate(label, id, spec.Bits); err != nil {
-			return err
+			return nil, err
 		}
 		exact := r
 		exact.path = exactPath(t.id, label, id)
 		// The session is still logged in, so opening the key needs no PIN. The reference is exact, so it needs no public key.
-		if err := m.retain(r); err != nil {
-			return err
-		}
-		k, err := m.openKey(ctx, exact, o, signer.OpenOptions{})
-		if err != nil {
-			_ = m.release() // the first error is reported
-		}
-		made = k
-		return err
+		m.keys++ // this session is in use: the module must not be initialized again
+		defer func() { m.keys-- }()
+		return m.openKey(ctx, exact, o, signer.OpenOptions{})
 	})
 	if err != nil {
 		return nil, err
 	}
-	if made.pub.N.BitLen() != spec.Bits || made.pub.E != 65537 {
+	if pub := made.Public().(*rsa.PublicKey); pub.N.BitLen() != spec.Bits || pub.E != 65537 {
 		_ = made.Close() // the first error is reported
-		return nil, r.wrap(opGenerate, fault.Errorf("%w: the token made RSA of %d bits with exponent %d", signer.ErrBadKey, made.pub.N.BitLen(), made.pub.E).Fix(hintDelete))
+		return nil, fault.Errorf("%w: the token made RSA of %d bits with exponent %d", signer.ErrBadKey, pub.N.BitLen(), pub.E).Fix(hintDelete)
 	}
 	return made, nil
 }
@@ -100,17 +90,16 @@ func (f finder) refuseExisting(label, id string) error {
 	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
 		for _, name := range []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id)} {
 			existing, err := f.objects([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), name})
-			if err != nil {
-				return f.ref.wrap(opGenerate, err)
-			}
 			switch {
+			case err != nil:
+				return err
 			case len(existing) == 0:
 			case class == pkcs11.CKO_PUBLIC_KEY:
-				return f.ref.wrap(opGenerate, fault.Errorf("%w: a public key without its private key: %s", signer.ErrKeyExists, list(f.describe(existing))).
-					Fix("if a generation was interrupted, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id="))
+				return fault.Errorf("%w: a public key without its private key: %s", signer.ErrKeyExists, list(f.describe(existing))).
+					Fix("if a generation was interrupted, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id=")
 			default:
-				return f.ref.wrap(opGenerate, fault.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(existing))).
-					Fix("choose another object= and id=; nothing is replaced"))
+				return fault.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(existing))).
+					Fix("choose another object= and id=; nothing is replaced")
 			}
 		}
 	}
@@ -133,19 +122,16 @@ func (f finder) generate(label, id string, bits int) error {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}
 	_, object, err := f.lib.GenerateKeyPair(f.sh, mechanism, public, private)
 	if err != nil {
-		return f.ref.wrap(opGenerate, call("C_GenerateKeyPair", err))
+		return call("C_GenerateKeyPair", err)
 	}
 	var wrong []string
 	for _, p := range protections() {
-		if p.generated == "" {
-			continue
-		}
-		if got := f.boolean(object, p.attribute); got != p.generated {
+		if got := f.boolean(object, p.attribute); p.generated != "" && got != p.generated {
 			wrong = append(wrong, fmt.Sprintf("%s is %s", p.name, got))
 		}
 	}
 	if len(wrong) > 0 {
-		return f.ref.wrap(opGenerate, fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete))
+		return fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete)
 	}
 	return nil
 }

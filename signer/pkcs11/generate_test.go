@@ -10,6 +10,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -21,14 +22,11 @@ func TestGenerate(t *testing.T) {
 	f := softhsmtest.BuildFaultModule(t)
 	f.Use(tok)
 	for label, bits := range map[string]int{"first": 2048, "second": 3072} {
-		key, err := generate(t, tok.Ref(label), bits)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(generate(t, tok.Ref(label), bits))(t)
 		if n := key.Public().(*rsa.PublicKey).N.BitLen(); n != bits {
 			t.Errorf("%d bits; want %d", n, bits)
 		}
-		infos, err := Backend(Options{}).List(t.Context(), parse(t, tok.Ref(label)))
+		infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, tok.Ref(label)))
 		if err != nil || len(infos) != 1 {
 			t.Fatalf("%v, %v", infos, err)
 		}
@@ -54,7 +52,7 @@ func TestGenerate(t *testing.T) {
 
 func generate(t *testing.T, ref string, bits int) (signer.Signer, error) {
 	t.Helper()
-	return Backend(Options{}).Generate(t.Context(), parse(t, ref), signer.KeySpec{Bits: bits})
+	return Backend(Options{}).Generate(t.Context(), signerkit.Ref(t, ref), signer.KeySpec{Bits: bits})
 }
 
 func TestGenerateRefuses(t *testing.T) {
@@ -81,7 +79,7 @@ func TestGenerateRefuses(t *testing.T) {
 		{"pkcs11:object=new?module-path=/none.so", 2048, signer.ErrKeyNotFound, "/none.so"},
 	} {
 		_, err := generate(t, tt.ref, tt.bits)
-		refused(t, err, tt.family, tt.says)
+		signerkit.Refused(t, err, tt.family, tt.says)
 	}
 	if after := tool(t, tok, "-O"); after != before {
 		t.Errorf("the token has other objects than before:\n%s", after)

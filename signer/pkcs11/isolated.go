@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,10 +20,9 @@ import (
 // replaces the workers, and isolatedKey gives them their PIN.
 type isolatedKey struct {
 	*isolate.Key
-	ref     reference
-	opts    Options
-	module  *module // not loaded here
-	closing sync.Once
+	ref    reference
+	opts   Options
+	module *module // not loaded here
 
 	mu  sync.Mutex
 	pin *pinState // of the token that the workers log in to, kept; nil: none asked for a PIN
@@ -60,12 +60,12 @@ func (o Options) openIsolated(ctx context.Context, r reference, wanted signer.Op
 // RunWorker is the whole work of a worker process; see isolate.Serve. args are the arguments that were added to
 // Options.Worker. The caller exits when it returns.
 func RunWorker(ctx context.Context, args []string) error {
-	return isolate.Serve(ctx, args, func(ctx context.Context, ref signer.Ref, wanted signer.OpenOptions, parent *isolate.Parent) (signer.Signer, error) {
+	return isolate.Serve(ctx, args, func(ctx context.Context, ref signer.Ref, wanted signer.OpenOptions, parent isolate.Parent) (signer.Signer, error) {
 		r, err := parseReference(ref)
 		if err != nil {
 			return nil, r.wrap("open", err)
 		}
-		r.sessions = max(1, parent.Lanes())
+		r.sessions = max(1, parent.Lanes)
 		opts := Options{Warn: parent.Warn, askPIN: func(ctx context.Context, id tokenID) ([]byte, error) {
 			return parent.Secret(ctx, strings.Join([]string{id.label, id.serial, id.model, id.manufacturer}, "\x00"))
 		}}
@@ -105,11 +105,12 @@ func (k *isolatedKey) login(ctx context.Context, start func(isolate.Secret) erro
 // Close ends the worker; see isolate.Key. The token's PIN is forgotten with its last key.
 func (k *isolatedKey) Close() error {
 	err := k.Key.Close()
-	k.closing.Do(func() {
-		if pin := k.token(); pin != nil {
-			pin.drop()
-		}
-	})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pin != nil {
+		k.pin.drop()
+		k.pin = nil
+	}
 	return err
 }
 
@@ -117,7 +118,7 @@ func (k *isolatedKey) Close() error {
 type workerLogin struct {
 	key *isolatedKey
 
-	mu    sync.Mutex
+	// Guarded by the key's mu.
 	ended bool      // the worker has opened its key, or failed
 	pin   *pinState // whose sending is held; nil: no PIN was sent
 	sent  []byte
@@ -131,12 +132,9 @@ func (l *workerLogin) secret(ctx context.Context, question string) ([]byte, erro
 	}
 	id := tokenID{part[0], part[1], part[2], part[3]}
 	pin := l.key.module.pin(id)
-	l.mu.Lock()
-	first, again := l.key.token(), bytes.Clone(l.sent)
-	if l.pin != nil {
-		first = l.pin
-	}
-	l.mu.Unlock()
+	l.key.mu.Lock()
+	first, again := cmp.Or(l.pin, l.key.pin), bytes.Clone(l.sent)
+	l.key.mu.Unlock()
 	switch {
 	case first != nil && first != pin:
 		clear(again)
@@ -161,8 +159,8 @@ func (l *workerLogin) claim(ctx context.Context, pin *pinState, value []byte) er
 		return err
 	}
 	err := pin.latched()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.key.mu.Lock()
+	defer l.key.mu.Unlock()
 	if err == nil && l.ended {
 		err = fmt.Errorf("%w: the start of the worker process has ended", signer.ErrUnavailable)
 	}
@@ -176,26 +174,22 @@ func (l *workerLogin) claim(ctx context.Context, pin *pinState, value []byte) er
 
 // end returns the error of the start. A PIN that worked is kept for the key, and one that was refused is latched.
 func (l *workerLogin) end(err error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.key.mu.Lock()
+	defer l.key.mu.Unlock()
 	l.ended = true
 	if l.pin == nil {
 		return err
 	}
-	defer func() {
-		clear(l.sent)
-		l.sent = nil
-		l.pin.sending.Unlock()
-	}()
+	defer l.pin.sending.Unlock()
 	if errors.Is(err, isolate.ErrSecretRefused) {
 		l.pin.refuse(inner(err))
 	}
-	l.key.mu.Lock()
-	defer l.key.mu.Unlock()
 	if err == nil && l.key.pin == nil {
 		l.pin.keep(bytes.Clone(l.sent))
 		l.key.pin = l.pin
 	}
+	clear(l.sent)
+	l.sent = nil
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -34,10 +35,7 @@ func TestIsolateAttribute(t *testing.T) {
 	} {
 		opts := workerOptions()
 		opts.Isolate = tt.isolate
-		key, err := open(t, opts, tok.Ref("vendor")+tt.attr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(open(t, opts, tok.Ref("vendor")+tt.attr))(t)
 		if got := fmt.Sprintf("%T", key); got != tt.want {
 			t.Errorf("%q, Isolate %v: %s; want %s", tt.attr, tt.isolate, got, tt.want)
 		}
@@ -54,7 +52,7 @@ func TestIsolateAttribute(t *testing.T) {
 	callers.Wait()
 
 	_, err := open(t, workerOptions(), tok.Ref("vendor")+"&isolate=maybe")
-	refused(t, err, signer.ErrReference, "isolate")
+	signerkit.Refused(t, err, signer.ErrReference, "isolate")
 	_, err = open(t, Options{}, tok.Ref("vendor")+"&isolate=yes")
 	hinted(t, err, signer.ErrUnsupported, "no worker process")
 	_, err = open(t, Options{Worker: []string{"/no/such/program"}}, tok.Ref("vendor")+"&isolate=yes")
@@ -67,17 +65,14 @@ func TestWorkerOptions(t *testing.T) {
 	second := testkit.Key("second")
 	tok.Import(t, keyPEM(t, second), "pin-value=1;2", []byte{2})
 	_, err := open(t, workerOptions(), tok.Ref(""))
-	refused(t, err, signer.ErrAmbiguousKey)
+	signerkit.Refused(t, err, signer.ErrAmbiguousKey)
 	var warned []string
 	opts := workerOptions()
 	opts.Warn = func(text string) { warned = append(warned, text) }
 	none := bare(tok.Ref("")) + "&pin-value=" + tok.PIN
 	for _, ref := range []string{none, strings.Replace(none, "?", ";object=pin-value=1%3B2?", 1)} {
 		warned = nil
-		key, err := Backend(opts).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: &second.PublicKey})
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := testkit.Value(Backend(opts).Open(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{PublicKey: &second.PublicKey}))(t)
 		if !second.PublicKey.Equal(key.Public()) {
 			t.Errorf("%s: another key", ref)
 		}
@@ -102,13 +97,10 @@ func TestWorkerEnvironment(t *testing.T) {
 	opts.Worker = append([]string{"/bin/sh", "-c", `tr '\0' '\n' </proc/$$/environ >` + seen + `; echo "$0 $@" >>` + seen + `; exec "$0" "$@"`}, opts.Worker...)
 	for _, ref := range []string{bare(tok.Ref("vendor")) + "&pin-source=env:MY_PIN", bare(tok.Ref("vendor")) + "&pin-value=" + tok.PIN} {
 		mustSign(t, mustOpenWith(t, opts, ref))
-		text, err := os.ReadFile(seen)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.Value(os.ReadFile(seen))(t)
 		for name, want := range map[string]bool{"HSMSIGN_": false, "MY_PIN": strings.Contains(ref, "value"), "SOFTHSM2_CONF=": true, "pkcs11-worker": true} {
 			if got := strings.Contains(string(text), name); got != want {
-				t.Errorf("%s: %q is in the worker's environment or arguments: %v", parse(t, ref), name, got)
+				t.Errorf("%s: %q is in the worker's environment or arguments: %v", signerkit.Ref(t, ref), name, got)
 			}
 		}
 	}
@@ -118,15 +110,12 @@ func TestWorkerEnvironment(t *testing.T) {
 func TestWorkerCrashesInModule(t *testing.T) {
 	tok, f := faulty(t)
 	before := goleak.IgnoreCurrent()
-	key, err := open(t, workerOptions(), tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, workerOptions(), tok.Ref("vendor")))(t)
 	f.Script(t, "C_Sign 1 crash")
 	mustSign(t, key)
 	calls(t, f, map[string]int{"C_Sign": 3, "C_Login": 2}) // the one that crashed, and two for a signature and its length
 	f.Script(t, "C_Sign * crash")
-	_, err = key.Sign(nil, digest, crypto.SHA256)
+	_, err := key.Sign(nil, digest, crypto.SHA256)
 	hinted(t, err, signer.ErrUnavailable, "signal: segmentation fault")
 	f.Script(t)
 	testkit.Eventually(t, "the end of the back-off", func() bool {
@@ -147,7 +136,7 @@ func TestWorkerWrongPIN(t *testing.T) {
 	tok, f := faulty(t)
 	f.Script(t, "C_Login 1 crash")
 	_, err := open(t, workerOptions(), tok.Ref("vendor"))
-	refused(t, err, signer.ErrUnavailable, "segmentation fault")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "segmentation fault")
 	if errors.Is(err, signer.ErrAuth) {
 		t.Errorf("error %v; nothing was refused", err)
 	}
@@ -161,7 +150,7 @@ func TestWorkerWrongPIN(t *testing.T) {
 			_, err := open(t, opts, bare(tok.Ref("vendor"))+"&pin-value="+wrong)
 			// While SoftHSM2 records that a PIN was wrong, other processes may not see the token.
 			if !errors.Is(err, signer.ErrKeyNotFound) {
-				refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
+				signerkit.Refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
 			}
 			if strings.Contains(fmt.Sprint(err), wrong) {
 				t.Errorf("the error contains the PIN: %v", err)
@@ -201,7 +190,7 @@ func TestWorkerLogsInAgain(t *testing.T) {
 	mustSign(t, other) // it is logged in
 	f.Script(t, "C_Sign 1 crash")
 	_, err = other.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrAuth, "no PIN was sent again")
+	signerkit.Refused(t, err, signer.ErrAuth, "no PIN was sent again")
 	calls(t, f, map[string]int{"C_Login": 4})
 }
 
@@ -213,8 +202,8 @@ func TestWorkerWithoutPIN(t *testing.T) {
 	opts := workerOptions()
 	opts.Secrets.Prompt = func(context.Context, string) ([]byte, error) { return nil, errAway }
 	_, err := open(t, opts, bare(tok.Ref("vendor")))
-	refused(t, err, signer.ErrAuth, "went for lunch")
-	refused(t, err, errAway)
+	signerkit.Refused(t, err, signer.ErrAuth, "went for lunch")
+	signerkit.Refused(t, err, errAway)
 
 	answer := make(chan struct{})
 	opts.Secrets.Prompt = func(context.Context, string) ([]byte, error) {
@@ -223,8 +212,8 @@ func TestWorkerWithoutPIN(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err = Backend(opts).Open(ctx, parse(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
-	refused(t, err, context.DeadlineExceeded)
+	_, err = Backend(opts).Open(ctx, signerkit.Ref(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
+	signerkit.Refused(t, err, context.DeadlineExceeded)
 	mustSign(t, mustOpenWith(t, opts, tok.Ref("vendor")))
 	close(answer)
 	calls(t, f, map[string]int{"C_Login": 1})

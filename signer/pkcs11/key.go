@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,18 +24,16 @@ type key struct {
 	module     *module
 	token      *token
 	pub        *rsa.PublicKey
-	binding    atomic.Pointer[binding] // nil while the key is not found
-	mechanisms mechanisms
-	messages   atomic.Bool // the token receives messages, not digests
+	binding    atomic.Pointer[binding]             // nil while the key is not found
+	mechanisms map[crypto.Hash][]*pkcs11.Mechanism // see newMechanisms
+	messages   atomic.Bool                         // the token receives messages, not digests
 	sessions   *pool
 	closeWait  time.Duration
 
 	// The figures when the key was opened.
 	reconnects, reinitialized uint64
 
-	closing sync.Once
-	ended   chan struct{} // closed when everything is released
-	endErr  error         // readable after ended
+	end func() error // releases everything, once
 }
 
 // Public returns the *rsa.PublicKey, which was read when the key was opened.
@@ -80,52 +77,24 @@ func (k *key) run(ctx context.Context, p payload) ([]byte, error) {
 	if err := k.sessions.acquire(ctx); err != nil {
 		return nil, k.fail(err)
 	}
-	if ctx.Done() == nil { // it cannot end
+	sig, err := await(ctx, "C_Sign has not returned", func() ([]byte, error) {
 		defer k.sessions.release()
-		sig, err := k.sign(ctx, p)
-		if err != nil {
-			return nil, k.fail(err)
-		}
-		return sig, nil
-	}
-	type result struct {
-		sig []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer k.sessions.release()
-		sig, err := k.sign(ctx, p)
-		done <- result{sig, err}
-	}()
-	select {
-	case res := <-done:
-		if res.err != nil {
-			return nil, k.fail(res.err)
-		}
-		return res.sig, nil
-	case <-ctx.Done():
-		return nil, k.fail(fmt.Errorf("%w: C_Sign has not returned: %w", signer.ErrUnavailable, ctx.Err()))
-	}
+		return k.sign(ctx, p)
+	}, nil)
+	return sig, k.fail(err)
 }
 
 // sign makes one signature, and makes it once more if the session or the module has died. The caller has a permit.
 func (k *key) sign(ctx context.Context, p payload) ([]byte, error) {
-	b, ok := k.bound()
-	var cause error
-	if ok {
-		var sig []byte
-		if sig, cause = k.attempt(ctx, b, p); cause == nil {
-			return sig, nil
-		}
-		if c := classOf(cause); c != classSession && c != classModule {
-			return nil, cause
-		}
+	b, _ := k.bound()
+	sig, cause := k.attempt(ctx, b, p)
+	if c := classOf(cause); c != classSession && c != classModule {
+		return sig, cause
 	}
 	if err := k.recover(ctx, b, cause); err != nil {
 		return nil, err
 	}
-	b, ok = k.bound()
+	b, ok := k.bound()
 	if !ok {
 		return nil, errLost
 	}
@@ -148,7 +117,7 @@ func (k *key) attempt(ctx context.Context, b *binding, p payload) (sig []byte, e
 	}
 	defer k.module.signing.leave()
 	if now, ok := k.bound(); !ok || now != b {
-		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // a recovery came between
+		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // the login has ended, or a recovery came between
 	}
 	s, err := k.sessions.take(ctx, b.login)
 	if err != nil {
@@ -178,29 +147,20 @@ func (k *key) Stats() signer.Stats {
 // Close releases sessions, login and module. It waits a few seconds for signatures in flight. If the module has not
 // finished by then, the rest is released later, and the error wraps signer.ErrUnavailable.
 func (k *key) Close() error {
-	k.closing.Do(func() {
-		go func() {
-			k.endErr = k.end()
-			close(k.ended)
-		}()
-	})
-	timer := time.NewTimer(k.closeWait)
-	defer timer.Stop()
+	ended := make(chan error, 1)
+	go func() { ended <- k.end() }()
 	select {
-	case <-k.ended:
-		if k.endErr != nil {
-			return k.ref.wrap("close", k.endErr)
-		}
-		return nil
-	case <-timer.C:
+	case err := <-ended:
+		return k.ref.wrap("close", err)
+	case <-time.After(k.closeWait):
 		return k.ref.wrap("close", fmt.Errorf("%w: module %q still works on a call after %v", signer.ErrUnavailable, k.ref.module, k.closeWait))
 	}
 }
 
-// end releases everything, in the order that the module needs.
-func (k *key) end() error {
+// release releases everything, in the order that the module needs. It is called once.
+func (k *key) release() error {
 	k.sessions.drain()
 	k.module.mu.Lock()
 	defer k.module.mu.Unlock()
-	return errors.Join(k.sessions.close(), k.module.releaseToken(k.token), k.module.release())
+	return errors.Join(k.sessions.evict(), k.module.releaseToken(k.token), k.module.release())
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -22,14 +23,9 @@ import (
 // Two keys of a token share the module and the login, which end with the last key.
 func TestSharedLogin(t *testing.T) {
 	tok, f := faulty(t)
-	first, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := open(t, Options{}, bare(tok.Ref("vendor"))) // it needs no PIN
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
+	// It needs no PIN.
+	second := testkit.Value(open(t, Options{}, bare(tok.Ref("vendor"))))(t)
 	closeKey(t, first)
 	mustSign(t, second)
 	closeKey(t, second)
@@ -42,13 +38,8 @@ func TestSharedLogin(t *testing.T) {
 func TestForeignModule(t *testing.T) {
 	tok, f := faulty(t)
 	lib := pkcs11.New(f.Path)
-	if err := lib.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	found, err := (&module{lib: lib}).findToken(reference{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, lib.Initialize())
+	found := testkit.Value((&module{lib: lib}).findToken(reference{}))(t)
 	sh, err := lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION)
 	if err == nil {
 		err = lib.Login(sh, pkcs11.CKU_USER, tok.PIN)
@@ -56,10 +47,7 @@ func TestForeignModule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	mustSign(t, key)
 	f.Script(t, "C_Sign 1 return 0x30")
 	_, err = key.Sign(nil, digest, crypto.SHA256)
@@ -123,16 +111,13 @@ func TestReturnValues(t *testing.T) {
 	}
 	f.Script(t, "C_Sign 2 length 255")
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
+	signerkit.Refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
 }
 
 // C_Sign hangs: callers and Close return in time, and everything is released when the module returns.
 func TestHangingModule(t *testing.T) {
 	tok, f := faulty(t)
-	opened, err := open(t, Options{}, tok.Ref("vendor")+"&max-sessions=2")
-	if err != nil {
-		t.Fatal(err)
-	}
+	opened := testkit.Value(open(t, Options{}, tok.Ref("vendor")+"&max-sessions=2"))(t)
 	k := opened.(*key)
 	k.closeWait = 100 * time.Millisecond
 	f.Script(t, "C_Sign * hang")
@@ -140,15 +125,15 @@ func TestHangingModule(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, err := k.SignContext(ctx, digest, crypto.SHA256)
 		cancel()
-		refused(t, err, context.DeadlineExceeded, says)
-		refused(t, err, signer.ErrUnavailable)
+		signerkit.Refused(t, err, context.DeadlineExceeded, says)
+		signerkit.Refused(t, err, signer.ErrUnavailable)
 	}
 	if got := stats(k); got.InUse != 2 {
 		t.Errorf("%+v; want both sessions in use", got)
 	}
-	refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
-	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrClosed)
+	signerkit.Refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
+	_, err := k.Sign(nil, digest, crypto.SHA256)
+	signerkit.Refused(t, err, signer.ErrClosed)
 	calls(t, f, map[string]int{"C_Finalize": 0})
 	f.Script(t)
 	k.closeWait = 20 * time.Second
@@ -186,9 +171,9 @@ func TestAbandoned(t *testing.T) {
 			f.Script(t, "C_Login 1 hang")
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			err := do(ctx, Backend(Options{}), parse(t, tok.Ref("vendor")))
-			refused(t, err, signer.ErrUnavailable)
-			refused(t, err, context.DeadlineExceeded)
+			err := do(ctx, Backend(Options{}), signerkit.Ref(t, tok.Ref("vendor")))
+			signerkit.Refused(t, err, signer.ErrUnavailable)
+			signerkit.Refused(t, err, context.DeadlineExceeded)
 			f.Script(t)
 			testkit.Eventually(t, "the release", func() bool {
 				c := f.Calls(t)
@@ -206,11 +191,11 @@ func TestNoLoginAfterTheEnd(t *testing.T) {
 		cancel()
 		return []byte(tok.PIN), nil
 	}}}
-	_, err := Backend(opts).Open(ctx, parse(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
-	refused(t, err, context.Canceled)
+	_, err := Backend(opts).Open(ctx, signerkit.Ref(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
+	signerkit.Refused(t, err, context.Canceled)
 	testkit.Eventually(t, "the release", func() bool { return f.Calls(t)["C_Finalize"] == 1 })
-	_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{}) // it has ended before
-	refused(t, err, context.Canceled)
+	_, err = Backend(Options{}).Open(ctx, signerkit.Ref(t, tok.Ref("vendor")), signer.OpenOptions{}) // it has ended before
+	signerkit.Refused(t, err, context.Canceled)
 	calls(t, f, map[string]int{"C_Initialize": 1, "C_Login": 0})
 }
 
@@ -257,7 +242,7 @@ func TestSessionsExhausted(t *testing.T) {
 	defer cancel()
 	for range 3 {
 		_, err := k.SignContext(ctx, digest, crypto.SHA256)
-		refused(t, err, context.DeadlineExceeded)
+		signerkit.Refused(t, err, context.DeadlineExceeded)
 	}
 	f.Script(t)
 	mustSign(t, k)
@@ -300,10 +285,7 @@ func TestPool(t *testing.T) {
 	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=3")
 	take := func() session {
 		t.Helper()
-		s, err := k.sessions.take(t.Context(), k.token.now.Load())
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testkit.Value(k.sessions.take(t.Context(), k.token.now.Load()))(t)
 		return s
 	}
 	for range 10 {
@@ -324,9 +306,7 @@ func TestPool(t *testing.T) {
 	}
 	for _, s := range []session{a, b, c} {
 		k.sessions.put(s, nil)
-		if err := k.module.lib.CloseSession(s.handle); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, k.module.lib.CloseSession(s.handle))
 	}
 	mustSign(t, k)
 	if got, want := stats(k), (signer.Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {

@@ -11,7 +11,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -67,19 +67,13 @@ func faulty(tb testing.TB) (*softhsmtest.Token, *softhsmtest.FaultModule) {
 // keyPEM returns a private key as PKCS#8.
 func keyPEM(tb testing.TB, key any) []byte {
 	tb.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	der := testkit.Value(x509.MarshalPKCS8PrivateKey(key))(tb)
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 func newECKey(tb testing.TB) *ecdsa.PrivateKey {
 	tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	key := testkit.Value(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(tb)
 	return key
 }
 
@@ -96,23 +90,20 @@ func with(tok *softhsmtest.Token, path string) string {
 
 func open(tb testing.TB, opts Options, ref string) (signer.Signer, error) {
 	tb.Helper()
-	return Backend(opts).Open(tb.Context(), parse(tb, ref), signer.OpenOptions{})
+	return Backend(opts).Open(tb.Context(), signerkit.Ref(tb, ref), signer.OpenOptions{})
 }
 
 // openFails opens a reference, which must fail.
 func openFails(t *testing.T, ref string, family error, says ...string) {
 	t.Helper()
 	_, err := open(t, Options{}, ref)
-	refused(t, err, family, says...)
+	signerkit.Refused(t, err, family, says...)
 }
 
 // mustOpenWith opens a reference until the test ends.
 func mustOpenWith(tb testing.TB, opts Options, ref string) signer.Signer {
 	tb.Helper()
-	key, err := open(tb, opts, ref)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	key := testkit.Value(open(tb, opts, ref))(tb)
 	tb.Cleanup(func() { closeKey(tb, key) })
 	return key
 }
@@ -129,27 +120,10 @@ func closeKey(tb testing.TB, key signer.Signer) {
 	}
 }
 
-// refused checks the family, the type and the text of an error.
-func refused(t *testing.T, err, family error, says ...string) {
-	t.Helper()
-	if !errors.Is(err, family) {
-		t.Errorf("error %v; want one that wraps %q", err, family)
-		return
-	}
-	if _, ok := err.(*signer.Error); !ok { //nolint:errorlint // the outermost error is checked
-		t.Errorf("error %v is a %T; want a *signer.Error", err, err)
-	}
-	for _, s := range says {
-		if !strings.Contains(err.Error(), s) {
-			t.Errorf("error %q does not contain %q", err, s)
-		}
-	}
-}
-
-// hinted is refused for an error that must have a hint.
+// hinted is signerkit.Refused for an error that must have a hint.
 func hinted(t *testing.T, err, family error, says ...string) {
 	t.Helper()
-	refused(t, err, family, says...)
+	signerkit.Refused(t, err, family, says...)
 	if fault.Hint(err) == "" {
 		t.Errorf("%v has no hint", err)
 	}
@@ -182,10 +156,7 @@ func stats(key signer.Signer) signer.Stats { return key.(signer.Statistics).Stat
 // tool runs pkcs11-tool as the user of the token, past the module with the faults, and returns its output.
 func tool(t *testing.T, tok *softhsmtest.Token, args ...string) string {
 	t.Helper()
-	module, err := softhsmtest.FindModule()
-	if err != nil {
-		t.Fatal(err)
-	}
+	module := testkit.Value(softhsmtest.FindModule())(t)
 	args = append([]string{"--module", module, "--token-label", tok.Label, "--login", "--pin", tok.PIN}, args...)
 	out, err := exec.CommandContext(t.Context(), "pkcs11-tool", args...).CombinedOutput()
 	if err != nil {

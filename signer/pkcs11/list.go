@@ -19,18 +19,13 @@ const opList = "list"
 
 // list returns every private key that the reference matches; see signer.Backend.
 func (o Options) list(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
-	r, err := o.reference(opList, ref)
-	if err != nil {
-		return nil, err
-	}
-	return await(ctx, r, opList, func() ([]signer.KeyInfo, error) { return listKeys(ctx, r, o) }, func([]signer.KeyInfo) {})
+	return operate(ctx, o, opList, ref, func(r reference) ([]signer.KeyInfo, error) { return listKeys(ctx, r, o) }, nil)
 }
 
 // listKeys returns every private key that r matches. It logs in if one token matches and there is a PIN: one PIN is never
 // tried on several tokens.
 func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo, error) {
-	var infos []signer.KeyInfo
-	err := withModule(ctx, r, opList, func(m *module) error {
+	return withModule(ctx, r, func(m *module) (infos []signer.KeyInfo, err error) {
 		tokens, _, err := m.findTokens(r)
 		if err == nil && len(tokens) == 0 {
 			var one foundToken
@@ -38,7 +33,7 @@ func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo,
 			tokens = []foundToken{one}
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		as := public
 		if len(tokens) == 1 && opts.hasPIN(r) {
@@ -48,25 +43,21 @@ func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo,
 			if as == public && t.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
 				opts.warn(fmt.Sprintf("not logged in to %s, which therefore shows no private keys; name this token and a pin-source", t.id))
 			}
-			err := m.withSession(ctx, r, t, opts, as, func(f finder) error {
-				keys, err := f.keys(t, opts)
-				infos = append(infos, keys...)
-				return err
-			})
+			keys, err := withSession(ctx, m, r, t, opts, as, func(f finder) ([]signer.KeyInfo, error) { return f.keys(t, opts) })
 			if err != nil {
-				return err
+				return nil, err
 			}
+			infos = append(infos, keys...)
 		}
-		return nil
+		return infos, nil
 	})
-	return infos, err
 }
 
 // keys returns the private keys of one token that the reference matches.
 func (f finder) keys(t foundToken, opts Options) ([]signer.KeyInfo, error) {
 	objects, err := f.objectsUpTo(maxKeys+1, f.template(pkcs11.CKO_PRIVATE_KEY))
 	if err != nil {
-		return nil, f.ref.wrap(opList, err)
+		return nil, err
 	}
 	if len(objects) > maxKeys {
 		opts.warn(fmt.Sprintf("%s has more than %d matching keys; the rest is not listed", t.id, maxKeys))
@@ -75,7 +66,7 @@ func (f finder) keys(t foundToken, opts Options) ([]signer.KeyInfo, error) {
 	infos := make([]signer.KeyInfo, len(objects))
 	for i, o := range objects {
 		if infos[i], err = f.info(t, o); err != nil {
-			return nil, f.ref.wrap(opList, err)
+			return nil, err
 		}
 	}
 	return infos, nil
@@ -105,7 +96,7 @@ func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error
 	}
 	info.Public, info.Bits = pub, pub.N.BitLen()
 	// A certificate that cannot be read must not hide the key.
-	certs, _ := f.certificates([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1])})
+	certs, _ := f.certificates(pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1]))
 	for _, c := range certs {
 		if pub.Equal(c.PublicKey) && (info.Cert == nil || c.NotAfter.After(info.Cert.NotAfter)) {
 			info.Cert = c

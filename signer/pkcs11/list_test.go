@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -35,10 +36,7 @@ func TestList(t *testing.T) {
 		{with(tok, "object=twin;id=%03"), []string{"twin 03 RSA 2048"}},
 		{tok.Ref("none"), nil},
 	} {
-		infos, err := Backend(Options{Warn: func(text string) { t.Errorf("warned: %s", text) }}).List(t.Context(), parse(t, tt.ref))
-		if err != nil {
-			t.Fatal(err)
-		}
+		infos := testkit.Value(Backend(Options{Warn: func(text string) { t.Errorf("warned: %s", text) }}).List(t.Context(), signerkit.Ref(t, tt.ref)))(t)
 		got, want := map[string]bool{}, map[string]bool{}
 		for _, k := range infos {
 			got[fmt.Sprintf("%s %s %s %d", k.Label, k.ID, k.Algorithm, k.Bits)] = true
@@ -61,7 +59,7 @@ func TestList(t *testing.T) {
 // The token says that an imported key was outside it, and a reference that is listed has no PIN.
 func TestListProperties(t *testing.T) {
 	tok := newToken(t)
-	infos, err := Backend(Options{}).List(t.Context(), parse(t, bare(tok.Ref("vendor"))+"&pin-value="+tok.PIN+"&max-sessions=2"))
+	infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, bare(tok.Ref("vendor"))+"&pin-value="+tok.PIN+"&max-sessions=2"))
 	if err != nil || len(infos) != 1 {
 		t.Fatalf("%v, %v", infos, err)
 	}
@@ -97,24 +95,21 @@ func TestListWithoutLogin(t *testing.T) {
 				t.Errorf("warned: %s", text)
 			}
 		}}
-		infos, err := Backend(opts).List(t.Context(), parse(t, ref))
+		infos, err := Backend(opts).List(t.Context(), signerkit.Ref(t, ref))
 		if err != nil || len(infos) != 0 || warned != warnings {
 			t.Errorf("%s: %v, %v, %d warnings; want %d", ref, infos, err, warned, warnings)
 		}
 	}
 	calls(t, f, map[string]int{"C_Login": 0})
-	_, err := Backend(Options{}).List(t.Context(), parse(t, "pkcs11:token=nope?"+module))
-	refused(t, err, signer.ErrKeyNotFound, tok.Label, "other")
+	_, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, "pkcs11:token=nope?"+module))
+	signerkit.Refused(t, err, signer.ErrKeyNotFound, tok.Label, "other")
 }
 
 // goldenCert returns the first certificate of a golden file.
 func goldenCert(t *testing.T, name string) *x509.Certificate {
 	t.Helper()
 	block, _ := pem.Decode(testkit.File(t, "golden/"+name))
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert := testkit.Value(x509.ParseCertificate(block.Bytes))(t)
 	return cert
 }
 
@@ -122,19 +117,17 @@ func TestCertificates(t *testing.T) {
 	tok, f := faulty(t)
 	vendor := goldenCert(t, "chain.pem")
 	store := Backend(Options{}).Certificates
-	ref := parse(t, tok.Ref("vendor"))
+	ref := signerkit.Ref(t, tok.Ref("vendor"))
 	_, err := store.Load(t.Context(), ref)
-	refused(t, err, signer.ErrKeyNotFound, "no certificate", tok.Label)
+	signerkit.Refused(t, err, signer.ErrKeyNotFound, "no certificate", tok.Label)
 
-	refused(t, store.Import(t.Context(), ref, goldenCert(t, "root.pem")), signer.ErrBadKey, "belongs to another key")
-	refused(t, store.Import(t.Context(), parse(t, tok.Ref("none")), vendor), signer.ErrKeyNotFound, `"vendor"`)
+	signerkit.Refused(t, store.Import(t.Context(), ref, goldenCert(t, "root.pem")), signer.ErrBadKey, "belongs to another key")
+	signerkit.Refused(t, store.Import(t.Context(), signerkit.Ref(t, tok.Ref("none")), vendor), signer.ErrKeyNotFound, `"vendor"`)
 	if out := tool(t, tok, "-O", "--type", "cert"); strings.Contains(out, "Certificate Object") {
 		t.Fatalf("a refused certificate was stored:\n%s", out)
 	}
 	for range 2 {
-		if err := store.Import(t.Context(), ref, vendor); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, store.Import(t.Context(), ref, vendor))
 	}
 	out := tool(t, tok, "-O", "--type", "cert")
 	if strings.Count(out, "Certificate Object") != 1 || !strings.Contains(out, "label:      vendor") || !strings.Contains(out, "ID:         01") ||
@@ -151,7 +144,7 @@ func TestCertificates(t *testing.T) {
 		open, // no PIN is needed
 		strings.Replace(open, "?", ";type=cert?", 1), strings.Replace(open, "object=vendor", "id=%01", 1), strings.Replace(open, ";object=vendor", "", 1),
 	} {
-		certs, err := store.Load(t.Context(), parse(t, named))
+		certs, err := store.Load(t.Context(), signerkit.Ref(t, named))
 		if err != nil || len(certs) != 1 || !certs[0].Equal(vendor) {
 			t.Errorf("%s: %v, %v", named, certs, err)
 		}
@@ -165,7 +158,7 @@ func TestCertificates(t *testing.T) {
 	for value, says := range map[string]string{"0102": "cannot be read", fmt.Sprintf("*%d", maxCertificate+1): "65537 bytes"} {
 		f.Script(t, lie(pkcs11.CKA_VALUE, value))
 		_, err := store.Load(t.Context(), ref)
-		refused(t, err, signer.ErrBadKey, says)
+		signerkit.Refused(t, err, signer.ErrBadKey, says)
 		infos, err := Backend(Options{}).List(t.Context(), ref)
 		if err != nil || len(infos) != 1 || infos[0].Cert != nil {
 			t.Errorf("%v, %v; want the key", infos, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hsmsign/fault"
@@ -33,15 +34,20 @@ type mutex struct {
 
 // LockContext waits for the lock. Errors wrap signer.ErrUnavailable and ctx.Err().
 func (m *mutex) LockContext(ctx context.Context) error {
-	m.once.Do(func() { m.held = make(chan struct{}, 1) })
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
+	return m.lock(ctx, "the module is busy with a call that has not returned")
+}
+
+// lock is LockContext with the reason why the lock is held.
+func (m *mutex) lock(ctx context.Context, why string) error {
+	m.once.Do(func() { m.held = make(chan struct{}, 1) })
 	select {
 	case m.held <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: the module is busy with a call that has not returned: %w", signer.ErrUnavailable, ctx.Err())
+		return fmt.Errorf("%w: %s: %w", signer.ErrUnavailable, why, ctx.Err())
 	}
 }
 
@@ -56,74 +62,53 @@ var errBusy = errors.New("the module cannot be connected again before all calls 
 
 // gate counts the signatures in flight, and can be shut until the last one has left. Behind the shut gate C_Finalize is
 // safe, which must not run at the same time as any other call (PKCS#11 3.0 section 5.4), and no caller uses a handle that
-// has another meaning after a new login. The zero value is open.
+// has another meaning after a new login.
 type gate struct {
-	mu     sync.Mutex
-	inside int
-	shut   chan struct{} // nil while the gate is open; closed when it opens again
-	empty  chan struct{} // nil unless somebody waits for it; closed when the last signature leaves
+	shut   mutex // held while the gate is shut, and for a moment by each caller that enters
+	inside atomic.Int64
+	left   chan struct{} // with room for one element: the last signature has left
 }
+
+func newGate() gate { return gate{left: make(chan struct{}, 1)} }
 
 // enter waits until the gate is open. Errors wrap signer.ErrUnavailable and ctx.Err().
 func (g *gate) enter(ctx context.Context) error {
-	for {
-		g.mu.Lock()
-		shut := g.shut
-		if shut == nil {
-			g.inside++
-		}
-		g.mu.Unlock()
-		if shut == nil {
-			return nil
-		}
-		select {
-		case <-shut:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: the module is being connected again: %w", signer.ErrUnavailable, ctx.Err())
-		}
+	if err := g.shut.lock(ctx, "the module is being connected again"); err != nil {
+		return err
 	}
+	defer g.shut.Unlock()
+	g.inside.Add(1)
+	return nil
 }
 
 // leave follows each enter.
 func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.inside--
-	if g.inside == 0 && g.empty != nil {
-		close(g.empty)
-		g.empty = nil
+	if g.inside.Add(-1) > 0 {
+		return
+	}
+	select {
+	case g.left <- struct{}{}:
+	default: // one is there already
 	}
 }
 
 // close shuts the gate and waits until nobody is inside. If that takes longer than wait, or ctx ends, the gate opens
 // again and close fails. One caller at a time.
 func (g *gate) close(ctx context.Context, wait time.Duration) error {
-	g.mu.Lock()
-	g.shut = make(chan struct{})
-	inside, empty := g.inside, make(chan struct{})
-	if inside > 0 {
-		g.empty = empty
-	}
-	g.mu.Unlock()
-	if inside == 0 {
-		return nil
-	}
+	g.shut.Lock()
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	select {
-	case <-empty:
-		return nil
-	case <-ctx.Done():
-		g.open()
-		return fault.Errorf("%w: %w: %w", signer.ErrUnavailable, errBusy, ctx.Err()).
-			Fix("the module hangs: restart the program; isolate=yes in the reference avoids that")
+	for g.inside.Load() > 0 {
+		select {
+		case <-g.left:
+		case <-ctx.Done():
+			g.open()
+			return fault.Errorf("%w: %w: %w", signer.ErrUnavailable, errBusy, ctx.Err()).
+				Fix("the module hangs: restart the program; isolate=yes in the reference avoids that")
+		}
 	}
+	return nil
 }
 
 // open follows each close that returned nil.
-func (g *gate) open() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	close(g.shut)
-	g.shut, g.empty = nil, nil
-}
+func (g *gate) open() { g.shut.Unlock() }

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -35,12 +36,10 @@ func TestMutex(t *testing.T) {
 
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var g gate
+		g := newGate()
 		enter := func(ctx context.Context) {
 			t.Helper()
-			if err := g.enter(ctx); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, g.enter(ctx))
 		}
 		enter(t.Context())
 		enter(t.Context())

@@ -33,20 +33,16 @@ func newPayload(h crypto.Hash, digest []byte) payload {
 	return payload{hash: h, info: append([]byte(info), digest...)}
 }
 
-// mechanisms are the mechanisms of one key. They are allocated once.
-type mechanisms struct{ raw, sha1, sha256 []*pkcs11.Mechanism }
+// raw selects CKM_RSA_PKCS, which receives a DigestInfo.
+const raw crypto.Hash = 0
 
-func newMechanisms() mechanisms {
+// newMechanisms returns the mechanisms of one key: those that receive a message by its hash, and raw. They are allocated
+// once.
+func newMechanisms() map[crypto.Hash][]*pkcs11.Mechanism {
 	of := func(m uint) []*pkcs11.Mechanism { return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)} }
-	return mechanisms{of(pkcs11.CKM_RSA_PKCS), of(pkcs11.CKM_SHA1_RSA_PKCS), of(pkcs11.CKM_SHA256_RSA_PKCS)}
-}
-
-// hashing returns the mechanism that receives the message.
-func (m mechanisms) hashing(h crypto.Hash) []*pkcs11.Mechanism {
-	if h == crypto.SHA1 {
-		return m.sha1
+	return map[crypto.Hash][]*pkcs11.Mechanism{
+		raw: of(pkcs11.CKM_RSA_PKCS), crypto.SHA1: of(pkcs11.CKM_SHA1_RSA_PKCS), crypto.SHA256: of(pkcs11.CKM_SHA256_RSA_PKCS),
 	}
-	return m.sha256
 }
 
 // chooseMechanism decides whether the token receives messages: because the reference says so, or because the token does
@@ -57,7 +53,7 @@ func (k *key) chooseMechanism(slot uint) {
 	case mechanismSHA256:
 		k.messages.Store(true)
 	default:
-		info, err := k.module.lib.GetMechanismInfo(slot, k.mechanisms.raw)
+		info, err := k.module.lib.GetMechanismInfo(slot, k.mechanisms[raw])
 		k.messages.Store(err == nil && info.Flags&pkcs11.CKF_SIGN == 0 || is(err, pkcs11.CKR_MECHANISM_INVALID))
 	}
 }
@@ -68,14 +64,15 @@ func (k *key) signWith(s session, b *binding, p payload) ([]byte, error) {
 		if p.message == nil {
 			return nil, fmt.Errorf("%w: this token signs whole messages only (CKM_SHA256_RSA_PKCS), not a digest", signer.ErrUnsupported)
 		}
-		return k.signOnce(s, b, k.mechanisms.hashing(p.hash), p.message)
+		return k.signOnce(s, b, k.mechanisms[p.hash], p.message)
 	}
-	sig, err := k.signOnce(s, b, k.mechanisms.raw, p.info)
-	if err == nil || p.message == nil || k.ref.mechanism == mechanismRaw || !rawRefused(err) {
+	sig, err := k.signOnce(s, b, k.mechanisms[raw], p.info)
+	refused := is(err, pkcs11.CKR_MECHANISM_INVALID) || is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED)
+	if !refused || p.message == nil || k.ref.mechanism == mechanismRaw {
 		return sig, err
 	}
 	// Modules in FIPS mode refuse to sign what they did not hash.
-	sig, second := k.signOnce(s, b, k.mechanisms.hashing(p.hash), p.message)
+	sig, second := k.signOnce(s, b, k.mechanisms[p.hash], p.message)
 	if second == nil {
 		k.messages.Store(true)
 		return sig, nil
@@ -84,11 +81,6 @@ func (k *key) signWith(s session, b *binding, p payload) ([]byte, error) {
 		return nil, err // the token refuses both, so the mechanism was not the reason
 	}
 	return nil, second
-}
-
-// rawRefused reports whether the token may accept CKM_SHA256_RSA_PKCS after this error of CKM_RSA_PKCS.
-func rawRefused(err error) bool {
-	return is(err, pkcs11.CKR_MECHANISM_INVALID) || is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED)
 }
 
 // signOnce calls C_SignInit and C_Sign, with the login in between that CKA_ALWAYS_AUTHENTICATE requires (PKCS#11 3.0

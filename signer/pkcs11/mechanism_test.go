@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"testing"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/signer"
 )
 
@@ -63,9 +64,9 @@ func TestNoMechanism(t *testing.T) {
 	k := mustOpen(t, tok.Ref("vendor"))
 	f.Script(t, "C_SignInit * mechanism 0x1 0x68", "C_SignInit * mechanism 0x40 0x70")
 	_, err := signer.Sign(t.Context(), k, []byte("x"), crypto.SHA256)
-	refused(t, err, signer.ErrBadKey, "CKR_KEY_FUNCTION_NOT_PERMITTED")
+	signerkit.Refused(t, err, signer.ErrBadKey, "CKR_KEY_FUNCTION_NOT_PERMITTED")
 	_, err = k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrBadKey, "CKR_KEY_FUNCTION_NOT_PERMITTED")
+	signerkit.Refused(t, err, signer.ErrBadKey, "CKR_KEY_FUNCTION_NOT_PERMITTED")
 	f.Script(t)
 	mustSign(t, k)
 	if stats(k).Messages {
@@ -75,7 +76,7 @@ func TestNoMechanism(t *testing.T) {
 	before := f.Calls(t)["C_SignInit"]
 	for _, opts := range []crypto.SignerOpts{nil, crypto.Hash(0), crypto.SHA512, &rsa.PSSOptions{Hash: crypto.SHA256}, (*rsa.PSSOptions)(nil)} {
 		_, err := k.SignMessageContext(t.Context(), []byte("x"), opts)
-		refused(t, err, signer.ErrUnsupported)
+		signerkit.Refused(t, err, signer.ErrUnsupported)
 	}
 	calls(t, f, map[string]int{"C_SignInit": before})
 }
@@ -87,10 +88,10 @@ func TestMechanismAttribute(t *testing.T) {
 	hashing, raw := mustOpen(t, tok.Ref("vendor")+"&mechanism=sha256-rsa-pkcs"), mustOpen(t, tok.Ref("vendor")+"&mechanism=rsa-pkcs")
 	mustSign(t, hashing)
 	_, err := signer.Sign(t.Context(), raw, []byte("x"), crypto.SHA256)
-	refused(t, err, signer.ErrUnsupported, "CKR_MECHANISM_INVALID")
+	signerkit.Refused(t, err, signer.ErrUnsupported, "CKR_MECHANISM_INVALID")
 	f.Script(t, "C_SignInit * mechanism 0x40 0x70", "C_SignInit * mechanism 0x6 0x70")
 	mustSign(t, raw)
 	_, err = signer.Sign(t.Context(), hashing, []byte("x"), crypto.SHA256)
-	refused(t, err, signer.ErrUnsupported, "CKR_MECHANISM_INVALID")
+	signerkit.Refused(t, err, signer.ErrUnsupported, "CKR_MECHANISM_INVALID")
 	calls(t, f, map[string]int{"C_GetMechanismInfo": 0})
 }

@@ -3,7 +3,6 @@
 package pkcs11
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -57,20 +56,10 @@ func findModule(r reference) (*module, error) {
 		return nil, r.wrap("open", fault.Errorf("%w: module %q: %w", family, r.module, errors.Unwrap(err)).
 			Fix("check module-path; the HSM's client package installs the module, Debian's softhsm2 as /usr/lib/softhsm/libsofthsm2.so"))
 	}
-	m, _ := modules.LoadOrStore(path, &module{path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait})
+	m, _ := modules.LoadOrStore(path, &module{
+		path: path, tokens: map[tokenID]*token{}, pause: recoveryPause, wait: recoveryWait, signing: newGate(),
+	})
 	return m.(*module), nil
-}
-
-// lockModule returns the module of a reference with its mu held.
-func lockModule(ctx context.Context, r reference, op string) (*module, error) {
-	m, err := findModule(r)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.mu.LockContext(ctx); err != nil {
-		return nil, r.wrap(op, err)
-	}
-	return m, nil
 }
 
 // load loads the module's file once. The caller holds m.mu.
@@ -79,12 +68,10 @@ func (m *module) load(r reference) error {
 		return nil
 	}
 	if m.lib = pkcs11.New(m.path); m.lib == nil {
-		return r.wrap("open", fault.WithHint(whyNotLoaded(m.path), hintModuleFile))
+		return r.wrap("open", whyNotLoaded(m.path))
 	}
 	return nil
 }
-
-const hintModuleFile = "install the module for this system, or correct module-path"
 
 // retain counts one more key, and loads and initializes the module for the first. The caller holds m.mu.
 func (m *module) retain(r reference) error {

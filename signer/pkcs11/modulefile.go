@@ -34,36 +34,34 @@ func (o Options) reference(op string, ref signer.Ref) (reference, error) {
 	if o.AllowedModules == nil {
 		return r, nil
 	}
-	resolved, err := filepath.EvalSymlinks(r.module)
-	if err != nil {
-		resolved = r.module // findModule reports the error if the module is allowed
-	}
-	for _, allowed := range o.AllowedModules {
-		if a, err := filepath.EvalSymlinks(allowed); err == nil {
-			allowed = a
-		}
-		if allowed == resolved {
-			r.module = resolved // the file that was checked is loaded
-			return r, nil
-		}
+	resolved := realPath(r.module)
+	if slices.ContainsFunc(o.AllowedModules, func(allowed string) bool { return realPath(allowed) == resolved }) {
+		r.module = resolved // the file that was checked is loaded
+		return r, nil
 	}
 	return r, r.wrap(op, fault.Errorf("%w: the configuration does not allow module %q", signer.ErrReference, resolved).
 		Fix("if you trust it, add it to modules: in the configuration"))
 }
 
+// realPath follows links. It returns the path of a file that does not exist, for which findModule reports the error.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
+}
+
 // whyNotLoaded returns why a module could not be loaded, because dlopen's message is not available. The error wraps
 // signer.ErrUnsupported, or signer.ErrUnavailable if the file cannot be read.
 func whyNotLoaded(path string) error {
+	const fix = "install the module for this system, or correct module-path"
 	info, err := os.Stat(path) // #nosec G703 -- the path is the operator's own
 	if err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%w: module %q is not a file", signer.ErrUnsupported, path)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
+		return fault.Errorf("%w: module %q is not a file", signer.ErrUnsupported, path).Fix(fix)
 	}
 	f, err := os.Open(path) // #nosec G304 G703 -- the path is the operator's own
 	if err != nil {
-		return fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err)
+		return fault.Errorf("%w: module %q: %w", signer.ErrUnavailable, path, err).Fix(fix)
 	}
 	defer func() { _ = f.Close() }()
 	why := "it is not a shared library of this system (" + runtime.GOOS + "/" + runtime.GOARCH + ")"
@@ -74,7 +72,7 @@ func whyNotLoaded(path string) error {
 	} else if fat, err := macho.NewFatFile(f); err == nil {
 		why = whyNotMachO(fat.Arches)
 	}
-	return fmt.Errorf("%w: module %q cannot be loaded: %s", signer.ErrUnsupported, path, why)
+	return fault.Errorf("%w: module %q cannot be loaded: %s", signer.ErrUnsupported, path, why).Fix(fix)
 }
 
 // whyNotELF returns the first error of a Linux or BSD library.

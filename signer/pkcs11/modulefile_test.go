@@ -11,19 +11,16 @@ import (
 	"path/filepath"
 	"testing"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
 func TestNotAModule(t *testing.T) {
-	module, err := softhsmtest.FindModule()
-	if err != nil {
-		t.Fatal(err)
-	}
-	lib, err := os.ReadFile(module) // #nosec G304 -- a test's own file
-	if err != nil {
-		t.Fatal(err)
-	}
+	module := testkit.Value(softhsmtest.FindModule())(t)
+	// #nosec G304 -- a test's own file
+	lib := testkit.Value(os.ReadFile(module))(t)
 	// e_machine is at byte 18 of an ELF header, e_type at 16.
 	patched := func(offset int, value uint16) []byte {
 		b := bytes.Clone(lib)
@@ -62,9 +59,7 @@ func TestNotAModule(t *testing.T) {
 	for _, tt := range tests {
 		path := filepath.Join(dir, tt.name)
 		if tt.content != nil {
-			if err := os.WriteFile(path, tt.content, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, os.WriteFile(path, tt.content, 0o600))
 		}
 		openFails(t, "pkcs11:object=k?module-path="+path, tt.family, tt.says...)
 	}
@@ -77,9 +72,7 @@ func TestModuleByRealPath(t *testing.T) {
 	tok, f := faulty(t)
 	mustOpen(t, tok.Ref("vendor"))
 	tok.Module = filepath.Join(t.TempDir(), "module.so")
-	if err := os.Symlink(f.Path, tok.Module); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(f.Path, tok.Module))
 	mustOpen(t, tok.Ref("vendor"))
 	calls(t, f, map[string]int{"C_Initialize": 1})
 }
@@ -87,13 +80,8 @@ func TestModuleByRealPath(t *testing.T) {
 func TestAllowedModules(t *testing.T) {
 	tok := newToken(t)
 	link := filepath.Join(t.TempDir(), "module.so")
-	if err := os.Symlink(tok.Module, link); err != nil {
-		t.Fatal(err)
-	}
-	target, err := filepath.EvalSymlinks(tok.Module)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(tok.Module, link))
+	target := testkit.Value(filepath.EvalSymlinks(tok.Module))(t)
 	byLink := *tok
 	byLink.Module = link
 	for name, tt := range map[string]struct {
@@ -112,11 +100,11 @@ func TestAllowedModules(t *testing.T) {
 		"its folder is no match": {tok, []string{filepath.Dir(target)}, signer.ErrReference},
 	} {
 		b := Backend(Options{AllowedModules: tt.allowed})
-		_, listErr := b.List(t.Context(), parse(t, tt.tok.Ref("vendor")))
-		key, err := b.Open(t.Context(), parse(t, tt.tok.Ref("vendor")), signer.OpenOptions{})
+		_, listErr := b.List(t.Context(), signerkit.Ref(t, tt.tok.Ref("vendor")))
+		key, err := b.Open(t.Context(), signerkit.Ref(t, tt.tok.Ref("vendor")), signer.OpenOptions{})
 		if tt.family != nil {
-			refused(t, err, tt.family, "does not allow", target)
-			refused(t, listErr, tt.family, "does not allow", target)
+			signerkit.Refused(t, err, tt.family, "does not allow", target)
+			signerkit.Refused(t, listErr, tt.family, "does not allow", target)
 			continue
 		}
 		if err != nil || listErr != nil {

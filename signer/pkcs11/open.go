@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -44,34 +45,19 @@ func (o Options) open(ctx context.Context, ref signer.Ref, wanted signer.OpenOpt
 
 // openHere opens a key whose module is loaded into this process. It returns when ctx ends.
 func (o Options) openHere(ctx context.Context, r reference, wanted signer.OpenOptions) (signer.Signer, error) {
-	work := func() (*key, error) { return o.retainAndOpen(ctx, r, wanted) }
-	k, err := await(ctx, r, "open", work, func(k *key) { _ = k.Close() }) // the caller has left
-	if err != nil {
-		return nil, err
-	}
-	return k, nil
+	work := func() (signer.Signer, error) { return o.retainAndOpen(ctx, r, wanted) }
+	k, err := await(ctx, r.busy(), work, closeLate)
+	return k, r.wrap("open", err)
 }
 
 // retainAndOpen loads the module, logs in to the token and finds the key.
-func (o Options) retainAndOpen(ctx context.Context, r reference, wanted signer.OpenOptions) (*key, error) {
-	m, err := lockModule(ctx, r, "open")
-	if err != nil {
-		return nil, err
-	}
-	defer m.mu.Unlock()
-	if err := m.retain(r); err != nil {
-		return nil, err
-	}
-	k, err := m.openOrRecover(ctx, r, o, wanted)
-	if err != nil {
-		_ = m.release() // the first error is reported
-	}
-	return k, err
+func (o Options) retainAndOpen(ctx context.Context, r reference, wanted signer.OpenOptions) (signer.Signer, error) {
+	return withModule(ctx, r, func(m *module) (signer.Signer, error) { return m.openOrRecover(ctx, r, o, wanted) })
 }
 
 // openOrRecover is openKey. If other keys are open, they may not have noticed yet that the device has gone: then it
 // initializes the module again for all of them and opens once more. The caller holds m.mu.
-func (m *module) openOrRecover(ctx context.Context, r reference, opts Options, wanted signer.OpenOptions) (*key, error) {
+func (m *module) openOrRecover(ctx context.Context, r reference, opts Options, wanted signer.OpenOptions) (signer.Signer, error) {
 	k, err := m.openKey(ctx, r, opts, wanted)
 	if c := classOf(err); m.keys > 1 && (c == classSession || c == classModule) {
 		if again := m.signing.close(ctx, m.wait); again == nil {
@@ -84,8 +70,8 @@ func (m *module) openOrRecover(ctx context.Context, r reference, opts Options, w
 	return k, err
 }
 
-// openKey opens a key of a module that was retained for it. The caller holds m.mu.
-func (m *module) openKey(ctx context.Context, r reference, opts Options, wanted signer.OpenOptions) (*key, error) {
+// openKey opens a key of a retained module, and retains the module for it. The caller holds m.mu.
+func (m *module) openKey(ctx context.Context, r reference, opts Options, wanted signer.OpenOptions) (signer.Signer, error) {
 	found, err := m.findSettledToken(ctx, r)
 	if err != nil {
 		return nil, err
@@ -101,8 +87,9 @@ func (m *module) openKey(ctx context.Context, r reference, opts Options, wanted 
 	}
 	k := &key{
 		ref: r, wanted: wanted.PublicKey, module: m, token: t, mechanisms: newMechanisms(),
-		sessions: newPool(m.lib, t, size), closeWait: closeWait, ended: make(chan struct{}),
+		sessions: newPool(m.lib, t, size), closeWait: closeWait,
 	}
+	k.end = sync.OnceValue(k.release)
 	if t.now.Load() == nil {
 		err = m.reattach(r, t)
 	}
@@ -115,6 +102,7 @@ func (m *module) openKey(ctx context.Context, r reference, opts Options, wanted 
 	}
 	k.chooseMechanism(found.slot)
 	k.reconnects, k.reinitialized = t.reconnects.Load(), m.reinitialized.Load()
+	m.keys++
 	return k, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
@@ -86,10 +87,10 @@ func TestP11KitStopped(t *testing.T) {
 			for range 8 {
 				callers.Go(func() {
 					_, err := k.SignContext(ctx, digest, crypto.SHA256)
-					refused(t, err, context.DeadlineExceeded)
+					signerkit.Refused(t, err, context.DeadlineExceeded)
 				})
 			}
-			if _, err := Backend(Options{}).Open(ctx, parse(t, p.Ref("vendor")), signer.OpenOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := Backend(Options{}).Open(ctx, signerkit.Ref(t, p.Ref("vendor")), signer.OpenOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("open: %v", err)
 			}
 			callers.Wait()
@@ -134,16 +135,10 @@ type figures struct{ threads, rss int }
 func measure(t *testing.T) figures {
 	t.Helper()
 	runtime.GC()
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Value(os.ReadFile("/proc/self/status"))(t)
 	number := func(name string) int {
 		_, rest, _ := strings.Cut(string(text), name+":")
-		n, err := strconv.Atoi(strings.Fields(rest)[0])
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testkit.Value(strconv.Atoi(strings.Fields(rest)[0]))(t)
 		return n
 	}
 	return figures{number("Threads"), number("VmRSS") * 1024}

@@ -89,18 +89,6 @@ func (p *pinState) drop() {
 	}
 }
 
-// read returns the PIN that is kept, or reads it from where the reference says. The caller clears it. Errors are those of
-// latched, or wrap signer.ErrAuth.
-func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Options) ([]byte, error) {
-	if err := p.latched(); err != nil {
-		return nil, err
-	}
-	if pin := p.known(); pin != nil {
-		return pin, nil
-	}
-	return r.readPIN(ctx, id, opts)
-}
-
 // send logs in as user (CKU_USER, or CKU_CONTEXT_SPECIFIC for one signature) with the PIN that is kept.
 func (p *pinState) send(lib *pkcs11.Ctx, sh pkcs11.SessionHandle, user uint) error {
 	p.sending.Lock()
@@ -122,11 +110,11 @@ func (p *pinState) send(lib *pkcs11.Ctx, sh pkcs11.SessionHandle, user uint) err
 	return err
 }
 
-// keepPIN reads the PIN of a token that needs one, and keeps it. A token with its own PIN pad is sent none unless the
+// keepPIN reads the PIN of a token that needs one and would not be locked by a wrong one, and keeps it. A token with its own PIN pad is sent none unless the
 // reference names one.
 func (t *token) keepPIN(ctx context.Context, r reference, found foundToken, opts Options) error {
-	if found.info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 {
-		return nil
+	if err := checkPINFlags(r, found); err != nil || found.info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0 {
+		return err
 	}
 	if found.info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0 && r.pinValue == "" && r.pinSource == "" {
 		opts.warn(fmt.Sprintf("token %q has its own PIN pad, which waits for the PIN now", t.id.label))
@@ -153,8 +141,15 @@ func (t *token) dropPIN() {
 	}
 }
 
-// readPIN reads the PIN from where the reference says; the caller clears it.
-func (r reference) readPIN(ctx context.Context, id tokenID, opts Options) ([]byte, error) {
+// read returns the PIN that is kept, or reads it from where the reference says. The caller clears it. Errors are those of
+// latched, or wrap signer.ErrAuth.
+func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Options) ([]byte, error) {
+	if err := p.latched(); err != nil {
+		return nil, err
+	}
+	if pin := p.known(); pin != nil {
+		return pin, nil
+	}
 	if opts.askPIN != nil {
 		return opts.askPIN(ctx, id)
 	}

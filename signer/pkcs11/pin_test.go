@@ -15,6 +15,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -37,9 +38,7 @@ func TestPINSources(t *testing.T) {
 		return []byte(tok.PIN), nil
 	}}
 	readable := filepath.Join(t.TempDir(), "pin")
-	if err := os.WriteFile(readable, []byte(tok.PIN+"\r\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(readable, []byte(tok.PIN+"\r\n"), 0o600))
 	if err := os.Chmod(readable, 0o644); err != nil { // #nosec G302 -- the mode is tested
 		t.Fatal(err)
 	}
@@ -65,7 +64,7 @@ func TestPINSources(t *testing.T) {
 			var warned []string
 			key, err := open(t, Options{Secrets: tt.secrets, Warn: func(text string) { warned = append(warned, text) }}, tt.ref)
 			if tt.refused != "" {
-				refused(t, err, signer.ErrAuth, tt.refused)
+				signerkit.Refused(t, err, signer.ErrAuth, tt.refused)
 				return
 			}
 			if err != nil {
@@ -118,9 +117,7 @@ func TestPINCounter(t *testing.T) {
 	calls(t, f, map[string]int{"C_Login": 1})
 	for range 3 { // as other processes
 		again := filepath.Join(t.TempDir(), "again.so")
-		if err := os.Link(f.Path, again); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Link(f.Path, again))
 		openFails(t, strings.Replace(bare(tok.Ref("vendor")), f.Path, again, 1)+"&pin-value="+wrong, signer.ErrAuth)
 	}
 	calls(t, f, map[string]int{"C_Login": 2})
@@ -146,17 +143,12 @@ func TestPINRefusedAfterRecovery(t *testing.T) {
 // The PIN is in memory while a key of the token is open, here or in a worker, and not afterwards.
 func TestPINIsForgotten(t *testing.T) {
 	tok := newToken(t)
-	first, err := open(t, Options{}, tok.Ref("vendor"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testkit.Value(open(t, Options{}, tok.Ref("vendor")))(t)
 	pin := first.(*key).token.pin
 	keys := []signer.Signer{first}
 	for range 2 {
-		isolated, err := open(t, workerOptions(), bare(tok.Ref("vendor"))) // the PIN is known
-		if err != nil {
-			t.Fatal(err)
-		}
+		// The PIN is known.
+		isolated := testkit.Value(open(t, workerOptions(), bare(tok.Ref("vendor"))))(t)
 		keys = append(keys, isolated)
 	}
 	kept := pin.value
@@ -184,10 +176,7 @@ func TestPINPad(t *testing.T) {
 				bare(tok.Ref("vendor")): "C_Login * pad " + tok.PIN, tok.Ref("vendor"): "", bare(tok.Ref("vendor")) + "&pin-value=" + tok.PIN: "",
 			} {
 				f.Script(t, flags, script)
-				key, err := open(t, opts, ref)
-				if err != nil {
-					t.Fatal(err)
-				}
+				key := testkit.Value(open(t, opts, ref))(t)
 				mustSign(t, key)
 				closeKey(t, key)
 			}
@@ -201,14 +190,11 @@ func TestPINPad(t *testing.T) {
 // always stores a copy of the golden key with CKA_ALWAYS_AUTHENTICATE in the token.
 func always(t *testing.T, tok *softhsmtest.Token, label string) {
 	t.Helper()
-	r, err := Options{}.reference("open", parse(t, tok.Ref("vendor")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testkit.Value(Options{}.reference("open", signerkit.Ref(t, tok.Ref("vendor"))))(t)
 	k := testkit.GoldenKey(t)
 	attr := pkcs11.NewAttribute
-	err = withToken(t.Context(), r, "import", Options{}, writer, func(_ *module, f finder, _ foundToken) error {
-		_, err = f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
+	_, err := withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) (pkcs11.ObjectHandle, error) {
+		return f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), attr(pkcs11.CKA_TOKEN, true),
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),
 			attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte{0x55}),
@@ -216,11 +202,8 @@ func always(t *testing.T, tok *softhsmtest.Token, label string) {
 			attr(pkcs11.CKA_PRIME_1, k.Primes[0].Bytes()), attr(pkcs11.CKA_PRIME_2, k.Primes[1].Bytes()), attr(pkcs11.CKA_EXPONENT_1, k.Precomputed.Dp.Bytes()),
 			attr(pkcs11.CKA_EXPONENT_2, k.Precomputed.Dq.Bytes()), attr(pkcs11.CKA_COEFFICIENT, k.Precomputed.Qinv.Bytes()),
 		})
-		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, err)
 }
 
 // A key with CKA_ALWAYS_AUTHENTICATE gets the PIN for each signature. A PIN that is refused once is not sent again by any
@@ -241,13 +224,13 @@ func TestAlwaysAuthenticate(t *testing.T) {
 			for range 8 {
 				callers.Go(func() {
 					_, err := signer.Sign(context.Background(), careful, []byte("x"), crypto.SHA256)
-					refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
+					signerkit.Refused(t, err, signer.ErrAuth, "CKR_PIN_INCORRECT")
 				})
 			}
 			callers.Wait()
 			for _, opts := range []Options{{}, workerOptions()} {
 				_, err := open(t, opts, tok.Ref("vendor"))
-				refused(t, err, signer.ErrAuth, "no PIN was sent again")
+				signerkit.Refused(t, err, signer.ErrAuth, "no PIN was sent again")
 			}
 			calls(t, f, map[string]int{"C_Login": before + 5})
 		})

@@ -26,33 +26,30 @@ type pool struct {
 	lib     *pkcs11.Ctx
 	token   *token
 	permits chan struct{} // one element for each permit in use
-	closed  chan struct{} // closed by close
+	closed  chan struct{} // closed by drain
 
 	mu      sync.Mutex
 	idle    []session
-	open    int           // sessions that are idle, taken, or being opened
-	freed   chan struct{} // nil unless somebody waits for it; closed when a session is put back or dropped
+	open    int        // sessions that are idle, taken, or being opened
+	freed   *sync.Cond // a session was put back or dropped
 	evicted uint64
 }
 
 // newPool returns a pool of at most size sessions. They are opened when they are needed.
 func newPool(lib *pkcs11.Ctx, t *token, size int) *pool {
-	return &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
+	p := &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
+	p.freed = sync.NewCond(&p.mu)
+	return p
 }
 
 // acquire waits for a permit. Errors wrap signer.ErrClosed, or signer.ErrUnavailable and ctx.Err().
 func (p *pool) acquire(ctx context.Context) error {
-	select {
-	case <-p.closed:
-		return signer.ErrClosed
-	default:
-	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
 	select {
 	case p.permits <- struct{}{}:
-		// Close may have come while both were ready.
+		// Close may have come before, or while both were ready.
 		select {
 		case <-p.closed:
 			<-p.permits
@@ -71,50 +68,39 @@ func (p *pool) acquire(ctx context.Context) error {
 // (CKR_SESSION_COUNT), take waits for another one of this pool, if there are any.
 func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	p.mu.Lock()
-	s, ok := p.pop(now)
-	if !ok {
-		p.open++
-	}
-	p.mu.Unlock()
-	if ok {
+	defer p.mu.Unlock()
+	if s, ok := p.pop(now); ok {
 		return s, nil
 	}
-	sh, err := p.token.openSession(p.lib, now.slot)
+	p.open++
+	p.mu.Unlock()
+	sh, err := p.token.openSession(p.lib, now.slot, false)
+	p.mu.Lock()
 	if err == nil {
 		return session{sh, now}, nil
 	}
-	p.mu.Lock()
 	p.open--
-	p.signalFreed()
-	p.mu.Unlock()
+	p.freed.Broadcast()
 	if !is(err, pkcs11.CKR_SESSION_COUNT) {
 		return session{}, err
 	}
-	return p.wait(ctx, now, err)
-}
-
-// wait returns a session that another caller puts back. If there is none left, it fails as C_OpenSession did.
-func (p *pool) wait(ctx context.Context, now *attachment, refusal error) (session, error) {
-	for {
+	stop := context.AfterFunc(ctx, func() {
 		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.freed.Broadcast()
+	})
+	defer stop()
+	for {
 		s, ok := p.pop(now)
-		others := p.open > 0
-		if p.freed == nil {
-			p.freed = make(chan struct{})
-		}
-		freed := p.freed
-		p.mu.Unlock()
-		if ok {
+		switch {
+		case ok:
 			return s, nil
+		case p.open == 0:
+			return session{}, err
+		case ctx.Err() != nil:
+			return session{}, fmt.Errorf("%w: %w", err, ctx.Err())
 		}
-		if !others {
-			return session{}, refusal
-		}
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return session{}, fmt.Errorf("%w: %w", refusal, ctx.Err())
-		}
+		p.freed.Wait()
 	}
 }
 
@@ -126,17 +112,9 @@ func (p *pool) pop(now *attachment) (session, bool) {
 		if s.under == now {
 			return s, true
 		}
-		p.forget()
+		p.forget(1)
 	}
 	return session{}, false
-}
-
-// signalFreed wakes the callers that wait for a session. The caller holds p.mu.
-func (p *pool) signalFreed() {
-	if p.freed != nil {
-		close(p.freed)
-		p.freed = nil
-	}
 }
 
 // put returns a session to the pool after its call ended with err. One that may be dead is closed.
@@ -145,46 +123,38 @@ func (p *pool) put(s session, err error) {
 	p.mu.Lock()
 	if current && (err == nil || classOf(err) == classRequest && !errors.Is(err, signer.ErrBadSignature)) {
 		p.idle = append(p.idle, s)
-		p.signalFreed()
+		p.freed.Broadcast()
 		p.mu.Unlock()
 		return
 	}
-	p.forget()
+	p.forget(1)
 	p.mu.Unlock()
-	if current {
-		p.closeSession(s, err)
+	if current && !is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) && !is(err, pkcs11.CKR_SESSION_CLOSED) { // its handle may be good
+		_ = p.lib.CloseSession(s.handle) // a dead session may refuse even this
 	}
 }
 
-// forget counts a session that is dropped. The caller holds p.mu.
-func (p *pool) forget() {
-	p.open--
-	p.evicted++
-	p.signalFreed()
+// forget counts sessions that are dropped. The caller holds p.mu.
+func (p *pool) forget(n int) {
+	p.open -= n
+	p.evicted += uint64(n) // #nosec G115 -- n is not negative
+	p.freed.Broadcast()
 }
 
-// closeSession closes a session whose call failed with err, unless its handle is known to be void.
-func (p *pool) closeSession(s session, err error) {
-	if is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || is(err, pkcs11.CKR_SESSION_CLOSED) {
-		return
-	}
-	_ = p.lib.CloseSession(s.handle) // a dead session may refuse even this
-}
-
-// evict closes the idle sessions after one session was found dead.
-func (p *pool) evict() {
+// evict closes the idle sessions: after one session was found dead, and at the end. A dead session is not an error.
+func (p *pool) evict() error {
 	p.mu.Lock()
 	idle := p.idle
 	p.idle = nil
-	for range idle {
-		p.forget()
-	}
+	p.forget(len(idle))
 	p.mu.Unlock()
+	var errs []error
 	for _, s := range idle {
 		if s.under == p.token.now.Load() {
-			p.closeSession(s, nil)
+			errs = append(errs, unlessDead(call("C_CloseSession", p.lib.CloseSession(s.handle))))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // release follows acquire.
@@ -196,20 +166,6 @@ func (p *pool) drain() {
 	for range cap(p.permits) {
 		p.permits <- struct{}{}
 	}
-}
-
-// close closes the sessions of a pool that was drained. A dead session is not an error.
-func (p *pool) close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var errs []error
-	for _, s := range p.idle {
-		if s.under == p.token.now.Load() {
-			errs = append(errs, unlessDead(call("C_CloseSession", p.lib.CloseSession(s.handle))))
-		}
-	}
-	p.idle, p.open = nil, 0
-	return errors.Join(errs...)
 }
 
 // unlessDead drops the error of releasing what is gone already.

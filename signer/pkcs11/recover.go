@@ -77,12 +77,12 @@ func (k *key) recover(ctx context.Context, failed *binding, cause error) error {
 		return err
 	}
 	defer m.signing.open()
-	k.sessions.evict()
+	_ = k.sessions.evict() // a session that fails need not be dead for all
 	if is(cause, pkcs11.CKR_SESSION_READ_ONLY) {
 		k.token.readWrite.Store(true)
 	}
 	// After the recovery of another key of the module, it needs no second one.
-	if cause == nil || classOf(cause) == classSession || !ok {
+	if classOf(cause) == classSession || !ok {
 		err := k.rebind()
 		if err == nil || !worthRecovery(err) {
 			return err

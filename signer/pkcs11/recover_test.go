@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
@@ -38,9 +39,7 @@ func TestTokenFolderRemoved(t *testing.T) {
 	folder, aside := filepath.Join(tok.Dir, "tokens"), filepath.Join(tok.Dir, "aside")
 	move := func(from, to string) {
 		t.Helper()
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Rename(from, to))
 	}
 	move(folder, aside)
 	if _, err := open(t, Options{}, tok.Ref("vendor")); err == nil {
@@ -73,7 +72,7 @@ func TestRecoveryPause(t *testing.T) {
 		hinted(t, err, signer.ErrUnavailable, "CKR_DEVICE_ERROR")
 	}
 	_, err := k.Sign(nil, digest, crypto.SHA256)
-	refused(t, err, signer.ErrUnavailable, "the module is connected again at "+k.module.next.UTC().Format(time.TimeOnly)+" UTC at the earliest")
+	signerkit.Refused(t, err, signer.ErrUnavailable, "the module is connected again at "+k.module.next.UTC().Format(time.TimeOnly)+" UTC at the earliest")
 	calls(t, f, map[string]int{"C_Initialize": 2, "C_Finalize": 1, "C_Login": 2})
 	f.Script(t)
 	mustSign(t, k) // the device came back by itself
@@ -200,10 +199,10 @@ func TestHangingRecovery(t *testing.T) {
 			for n := range 4 {
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 				_, err := keys[n%2].SignContext(ctx, digest, crypto.SHA256)
-				refused(t, err, context.DeadlineExceeded)
-				refused(t, err, signer.ErrUnavailable)
-				_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{})
-				refused(t, err, context.DeadlineExceeded)
+				signerkit.Refused(t, err, context.DeadlineExceeded)
+				signerkit.Refused(t, err, signer.ErrUnavailable)
+				_, err = Backend(Options{}).Open(ctx, signerkit.Ref(t, tok.Ref("vendor")), signer.OpenOptions{})
+				signerkit.Refused(t, err, context.DeadlineExceeded)
 				cancel()
 			}
 			f.Script(t)
@@ -224,7 +223,7 @@ func TestRecoveryBehindHangingCall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := k.SignContext(ctx, digest, crypto.SHA256)
-	refused(t, err, context.DeadlineExceeded)
+	signerkit.Refused(t, err, context.DeadlineExceeded)
 
 	f.Script(t, "C_Sign 1 hang", "C_SignInit * return 0x30")
 	_, err = k.Sign(nil, digest, crypto.SHA256) // no deadline: it waits as long as a recovery does

@@ -110,10 +110,11 @@ func (r *reference) readPINSource() error {
 	return nil
 }
 
-// wrap returns the error of one operation on this key. An error that is a *signer.Error already is returned as it is.
+// wrap returns the error of one operation on this key. Nil, and an error that is a *signer.Error already, are returned as
+// they are.
 func (r reference) wrap(op string, err error) error {
-	if told, ok := err.(*signer.Error); ok { //nolint:errorlint // the outermost error decides
-		return told
+	if _, told := err.(*signer.Error); told || err == nil { //nolint:errorlint // the outermost error decides
+		return err
 	}
 	return &signer.Error{Op: op, Ref: r.ref, Err: err}
 }

@@ -8,17 +8,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
-
-func parse(t testing.TB, s string) signer.Ref {
-	t.Helper()
-	ref, err := signer.ParseRef(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ref
-}
 
 func TestParseReference(t *testing.T) {
 	module := "/lib/m.so"
@@ -36,7 +29,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-value=12%2634&max-sessions=1&insecure-mode=allow", reference{pinValue: "12&34", sessions: 1, insecure: "allow"}},
 	}
 	for _, tt := range good {
-		got, err := parseReference(parse(t, tt.in))
+		got, err := parseReference(signerkit.Ref(t, tt.in))
 		tt.want.module = module
 		got.ref, got.path = signer.Ref{}, nil
 		if err != nil {
@@ -45,10 +38,10 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("%q: (-want +got)\n%s", tt.in, diff)
 		}
 	}
-	if r, err := parseReference(parse(t, "pkcs11:?module-name=softhsm2")); err != nil || r.module != "" || r.moduleName != "softhsm2" {
+	if r, err := parseReference(signerkit.Ref(t, "pkcs11:?module-name=softhsm2")); err != nil || r.module != "" || r.moduleName != "softhsm2" {
 		t.Errorf("by name: %q, %q, %v", r.module, r.moduleName, err)
 	}
-	if r, err := parseReference(parse(t, base)); err != nil || r.sessions < 1 || r.sessions > 4 {
+	if r, err := parseReference(signerkit.Ref(t, base)); err != nil || r.sessions < 1 || r.sessions > 4 {
 		t.Errorf("without max-sessions: %d, %v; want 1 to 4", r.sessions, err)
 	}
 
@@ -72,7 +65,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&insecure-mode=" + secret, `"insecure-mode" must be one of ["allow"]`},
 	}
 	for _, tt := range bad {
-		_, err := parseReference(parse(t, tt.in))
+		_, err := parseReference(signerkit.Ref(t, tt.in))
 		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), secret) {
 			t.Errorf("%q: error %v; want %q and no secret", tt.in, err, tt.says)
 		}
@@ -82,11 +75,8 @@ func TestParseReference(t *testing.T) {
 // A worker gets the exact reference, with the resolved module and without the PIN; a person gets it redacted.
 func TestReferenceForWorker(t *testing.T) {
 	const in = "pkcs11:object=pin-value=x%26y;id=%01?module-name=softhsm2&pin-value=s3cr3t&max-sessions=2"
-	r := reference{ref: parse(t, in)}
-	ref, err := r.forWorker("/lib/pin-value=1 50%&.so")
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := reference{ref: signerkit.Ref(t, in)}
+	ref := testkit.Value(r.forWorker("/lib/pin-value=1 50%&.so"))(t)
 	want := "pkcs11:object=pin-value=x%26y;id=%01?module-path=/lib/pin-value=1 50%25%26.so&pin-source=parent&max-sessions=2"
 	if got := ref.Encode(); got != want {
 		t.Errorf("%q; want %q", got, want)

@@ -12,9 +12,13 @@ import (
 	"hsmsign/signer"
 )
 
-// await runs work in the background, so that the caller returns when ctx ends, even if the module hangs. A result that
-// comes later goes to drop.
-func await[T any](ctx context.Context, r reference, op string, work func() (T, error), drop func(T)) (T, error) {
+// await runs work in the background, so that the caller returns when ctx ends, even if the module hangs. The error then
+// says what is missing, and wraps signer.ErrUnavailable and ctx.Err(). A result that comes later goes to drop, unless that
+// is nil.
+func await[T any](ctx context.Context, what string, work func() (T, error), drop func(T)) (T, error) {
+	if ctx.Done() == nil { // it cannot end
+		return work()
+	}
 	type result struct {
 		value T
 		err   error
@@ -28,39 +32,61 @@ func await[T any](ctx context.Context, r reference, op string, work func() (T, e
 	case res := <-done:
 		return res.value, res.err
 	case <-ctx.Done():
-		go func() {
-			if res := <-done; res.err == nil {
-				drop(res.value)
-			}
-		}()
+		if drop != nil {
+			go func() {
+				if res := <-done; res.err == nil {
+					drop(res.value)
+				}
+			}()
+		}
 		var zero T
-		return zero, r.wrap(op, fmt.Errorf("%w: module %q: %w", signer.ErrUnavailable, r.module, ctx.Err()))
+		return zero, fmt.Errorf("%w: %s: %w", signer.ErrUnavailable, what, ctx.Err())
 	}
 }
 
+// operate runs an operation on the module of a reference in the background; see await. Errors are *signer.Error.
+func operate[T any](ctx context.Context, opts Options, op string, ref signer.Ref, work func(r reference) (T, error), drop func(T)) (T, error) {
+	r, err := opts.reference(op, ref)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	value, err := await(ctx, r.busy(), func() (T, error) { return work(r) }, drop)
+	return value, r.wrap(op, err)
+}
+
+// busy returns what is missing when a context ends during a call of the module.
+func (r reference) busy() string { return fmt.Sprintf("module %q", r.module) }
+
+// closeLate closes a key whose caller has left.
+func closeLate(k signer.Signer) { _ = k.Close() }
+
 // withModule calls do while the reference's module is initialized, with m.mu held: no key of the module is opened,
 // recovered or closed at the same time; signing goes on.
-func withModule(ctx context.Context, r reference, op string, do func(m *module) error) error {
-	m, err := lockModule(ctx, r, op)
+func withModule[T any](ctx context.Context, r reference, do func(m *module) (T, error)) (value T, err error) {
+	m, err := findModule(r)
 	if err != nil {
-		return err
+		return value, err
+	}
+	if err := m.mu.LockContext(ctx); err != nil {
+		return value, err
 	}
 	defer m.mu.Unlock()
 	if err := m.retain(r); err != nil {
-		return err
+		return value, err
 	}
 	defer func() { _ = m.release() }() // the result of do counts
 	return do(m)
 }
 
 // withToken calls do with a session in the one token that the reference names; see withSession.
-func withToken(ctx context.Context, r reference, op string, opts Options, as access, do func(m *module, f finder, t foundToken) error) error {
-	return withModule(ctx, r, op, func(m *module) error {
+func withToken[T any](ctx context.Context, r reference, opts Options, as access, do func(m *module, f finder, t foundToken) (T, error)) (T, error) {
+	return withModule(ctx, r, func(m *module) (value T, err error) {
 		t, err := m.findSettledToken(ctx, r)
 		if err != nil {
-			return err
+			return value, err
 		}
-		return m.withSession(ctx, r, t, opts, as, func(f finder) error { return do(m, f, t) })
+		return withSession(ctx, m, r, t, opts, as, func(f finder) (T, error) { return do(m, f, t) })
 	})
 }
 
@@ -74,25 +100,17 @@ const (
 )
 
 // withSession calls do with a session in a token. The caller holds m.mu.
-func (m *module) withSession(ctx context.Context, r reference, found foundToken, opts Options, as access, do func(f finder) error) error {
+func withSession[T any](ctx context.Context, m *module, r reference, found foundToken, opts Options, as access, do func(f finder) (T, error)) (value T, err error) {
 	t := &token{}
 	if as != public {
-		var err error
 		if t, err = m.retainToken(ctx, r, &found, opts); err != nil {
-			return err
+			return value, err
 		}
 		defer func() { _ = m.releaseToken(t) }() // the result of do counts
 	}
-	var sh pkcs11.SessionHandle
-	var err error
-	if as == writer {
-		sh, err = m.lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		err = call("C_OpenSession", err)
-	} else {
-		sh, err = t.openSession(m.lib, found.slot)
-	}
+	sh, err := t.openSession(m.lib, found.slot, as == writer)
 	if err != nil {
-		return r.wrap("open", advise(err))
+		return value, r.wrap("open", advise(err))
 	}
 	defer func() { _ = m.lib.CloseSession(sh) }()
 	return do(finder{lib: m.lib, sh: sh, ref: r})

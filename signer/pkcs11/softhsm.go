@@ -42,11 +42,9 @@ func (m *module) attachSettled(ctx context.Context, r reference, t *token, found
 		if try == loginTries || !halfWritten || !m.settle(ctx) {
 			return err
 		}
-		again, err := m.findSettledToken(ctx, r)
-		if err != nil {
+		if *found, err = m.findSettledToken(ctx, r); err != nil {
 			return err
 		}
-		*found = again
 	}
 }
 

@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -75,19 +76,20 @@ func (m *module) findToken(r reference) (foundToken, error) {
 // findTokens returns every initialized token that the reference matches, and the names of all tokens. The caller holds
 // m.mu.
 func (m *module) findTokens(r reference) (matches []foundToken, all []string, err error) {
+	defer func() { err = r.wrap(opFindToken, err) }()
 	lib, err := m.lib.GetInfo()
 	if err != nil {
-		return nil, nil, r.wrap(opFindToken, call("C_GetInfo", err))
+		return nil, nil, call("C_GetInfo", err)
 	}
+	version := fmt.Sprintf("%d.%d", lib.LibraryVersion.Major, lib.LibraryVersion.Minor)
 	if !r.path.Matches("library-manufacturer", lib.ManufacturerID) || !r.path.Matches("library-description", lib.LibraryDescription) ||
-		!r.path.MatchesVersion(lib.LibraryVersion.Major, lib.LibraryVersion.Minor) {
-		return nil, nil, r.wrap(opFindToken, fault.Errorf("%w: the module is %q of %q, version %d.%d", signer.ErrKeyNotFound,
-			lib.LibraryDescription, lib.ManufacturerID, lib.LibraryVersion.Major, lib.LibraryVersion.Minor).
-			Fix("correct the library attributes of the reference, or omit them"))
+		!r.path.Matches("library-version", version) {
+		return nil, nil, fault.Errorf("%w: the module is %q of %q, version %s", signer.ErrKeyNotFound, lib.LibraryDescription, lib.ManufacturerID, version).
+			Fix("correct the library attributes of the reference, or omit them")
 	}
 	slots, err := m.lib.GetSlotList(true)
 	if err != nil {
-		return nil, nil, r.wrap(opFindToken, call("C_GetSlotList", err))
+		return nil, nil, call("C_GetSlotList", err)
 	}
 	for _, slot := range slots {
 		info, err := m.lib.GetTokenInfo(slot)
@@ -103,7 +105,7 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 		all = append(all, t.id.String())
 		ok, err := m.tokenMatches(r.path, t)
 		if err != nil {
-			return nil, nil, r.wrap(opFindToken, err)
+			return nil, nil, err
 		}
 		if ok {
 			matches = append(matches, t)
@@ -114,7 +116,7 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 
 func (m *module) tokenMatches(p uri.Path, t foundToken) (bool, error) {
 	if !p.Matches("token", t.id.label) || !p.Matches("serial", t.id.serial) || !p.Matches("model", t.id.model) ||
-		!p.Matches("manufacturer", t.id.manufacturer) || !p.MatchesSlot(uint64(t.slot)) {
+		!p.Matches("manufacturer", t.id.manufacturer) || !p.Matches("slot-id", fmt.Sprint(t.slot)) {
 		return false, nil
 	}
 	slot, err := m.lib.GetSlotInfo(t.slot)
@@ -136,10 +138,7 @@ func (m *module) retainToken(ctx context.Context, r reference, found *foundToken
 		return nil, r.wrap(opLogin, err)
 	}
 	if t.keys == 0 {
-		err := checkPINFlags(r, *found)
-		if err == nil {
-			err = t.keepPIN(ctx, r, *found, opts)
-		}
+		err := t.keepPIN(ctx, r, *found, opts)
 		if err == nil {
 			err = m.attachSettled(ctx, r, t, found)
 		}
@@ -170,7 +169,7 @@ func (m *module) attach(r reference, t *token, found foundToken) error {
 	if err := checkPINFlags(r, found); err != nil {
 		return err
 	}
-	sh, err := t.openSession(m.lib, found.slot)
+	sh, err := t.openSession(m.lib, found.slot, false)
 	if err != nil {
 		return r.wrap("open", advise(err))
 	}
@@ -186,31 +185,24 @@ func (m *module) attach(r reference, t *token, found foundToken) error {
 	return nil
 }
 
-// openSession opens a read-only session, or a read-write one if the token has refused read-only ones.
-func (t *token) openSession(lib *pkcs11.Ctx, slot uint) (pkcs11.SessionHandle, error) {
+// openSession opens a read-write session if it is to write, or if the token has refused read-only ones.
+func (t *token) openSession(lib *pkcs11.Ctx, slot uint, write bool) (pkcs11.SessionHandle, error) {
 	const readOnly, readWrite = pkcs11.CKF_SERIAL_SESSION, pkcs11.CKF_SERIAL_SESSION | pkcs11.CKF_RW_SESSION
-	if t.readWrite.Load() {
+	if write || t.readWrite.Load() {
 		sh, err := lib.OpenSession(slot, readWrite)
 		return sh, call("C_OpenSession", err)
 	}
 	sh, err := lib.OpenSession(slot, readOnly)
-	if err == nil {
-		return sh, nil
-	}
-	err = call("C_OpenSession", err)
-	for _, code := range []pkcs11.Error{
+	if slices.ContainsFunc([]pkcs11.Error{
 		pkcs11.CKR_SESSION_READ_ONLY, pkcs11.CKR_SESSION_READ_WRITE_SO_EXISTS, pkcs11.CKR_TOKEN_WRITE_PROTECTED,
 		pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_ARGUMENTS_BAD,
-	} {
-		if !is(err, code) {
-			continue
-		}
+	}, func(code pkcs11.Error) bool { return is(err, code) }) {
 		if sh, second := lib.OpenSession(slot, readWrite); second == nil {
 			t.readWrite.Store(true)
 			return sh, nil
 		}
 	}
-	return 0, err
+	return sh, call("C_OpenSession", err)
 }
 
 // checkPINFlags refuses a token that a wrong PIN would lock, or has locked. The error wraps signer.ErrAuth.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -14,12 +15,8 @@ func TestFind(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
 		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		testkit.OK(t, os.WriteFile(path, []byte(text), 0o600))
 	}
 	write("etc/changed.module", "# of this machine\n\n module : /opt/changed.so \nmodule: /second.so\n")
 	write("etc/gone.module", "module:\n")
@@ -57,9 +54,7 @@ func TestFind(t *testing.T) {
 			t.Errorf("%s: error %v; want %v, %q", name, err, want.family, want.says)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(dir, "etc", "folder.module"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(filepath.Join(dir, "etc", "folder.module"), 0o700))
 	_, err := p.Find("changed")
 	if !errors.Is(err, signer.ErrUnavailable) || !strings.Contains(err.Error(), "folder.module") {
 		t.Errorf("error %v", err)

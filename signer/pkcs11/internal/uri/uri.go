@@ -19,7 +19,8 @@ const names = "token, manufacturer, serial, model, library-manufacturer, library
 // Path is the path of a PKCS#11 URI: its attributes in the order in which they were written.
 type Path []Attr
 
-// Attr is one attribute; the value is percent-decoded, so that of "id" is raw bytes.
+// Attr is one attribute; the value is percent-decoded, so that of "id" is raw bytes. That of "slot-id" has no leading
+// zeros, and that of "library-version" has both numbers.
 type Attr struct{ Name, Value string }
 
 // Parse reads the path of a PKCS#11 URI: attributes separated by ";", percent-encoded, each at most once. An unknown
@@ -45,7 +46,7 @@ func Parse(text string) (Path, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: path attribute %q: a %% must be followed by two hexadecimal digits", signer.ErrReference, name)
 		}
-		if err := check(name, value); err != nil {
+		if value, err = normalize(name, value); err != nil {
 			return nil, err
 		}
 		p = append(p, Attr{name, value})
@@ -53,37 +54,32 @@ func Parse(text string) (Path, error) {
 	return p, nil
 }
 
-// check checks the attributes that are more than text.
-func check(name, value string) error {
+// normalize checks the attributes that are more than text, and returns a value in the form in which it is compared.
+func normalize(name, value string) (string, error) {
 	switch name {
 	case "type":
 		if value != "private" {
-			return fmt.Errorf("%w: path attribute \"type\" is %q; only a private key signs: write type=private or omit it", signer.ErrReference, value)
+			return "", fmt.Errorf("%w: path attribute \"type\" is %q; only a private key signs: write type=private or omit it", signer.ErrReference, value)
 		}
 	case "slot-id":
-		if _, err := strconv.ParseUint(value, 10, 64); err != nil {
-			return fmt.Errorf("%w: path attribute \"slot-id\" is %q, not a decimal number", signer.ErrReference, value)
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err != nil {
+			return "", fmt.Errorf("%w: path attribute \"slot-id\" is %q, not a decimal number", signer.ErrReference, value)
 		}
+		return strconv.FormatUint(n, 10), nil
 	case "library-version":
-		if _, _, err := parseVersion(value); err != nil {
-			return fmt.Errorf("%w: path attribute \"library-version\" is %q, not of the form MAJOR or MAJOR.MINOR", signer.ErrReference, value)
+		first, second, dotted := strings.Cut(value, ".")
+		if !dotted {
+			second = "0" // RFC 7512 section 2.3
 		}
+		major, err := strconv.ParseUint(first, 10, 8)
+		minor, err2 := strconv.ParseUint(second, 10, 8)
+		if err != nil || err2 != nil {
+			return "", fmt.Errorf("%w: path attribute \"library-version\" is %q, not of the form MAJOR or MAJOR.MINOR", signer.ErrReference, value)
+		}
+		return fmt.Sprintf("%d.%d", major, minor), nil
 	}
-	return nil
-}
-
-// parseVersion reads "MAJOR.MINOR"; a missing minor number is 0 (RFC 7512 section 2.3).
-func parseVersion(s string) (major, minor byte, err error) {
-	first, second, dotted := strings.Cut(s, ".")
-	if !dotted {
-		second = "0"
-	}
-	a, err := strconv.ParseUint(first, 10, 8)
-	if err != nil {
-		return 0, 0, err
-	}
-	b, err := strconv.ParseUint(second, 10, 8)
-	return byte(a), byte(b), err
+	return value, nil
 }
 
 // Get returns the value of an attribute, and whether the path has it.
@@ -101,26 +97,6 @@ func (p Path) Get(name string) (string, bool) {
 func (p Path) Matches(name, value string) bool {
 	want, ok := p.Get(name)
 	return !ok || want == value
-}
-
-// MatchesSlot is Matches for slot-id, in which leading zeros mean nothing.
-func (p Path) MatchesSlot(slot uint64) bool {
-	want, ok := p.Get("slot-id")
-	if !ok {
-		return true
-	}
-	n, err := strconv.ParseUint(want, 10, 64)
-	return err == nil && n == slot
-}
-
-// MatchesVersion is Matches for library-version.
-func (p Path) MatchesVersion(major, minor byte) bool {
-	want, ok := p.Get("library-version")
-	if !ok {
-		return true
-	}
-	a, b, err := parseVersion(want)
-	return err == nil && a == major && b == minor
 }
 
 // String returns the path in the form that Parse reads. All of an id is percent-encoded, because it is binary (RFC 7512
