@@ -60,6 +60,14 @@ func StepFail(err error) Step {
 	return Step{Status: StatusFail, Detail: detail.Error(), Fix: fault.Hint(err), Err: err}
 }
 
+// StepResult returns StepFail, or StepOK if err is nil.
+func StepResult(err error, format string, args ...any) Step {
+	if err != nil {
+		return StepFail(err)
+	}
+	return StepOK(format, args...)
+}
+
 // WithFix returns the step with what to do about it.
 func (s Step) WithFix(fix string) Step {
 	s.Fix = fix
