@@ -74,6 +74,16 @@ func (s Step) WithFix(fix string) Step {
 	return s
 }
 
+// StepKey returns the step that describes the public key after a prefix. It fails unless the key is that of the vendor's
+// certificate, if that is known.
+func StepKey(prefix string, public *rsa.PublicKey, opts OpenOptions) Step {
+	if opts.PublicKey != nil && !public.Equal(opts.PublicKey) {
+		return StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", ErrBadKey))
+	}
+	described, err := DescribeKey(public)
+	return StepResult(err, "%s%s", prefix, described)
+}
+
 // RunSteps runs the checks of a diagnosis in order and reports each one as it ends. After a failure the remaining
 // checks do not run and are reported as skipped. It returns whether none failed.
 func RunSteps(ctx context.Context, report func(Step), checks []Check) bool {

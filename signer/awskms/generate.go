@@ -15,8 +15,8 @@ import (
 	"hsmsign/signer/kms"
 )
 
-// generate creates a key and the alias that the reference names, and opens the key.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates a key and the alias that the reference names, and opens the key.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	c := s.clients[0]
 	alias := resource(*c.id.Load())
 	var keySpec types.KeySpec
@@ -53,7 +53,7 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if err := s.resolve(ctx); err != nil {
 		return nil, err
 	}
-	return s.newKey(true), nil
+	return kms.NewKey(s.ref, s.public, true, s), nil
 }
 
 // createKey returns the ARN of the new key. The request is not repeated: if an answer is lost the key may exist, and

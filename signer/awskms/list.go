@@ -3,7 +3,6 @@ package awskms
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -20,9 +19,9 @@ const (
 	pageSize  = 100  // the most aliases that KMS returns on a page
 )
 
-// list describes the asymmetric keys of the first region that the reference matches.
-func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
-	l := listing{regionClient: s.clients[0], query: queryWithoutRegions(s.ref)}
+// List describes the asymmetric keys of the first region that the reference matches.
+func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
+	l := listing{regionClient: s.clients[0], ref: s.ref.Without("region", "regions")}
 	if s.id == "" {
 		return l.all(ctx)
 	}
@@ -33,18 +32,10 @@ func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 	return []signer.KeyInfo{*info}, nil
 }
 
-func queryWithoutRegions(ref signer.Ref) string {
-	_, query, _ := strings.Cut(ref.String(), "?")
-	kept := slices.DeleteFunc(strings.Split(query, "&"), func(attr string) bool {
-		return attr == "" || strings.HasPrefix(attr, "region=") || strings.HasPrefix(attr, "regions=")
-	})
-	return strings.Join(kept, "&")
-}
-
 // listing is one call of List.
 type listing struct {
 	*regionClient
-	query   string
+	ref     signer.Ref          // without regions
 	aliases map[string][]string // by key id; nil if they are not known
 }
 
@@ -143,14 +134,12 @@ func (l *listing) describe(ctx context.Context, id string) (*signer.KeyInfo, err
 
 // reference returns a reference to a key in this region.
 func (l *listing) reference(id string) string {
-	query := l.query
+	ref := l.ref
+	ref.Path = "///" + id
 	if arnRegion(id) == "" {
-		query = strings.Trim("region="+l.region+"&"+query, "&")
+		ref = ref.With("region", l.region)
 	}
-	if query == "" {
-		return "awskms:///" + id
-	}
-	return "awskms:///" + id + "?" + query
+	return ref.String()
 }
 
 func algorithmOf(spec types.KeySpec) (string, int) {

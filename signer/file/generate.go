@@ -29,8 +29,8 @@ const iterations = 600_000
 // envPassphrase is read if the reference names no passphrase file.
 const envPassphrase = "HSMSIGN_PASSPHRASE" // #nosec G101 -- the name of a variable
 
-// generate creates an RSA key and writes it to the file that the reference names, which must not exist.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates an RSA key and writes it to the file that the reference names, which must not exist.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
 		return nil, fmt.Errorf("%w: RSA of %d bits; keys of 2048, 3072 or 4096 bits are created", signer.ErrUnsupported, spec.Bits)
 	}

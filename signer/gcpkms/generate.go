@@ -18,8 +18,8 @@ import (
 // generationTimeout limits the wait for a new version. A software key is ready at once, Cloud HSM needs seconds.
 const generationTimeout = 3 * time.Minute
 
-// generate creates a key, and its key ring if necessary, and opens the first version.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates a key, and its key ring if necessary, and opens the first version.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if s.name.version != "1" {
 		return nil, fault.Errorf("%w: the first version of a new key is cryptoKeyVersions/1", signer.ErrReference).
 			Fix("name the new key, with /cryptoKeyVersions/1 at the end")
@@ -44,7 +44,7 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if err := s.awaitEnabled(ctx); err != nil {
 		return nil, fmt.Errorf("the key was created, but cannot sign yet: %w", err)
 	}
-	return s.open(ctx, signer.OpenOptions{})
+	return s.Open(ctx, signer.OpenOptions{})
 }
 
 func (s *session) createRing(ctx context.Context) error {

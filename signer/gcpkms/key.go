@@ -16,8 +16,8 @@ import (
 	"hsmsign/signer/kms"
 )
 
-// open opens the version that the reference names.
-func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
+// Open opens the version that the reference names.
+func (s *session) Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
 	if err := s.requireVersion(ctx); err != nil {
 		return nil, err
 	}
@@ -25,8 +25,8 @@ func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 	if s.public, err = kms.PublicKey(opts); err != nil {
 		return nil, err
 	}
-	proven := s.public == nil
-	if proven {
+	known := s.public != nil
+	if !known {
 		answer, err := s.publicKey(ctx)
 		if err != nil {
 			return nil, err
@@ -38,12 +38,7 @@ func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 			return nil, err
 		}
 	}
-	return s.newKey(proven), nil
-}
-
-// newKey returns the Signer of the session's public key.
-func (s *session) newKey(proven bool) *kms.Key {
-	return kms.NewKey(s.ref, s.public, proven, kms.Store{Sign: s.sign, Release: func() { _ = s.Close() }})
+	return kms.NewKey(s.ref, s.public, !known, s), nil
 }
 
 // publicKey reads the public key, whatever its algorithm. The name and the checksum of the answer are right.
@@ -109,9 +104,9 @@ func isHSM(level kmspb.ProtectionLevel) bool {
 	return level == kmspb.ProtectionLevel_HSM || level == kmspb.ProtectionLevel_HSM_SINGLE_TENANT
 }
 
-// sign signs a SHA-256 digest and checks what Google asks a client to check (AsymmetricSignResponse): digest and
+// Sign signs a SHA-256 digest and checks what Google asks a client to check (AsymmetricSignResponse): digest and
 // signature arrived undamaged, and the version that was asked made the signature.
-func (s *session) sign(ctx context.Context, digest []byte) ([]byte, error) {
+func (s *session) Sign(ctx context.Context, digest []byte) ([]byte, error) {
 	request := &kmspb.AsymmetricSignRequest{
 		Name:         s.name.String(),
 		Digest:       &kmspb.Digest{Digest: &kmspb.Digest_Sha256{Sha256: digest}},

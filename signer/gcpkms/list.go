@@ -53,9 +53,9 @@ func tooMany(what string) error {
 	return fault.Errorf("%w: more than %d %s", signer.ErrUnsupported, maxListed, what).Fix("name the key ring or the key in the reference")
 }
 
-// list describes the key versions that the reference matches. The public key is included only if the reference names
+// List describes the key versions that the reference matches. The public key is included only if the reference names
 // one version: each key would cost one more call.
-func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
+func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 	if s.name.version != "" {
 		info, err := s.describe(ctx)
 		if err != nil {
@@ -157,16 +157,9 @@ func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVe
 
 // exact returns a reference to this version with the attributes of the session.
 func (s *session) exact(name string) string {
-	text := s.ref.Scheme + "://" + name
-	_, query, _ := strings.Cut(s.ref.String(), "?")
-	sep := "?"
-	for _, attr := range strings.Split(query, "&") {
-		if attr != "" && !strings.HasPrefix(attr, "protection=") { // for Generate only
-			text += sep + attr
-			sep = "&"
-		}
-	}
-	return text
+	ref := s.ref.Without("protection") // which is for Generate only
+	ref.Path = "//" + name
+	return ref.String()
 }
 
 // requireVersion returns an error that lists the versions of the key if the reference names none. It does not choose,
