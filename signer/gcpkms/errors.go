@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,7 +29,8 @@ const maxText = 400
 // https://cloud.google.com/kms/docs/error-codes and https://google.aip.dev/193.
 func classify(err error) error {
 	family, fix := familyOf(err)
-	return fault.Errorf("%w: %s: %s", family, codeName(status.Code(err)), textOf(err)).Fix(fix)
+	name := code.Code(status.Code(err)) // in Google's spelling: "PERMISSION_DENIED"
+	return fault.Errorf("%w: %s: %s", family, name, textOf(err)).Fix(fix)
 }
 
 func familyOf(err error) (family error, fix string) {
@@ -130,16 +132,4 @@ func fixState(precondition *errdetails.PreconditionFailure, text string) string 
 		}
 	}
 	return "the version must be ENABLED, of a key with purpose ASYMMETRIC_SIGN"
-}
-
-// codeName returns a code in Google's spelling: "PERMISSION_DENIED".
-func codeName(c codes.Code) string {
-	var b strings.Builder
-	for i, r := range c.String() {
-		if i > 0 && 'A' <= r && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToUpper(b.String())
 }

@@ -24,11 +24,7 @@ func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 		return nil, fault.Errorf("%w: the first version of a new key is cryptoKeyVersions/1", signer.ErrReference).
 			Fix("name the new key, with /cryptoKeyVersions/1 at the end")
 	}
-	algorithm := map[int]kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm{
-		2048: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256,
-		3072: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_3072_SHA256,
-		4096: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA256,
-	}[spec.Bits]
+	algorithm := algorithmOf(spec.Bits)
 	if algorithm == 0 {
 		return nil, fmt.Errorf("%w: RSA of %d bits; Cloud KMS creates keys of 2048, 3072 or 4096 bits", signer.ErrUnsupported, spec.Bits)
 	}

@@ -78,15 +78,18 @@ func checkKey(answer *kmspb.PublicKey) (*rsa.PublicKey, error) {
 	return public, nil
 }
 
-// bitsOf returns the size of an RSA key that can make Apple's signatures, and 0 for every other algorithm.
+// algorithmOf returns the algorithm of Apple's signatures for an RSA key of this size, and 0 if Cloud KMS has none.
+func algorithmOf(bits int) kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm {
+	number := kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm_value[fmt.Sprintf("RSA_SIGN_PKCS1_%d_SHA256", bits)]
+	return kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm(number)
+}
+
+// bitsOf is the inverse of algorithmOf. It returns 0 for any other algorithm.
 func bitsOf(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm) int {
-	switch algorithm {
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256:
-		return 2048
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_3072_SHA256:
-		return 3072
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA256:
-		return 4096
+	for _, bits := range []int{2048, 3072, 4096} {
+		if algorithmOf(bits) == algorithm {
+			return bits
+		}
 	}
 	return 0
 }

@@ -78,25 +78,29 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 	if err := ref.CheckQuery(kms.Attributes("endpoint", "require-hsm", "protection")...); err != nil {
 		return r, err
 	}
-	var err error
-	if r.name, err = parseResource(ref.Path); err != nil {
+	name, err := parseResource(ref.Path)
+	if err != nil {
 		return r, err
 	}
-	for _, a := range []struct {
-		name string
-		read func(value string) error
-	}{{"endpoint", r.readEndpoint}, {"require-hsm", r.readRequireHSM}, {"protection", r.readProtection}} {
-		value, ok := ref.Query(a.name)
-		if !ok {
-			continue
-		}
-		if err := a.read(value); err != nil {
-			return r, fmt.Errorf("%w: %s: %w", signer.ErrReference, a.name, err) // the value may contain a password
+	r.name = name
+	if endpoint, ok := ref.Query("endpoint"); ok {
+		if err := r.readEndpoint(endpoint); err != nil {
+			return r, fmt.Errorf("%w: endpoint: %w", signer.ErrReference, err) // the value may contain a password
 		}
 	}
-	if r.requireHSM && r.protection != kmspb.ProtectionLevel_HSM {
+	required, hasRequired := ref.Query("require-hsm")
+	protection, hasProtection := ref.Query("protection")
+	switch {
+	case hasRequired && required != "yes":
+		return r, fmt.Errorf("%w: require-hsm: the only value is yes", signer.ErrReference)
+	case hasProtection && protection != "hsm" && protection != "software":
+		return r, fmt.Errorf("%w: protection: the values are hsm and software", signer.ErrReference)
+	case hasRequired && protection == "software":
 		return r, fmt.Errorf("%w: require-hsm=yes and protection=software exclude each other", signer.ErrReference)
+	case protection == "software":
+		r.protection = kmspb.ProtectionLevel_SOFTWARE
 	}
+	r.requireHSM = hasRequired
 	r.policy, err = r.policy.WithReference(ref, maxConcurrent)
 	return r, err
 }
@@ -156,24 +160,5 @@ func (r *reference) readEndpoint(value string) error {
 	}
 	r.endpoint = value
 	r.google = strings.HasSuffix(strings.ToLower(host), ".googleapis.com")
-	return nil
-}
-
-func (r *reference) readRequireHSM(value string) error {
-	if value != "yes" {
-		return errors.New("the only value is yes")
-	}
-	r.requireHSM = true
-	return nil
-}
-
-func (r *reference) readProtection(value string) error {
-	switch value {
-	case "hsm":
-	case "software":
-		r.protection = kmspb.ProtectionLevel_SOFTWARE
-	default:
-		return errors.New("the values are hsm and software")
-	}
 	return nil
 }
