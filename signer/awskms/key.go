@@ -62,13 +62,16 @@ func (s *session) resolve(ctx context.Context) error {
 	})
 }
 
-// inRegions calls do for one region after the other while they are unavailable. Every other error is an answer.
+// inRegions calls do for one region after the other while they are unavailable. Every other error is an answer. It warns
+// if another region answers than before.
 func (s *session) inRegions(ctx context.Context, do func(*regionClient) error) error {
 	var failed error
 	for i, c := range s.clients {
 		err := do(c)
 		if err == nil {
-			s.setActive(i)
+			if from := s.active.Swap(int32(i)); int(from) != i && s.Warn != nil { // #nosec G115 -- at most maxRegions
+				s.Warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", c.region, s.clients[from].region))
+			}
 			return nil
 		}
 		if failed == nil {
@@ -81,13 +84,6 @@ func (s *session) inRegions(ctx context.Context, do func(*regionClient) error) e
 		}
 	}
 	return failed
-}
-
-// setActive records the region that answered, and warns if it is another one than before.
-func (s *session) setActive(i int) {
-	if from := s.active.Swap(int32(i)); int(from) != i && s.Warn != nil { // #nosec G115 -- at most maxRegions
-		s.Warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", s.clients[i].region, s.clients[from].region))
-	}
 }
 
 // activeClient returns the client of the region that answered last.

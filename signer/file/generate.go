@@ -38,7 +38,8 @@ func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if _, err := os.Lstat(s.path); err == nil {
 		return nil, s.exists()
 	}
-	if dir := filepath.Dir(s.path); !isFolder(dir) {
+	dir := filepath.Dir(s.path)
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return nil, fault.Errorf("%w: there is no folder %q", signer.ErrReference, dir).Fix("create the folder")
 	}
 	passphrase, err := s.newPassphrase(ctx)
@@ -62,11 +63,6 @@ func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 		return nil, err
 	}
 	return newKey(s.ref, private), nil
-}
-
-func isFolder(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
 }
 
 func (s *session) exists() error {

@@ -38,10 +38,7 @@ func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	case !stat.IsDir():
 		info, err := s.info(ctx, s.path, s.ref.Without("unencrypted").String()) // which is for Generate only
-		if err != nil {
-			return nil, withHint(err)
-		}
-		return []signer.KeyInfo{info}, nil
+		return []signer.KeyInfo{info}, withHint(err)
 	}
 	entries, err := os.ReadDir(s.path)
 	if err != nil {
@@ -84,9 +81,9 @@ func (s *session) info(ctx context.Context, path, ref string) (signer.KeyInfo, e
 	if form == "" {
 		return signer.KeyInfo{}, fmt.Errorf("%w: the file contains no private key", signer.ErrBadKey)
 	}
-	encrypted := form == formEncrypted || form == formPKCS12
+	encrypted, yesNo := form == formEncrypted || form == formPKCS12, map[bool]string{true: "yes", false: "no"}
 	info := signer.KeyInfo{Ref: ref, Store: path, Label: filepath.Base(path), Properties: []signer.Property{
-		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo(encrypted)}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
+		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo[encrypted]}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
 	}}
 	if encrypted {
 		return info, nil
@@ -126,13 +123,6 @@ func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 		}
 	}
 	return nil
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 // escapePath percent-encodes the characters that have a meaning in a key reference.

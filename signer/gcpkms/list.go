@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
+	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/iterator"
 
 	"hsmsign/fault"
@@ -22,8 +23,8 @@ const (
 	maxMentions = 20   // versions that an error names
 )
 
-// pages returns all entries of a List method, with one call for each page.
-func pages[T any](ctx context.Context, s *session, list func(ctx context.Context) iterator.Pageable) ([]T, error) {
+// pages returns all entries of a List method, with one call for each page: pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, in).
+func pages[T, In any, It iterator.Pageable](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
 	type page struct {
 		items []T
 		next  string
@@ -33,7 +34,7 @@ func pages[T any](ctx context.Context, s *session, list func(ctx context.Context
 		p, err := kms.Do(ctx, s.caller, func(ctx context.Context) (page, error) {
 			var p page
 			var err error
-			p.next, err = iterator.NewPager(list(ctx), pageSize, token).NextPage(&p.items)
+			p.next, err = iterator.NewPager(list(ctx, in), pageSize, token).NextPage(&p.items)
 			return p, err
 		})
 		if err != nil {
@@ -58,10 +59,7 @@ func tooMany(what string) error {
 func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 	if s.name.version != "" {
 		info, err := s.describe(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return []signer.KeyInfo{info}, nil
+		return []signer.KeyInfo{info}, err
 	}
 	keys, err := s.keys(ctx)
 	if err != nil {
@@ -106,9 +104,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	rings := []string{s.name.parentOfKeys()}
 	if s.name.ring == "" {
-		found, err := pages[*kmspb.KeyRing](ctx, s, func(ctx context.Context) iterator.Pageable {
-			return s.client.ListKeyRings(ctx, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
-		})
+		found, err := pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
 		if err != nil {
 			return nil, err
 		}
@@ -119,9 +115,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, ring := range rings {
-		found, err := pages[*kmspb.CryptoKey](ctx, s, func(ctx context.Context) iterator.Pageable {
-			return s.client.ListCryptoKeys(ctx, &kmspb.ListCryptoKeysRequest{Parent: ring})
-		})
+		found, err := pages[*kmspb.CryptoKey](ctx, s, s.client.ListCryptoKeys, &kmspb.ListCryptoKeysRequest{Parent: ring})
 		if err != nil {
 			return nil, err
 		}
@@ -135,9 +129,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 }
 
 func (s *session) versions(ctx context.Context, key string) ([]*kmspb.CryptoKeyVersion, error) {
-	return pages[*kmspb.CryptoKeyVersion](ctx, s, func(ctx context.Context) iterator.Pageable {
-		return s.client.ListCryptoKeyVersions(ctx, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
-	})
+	return pages[*kmspb.CryptoKeyVersion](ctx, s, s.client.ListCryptoKeyVersions, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
 }
 
 func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, level kmspb.ProtectionLevel, state string) signer.KeyInfo {
@@ -146,11 +138,8 @@ func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVe
 	info := signer.KeyInfo{Ref: s.exact(name), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
 		{Name: "algorithm", Value: algorithm.String()}, {Name: "protection", Value: level.String()}, {Name: "state", Value: state},
 	}}
-	switch text := algorithm.String(); {
-	case strings.HasPrefix(text, "RSA_"):
-		info.Algorithm = "RSA"
-	case strings.HasPrefix(text, "EC_"):
-		info.Algorithm = "EC"
+	if kind, _, _ := strings.Cut(algorithm.String(), "_"); kind == "RSA" || kind == "EC" {
+		info.Algorithm = kind
 	}
 	return info
 }

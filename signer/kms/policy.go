@@ -65,29 +65,29 @@ func Attributes(own ...string) []string {
 // WithReference returns the policy with the values that the reference sets: max-rps (0.01 to 100000), max-concurrent
 // (1 to the given maximum) and timeout (10ms to 10m). The error wraps signer.ErrReference.
 func (p Policy) WithReference(ref signer.Ref, maxConcurrent int) (Policy, error) {
-	if v, ok := ref.Query("max-rps"); ok {
-		n, err := strconv.ParseFloat(v, 64)
-		if err != nil || !(n >= minRPS && n <= maxRPS) { // written so that NaN is refused
-			return p, fmt.Errorf("%w: max-rps is %q; it must be a number from %v to %d", signer.ErrReference, v, minRPS, maxRPS)
-		}
-		p.MaxRPS = n
-	}
-	if v, ok := ref.Query("max-concurrent"); ok {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > maxConcurrent {
-			return p, fmt.Errorf("%w: max-concurrent is %q; it must be a number from 1 to %d", signer.ErrReference, v, maxConcurrent)
-		}
-		p.MaxConcurrent = n
-	}
-	if v, ok := ref.Query("timeout"); ok {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < minTimeout || d > maxTimeout {
-			return p, fmt.Errorf("%w: timeout is %q; it must be a duration from 10ms to 10m, such as 20s", signer.ErrReference, v)
-		}
-		p.Timeout = d
-	}
-	return p, nil
+	err := cmp.Or(
+		set(&p.MaxRPS, ref, "max-rps", parseFloat, minRPS, maxRPS, "a number from 0.01 to 100000"),
+		set(&p.MaxConcurrent, ref, "max-concurrent", strconv.Atoi, 1, maxConcurrent, fmt.Sprintf("a number from 1 to %d", maxConcurrent)),
+		set(&p.Timeout, ref, "timeout", time.ParseDuration, minTimeout, maxTimeout, "a duration from 10ms to 10m, such as 20s"),
+	)
+	return p, err
 }
+
+// set sets a field to the value of an attribute, if the reference has it.
+func set[T cmp.Ordered](field *T, ref signer.Ref, name string, parse func(string) (T, error), low, high T, form string) error {
+	text, ok := ref.Query(name)
+	if !ok {
+		return nil
+	}
+	value, err := parse(text)
+	if err != nil || !(value >= low && value <= high) { // written so that NaN is refused
+		return fmt.Errorf("%w: %s is %q; it must be %s", signer.ErrReference, name, text, form)
+	}
+	*field = value
+	return nil
+}
+
+func parseFloat(text string) (float64, error) { return strconv.ParseFloat(text, 64) }
 
 // Loopback reports whether host is a loopback address. Only such an endpoint may be used in plain text. A name is never
 // loopback: it is not resolved here.
