@@ -115,38 +115,27 @@ func (l *listing) add(ctx context.Context, id string) error {
 	case errors.Is(err, signer.ErrBadKey) && info.Algorithm == "":
 		return nil // a symmetric key has no public key
 	}
-	info.Ref, info.ID = l.reference(id), strings.TrimPrefix(resource(id), "key/")
-	info.Label = strings.Join(l.aliases[info.ID], ", ")
-	l.infos = append(l.infos, info)
-	return nil
-}
-
-// reference returns a reference to a key in this region.
-func (l *listing) reference(id string) string {
 	ref := l.ref
 	ref.Path = "///" + id
 	if arnRegion(id) == "" {
 		ref = ref.With("region", l.region)
 	}
-	return ref.String()
+	info.Ref, info.ID = ref.String(), strings.TrimPrefix(resource(id), "key/")
+	info.Label = strings.Join(l.aliases[info.ID], ", ")
+	l.infos = append(l.infos, info)
+	return nil
 }
 
 func algorithmOf(spec types.KeySpec) (string, int) {
-	if bits, ok := keySpecs()[spec]; ok {
-		return "RSA", bits
-	}
 	name, _, _ := strings.Cut(string(spec), "_")
-	return strings.Replace(name, "ECC", "EC", 1), 0
+	return strings.Replace(name, "ECC", "EC", 1), keySpecs()[spec]
 }
 
 func properties(m *types.KeyMetadata) []signer.Property {
-	multi := "no"
-	if aws.ToBool(m.MultiRegion) {
-		multi = "yes"
-	}
+	yesNo := map[bool]string{true: "yes", false: "no"}
 	return []signer.Property{
 		{Name: "KeyState", Value: string(m.KeyState)}, {Name: "KeyUsage", Value: string(m.KeyUsage)},
 		{Name: "KeySpec", Value: string(m.KeySpec)}, {Name: "Origin", Value: string(m.Origin)},
-		{Name: "MultiRegion", Value: multi},
+		{Name: "MultiRegion", Value: yesNo[aws.ToBool(m.MultiRegion)]},
 	}
 }

@@ -233,3 +233,17 @@ func (k *key) Close() error {
 	k.private.Store(nil)
 	return nil
 }
+
+// Export returns the private key of a Signer of this package, for a PKCS#12 file or to decrypt. The Signer does not clear
+// it on Close. A Signer of any other backend wraps signer.ErrUnsupported; after Close the error wraps signer.ErrClosed.
+func Export(s signer.Signer) (*rsa.PrivateKey, error) {
+	k, ok := s.(*key)
+	if !ok {
+		return nil, fmt.Errorf("%w: only a key in a file can be exported", signer.ErrUnsupported)
+	}
+	private := k.private.Load()
+	if private == nil {
+		return nil, &signer.Error{Op: "export", Ref: k.ref, Err: signer.ErrClosed}
+	}
+	return private, nil
+}

@@ -9,8 +9,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -98,6 +100,24 @@ func (s *session) newPassphrase(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
 	return passphrase, nil
+}
+
+// EncodePEM returns a key as PKCS#8 in PEM, encrypted with PBES2 (PBKDF2-HMAC-SHA256 with 600,000 iterations,
+// AES-256-CBC), or not encrypted if the passphrase is nil. The caller clears the result after use.
+func EncodePEM(private *rsa.PrivateKey, passphrase []byte) ([]byte, error) {
+	plain, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	block := pem.Block{Type: "PRIVATE KEY", Bytes: plain}
+	if passphrase != nil {
+		block.Type = "ENCRYPTED PRIVATE KEY"
+		if block.Bytes, err = encrypt(plain, passphrase); err != nil {
+			return nil, err
+		}
+	}
+	return pem.EncodeToMemory(&block), nil
 }
 
 // encrypt returns RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.

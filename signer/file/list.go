@@ -47,13 +47,14 @@ func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 	if len(entries) > maxEntries {
 		return nil, fmt.Errorf("%w: the folder %q has %d entries; the limit is %d", signer.ErrUnsupported, s.path, len(entries), maxEntries)
 	}
+	special := func(c byte) bool { return c <= ' ' || c == 0x7f || c == '%' || c == '?' } // in a reference
 	var infos []signer.KeyInfo
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		path := filepath.Join(s.path, e.Name())
-		if info, err := s.info(ctx, path, "file:"+escapePath(path)); err == nil {
+		if info, err := s.info(ctx, path, "file:"+signer.Escape(path, special)); err == nil {
 			infos = append(infos, info)
 		}
 	}
@@ -123,9 +124,4 @@ func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 		}
 	}
 	return nil
-}
-
-// escapePath percent-encodes the characters that have a meaning in a key reference.
-func escapePath(path string) string {
-	return signer.Escape(path, func(c byte) bool { return c <= ' ' || c == 0x7f || c == '%' || c == '?' })
 }

@@ -101,15 +101,15 @@ func permissionOf(info *errdetails.ErrorInfo) string {
 }
 
 func fixPermission(permission string) string {
-	switch permission {
-	case "":
-		return "grant roles/cloudkms.signer and roles/cloudkms.publicKeyViewer on the key to this identity"
-	case "cloudkms.cryptoKeyVersions.useToSign":
-		return "grant roles/cloudkms.signer on the key to this identity"
-	case "cloudkms.cryptoKeyVersions.viewPublicKey":
-		return "grant roles/cloudkms.publicKeyViewer on the key to this identity"
+	role, known := map[string]string{
+		"":                                     "roles/cloudkms.signer and roles/cloudkms.publicKeyViewer on the key",
+		"cloudkms.cryptoKeyVersions.useToSign": "roles/cloudkms.signer on the key",
+		"cloudkms.cryptoKeyVersions.viewPublicKey": "roles/cloudkms.publicKeyViewer on the key",
+	}[permission]
+	if !known {
+		role = "a role with " + permission
 	}
-	return fmt.Sprintf("grant a role with %s to this identity", permission)
+	return fmt.Sprintf("grant %s to this identity", role)
 }
 
 // fixState returns the hint for the state of a key version (CryptoKeyVersionState). The service names the state in a

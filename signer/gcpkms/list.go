@@ -25,28 +25,23 @@ const (
 
 // pages returns all entries of a List method, with one call for each page: pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, in).
 func pages[T, In any, It iterator.Pageable](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
-	type page struct {
-		items []T
-		next  string
-	}
 	var all []T
 	for token := ""; ; {
-		p, err := kms.Do(ctx, s.caller, func(ctx context.Context) (page, error) {
-			var p page
-			var err error
-			p.next, err = iterator.NewPager(list(ctx, in), pageSize, token).NextPage(&p.items)
-			return p, err
+		var page []T
+		next, err := kms.Do(ctx, s.caller, func(ctx context.Context) (string, error) {
+			page = nil
+			return iterator.NewPager(list(ctx, in), pageSize, token).NextPage(&page)
 		})
 		if err != nil {
 			return nil, err
 		}
-		if all = append(all, p.items...); len(all) > maxListed {
+		if all = append(all, page...); len(all) > maxListed {
 			return nil, tooMany("entries")
 		}
-		if p.next == "" {
+		if next == "" {
 			return all, nil
 		}
-		token = p.next
+		token = next
 	}
 }
 
@@ -135,20 +130,15 @@ func (s *session) versions(ctx context.Context, key string) ([]*kmspb.CryptoKeyV
 func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, level kmspb.ProtectionLevel, state string) signer.KeyInfo {
 	store, rest, _ := strings.Cut(name, "/cryptoKeys/")
 	label, version, _ := strings.Cut(rest, "/cryptoKeyVersions/")
-	info := signer.KeyInfo{Ref: s.exact(name), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
+	ref := s.ref.Without("protection") // which is for Generate only
+	ref.Path = "//" + name
+	info := signer.KeyInfo{Ref: ref.String(), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
 		{Name: "algorithm", Value: algorithm.String()}, {Name: "protection", Value: level.String()}, {Name: "state", Value: state},
 	}}
 	if kind, _, _ := strings.Cut(algorithm.String(), "_"); kind == "RSA" || kind == "EC" {
 		info.Algorithm = kind
 	}
 	return info
-}
-
-// exact returns a reference to this version with the attributes of the session.
-func (s *session) exact(name string) string {
-	ref := s.ref.Without("protection") // which is for Generate only
-	ref.Path = "//" + name
-	return ref.String()
 }
 
 // requireVersion returns an error that lists the versions of the key if the reference names none. It does not choose,

@@ -91,24 +91,16 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 			return nil, signer.ErrClosed
 		}
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || !k.unproven.Load() {
+		return sig, err
 	}
-	return sig, k.prove(digest, sig)
-}
-
-// prove verifies a signature until one has shown that the certificate's public key is that of this key. From then on
-// signer.Sign alone verifies.
-func (k *Key) prove(digest, sig []byte) error {
-	if !k.unproven.Load() {
-		return nil
-	}
+	// From the first signature that verifies on, signer.Sign alone verifies.
 	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
-		return fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
+		return nil, fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
 			Fix("use the certificate that was issued for this key, or the key that the certificate was issued for")
 	}
 	k.unproven.Store(false)
-	return nil
+	return sig, nil
 }
 
 // Close ends the signatures in flight and releases the connections.

@@ -23,21 +23,13 @@ type Policy struct {
 
 // WithDefaults returns the policy with every default filled in.
 func (p Policy) WithDefaults() Policy {
-	p.AttemptTimeout = orDefault(p.AttemptTimeout, 5*time.Second)
-	p.Timeout = orDefault(p.Timeout, 20*time.Second)
-	p.MaxConcurrent = orDefault(p.MaxConcurrent, 64)
-	p.RetryDelay = orDefault(p.RetryDelay, 100*time.Millisecond)
-	p.BreakerThreshold = orDefault(p.BreakerThreshold, 10)
-	p.BreakerCooldown = orDefault(p.BreakerCooldown, 5*time.Second)
+	p.AttemptTimeout = cmp.Or(max(p.AttemptTimeout, 0), 5*time.Second)
+	p.Timeout = cmp.Or(max(p.Timeout, 0), 20*time.Second)
+	p.MaxConcurrent = cmp.Or(max(p.MaxConcurrent, 0), 64)
+	p.RetryDelay = cmp.Or(max(p.RetryDelay, 0), 100*time.Millisecond)
+	p.BreakerThreshold = cmp.Or(max(p.BreakerThreshold, 0), 10)
+	p.BreakerCooldown = cmp.Or(max(p.BreakerCooldown, 0), 5*time.Second)
 	return p
-}
-
-func orDefault[T cmp.Ordered](value, def T) T {
-	var zero T
-	if value <= zero {
-		return def
-	}
-	return value
 }
 
 // InFlight returns how many callers can be served at the same time. With more callers the last one would wait under
