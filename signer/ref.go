@@ -29,19 +29,15 @@ func ParseRef(s string) (Ref, error) {
 	if len(s) > MaxRef {
 		return Ref{}, fmt.Errorf("%w: %d bytes; the limit is %d", ErrReference, len(s), MaxRef)
 	}
-	for _, c := range []byte(s) {
-		if c < 0x20 || c == 0x7f {
-			return Ref{}, fmt.Errorf("%w: it contains a control character; percent-encode it", ErrReference)
-		}
+	if strings.ContainsFunc(s, func(c rune) bool { return c < 0x20 || c == 0x7f }) {
+		return Ref{}, fmt.Errorf("%w: it contains a control character; percent-encode it", ErrReference)
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
 	if !ok || !isScheme(scheme) {
 		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH, pkcs11:ATTRIBUTES, awskms:///KEY or gcpkms://KEY", ErrReference)
 	}
-	ref := Ref{Scheme: strings.ToLower(scheme)}
-	var query string
-	var hasQuery bool
-	ref.Path, query, hasQuery = strings.Cut(rest, "?")
+	path, query, hasQuery := strings.Cut(rest, "?")
+	ref := Ref{Scheme: strings.ToLower(scheme), Path: path}
 	// RFC 7512 section 2.3: the path may be empty, and then matches every object.
 	if ref.Path == "" && (ref.Scheme != "pkcs11" || !hasQuery) {
 		return Ref{}, fmt.Errorf("%w: nothing follows %q", ErrReference, ref.Scheme+":")
@@ -58,7 +54,7 @@ func ParseRef(s string) (Ref, error) {
 		if err != nil {
 			return Ref{}, fmt.Errorf("%w: query attribute %q: a %% must be followed by two hexadecimal digits", ErrReference, name)
 		}
-		if slices.ContainsFunc(ref.query, func(a attr) bool { return a.name == name }) {
+		if _, repeated := ref.Query(name); repeated {
 			return Ref{}, fmt.Errorf("%w: query attribute %q is repeated", ErrReference, name)
 		}
 		ref.query = append(ref.query, attr{name, value})

@@ -34,10 +34,9 @@ const unknownCode = "UnknownError"
 var errPlain = errors.New("plain http is allowed on loopback only")
 
 // credentialsError: no credentials could be obtained.
-type credentialsError struct{ err error }
+type credentialsError struct{ error }
 
-func (e *credentialsError) Error() string { return e.err.Error() }
-func (e *credentialsError) Unwrap() error { return e.err }
+func (e *credentialsError) Unwrap() error { return e.error }
 
 func noRegion(configured string) error {
 	text := "no region is set"
@@ -61,7 +60,7 @@ func badConfiguration(err error) error {
 func (c *regionClient) classify(err error) error {
 	var credentials *credentialsError
 	for errors.As(err, &credentials) { // a role's credentials fail if those of its caller do
-		err = credentials.err
+		err = credentials.error
 	}
 	action := actionOf(err)
 	// The answer of a service such as STS is classified as those of KMS are. Any other error, also that of the metadata

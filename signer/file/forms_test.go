@@ -168,15 +168,9 @@ func inPKCS8(t *testing.T, pkcs1 []byte) []byte {
 	t.Helper()
 	return testkit.Value(asn1.Marshal(struct {
 		Version   int
-		Algorithm struct {
-			OID  asn1.ObjectIdentifier
-			Null asn1.RawValue
-		}
-		Key []byte
-	}{Algorithm: struct {
-		OID  asn1.ObjectIdentifier
-		Null asn1.RawValue
-	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue}, Key: pkcs1}))(t)
+		Algorithm pkix.AlgorithmIdentifier
+		Key       []byte
+	}{Algorithm: pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, Parameters: asn1.NullRawValue}, Key: pkcs1}))(t)
 }
 
 // TestModulusSize checks sizes for which no key can be generated quickly.

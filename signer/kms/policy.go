@@ -27,7 +27,7 @@ func (p Policy) WithDefaults() Policy {
 	p.Timeout = cmp.Or(max(p.Timeout, 0), 20*time.Second)
 	p.MaxConcurrent = cmp.Or(max(p.MaxConcurrent, 0), 64)
 	p.RetryDelay = cmp.Or(max(p.RetryDelay, 0), 100*time.Millisecond)
-	p.BreakerThreshold = cmp.Or(max(p.BreakerThreshold, 0), 10)
+	p.BreakerThreshold = cmp.Or(p.BreakerThreshold, 10)
 	p.BreakerCooldown = cmp.Or(max(p.BreakerCooldown, 0), 5*time.Second)
 	return p
 }
