@@ -76,11 +76,8 @@ func textOf(err error) string {
 // digestDamaged reports whether the service refused a digest because of its checksum. AsymmetricSignRequest,
 // digest_crc32c: "will report an error if the checksum verification failed".
 func digestDamaged(err error) bool {
-	if status.Code(err) != codes.InvalidArgument {
-		return false
-	}
 	text := strings.ToLower(status.Convert(err).Message())
-	return strings.Contains(text, "crc32c") || strings.Contains(text, "checksum")
+	return status.Code(err) == codes.InvalidArgument && (strings.Contains(text, "crc32c") || strings.Contains(text, "checksum"))
 }
 
 // detailsOf returns the details of a status. Either may be nil; the getters of nil return zero values.

@@ -42,12 +42,6 @@ func (p Policy) InFlight() int {
 	return p.MaxConcurrent
 }
 
-// The limits of the attributes of a reference.
-const (
-	minRPS, maxRPS         = 0.01, 100_000
-	minTimeout, maxTimeout = 10 * time.Millisecond, 10 * time.Minute
-)
-
 // Attributes returns the names of the query attributes that a backend accepts: its own, and those that WithReference
 // reads.
 func Attributes(own ...string) []string {
@@ -58,9 +52,9 @@ func Attributes(own ...string) []string {
 // (1 to the given maximum) and timeout (10ms to 10m). The error wraps signer.ErrReference.
 func (p Policy) WithReference(ref signer.Ref, maxConcurrent int) (Policy, error) {
 	err := cmp.Or(
-		set(&p.MaxRPS, ref, "max-rps", parseFloat, minRPS, maxRPS, "a number from 0.01 to 100000"),
+		set(&p.MaxRPS, ref, "max-rps", parseFloat, 0.01, 100_000, "a number from 0.01 to 100000"),
 		set(&p.MaxConcurrent, ref, "max-concurrent", strconv.Atoi, 1, maxConcurrent, fmt.Sprintf("a number from 1 to %d", maxConcurrent)),
-		set(&p.Timeout, ref, "timeout", time.ParseDuration, minTimeout, maxTimeout, "a duration from 10ms to 10m, such as 20s"),
+		set(&p.Timeout, ref, "timeout", time.ParseDuration, 10*time.Millisecond, 10*time.Minute, "a duration from 10ms to 10m, such as 20s"),
 	)
 	return p, err
 }
