@@ -149,7 +149,7 @@ func TestList(t *testing.T) {
 
 // TestListPermissions: facts that the credentials may not read are omitted.
 func TestListPermissions(t *testing.T) {
-	server, _ := start(t, awskmstest.Config{})
+	server, one := start(t, awskmstest.Config{})
 	testkit.OK(t, server.Stand("ListAliases", awskmstest.Denied))
 	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
 	testkit.Value(server.Add(awskmstest.Key{}))(t)
@@ -161,6 +161,10 @@ func TestListPermissions(t *testing.T) {
 	infos, err = list(t, at(server, ""))
 	if err != nil || len(infos) != 2 || infos[0].Bits != 0 || infos[0].ID == "" {
 		t.Errorf("%+v, %v", infos, err)
+	}
+	infos, err = list(t, one)
+	if want := "awskms:///alias/Vendor?region=eu-west-1&endpoint=" + server.Endpoint(); err != nil || len(infos) != 1 || infos[0].Ref != want {
+		t.Errorf("%+v, %v; want %s", infos, err, want)
 	}
 	testkit.OK(t, server.Stand("ListKeys", awskmstest.Denied))
 	_, err = list(t, at(server, ""))

@@ -129,14 +129,10 @@ func TestUnusableKeys(t *testing.T) {
 
 	// A version that is disabled after Open is refused, and signs again once it is enabled.
 	key := signerkit.MustOpen(t, Backend(quick()), at(server, vendorOne), nil)
-	for _, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
-		testkit.OK(t, server.SetState(vendorOne, state))
-		if state == kmspb.CryptoKeyVersion_DISABLED {
-			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "DISABLED", "versions enable")
-		} else {
-			signerkit.MustSign(t, key)
-		}
-	}
+	testkit.OK(t, server.SetState(vendorOne, kmspb.CryptoKeyVersion_DISABLED))
+	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "DISABLED", "versions enable")
+	testkit.OK(t, server.SetState(vendorOne, kmspb.CryptoKeyVersion_ENABLED))
+	signerkit.MustSign(t, key)
 }
 
 func TestNoCredentials(t *testing.T) {

@@ -120,7 +120,7 @@ func TestList(t *testing.T) {
 		{"projects/mdm-prod/locations/europe-west1", []string{vendorOne, vendorTwo, elsewhere}},
 		{"projects/mdm-prod/locations/europe-west3", nil},
 	} {
-		infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, at(server, c.name)+query))
+		infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, at(server, c.name)+"&protection=software"+query))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}

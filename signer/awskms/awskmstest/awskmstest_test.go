@@ -31,8 +31,7 @@ func newServer(t *testing.T, config Config) *Server {
 func withKey(t *testing.T) (*Server, string) {
 	t.Helper()
 	s := newServer(t, Config{})
-	arn := testkit.Value(s.AddKey("alias/v", testkit.GoldenKey(t)))(t)
-	return s, arn
+	return s, testkit.Value(s.AddKey("alias/v", testkit.GoldenKey(t)))(t)
 }
 
 // request is a client's request. It is signed here by the steps of the IAM user guide and not by the SDK, so that two
@@ -76,8 +75,7 @@ func (s *Server) raw(t *testing.T, r request) (int, []byte) {
 	}
 	resp := testkit.Value(http.DefaultClient.Do(req))(t)
 	defer func() { _ = resp.Body.Close() }()
-	body := testkit.Value(io.ReadAll(resp.Body))(t)
-	return resp.StatusCode, body
+	return resp.StatusCode, testkit.Value(io.ReadAll(resp.Body))(t)
 }
 
 func (r *request) sign(req *http.Request) {
