@@ -94,7 +94,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err != nil || !k.unproven.Load() {
 		return sig, err
 	}
-	// From the first signature that verifies on, signer.Sign alone verifies.
+	// Once one signature has verified, signer.Sign alone verifies.
 	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
 		return nil, fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
 			Fix("use the certificate that was issued for this key, or the key that the certificate was issued for")
