@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"hsmsign/fault"
@@ -94,39 +95,37 @@ func (r Reader) ReadNew(ctx context.Context, label string) ([]byte, error) {
 }
 
 func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
+	given := r.getenv(src.Env)
 	kind, arg, ok := strings.Cut(src.From, ":")
 	switch {
-	case src.From == "":
-		if v := r.getenv(src.Env); v != "" {
-			return []byte(v), nil
-		}
-		if r.Prompt == nil {
-			return nil, fmt.Errorf("not given: name a file in the reference or set %s (there is no terminal to ask at)", src.Env)
-		}
+	case src.From == "" && given != "":
+		return []byte(given), nil
+	case src.From == "" && r.Prompt == nil:
+		return nil, fmt.Errorf("not given: name a file in the reference or set %s (there is no terminal to ask at)", src.Env)
+	case src.From == "prompt" && r.Prompt == nil:
+		return nil, errors.New("there is no terminal to ask at")
+	case src.From == "" || src.From == "prompt":
 		return r.Prompt(ctx, src.Label)
-	case src.From == "prompt":
-		if r.Prompt == nil {
-			return nil, errors.New("there is no terminal to ask at")
-		}
-		return r.Prompt(ctx, src.Label)
-	case ok && kind == "env":
+	case !ok:
+		return readSecretFile(src.From, src.AnyMode)
+	}
+	switch kind {
+	case "env":
 		v := r.getenv(arg)
 		if v == "" {
 			return nil, fmt.Errorf("the environment variable %s is not set", arg)
 		}
 		return []byte(v), nil
-	case ok && kind == "file":
+	case "file":
 		return readSecretFile(strings.TrimPrefix(arg, "//"), src.AnyMode)
-	case ok && kind == "credential":
+	case "credential":
 		dir := r.getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" || arg != filepath.Base(arg) {
 			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
 		}
 		return readSecretFile(filepath.Join(dir, arg), src.AnyMode)
-	case ok && kind == "exec":
+	case "exec":
 		return runSecretProgram(ctx, arg)
-	case !ok:
-		return readSecretFile(src.From, src.AnyMode)
 	}
 	return nil, errors.New("unknown source; write file:PATH, env:NAME, credential:NAME, exec:/PROGRAM or prompt")
 }
@@ -188,7 +187,8 @@ func (s *secretBuffer) Write(p []byte) (int, error) {
 // read, unless anyMode. The mode is that of the open file, so the file cannot be swapped in between. The error for a
 // file that others can read wraps ErrInsecureMode. It is an *fs.PathError.
 func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
-	f, err := openNonblock(path)
+	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the operator names the path
 	if err != nil {
 		return nil, err
 	}
@@ -221,8 +221,3 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 
 // ErrInsecureMode means that others than its owner can read a file that contains a secret.
 var ErrInsecureMode = errors.New("group or others can read it; run chmod 600 on it")
-
-// openNonblock opens a file for reading without waiting for the writer of a pipe.
-func openNonblock(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the operator names the path
-}

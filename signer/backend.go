@@ -87,3 +87,48 @@ type Stats struct {
 type Statistics interface {
 	Stats() Stats
 }
+
+// Session is one operation of a backend. A Signer that it returns owns it.
+type Session interface {
+	Open(ctx context.Context, opts OpenOptions) (Signer, error)
+	Generate(ctx context.Context, spec KeySpec) (Signer, error)
+	List(ctx context.Context) ([]KeyInfo, error)
+	// Close releases what the session uses. It may be called several times, and never fails.
+	Close() error
+}
+
+// NewBackend returns the Open, Generate and List of a Backend. Each connects, does its work in the session, and closes it
+// if the work fails. Errors are *Error.
+func NewBackend[S Session](connect func(context.Context, Ref) (S, error)) Backend {
+	return Backend{
+		Open: func(ctx context.Context, ref Ref, opts OpenOptions) (Signer, error) {
+			return run(ctx, "open", ref, connect, func(s S) (Signer, error) { return s.Open(ctx, opts) })
+		},
+		Generate: func(ctx context.Context, ref Ref, spec KeySpec) (Signer, error) {
+			return run(ctx, "generate", ref, connect, func(s S) (Signer, error) { return s.Generate(ctx, spec) })
+		},
+		List: func(ctx context.Context, ref Ref) ([]KeyInfo, error) {
+			return run(ctx, "list", ref, connect, func(s S) ([]KeyInfo, error) {
+				defer s.Close() //nolint:errcheck // never fails
+				return s.List(ctx)
+			})
+		},
+	}
+}
+
+func run[S Session, T any](ctx context.Context, op string, ref Ref, connect func(context.Context, Ref) (S, error), work func(S) (T, error)) (T, error) {
+	var session S
+	var value T
+	err := ctx.Err()
+	if err == nil {
+		session, err = connect(ctx, ref)
+	}
+	if err == nil {
+		if value, err = work(session); err == nil {
+			return value, nil
+		}
+		_ = session.Close() // the first error counts
+	}
+	var zero T
+	return zero, &Error{Op: op, Ref: ref, Err: err}
+}

@@ -29,19 +29,15 @@ func ParseRef(s string) (Ref, error) {
 	if len(s) > MaxRef {
 		return Ref{}, fmt.Errorf("%w: %d bytes; the limit is %d", ErrReference, len(s), MaxRef)
 	}
-	for _, c := range []byte(s) {
-		if c < 0x20 || c == 0x7f {
-			return Ref{}, fmt.Errorf("%w: it contains a control character; percent-encode it", ErrReference)
-		}
+	if strings.ContainsFunc(s, func(c rune) bool { return c < 0x20 || c == 0x7f }) {
+		return Ref{}, fmt.Errorf("%w: it contains a control character; percent-encode it", ErrReference)
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
 	if !ok || !isScheme(scheme) {
 		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH, pkcs11:ATTRIBUTES, awskms:///KEY or gcpkms://KEY", ErrReference)
 	}
-	ref := Ref{Scheme: strings.ToLower(scheme)}
-	var query string
-	var hasQuery bool
-	ref.Path, query, hasQuery = strings.Cut(rest, "?")
+	path, query, hasQuery := strings.Cut(rest, "?")
+	ref := Ref{Scheme: strings.ToLower(scheme), Path: path}
 	// RFC 7512 section 2.3: the path may be empty, and then matches every object.
 	if ref.Path == "" && (ref.Scheme != "pkcs11" || !hasQuery) {
 		return Ref{}, fmt.Errorf("%w: nothing follows %q", ErrReference, ref.Scheme+":")
@@ -51,14 +47,14 @@ func ParseRef(s string) (Ref, error) {
 	}
 	for i, part := range strings.Split(query, "&") {
 		name, raw, ok := strings.Cut(part, "=")
-		if !ok || !isAttrName(name) {
+		if !ok || name == "" || strings.Trim(name, alphanumeric+"-_") != "" {
 			return Ref{}, fmt.Errorf("%w: query attribute %d is not of the form name=value", ErrReference, i+1)
 		}
 		value, err := Unescape(raw)
 		if err != nil {
 			return Ref{}, fmt.Errorf("%w: query attribute %q: a %% must be followed by two hexadecimal digits", ErrReference, name)
 		}
-		if slices.ContainsFunc(ref.query, func(a attr) bool { return a.name == name }) {
+		if _, repeated := ref.Query(name); repeated {
 			return Ref{}, fmt.Errorf("%w: query attribute %q is repeated", ErrReference, name)
 		}
 		ref.query = append(ref.query, attr{name, value})
@@ -87,16 +83,25 @@ func (r Ref) CheckQuery(known ...string) error {
 	return nil
 }
 
+// With returns the reference with one more query attribute, which becomes the first one.
+func (r Ref) With(name, value string) Ref {
+	r.query = append([]attr{{name, value}}, r.query...)
+	return r
+}
+
+// Without returns the reference without the query attributes of these names.
+func (r Ref) Without(names ...string) Ref {
+	r.query = slices.DeleteFunc(slices.Clone(r.query), func(a attr) bool { return slices.Contains(names, a.name) })
+	return r
+}
+
 // Encode returns the exact reference, with its secrets: ParseRef(r.Encode()) equals r. It is never longer than the text
 // that was parsed. It is for another process; String is for people.
 func (r Ref) Encode() string {
 	return r.format(r.Path, func(a attr) string {
-		return special.ReplaceAllStringFunc(a.value, func(c string) string { return fmt.Sprintf("%%%02X", c[0]) })
+		return Escape(a.value, func(c byte) bool { return c < 0x20 || c == 0x7f || c == '%' || c == '&' })
 	})
 }
-
-// special matches the bytes that have a meaning in a value.
-var special = regexp.MustCompile(`[%&\x00-\x1f\x7f]`)
 
 // String returns the reference in the form that ParseRef reads, with the value of every attribute that may be a secret
 // replaced by "REDACTED".
@@ -105,7 +110,7 @@ func (r Ref) String() string {
 		if secretAttr(a.name) {
 			return "REDACTED"
 		}
-		return escape(redactUser(a.name, redactPIN(a.value)))
+		return Escape(redactUser(a.name, redactPIN(a.value)), func(c byte) bool { return strings.IndexByte(alphanumeric+plain, c) < 0 })
 	})
 }
 
@@ -121,23 +126,11 @@ func (r Ref) format(path string, value func(attr) string) string {
 	return b.String()
 }
 
+var pinValue = regexp.MustCompile(`(?i)(pin-value=)[^;&]*`)
+
 // redactPIN hides a pin-value in the wrong place, in the path or after a ';' in the query: the error about it prints the
 // reference.
-func redactPIN(s string) string {
-	const name = "pin-value="
-	for from := 0; from+len(name) <= len(s); from++ {
-		if !strings.EqualFold(s[from:from+len(name)], name) {
-			continue
-		}
-		from += len(name)
-		end := len(s)
-		if i := strings.IndexAny(s[from:], ";&"); i >= 0 {
-			end = from + i
-		}
-		s = s[:from] + "REDACTED" + s[end:]
-	}
-	return s
-}
+func redactPIN(s string) string { return pinValue.ReplaceAllString(s, "${1}REDACTED") }
 
 // redactUser hides the user and password in the address of a server, "http://user:secret@host". No backend accepts them,
 // and the error about them prints the reference.
@@ -160,40 +153,28 @@ func secretAttr(name string) bool {
 		func(word string) bool { return strings.Contains(name, word) })
 }
 
+// isScheme refuses a single letter: it is a Windows drive, not a scheme.
 func isScheme(s string) bool {
-	for i, c := range []byte(s) {
-		if !isLetter(c) && (i == 0 || !isDigit(c) && strings.IndexByte("+-.", c) < 0) {
-			return false
-		}
-	}
-	// A single letter is a Windows drive, not a scheme.
-	return len(s) > 1
+	return len(s) > 1 && strings.IndexByte(letters, s[0]) >= 0 && strings.Trim(s, alphanumeric+"+-.") == ""
 }
 
-func isAttrName(s string) bool {
-	for _, c := range []byte(s) {
-		if !isLetter(c) && !isDigit(c) && c != '-' && c != '_' {
-			return false
-		}
-	}
-	return s != ""
-}
-
-func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
-func isDigit(c byte) bool  { return '0' <= c && c <= '9' }
+const (
+	letters      = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	alphanumeric = letters + "0123456789"
+	plain        = "-._~:[]@!$'()*+,;=/?|" // in a query value: RFC 7512 pk11-qattr, without '&'
+)
 
 // Unescape percent-decodes s (RFC 3986 section 2.1). It does not change '+'.
 func Unescape(s string) (string, error) { return url.PathUnescape(s) }
 
-// escape percent-encodes the characters that are not allowed in a query value.
-func escape(s string) string {
-	const plain = "-._~:[]@!$'()*+,;=/?|" // RFC 7512 pk11-qattr, without '&'
+// Escape percent-encodes the bytes of s that are special.
+func Escape(s string, special func(c byte) bool) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {
-		if isLetter(c) || isDigit(c) || strings.IndexByte(plain, c) >= 0 {
-			b.WriteByte(c)
-		} else {
+		if special(c) {
 			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
 		}
 	}
 	return b.String()

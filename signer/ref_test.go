@@ -140,6 +140,14 @@ func TestErrorHidesPIN(t *testing.T) {
 	}
 }
 
+func TestWith(t *testing.T) {
+	const text = "file:a?x=1&y=2"
+	ref := testkit.Value(ParseRef(text))(t)
+	if got := ref.Without("x", "z").With("w", "0").String(); got != "file:a?w=0&y=2" || ref.String() != text {
+		t.Errorf("%q, made from %q", got, ref)
+	}
+}
+
 // TestEncode: unlike String, Encode keeps secrets, and escapes only what has a meaning.
 func TestEncode(t *testing.T) {
 	for in, want := range map[string]string{

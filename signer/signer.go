@@ -16,6 +16,7 @@ import (
 	_ "crypto/sha256"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Signer is a private key that stays in its store. Safe for concurrent use. Errors wrap one of the families of this
@@ -79,16 +80,13 @@ func CheckDigest(digest []byte, opts crypto.SignerOpts, allowed ...crypto.Hash) 
 		return 0, fmt.Errorf("%w: no hash given", ErrUnsupported)
 	}
 	h := opts.HashFunc()
-	for _, a := range allowed {
-		if h != a {
-			continue
-		}
-		if len(digest) != h.Size() {
-			return 0, fmt.Errorf("%w: a digest of %d bytes; %v has %d", ErrUnsupported, len(digest), h, h.Size())
-		}
-		return h, nil
+	if !slices.Contains(allowed, h) {
+		return 0, fmt.Errorf("%w: hash %v", ErrUnsupported, h)
 	}
-	return 0, fmt.Errorf("%w: hash %v", ErrUnsupported, h)
+	if len(digest) != h.Size() {
+		return 0, fmt.Errorf("%w: a digest of %d bytes; %v has %d", ErrUnsupported, len(digest), h, h.Size())
+	}
+	return h, nil
 }
 
 // CryptoSigner adapts a Signer to crypto/x509. SignMessage calls the function Sign: it works with modules that need the

@@ -60,10 +60,28 @@ func StepFail(err error) Step {
 	return Step{Status: StatusFail, Detail: detail.Error(), Fix: fault.Hint(err), Err: err}
 }
 
+// StepResult returns StepFail, or StepOK if err is nil.
+func StepResult(err error, format string, args ...any) Step {
+	if err != nil {
+		return StepFail(err)
+	}
+	return StepOK(format, args...)
+}
+
 // WithFix returns the step with what to do about it.
 func (s Step) WithFix(fix string) Step {
 	s.Fix = fix
 	return s
+}
+
+// StepKey returns the step that describes the public key after a prefix. It fails unless the key is that of the vendor's
+// certificate, if that is known.
+func StepKey(prefix string, public *rsa.PublicKey, opts OpenOptions) Step {
+	if opts.PublicKey != nil && !public.Equal(opts.PublicKey) {
+		return StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", ErrBadKey))
+	}
+	described, err := DescribeKey(public)
+	return StepResult(err, "%s%s", prefix, described)
 }
 
 // RunSteps runs the checks of a diagnosis in order and reports each one as it ends. After a failure the remaining
@@ -84,13 +102,9 @@ func RunSteps(ctx context.Context, report func(Step), checks []Check) bool {
 
 // StepSign is the last step of every diagnosis: the key signs a random message, and the signature is verified.
 func StepSign(ctx context.Context, key Signer) Step {
-	message := make([]byte, 32)
-	_, _ = rand.Read(message) // never fails (Go 1.24)
 	start := time.Now()
-	if _, err := Sign(ctx, key, message, crypto.SHA256); err != nil {
-		return StepFail(err)
-	}
-	return StepOK("made and verified in %v", time.Since(start).Round(10*time.Microsecond))
+	_, err := Sign(ctx, key, []byte(rand.Text()), crypto.SHA256)
+	return StepResult(err, "made and verified in %v", time.Since(start).Round(10*time.Microsecond))
 }
 
 // DescribeKey returns the size of an RSA key and the SHA-256 of its SubjectPublicKeyInfo, in hex, for people to

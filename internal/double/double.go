@@ -12,7 +12,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -46,6 +48,17 @@ func Parse(flags *flag.FlagSet, args []string, out io.Writer) error {
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	return err
+}
+
+// Main runs a program until it ends or is interrupted, and returns its exit code.
+func Main(program string, run func(ctx context.Context, args []string, out io.Writer) error, args []string, out, errs io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, args, out); err != nil && !errors.Is(err, flag.ErrHelp) {
+		_, _ = fmt.Fprintln(errs, program+":", err)
+		return 1
+	}
+	return 0
 }
 
 // Server is a double. F is its type of faults.

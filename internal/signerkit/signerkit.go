@@ -98,6 +98,28 @@ func Refused(tb testing.TB, err, family error, says ...string) {
 	}
 }
 
+// Diagnose runs a diagnosis. It returns one letter for each step (ok, warn, fail, skipped) and the steps by name, and checks
+// that each is complete and that the key, which is returned if no step failed, signs.
+func Diagnose(t *testing.T, backend signer.Backend, text string, public crypto.PublicKey) (letters string, steps map[string]signer.Step) {
+	t.Helper()
+	steps = map[string]signer.Step{}
+	key := backend.Diagnose(t.Context(), Ref(t, text), signer.OpenOptions{PublicKey: public}, func(s signer.Step) {
+		letters += string(s.Status[0])
+		steps[s.Name] = s
+		if (s.Status == signer.StatusFail) != (s.Err != nil) || (s.Status == signer.StatusSkipped) != (s.Detail == "") || s.Status == signer.StatusWarn && s.Fix == "" {
+			t.Errorf("an incomplete step: %+v", s)
+		}
+	})
+	if (key == nil) != strings.Contains(letters, "f") || len(steps) != len(letters) {
+		t.Errorf("key %v after %v", key, steps)
+	}
+	if key != nil {
+		MustSign(t, key)
+		testkit.OK(t, key.Close())
+	}
+	return letters, steps
+}
+
 // Double is a double of a network key store for Wiring. F is its type of faults.
 type Double[F ~string] interface {
 	Calls(operation string) int

@@ -51,30 +51,13 @@ type Options struct {
 // that is disabled, pending deletion or not an RSA signing key, and ErrUnavailable if KMS throttles, fails or does not
 // answer in time.
 func Backend(opts Options) signer.Backend {
-	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref, open signer.OpenOptions) (signer.Signer, error) {
-			return run(ctx, opts, "open", ref, func(s *session) (signer.Signer, error) { return s.open(ctx, open) })
-		},
-		Generate: func(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
-			return run(ctx, opts, "generate", ref, func(s *session) (signer.Signer, error) { return s.generate(ctx, spec) })
-		},
-		List: func(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
-			return run(ctx, opts, "list", ref, func(s *session) ([]signer.KeyInfo, error) {
-				defer s.Close() //nolint:errcheck // never fails
-				return s.list(ctx)
-			})
-		},
-		Diagnose: opts.diagnose,
-		InFlight: func(ref signer.Ref) int {
-			r, _ := parseReference(ref, opts.Policy) // Open reports the error
-			return r.regionPolicy().InFlight()
-		},
+	backend := signer.NewBackend(opts.connect)
+	backend.Diagnose = opts.diagnose
+	backend.InFlight = func(ref signer.Ref) int {
+		r, _ := parseReference(ref, opts.Policy) // Open reports the error
+		return r.regionPolicy().InFlight()
 	}
-}
-
-// run is one operation: it reads the reference, connects and does the work.
-func run[T any](ctx context.Context, opts Options, op string, ref signer.Ref, work func(*session) (T, error)) (T, error) {
-	return kms.Run(ctx, op, ref, func() (*session, error) { return opts.connect(ctx, ref) }, work)
+	return backend
 }
 
 // session is a reference and the clients that it leads to. An open key keeps its session until Close.
@@ -94,7 +77,7 @@ func (o Options) connect(ctx context.Context, ref signer.Ref) (*session, error) 
 	s := &session{Options: o, ref: ref}
 	var err error
 	if s.reference, err = parseReference(ref, o.Policy); err != nil {
-		return nil, err
+		return s, err
 	}
 	return s, s.dial(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,40 @@ import (
 	"hsmsign/signer/kms"
 	"hsmsign/signer/signertest"
 )
+
+func quick() Options { return Options{Policy: signerkit.Policy()} }
+
+// environment removes everything that the SDK would find on this machine, and sets the double's credentials.
+func environment(tb testing.TB) {
+	tb.Helper()
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AWS_") {
+			tb.Setenv(name, "")
+		}
+	}
+	absent := filepath.Join(tb.TempDir(), "absent")
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": awskmstest.AccessKeyID, "AWS_SECRET_ACCESS_KEY": awskmstest.SecretAccessKey,
+		"AWS_CONFIG_FILE": absent, "AWS_SHARED_CREDENTIALS_FILE": absent, "AWS_EC2_METADATA_DISABLED": "true",
+	} {
+		tb.Setenv(name, value)
+	}
+}
+
+// start starts a double with the golden key under alias/Vendor, and returns a reference to the key.
+func start(tb testing.TB, config awskmstest.Config) (*awskmstest.Server, string) {
+	tb.Helper()
+	environment(tb)
+	server := testkit.Value(awskmstest.NewServer(config))(tb)
+	tb.Cleanup(func() { _ = server.Close() })
+	testkit.Value(server.Add(awskmstest.Key{Name: "alias/Vendor", Private: testkit.GoldenKey(tb)}))(tb)
+	return server, at(server, "alias/Vendor")
+}
+
+// at returns a reference to a key on the double.
+func at(server *awskmstest.Server, id string) string {
+	return "awskms:///" + id + "?endpoint=" + server.Endpoint() + "&region=" + server.Region()
+}
 
 // TestConformance runs the suite of every backend on the double, and on AWS itself if HSMSIGN_TEST_AWSKMS is a reference
 // to a key.
@@ -154,4 +189,15 @@ func TestRegions(t *testing.T) {
 	key = signerkit.MustOpen(t, Backend(opts), "awskms:///alias/Multi"+query, nil)
 	testkit.OK(t, server.Stand("Sign@eu-west-1", awskmstest.Internal))
 	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrUnavailable, fmt.Sprintf("the key in region %q is a different one", regions[1]), "")
+}
+
+func BenchmarkInFlight(b *testing.B) {
+	const delay = 10 * time.Millisecond
+	_, reference := start(b, awskmstest.Config{Delay: delay})
+	signertest.BenchmarkInFlight(b, signerkit.MustOpen(b, Backend(Options{}), reference, nil), testkit.GoldenKey(b), delay)
+}
+
+func BenchmarkSign(b *testing.B) {
+	server, reference := start(b, awskmstest.Config{})
+	signerkit.BenchmarkSign(b, server, signerkit.MustOpen(b, Backend(Options{}), reference, nil))
 }

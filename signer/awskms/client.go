@@ -129,7 +129,7 @@ type taggedCredentials struct{ aws.CredentialsProvider }
 func (t taggedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	c, err := t.CredentialsProvider.Retrieve(ctx)
 	if err != nil {
-		return c, &credentialsError{err}
+		err = &credentialsError{err}
 	}
-	return c, nil
+	return c, err
 }

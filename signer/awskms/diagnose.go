@@ -10,13 +10,12 @@ import (
 	api "github.com/aws/aws-sdk-go-v2/service/kms"
 
 	"hsmsign/signer"
+	"hsmsign/signer/kms"
 )
 
 // diagnosis is one call of Diagnose and what its steps have found.
 type diagnosis struct {
 	*session
-	opts   Options
-	ref    signer.Ref
 	open   signer.OpenOptions
 	keyErr error // why the service, which answered, returned no key
 	key    signer.Signer
@@ -25,32 +24,31 @@ type diagnosis struct {
 // diagnose implements signer.Backend.Diagnose. It always asks KMS for the public key, and compares it with that of the
 // certificate.
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
-	d := &diagnosis{opts: o, ref: ref, open: open}
+	d := &diagnosis{session: &session{Options: o, ref: ref}, open: open}
 	if signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},
 		{Name: "key", Run: d.checkKey}, {Name: "protection", Run: d.checkProtection}, {Name: "signature", Run: d.checkSignature},
 	}) {
 		return d.key
 	}
-	if d.session != nil {
+	if d.transport != nil {
 		_ = d.Close() // never fails
 	}
 	return nil
 }
 
 func (d *diagnosis) checkReference(ctx context.Context) signer.Step {
-	if err := ctx.Err(); err != nil {
-		return signer.StepFail(err)
+	err := ctx.Err()
+	if err == nil {
+		d.session, err = d.connect(ctx, d.ref)
 	}
-	s, err := d.opts.connect(ctx, d.ref)
+	if err == nil {
+		err = d.requireKey()
+	}
 	if err != nil {
 		return signer.StepFail(err)
 	}
-	d.session = s
-	if err := s.requireKey(); err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s in %s", *s.clients[0].id.Load(), strings.Join(s.regions, ", "))
+	return signer.StepOK("%s in %s", *d.clients[0].id.Load(), strings.Join(d.regions, ", "))
 }
 
 func (d *diagnosis) checkCredentials(ctx context.Context) signer.Step {
@@ -82,14 +80,7 @@ func (d *diagnosis) checkKey(context.Context) signer.Step {
 	if d.keyErr != nil {
 		return signer.StepFail(d.keyErr)
 	}
-	if d.open.PublicKey != nil && !d.public.Equal(d.open.PublicKey) {
-		return signer.StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", signer.ErrBadKey))
-	}
-	described, err := signer.DescribeKey(d.public)
-	if err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s for %s, %s", *d.activeClient().id.Load(), algorithm, described)
+	return signer.StepKey(fmt.Sprintf("%s for %s, ", *d.activeClient().id.Load(), algorithm), d.public, d.open)
 }
 
 // checkProtection reports the properties of the key if the credentials may read them; signing does not need that.
@@ -115,6 +106,6 @@ func (d *diagnosis) checkProtection(ctx context.Context) signer.Step {
 }
 
 func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {
-	d.key = d.newKey(true)
+	d.key = kms.NewKey(d.ref, d.public, true, d.session)
 	return signer.StepSign(ctx, d.key)
 }

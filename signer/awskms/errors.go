@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -33,10 +34,9 @@ const unknownCode = "UnknownError"
 var errPlain = errors.New("plain http is allowed on loopback only")
 
 // credentialsError: no credentials could be obtained.
-type credentialsError struct{ err error }
+type credentialsError struct{ error }
 
-func (e *credentialsError) Error() string { return e.err.Error() }
-func (e *credentialsError) Unwrap() error { return e.err }
+func (e *credentialsError) Unwrap() error { return e.error }
 
 func noRegion(configured string) error {
 	text := "no region is set"
@@ -49,8 +49,7 @@ func noRegion(configured string) error {
 // badConfiguration returns the error of LoadDefaultConfig.
 func badConfiguration(err error) error {
 	fix := "correct the AWS configuration (~/.aws/config, AWS_...)"
-	var missing config.SharedConfigProfileNotExistError
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[config.SharedConfigProfileNotExistError](err); ok {
 		fix = "use a profile that is in ~/.aws/config, or in the file that AWS_CONFIG_FILE names"
 	}
 	return fault.Errorf("%w: invalid AWS configuration: %s", signer.ErrAuth, fault.Clip(err.Error(), maxText)).Fix(fix)
@@ -61,12 +60,18 @@ func badConfiguration(err error) error {
 func (c *regionClient) classify(err error) error {
 	var credentials *credentialsError
 	for errors.As(err, &credentials) { // a role's credentials fail if those of its caller do
-		err = credentials.err
+		err = credentials.error
 	}
-	if credentials != nil && !fromService(err) {
+	action := actionOf(err)
+	// The answer of a service such as STS is classified as those of KMS are. Any other error, also that of the metadata
+	// service of a machine without an instance role (ec2imds), means that there are no credentials.
+	if credentials != nil && (action == "kms" || strings.HasPrefix(action, "ec2imds:")) {
 		return fault.Errorf("%w: no AWS credentials: %s", signer.ErrAuth, fault.Clip(err.Error(), maxText)).Fix(fixCredentials)
 	}
-	action, status := actionOf(err), statusOf(err)
+	status := 0
+	if resp, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		status = resp.HTTPStatusCode()
+	}
 	var answer smithy.APIError
 	var sent *smithyhttp.RequestSendError
 	var damaged *smithy.DeserializationError
@@ -88,21 +93,6 @@ func (c *regionClient) classify(err error) error {
 	return fmt.Errorf("%w: %s in %s: %s", signer.ErrUnsupported, action, c.region, fault.Clip(err.Error(), maxText))
 }
 
-// fromService reports whether an error of credentials is the answer of a service such as STS, which is classified as
-// those of KMS are. Any other error, also that of the metadata service of a machine without an instance role (ec2imds),
-// means that there are no credentials.
-func fromService(err error) bool {
-	found := false
-	var op *smithy.OperationError
-	for rest := err; errors.As(rest, &op); rest = op.Err {
-		if op.ServiceID == "ec2imds" {
-			return false
-		}
-		found = true
-	}
-	return found
-}
-
 // describe returns the code, message and request id of a service's error.
 func describe(answer smithy.APIError, err error) string {
 	text := answer.ErrorCode()
@@ -120,37 +110,37 @@ func describe(answer smithy.APIError, err error) string {
 // family returns the family and the hint of an error code of KMS or STS ("Common errors" and the pages of the
 // operations in their API references), or of an HTTP status without a code.
 func (c *regionClient) family(action string, answer smithy.APIError, status int) (family error, fix string) {
-	switch answer.ErrorCode() {
-	case "NotFoundException":
-		if c.created {
-			return fmt.Errorf("%w: %w", signer.ErrUnavailable, signer.ErrKeyNotFound), ""
-		}
-		return signer.ErrKeyNotFound, fmt.Sprintf("check the key, the account and the region %q; aliases are case-sensitive", c.region)
-	case "DisabledException":
-		return signer.ErrBadKey, "enable the key (kms:EnableKey)"
-	case "KMSInvalidStateException":
+	switch code := answer.ErrorCode(); {
+	case code == "NotFoundException" && c.created:
+		return fmt.Errorf("%w: %w", signer.ErrUnavailable, signer.ErrKeyNotFound), ""
+	case code == "KMSInvalidStateException":
 		return stateFamily(answer.ErrorMessage())
-	case "InvalidKeyUsageException", "UnsupportedOperationException":
-		return signer.ErrBadKey, fixKey
-	case "AlreadyExistsException":
-		return signer.ErrKeyExists, fixReplaced
-	case "ThrottlingException", "Throttling", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown":
-		return kms.ErrThrottled, "lower max-rps or max-concurrent, or request a higher quota under Service Quotas"
-	case "LimitExceededException":
-		return signer.ErrUnsupported, "a quota of the account is exhausted; request a higher one under Service Quotas"
-	case "AccessDeniedException", "AccessDenied":
-		return signer.ErrAuth, fmt.Sprintf("grant %s to this principal, in its IAM policy or the key's policy", missingPermission(action, answer.ErrorMessage()))
-	case "InvalidSignatureException", "SignatureDoesNotMatch", "RequestExpired", "RequestTimeTooSkewed":
-		return signer.ErrAuth, fixClock
-	case "ExpiredTokenException", "ExpiredToken":
-		return signer.ErrAuth, "get new credentials; those of a role are renewed automatically"
-	case "MissingAuthenticationTokenException", "MissingAuthenticationToken", "UnrecognizedClientException", "InvalidClientTokenId",
-		"IncompleteSignatureException", "IncompleteSignature", "OptInRequired", "NotAuthorized", "InvalidAccessKeyId":
-		return signer.ErrAuth, fixCredentials
-	case "ValidationException", "InvalidArnException", "InvalidAliasNameException":
-		return signer.ErrReference, ""
-	case "KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException", "ServiceUnavailable", "ServiceUnavailableException", "InternalFailure":
-		return signer.ErrUnavailable, ""
+	}
+	for _, f := range []struct {
+		codes  string
+		family error
+		fix    string
+	}{
+		{"NotFoundException", signer.ErrKeyNotFound, fmt.Sprintf("check the key, the account and the region %q; aliases are case-sensitive", c.region)},
+		{"DisabledException", signer.ErrBadKey, "enable the key (kms:EnableKey)"},
+		{"InvalidKeyUsageException UnsupportedOperationException", signer.ErrBadKey, fixKey},
+		{"AlreadyExistsException", signer.ErrKeyExists, fixReplaced},
+		{"ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException SlowDown", kms.ErrThrottled,
+			"lower max-rps or max-concurrent, or request a higher quota under Service Quotas"},
+		{"LimitExceededException", signer.ErrUnsupported, "a quota of the account is exhausted; request a higher one under Service Quotas"},
+		{"AccessDeniedException AccessDenied", signer.ErrAuth,
+			fmt.Sprintf("grant %s to this principal, in its IAM policy or the key's policy", missingPermission(action, answer.ErrorMessage()))},
+		{"InvalidSignatureException SignatureDoesNotMatch RequestExpired RequestTimeTooSkewed", signer.ErrAuth, fixClock},
+		{"ExpiredTokenException ExpiredToken", signer.ErrAuth, "get new credentials; those of a role are renewed automatically"},
+		{"MissingAuthenticationTokenException MissingAuthenticationToken UnrecognizedClientException InvalidClientTokenId IncompleteSignatureException " +
+			"IncompleteSignature OptInRequired NotAuthorized InvalidAccessKeyId", signer.ErrAuth, fixCredentials},
+		{"ValidationException InvalidArnException InvalidAliasNameException", signer.ErrReference, ""},
+		{"KMSInternalException KeyUnavailableException DependencyTimeoutException ServiceUnavailable ServiceUnavailableException InternalFailure",
+			signer.ErrUnavailable, ""},
+	} {
+		if slices.Contains(strings.Fields(f.codes), answer.ErrorCode()) {
+			return f.family, f.fix
+		}
 	}
 	switch {
 	case status >= 500:
@@ -196,12 +186,4 @@ func missingPermission(action, message string) string {
 		}
 	}
 	return action
-}
-
-func statusOf(err error) int {
-	var resp *smithyhttp.ResponseError
-	if errors.As(err, &resp) {
-		return resp.HTTPStatusCode()
-	}
-	return 0
 }

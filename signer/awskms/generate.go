@@ -15,20 +15,15 @@ import (
 	"hsmsign/signer/kms"
 )
 
-// generate creates a key and the alias that the reference names, and opens the key.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates a key and the alias that the reference names, and opens the key.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	c := s.clients[0]
 	alias := resource(*c.id.Load())
-	var keySpec types.KeySpec
-	for known, bits := range keySpecs() {
-		if bits == spec.Bits {
-			keySpec = known
-		}
-	}
+	keySpec := types.KeySpec(fmt.Sprintf("RSA_%d", spec.Bits))
 	switch {
 	case s.requireKey() != nil:
 		return nil, s.requireKey()
-	case keySpec == "":
+	case keySpecs()[keySpec] == 0:
 		return nil, fmt.Errorf("%w: RSA of %d bits; KMS creates keys of 2048, 3072 or 4096 bits", signer.ErrUnsupported, spec.Bits)
 	case !strings.HasPrefix(alias, "alias/") || strings.HasPrefix(alias, "alias/aws/"):
 		return nil, malformed("KMS chooses the id of a new key: name an alias for it, \"alias/NAME\" (\"alias/aws/\" is reserved by Amazon)")
@@ -53,7 +48,7 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if err := s.resolve(ctx); err != nil {
 		return nil, err
 	}
-	return s.newKey(true), nil
+	return kms.NewKey(s.ref, s.public, true, s), nil
 }
 
 // createKey returns the ARN of the new key. The request is not repeated: if an answer is lost the key may exist, and

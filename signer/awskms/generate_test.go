@@ -1,8 +1,12 @@
 package awskms
 
 import (
+	"crypto"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	api "github.com/aws/aws-sdk-go-v2/service/kms"
@@ -103,4 +107,139 @@ func TestGenerateFaults(t *testing.T) {
 	// The answer to CreateAlias is lost: the alias exists when it is requested again.
 	testkit.OK(t, server.Script("CreateAlias", awskmstest.Internal, awskmstest.Throttle))
 	testkit.Value(generate(t, at(server, "alias/faulty"), 2048))(t)
+}
+
+func list(t *testing.T, reference string) ([]signer.KeyInfo, error) {
+	t.Helper()
+	return Backend(quick()).List(t.Context(), signerkit.Ref(t, reference))
+}
+
+func TestList(t *testing.T) {
+	server, one := start(t, awskmstest.Config{})
+	private := testkit.GoldenKey(t)
+	disabled := testkit.Value(server.Add(awskmstest.Key{Private: private, State: awskmstest.StateDisabled, Name: "alias/Old"}))(t)
+	testkit.Value(server.Add(awskmstest.Key{Name: "alias/Symmetric"}))(t)
+	infos, err := list(t, at(server, ""))
+	if err != nil || len(infos) != 2 {
+		t.Fatalf("%d keys, want the two RSA keys: %v", len(infos), err)
+	}
+	byLabel := map[string]signer.KeyInfo{}
+	for _, info := range infos {
+		byLabel[info.Label] = info
+		if info.Algorithm != "RSA" || info.Bits != 2048 || info.Store != "AWS KMS eu-west-1" {
+			t.Errorf("%+v", info)
+		}
+	}
+	vendor := byLabel["alias/Vendor"]
+	if !private.PublicKey.Equal(vendor.Public) || vendor.Properties[0] != (signer.Property{Name: "KeyState", Value: "Enabled"}) {
+		t.Errorf("%+v", vendor)
+	}
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(Options{}), vendor.Ref, nil))
+	old := byLabel["alias/Old"]
+	if old.Public != nil || !strings.Contains(old.Ref, disabled) || old.Properties[0].Value != "Disabled" {
+		t.Errorf("%+v", old)
+	}
+	infos, err = list(t, one)
+	if err != nil || len(infos) != 1 || infos[0].Ref != vendor.Ref {
+		t.Errorf("%+v, %v", infos, err)
+	}
+	_, err = list(t, at(server, "alias/absent"))
+	signerkit.WantError(t, err, signer.ErrKeyNotFound, "alias/absent", "")
+}
+
+// TestListPermissions: facts that the credentials may not read are omitted.
+func TestListPermissions(t *testing.T) {
+	server, one := start(t, awskmstest.Config{})
+	testkit.OK(t, server.Stand("ListAliases", awskmstest.Denied))
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
+	testkit.Value(server.Add(awskmstest.Key{}))(t)
+	infos, err := list(t, at(server, ""))
+	if err != nil || len(infos) != 1 || infos[0].Bits != 2048 || infos[0].Label != "" || infos[0].Properties != nil {
+		t.Errorf("%+v, %v", infos, err)
+	}
+	testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied))
+	infos, err = list(t, at(server, ""))
+	if err != nil || len(infos) != 2 || infos[0].Bits != 0 || infos[0].ID == "" {
+		t.Errorf("%+v, %v", infos, err)
+	}
+	infos, err = list(t, one)
+	if want := "awskms:///alias/Vendor?region=eu-west-1&endpoint=" + server.Endpoint(); err != nil || len(infos) != 1 || infos[0].Ref != want {
+		t.Errorf("%+v, %v; want %s", infos, err, want)
+	}
+	testkit.OK(t, server.Stand("ListKeys", awskmstest.Denied))
+	_, err = list(t, at(server, ""))
+	signerkit.WantError(t, err, signer.ErrAuth, "kms:ListKeys", "grant kms:ListKeys")
+}
+
+// TestListPages: a listing continues to the last page, and is limited.
+func TestListPages(t *testing.T) {
+	server, _ := start(t, awskmstest.Config{})
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
+	testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied))
+	fill := func(n int) {
+		for i := range n {
+			testkit.Value(server.Add(awskmstest.Key{Name: fmt.Sprintf("alias/k%d", i), Private: testkit.GoldenKey(t)}))(t)
+		}
+	}
+	fill(250)
+	infos, err := list(t, at(server, ""))
+	if err != nil || len(infos) != 251 || server.Calls("ListKeys") != 3 {
+		t.Errorf("%d keys in %d pages: %v", len(infos), server.Calls("ListKeys"), err)
+	}
+	fill(maxListed)
+	_, err = list(t, at(server, ""))
+	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
+}
+
+func TestDiagnose(t *testing.T) {
+	server, _ := start(t, awskmstest.Config{})
+	opts := quick()
+	opts.Policy.Timeout = 500 * time.Millisecond
+	backend := Backend(opts)
+	arn := testkit.Value(server.Add(awskmstest.Key{Private: testkit.GoldenKey(t)}))(t)
+	reference := at(server, arn)
+	for _, tt := range []struct {
+		name, reference string
+		public          crypto.PublicKey
+		prepare         func()
+		step            string // that fails; "": none
+		family          error
+	}{
+		{"good", reference, &testkit.GoldenKey(t).PublicKey, nil, "", nil},
+		{"malformed", "awskms:///Vendor", nil, nil, "reference", signer.ErrReference},
+		{"no key", at(server, ""), nil, nil, "reference", signer.ErrReference},
+		{"another region", strings.Replace(at(server, "alias/Vendor"), "eu-west-1", "us-east-1", 1), nil, nil, "key", signer.ErrKeyNotFound},
+		{"another certificate", reference, &testkit.Key("other").PublicKey, nil, "key", signer.ErrBadKey},
+		{"outage", reference, nil, func() { testkit.OK(t, server.Stand("*", awskmstest.Internal)) }, "reach", signer.ErrUnavailable},
+		{"denied", reference, nil, func() { testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Denied)) }, "key", signer.ErrAuth},
+		{"signing denied", reference, nil, func() { testkit.OK(t, server.Stand("Sign", awskmstest.Denied)) }, "signature", signer.ErrAuth},
+		{"disabled", reference, nil, func() { testkit.OK(t, server.Stand("GetPublicKey", awskmstest.Disabled)) }, "key", signer.ErrBadKey},
+		{"no credentials", reference, nil, func() { t.Setenv("AWS_ACCESS_KEY_ID", "") }, "credentials", signer.ErrAuth},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.prepare != nil {
+				tt.prepare()
+			}
+			letters, steps := signerkit.Diagnose(t, backend, tt.reference, tt.public)
+			for _, operation := range []string{"*", "GetPublicKey", "Sign"} {
+				testkit.OK(t, server.Stand(operation, awskmstest.OK))
+			}
+			if tt.step != "" {
+				if s := steps[tt.step]; !errors.Is(s.Err, tt.family) || len(letters) != 6 {
+					t.Errorf("%+v", steps)
+				}
+				return
+			}
+			for name, text := range map[string]string{"credentials": "EnvConfigCredentials", "key": "RSA of 2048 bits", "protection": "Origin AWS_KMS", "signature": "made and verified"} {
+				if s := steps[name]; s.Status != signer.StatusOK || !strings.Contains(s.Detail, text) {
+					t.Errorf("%s: %+v, want %q", name, s, text)
+				}
+			}
+		})
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", awskmstest.AccessKeyID)
+	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
+	if _, steps := signerkit.Diagnose(t, backend, reference, nil); steps["protection"].Status != signer.StatusOK || !strings.Contains(steps["protection"].Detail, "needs kms:DescribeKey") {
+		t.Errorf("%+v", steps)
+	}
 }

@@ -21,8 +21,8 @@ import (
 // algorithm is the one that Apple accepts and KMS offers.
 const algorithm = types.SigningAlgorithmSpecRsassaPkcs1V15Sha256
 
-// open opens the key that the reference names.
-func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
+// Open opens the key that the reference names.
+func (s *session) Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
 	if err := s.requireKey(); err != nil {
 		return nil, err
 	}
@@ -30,24 +30,19 @@ func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 	if s.public, err = kms.PublicKey(opts); err != nil {
 		return nil, err
 	}
-	if s.public == nil {
+	known := s.public != nil
+	// The certificate's key is that of the first region; the others must show theirs.
+	s.clients[0].proven.Store(known)
+	if !known {
 		if err := s.resolve(ctx); err != nil {
 			return nil, err
 		}
-		return s.newKey(true), nil
 	}
-	// The certificate's key is that of the first region; the others must show theirs.
-	s.clients[0].proven.Store(true)
-	return s.newKey(false), nil
+	return kms.NewKey(s.ref, s.public, !known, s), nil
 }
 
-// newKey returns the Signer of the session's public key.
-func (s *session) newKey(proven bool) *kms.Key {
-	return kms.NewKey(s.ref, s.public, proven, kms.Store{Sign: s.sign, Release: func() { _ = s.Close() }})
-}
-
-// sign signs a digest in the first region that is available.
-func (s *session) sign(ctx context.Context, digest []byte) (sig []byte, err error) {
+// Sign signs a digest in the first region that is available.
+func (s *session) Sign(ctx context.Context, digest []byte) (sig []byte, err error) {
 	err = s.inRegions(ctx, func(c *regionClient) error {
 		sig, err = s.signIn(ctx, c, digest)
 		return err
@@ -67,13 +62,16 @@ func (s *session) resolve(ctx context.Context) error {
 	})
 }
 
-// inRegions calls do for one region after the other while they are unavailable. Every other error is an answer.
+// inRegions calls do for one region after the other while they are unavailable. Every other error is an answer. It warns
+// if another region answers than before.
 func (s *session) inRegions(ctx context.Context, do func(*regionClient) error) error {
 	var failed error
 	for i, c := range s.clients {
 		err := do(c)
 		if err == nil {
-			s.setActive(i)
+			if from := s.active.Swap(int32(i)); int(from) != i && s.Warn != nil { // #nosec G115 -- at most maxRegions
+				s.Warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", c.region, s.clients[from].region))
+			}
 			return nil
 		}
 		if failed == nil {
@@ -86,13 +84,6 @@ func (s *session) inRegions(ctx context.Context, do func(*regionClient) error) e
 		}
 	}
 	return failed
-}
-
-// setActive records the region that answered, and warns if it is another one than before.
-func (s *session) setActive(i int) {
-	if from := s.active.Swap(int32(i)); int(from) != i && s.Warn != nil { // #nosec G115 -- at most maxRegions
-		s.Warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", s.clients[i].region, s.clients[from].region))
-	}
 }
 
 // activeClient returns the client of the region that answered last.

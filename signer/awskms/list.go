@@ -3,7 +3,6 @@ package awskms
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -20,108 +19,88 @@ const (
 	pageSize  = 100  // the most aliases that KMS returns on a page
 )
 
-// list describes the asymmetric keys of the first region that the reference matches.
-func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
-	l := listing{regionClient: s.clients[0], query: queryWithoutRegions(s.ref)}
+// List describes the asymmetric keys of the first region that the reference matches.
+func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
+	l := listing{regionClient: s.clients[0], ref: s.ref.Without("region", "regions")}
 	if s.id == "" {
-		return l.all(ctx)
+		err := l.addAll(ctx)
+		return l.infos, err
 	}
-	info, err := l.describe(ctx, *l.id.Load())
-	if err != nil || info == nil {
-		return nil, err
-	}
-	return []signer.KeyInfo{*info}, nil
-}
-
-func queryWithoutRegions(ref signer.Ref) string {
-	_, query, _ := strings.Cut(ref.String(), "?")
-	kept := slices.DeleteFunc(strings.Split(query, "&"), func(attr string) bool {
-		return attr == "" || strings.HasPrefix(attr, "region=") || strings.HasPrefix(attr, "regions=")
-	})
-	return strings.Join(kept, "&")
+	err := l.add(ctx, *l.id.Load())
+	return l.infos, err
 }
 
 // listing is one call of List.
 type listing struct {
 	*regionClient
-	query   string
-	aliases map[string][]string // by key id; nil if they are not known
+	ref     signer.Ref          // without regions
+	aliases map[string][]string // by key id
+	infos   []signer.KeyInfo
 }
 
-func (l *listing) all(ctx context.Context) ([]signer.KeyInfo, error) {
-	if err := l.readAliases(ctx); err != nil && !errors.Is(err, signer.ErrAuth) {
-		return nil, err
-	}
-	var infos []signer.KeyInfo
-	var marker *string
-	err := pages("keys", func() (int, bool, error) {
-		page, err := request(ctx, l.regionClient, l.api.ListKeys, &api.ListKeysInput{Limit: aws.Int32(pageSize), Marker: marker})
-		if err != nil {
-			return 0, false, err
-		}
-		marker = page.NextMarker
-		for _, entry := range page.Keys {
-			info, err := l.describe(ctx, aws.ToString(entry.KeyArn))
-			if err != nil {
-				return 0, false, err
-			}
-			if info != nil {
-				infos = append(infos, *info)
-			}
-		}
-		return len(page.Keys), page.Truncated, nil
-	})
-	return infos, err
-}
-
-func (l *listing) readAliases(ctx context.Context) error {
+func (l *listing) addAll(ctx context.Context) error {
 	l.aliases = map[string][]string{}
-	var marker *string
-	return pages("aliases", func() (int, bool, error) {
+	err := pages("aliases", func(marker *string) (int, *string, error) {
 		page, err := request(ctx, l.regionClient, l.api.ListAliases, &api.ListAliasesInput{Limit: aws.Int32(pageSize), Marker: marker})
 		if err != nil {
-			return 0, false, err
+			return 0, nil, err
 		}
-		marker = page.NextMarker
 		for _, a := range page.Aliases {
 			id := aws.ToString(a.TargetKeyId)
 			l.aliases[id] = append(l.aliases[id], aws.ToString(a.AliasName))
 		}
-		return len(page.Aliases), page.Truncated, nil
+		return len(page.Aliases), page.NextMarker, nil
+	})
+	if err != nil && !errors.Is(err, signer.ErrAuth) {
+		return err
+	}
+	return pages("keys", func(marker *string) (int, *string, error) {
+		page, err := request(ctx, l.regionClient, l.api.ListKeys, &api.ListKeysInput{Limit: aws.Int32(pageSize), Marker: marker})
+		if err != nil {
+			return 0, nil, err
+		}
+		for _, entry := range page.Keys {
+			if err := l.add(ctx, aws.ToString(entry.KeyArn)); err != nil {
+				return 0, nil, err
+			}
+		}
+		return len(page.Keys), page.NextMarker, nil
 	})
 }
 
-// pages calls read, which returns the number of entries and whether more follow, until the last page.
-func pages(what string, read func() (entries int, more bool, err error)) error {
+// pages reads all pages of a listing. read returns the number of entries on a page, and the marker of the next one.
+func pages(what string, read func(marker *string) (entries int, next *string, err error)) error {
+	var marker *string
 	for seen := 0; ; {
-		entries, more, err := read()
+		entries, next, err := read(marker)
 		if err != nil {
 			return err
 		}
-		if seen += entries; seen > maxListed || more && entries == 0 {
+		if seen += entries; seen > maxListed || next != nil && entries == 0 {
 			return fault.Errorf("%w: more than %d %s", signer.ErrUnsupported, maxListed, what).Fix("name the key or its alias in the reference")
 		}
-		if !more {
+		if next == nil {
 			return nil
 		}
+		marker = next
 	}
 }
 
-// describe describes one key; nil for a symmetric key. Facts that the credentials may not read stay zero.
-func (l *listing) describe(ctx context.Context, id string) (*signer.KeyInfo, error) {
-	info := signer.KeyInfo{Ref: l.reference(id), Store: "AWS KMS " + l.region}
+// add describes one key, unless it is symmetric. Facts that the credentials may not read stay zero.
+func (l *listing) add(ctx context.Context, id string) error {
+	info := signer.KeyInfo{Store: "AWS KMS " + l.region}
 	out, err := request(ctx, l.regionClient, l.api.DescribeKey, &api.DescribeKeyInput{KeyId: &id})
 	switch {
 	case err == nil && out.KeyMetadata != nil:
 		m := out.KeyMetadata
 		if !strings.HasPrefix(string(m.KeySpec), "RSA_") && !strings.HasPrefix(string(m.KeySpec), "ECC_") {
-			return nil, nil
+			return nil
 		}
 		id = aws.ToString(m.Arn)
 		info.Properties = properties(m)
 		info.Algorithm, info.Bits = algorithmOf(m.KeySpec)
 	case err != nil && !errors.Is(err, signer.ErrAuth):
-		return nil, err
+		return err
 	}
 	public, err := request(ctx, l.regionClient, l.api.GetPublicKey, &api.GetPublicKeyInput{KeyId: &id})
 	switch {
@@ -132,43 +111,31 @@ func (l *listing) describe(ctx context.Context, id string) (*signer.KeyInfo, err
 			info.Public = rsa
 		}
 	case errors.Is(err, signer.ErrUnavailable) || ctx.Err() != nil:
-		return nil, err
+		return err
 	case errors.Is(err, signer.ErrBadKey) && info.Algorithm == "":
-		return nil, nil // a symmetric key has no public key
+		return nil // a symmetric key has no public key
 	}
-	info.Ref, info.ID = l.reference(id), strings.TrimPrefix(resource(id), "key/")
-	info.Label = strings.Join(l.aliases[info.ID], ", ")
-	return &info, nil
-}
-
-// reference returns a reference to a key in this region.
-func (l *listing) reference(id string) string {
-	query := l.query
+	ref := l.ref
+	ref.Path = "///" + id
 	if arnRegion(id) == "" {
-		query = strings.Trim("region="+l.region+"&"+query, "&")
+		ref = ref.With("region", l.region)
 	}
-	if query == "" {
-		return "awskms:///" + id
-	}
-	return "awskms:///" + id + "?" + query
+	info.Ref, info.ID = ref.String(), strings.TrimPrefix(resource(id), "key/")
+	info.Label = strings.Join(l.aliases[info.ID], ", ")
+	l.infos = append(l.infos, info)
+	return nil
 }
 
 func algorithmOf(spec types.KeySpec) (string, int) {
-	if bits, ok := keySpecs()[spec]; ok {
-		return "RSA", bits
-	}
 	name, _, _ := strings.Cut(string(spec), "_")
-	return strings.Replace(name, "ECC", "EC", 1), 0
+	return strings.Replace(name, "ECC", "EC", 1), keySpecs()[spec]
 }
 
 func properties(m *types.KeyMetadata) []signer.Property {
-	multi := "no"
-	if aws.ToBool(m.MultiRegion) {
-		multi = "yes"
-	}
+	yesNo := map[bool]string{true: "yes", false: "no"}
 	return []signer.Property{
 		{Name: "KeyState", Value: string(m.KeyState)}, {Name: "KeyUsage", Value: string(m.KeyUsage)},
 		{Name: "KeySpec", Value: string(m.KeySpec)}, {Name: "Origin", Value: string(m.Origin)},
-		{Name: "MultiRegion", Value: multi},
+		{Name: "MultiRegion", Value: yesNo[aws.ToBool(m.MultiRegion)]},
 	}
 }

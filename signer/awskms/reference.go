@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -64,15 +65,15 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 		return r, malformed("write awskms:///KEY with three slashes")
 	}
 	r.id = id
-	for _, read := range []func(signer.Ref) error{r.readID, r.readRegions, r.readAccess, r.readPolicy} {
-		if err := read(ref); err != nil {
-			return r, err
-		}
+	if err := cmp.Or(r.checkID(), r.readRegions(ref), r.readAccess(ref)); err != nil {
+		return r, err
 	}
-	return r, nil
+	var err error
+	r.policy, err = policy.WithReference(ref, maxConcurrent)
+	return r, err
 }
 
-func (r *reference) readID(signer.Ref) error {
+func (r *reference) checkID() error {
 	switch {
 	case r.id == "" || keyForm().MatchString(r.id) || aliasForm().MatchString(r.id) || arnRegion(r.id) != "":
 		return nil
@@ -168,9 +169,4 @@ func (r *reference) readAccess(ref signer.Ref) error {
 // private reports whether requests to u are encrypted or stay on this machine.
 func private(u *url.URL) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || kms.Loopback(u.Hostname()))
-}
-
-func (r *reference) readPolicy(ref signer.Ref) (err error) {
-	r.policy, err = r.policy.WithReference(ref, maxConcurrent)
-	return err
 }

@@ -37,16 +37,14 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, _ signer.OpenOpti
 
 func (d *diagnosis) checkReference(context.Context) signer.Step {
 	var err error
-	if d.reference, err = parseReference(d.ref); err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s", d.ref)
+	d.reference, err = parseReference(d.ref)
+	return signer.StepResult(err, "%s", d.ref)
 }
 
 func (d *diagnosis) checkFile(context.Context) signer.Step {
 	d.data, d.readErr = d.readKey()
 	if d.readErr != nil && !errors.Is(d.readErr, secret.ErrInsecureMode) {
-		return signer.StepFail(withHint(d.readErr))
+		return signer.StepFail(d.readErr)
 	}
 	return signer.StepOK("%s", d.path)
 }
@@ -96,11 +94,7 @@ func (d *diagnosis) checkKey(context.Context) signer.Step {
 	if d.keyErr != nil {
 		return signer.StepFail(withHint(d.keyErr))
 	}
-	described, err := signer.DescribeKey(&d.private.PublicKey)
-	if err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s", described)
+	return signer.StepKey("", &d.private.PublicKey, signer.OpenOptions{})
 }
 
 func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {

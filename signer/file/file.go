@@ -48,36 +48,9 @@ type Options struct {
 // for any other file that cannot be used. List also accepts a folder and describes the keys in it; it asks for no
 // passphrase.
 func Backend(opts Options) signer.Backend {
-	return signer.Backend{
-		Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
-			return run(ctx, opts, "open", ref, func(s *session) (signer.Signer, error) { return s.open(ctx) })
-		},
-		Generate: func(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
-			return run(ctx, opts, "generate", ref, func(s *session) (signer.Signer, error) { return s.generate(ctx, spec) })
-		},
-		List: func(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
-			return run(ctx, opts, "list", ref, func(s *session) ([]signer.KeyInfo, error) { return s.list(ctx) })
-		},
-		Diagnose: opts.diagnose,
-	}
-}
-
-// run is one operation: it reads the reference and does the work.
-func run[T any](ctx context.Context, opts Options, op string, ref signer.Ref, work func(*session) (T, error)) (T, error) {
-	s := &session{Options: opts, ref: ref}
-	err := ctx.Err()
-	if err == nil {
-		s.reference, err = parseReference(ref)
-	}
-	var value T
-	if err == nil {
-		value, err = work(s)
-	}
-	if err != nil {
-		var zero T
-		return zero, &signer.Error{Op: op, Ref: ref, Err: withHint(err)}
-	}
-	return value, nil
+	backend := signer.NewBackend(opts.connect)
+	backend.Diagnose = opts.diagnose
+	return backend
 }
 
 // withHint adds a hint to an unusable key whose error has none.
@@ -94,6 +67,14 @@ type session struct {
 	reference
 	ref signer.Ref
 }
+
+func (o Options) connect(_ context.Context, ref signer.Ref) (*session, error) {
+	r, err := parseReference(ref)
+	return &session{Options: o, reference: r, ref: ref}, err
+}
+
+// Close does nothing.
+func (s *session) Close() error { return nil }
 
 // reference is a parsed key reference.
 type reference struct {
@@ -134,8 +115,8 @@ func parseReference(ref signer.Ref) (reference, error) {
 	return r, nil
 }
 
-// open reads the key.
-func (s *session) open(ctx context.Context) (signer.Signer, error) {
+// Open reads the key.
+func (s *session) Open(ctx context.Context, _ signer.OpenOptions) (signer.Signer, error) {
 	data, err := s.readKey()
 	if err != nil {
 		return nil, err
@@ -143,12 +124,12 @@ func (s *session) open(ctx context.Context) (signer.Signer, error) {
 	defer clear(data)
 	der, err := s.keyBlock(data)
 	if err != nil {
-		return nil, err
+		return nil, withHint(err)
 	}
 	defer clear(der)
 	private, err := s.parse(ctx, der)
 	if err != nil {
-		return nil, err
+		return nil, withHint(err)
 	}
 	return newKey(s.ref, private), nil
 }
@@ -164,7 +145,7 @@ func (s *session) readKey() ([]byte, error) {
 	case errors.Is(err, secret.ErrInsecureMode):
 		return nil, fault.Errorf("%w: %w", signer.ErrBadKey, err).Fix(fmt.Sprintf("chmod 600 %s, or add ?insecure-mode=allow to the reference", s.path))
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+		return nil, withHint(fmt.Errorf("%w: %w", signer.ErrBadKey, err))
 	}
 	return data, nil
 }
@@ -251,4 +232,18 @@ func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 func (k *key) Close() error {
 	k.private.Store(nil)
 	return nil
+}
+
+// Export returns the private key of a Signer of this package, for a PKCS#12 file or to decrypt. The Signer does not clear
+// it on Close. A Signer of any other backend wraps signer.ErrUnsupported; after Close the error wraps signer.ErrClosed.
+func Export(s signer.Signer) (*rsa.PrivateKey, error) {
+	k, ok := s.(*key)
+	if !ok {
+		return nil, fmt.Errorf("%w: only a key in a file can be exported", signer.ErrUnsupported)
+	}
+	private := k.private.Load()
+	if private == nil {
+		return nil, &signer.Error{Op: "export", Ref: k.ref, Err: signer.ErrClosed}
+	}
+	return private, nil
 }

@@ -28,8 +28,7 @@ const passphrase = "tr0ub4dor"
 // sample returns a file of testdata.
 func sample(tb testing.TB, name string) []byte {
 	tb.Helper()
-	data := testkit.Value(os.ReadFile(filepath.Join("testdata", name)))(tb)
-	return data
+	return testkit.Value(os.ReadFile(filepath.Join("testdata", name)))(tb)
 }
 
 // private copies a file of testdata to a path that only its owner can read, as git stores no such mode.
@@ -49,8 +48,7 @@ func write(tb testing.TB, name string, data []byte) string {
 func sampleKey(tb testing.TB) *rsa.PrivateKey {
 	tb.Helper()
 	block, _ := pem.Decode(sample(tb, "pkcs1.pem"))
-	key := testkit.Value(x509.ParsePKCS1PrivateKey(block.Bytes))(tb)
-	return key
+	return testkit.Value(x509.ParsePKCS1PrivateKey(block.Bytes))(tb)
 }
 
 func open(tb testing.TB, opts Options, reference string) (signer.Signer, error) {

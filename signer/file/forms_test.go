@@ -2,6 +2,7 @@ package file
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -58,8 +59,7 @@ func TestOpenSSL(t *testing.T) {
 		"default.p12":   {"pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 		"keylength.p12": {"pkcs12", "-export", "-keypbe", "AES-256-CBC", "-certpbe", "NONE", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 	}
-	der := testkit.Value(os.ReadFile("public.der"))(t)
-	want := testkit.Value(x509.ParsePKIXPublicKey(der))(t)
+	want := testkit.Value(x509.ParsePKIXPublicKey(testkit.Value(os.ReadFile("public.der"))(t)))(t)
 	forms["key.pem"] = nil
 	for name, args := range forms {
 		t.Run(name, func(t *testing.T) {
@@ -168,15 +168,9 @@ func inPKCS8(t *testing.T, pkcs1 []byte) []byte {
 	t.Helper()
 	return testkit.Value(asn1.Marshal(struct {
 		Version   int
-		Algorithm struct {
-			OID  asn1.ObjectIdentifier
-			Null asn1.RawValue
-		}
-		Key []byte
-	}{Algorithm: struct {
-		OID  asn1.ObjectIdentifier
-		Null asn1.RawValue
-	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue}, Key: pkcs1}))(t)
+		Algorithm pkix.AlgorithmIdentifier
+		Key       []byte
+	}{Algorithm: pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, Parameters: asn1.NullRawValue}, Key: pkcs1}))(t)
 }
 
 // TestModulusSize checks sizes for which no key can be generated quickly.
@@ -291,4 +285,38 @@ func TestHostilePKCS12(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzParse: any content is refused with a family, or it is a key of an accepted size whose signature verifies. There is
+// no passphrase, so nothing is derived from one.
+func FuzzParse(f *testing.F) {
+	testkit.Seeds(f, "FuzzParse", 9)
+	for _, name := range []string{"pkcs1.pem", "scrypt.pem", "legacy-3des.p12", "ec.pem"} {
+		f.Add(sample(f, name))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var s session
+		der, err := s.keyBlock(data)
+		var key *rsa.PrivateKey
+		if err == nil {
+			key, err = s.parse(t.Context(), der)
+		}
+		if err != nil {
+			if !errors.Is(err, signer.ErrBadKey) && !errors.Is(err, signer.ErrAmbiguousKey) && !errors.Is(err, signer.ErrAuth) {
+				t.Fatalf("%v has no family", err)
+			}
+			return
+		}
+		if bits := key.N.BitLen(); bits < minBits || bits > maxBits {
+			t.Fatalf("RSA of %d bits", bits)
+		}
+		digest := make([]byte, 32)
+		sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest)
+		if err == nil {
+			err = rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, digest, sig)
+		}
+		if err != nil {
+			t.Errorf("a key that does not sign is accepted: %v", err)
+		}
+	})
 }

@@ -9,8 +9,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,8 +31,8 @@ const iterations = 600_000
 // envPassphrase is read if the reference names no passphrase file.
 const envPassphrase = "HSMSIGN_PASSPHRASE" // #nosec G101 -- the name of a variable
 
-// generate creates an RSA key and writes it to the file that the reference names, which must not exist.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates an RSA key and writes it to the file that the reference names, which must not exist.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
 		return nil, fmt.Errorf("%w: RSA of %d bits; keys of 2048, 3072 or 4096 bits are created", signer.ErrUnsupported, spec.Bits)
 	}
@@ -38,7 +40,8 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if _, err := os.Lstat(s.path); err == nil {
 		return nil, s.exists()
 	}
-	if dir := filepath.Dir(s.path); !isFolder(dir) {
+	dir := filepath.Dir(s.path)
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return nil, fault.Errorf("%w: there is no folder %q", signer.ErrReference, dir).Fix("create the folder")
 	}
 	passphrase, err := s.newPassphrase(ctx)
@@ -62,11 +65,6 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 		return nil, err
 	}
 	return newKey(s.ref, private), nil
-}
-
-func isFolder(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
 }
 
 func (s *session) exists() error {
@@ -102,6 +100,24 @@ func (s *session) newPassphrase(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
 	return passphrase, nil
+}
+
+// EncodePEM returns a key as PKCS#8 in PEM, encrypted with PBES2 (PBKDF2-HMAC-SHA256 with 600,000 iterations,
+// AES-256-CBC), or not encrypted if the passphrase is nil. The caller clears the result after use.
+func EncodePEM(private *rsa.PrivateKey, passphrase []byte) ([]byte, error) {
+	plain, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(plain)
+	block := pem.Block{Type: "PRIVATE KEY", Bytes: plain}
+	if passphrase != nil {
+		block.Type = "ENCRYPTED PRIVATE KEY"
+		if block.Bytes, err = encrypt(plain, passphrase); err != nil {
+			return nil, err
+		}
+	}
+	return pem.EncodeToMemory(&block), nil
 }
 
 // encrypt returns RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.

@@ -27,9 +27,9 @@ const (
 	formPKCS12    = "PKCS#12"
 )
 
-// list describes the key in the file that the reference names, or the keys in the folder; other files there are skipped.
+// List describes the key in the file that the reference names, or the keys in the folder; other files there are skipped.
 // It asks for no passphrase, so the size and the public key of an encrypted key are unknown.
-func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
+func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 	stat, err := os.Stat(s.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -37,11 +37,8 @@ func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	case !stat.IsDir():
-		info, err := s.info(s.path, s.exact())
-		if err != nil {
-			return nil, err
-		}
-		return []signer.KeyInfo{info}, nil
+		info, err := s.info(ctx, s.path, s.ref.Without("unencrypted").String()) // which is for Generate only
+		return []signer.KeyInfo{info}, withHint(err)
 	}
 	entries, err := os.ReadDir(s.path)
 	if err != nil {
@@ -50,34 +47,22 @@ func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 	if len(entries) > maxEntries {
 		return nil, fmt.Errorf("%w: the folder %q has %d entries; the limit is %d", signer.ErrUnsupported, s.path, len(entries), maxEntries)
 	}
+	special := func(c byte) bool { return c <= ' ' || c == 0x7f || c == '%' || c == '?' } // in a reference
 	var infos []signer.KeyInfo
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		path := filepath.Join(s.path, e.Name())
-		if info, err := s.info(path, "file:"+escapePath(path)); err == nil {
+		if info, err := s.info(ctx, path, "file:"+signer.Escape(path, special)); err == nil {
 			infos = append(infos, info)
 		}
 	}
 	return infos, nil
 }
 
-// exact returns the reference without the attribute that is for Generate only.
-func (s *session) exact() string {
-	base, query, _ := strings.Cut(s.ref.String(), "?")
-	sep := "?"
-	for _, attr := range strings.Split(query, "&") {
-		if attr != "" && !strings.HasPrefix(attr, "unencrypted=") {
-			base += sep + attr
-			sep = "&"
-		}
-	}
-	return base
-}
-
 // info describes the key in one file.
-func (s *session) info(path, ref string) (signer.KeyInfo, error) {
+func (s *session) info(ctx context.Context, path, ref string) (signer.KeyInfo, error) {
 	stat, err := os.Stat(path)
 	if err != nil {
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
@@ -97,14 +82,14 @@ func (s *session) info(path, ref string) (signer.KeyInfo, error) {
 	if form == "" {
 		return signer.KeyInfo{}, fmt.Errorf("%w: the file contains no private key", signer.ErrBadKey)
 	}
-	encrypted := form == formEncrypted || form == formPKCS12
+	encrypted, yesNo := form == formEncrypted || form == formPKCS12, map[bool]string{true: "yes", false: "no"}
 	info := signer.KeyInfo{Ref: ref, Store: path, Label: filepath.Base(path), Properties: []signer.Property{
-		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo(encrypted)}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
+		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo[encrypted]}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
 	}}
 	if encrypted {
 		return info, nil
 	}
-	private, err := parsePlain(form, der)
+	private, err := s.parse(ctx, der)
 	if err != nil {
 		return signer.KeyInfo{}, err
 	}
@@ -128,14 +113,6 @@ func formOf(der []byte) string {
 	return ""
 }
 
-// parsePlain reads a key that is not encrypted.
-func parsePlain(form string, der []byte) (*rsa.PrivateKey, error) {
-	if form == formPKCS1 {
-		return parsePKCS1(der)
-	}
-	return parsePKCS8(der)
-}
-
 // certificateOf returns the certificate of the key among the PEM blocks of its file, or nil.
 func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
@@ -147,24 +124,4 @@ func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 		}
 	}
 	return nil
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
-// escapePath percent-encodes the characters that have a meaning in a key reference.
-func escapePath(path string) string {
-	var b strings.Builder
-	for _, c := range []byte(path) {
-		if c <= ' ' || c == 0x7f || c == '%' || c == '?' {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }

@@ -34,8 +34,7 @@ const accessToken = "ya29.an-access-token"
 // outside returns an address of this machine that is not loopback.
 func outside(t *testing.T) net.IP {
 	t.Helper()
-	addrs := testkit.Value(net.InterfaceAddrs())(t)
-	for _, addr := range addrs {
+	for _, addr := range testkit.Value(net.InterfaceAddrs())(t) {
 		if n, ok := addr.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
 			return n.IP.To4()
 		}
@@ -79,8 +78,7 @@ func metadataServer(t *testing.T) string {
 // environment, once for each process.
 func child(t *testing.T, environment ...string) string {
 	t.Helper()
-	exe := testkit.Value(os.Executable())(t)
-	cmd := exec.CommandContext(t.Context(), exe)
+	cmd := exec.CommandContext(t.Context(), testkit.Value(os.Executable())(t))
 	cmd.Env = append(environment, "HOME="+t.TempDir(), "GCE_METADATA_HOST="+metadataServer(t))
 	out, err := cmd.CombinedOutput()
 	if err != nil {

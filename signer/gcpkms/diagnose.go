@@ -10,6 +10,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
 	"hsmsign/signer"
+	"hsmsign/signer/kms"
 )
 
 // diagnosis is one call of Diagnose and what its steps have found.
@@ -46,20 +47,15 @@ func (d *diagnosis) checkReference(ctx context.Context) signer.Step {
 	if err == nil && d.name.key == "" {
 		err = errNoKey()
 	}
-	if err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%s", d.name)
+	return signer.StepResult(err, "%s", d.name)
 }
 
 func (d *diagnosis) checkCredentials(ctx context.Context) signer.Step {
-	if err := d.dial(ctx); err != nil {
-		return signer.StepFail(err)
-	}
+	found := "application default credentials found"
 	if d.loopback {
-		return signer.StepOK("none: the endpoint is a double on this machine")
+		found = "none: the endpoint is a double on this machine"
 	}
-	return signer.StepOK("application default credentials found")
+	return signer.StepResult(d.dial(ctx), "%s", found)
 }
 
 // checkReach makes the call whose answer the next steps evaluate: any answer shows that the service is reachable.
@@ -82,10 +78,7 @@ func (d *diagnosis) checkAccess(context.Context) signer.Step {
 }
 
 func (d *diagnosis) checkEnabled(context.Context) signer.Step {
-	if d.keyErr != nil {
-		return signer.StepFail(d.keyErr)
-	}
-	return signer.StepOK("enabled")
+	return signer.StepResult(d.keyErr, "enabled")
 }
 
 func (d *diagnosis) checkAlgorithm(context.Context) signer.Step {
@@ -93,14 +86,7 @@ func (d *diagnosis) checkAlgorithm(context.Context) signer.Step {
 	if d.public, err = checkKey(d.answer); err != nil {
 		return signer.StepFail(err)
 	}
-	if d.open.PublicKey != nil && !d.public.Equal(d.open.PublicKey) {
-		return signer.StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", signer.ErrBadKey))
-	}
-	described, err := signer.DescribeKey(d.public)
-	if err != nil {
-		return signer.StepFail(err)
-	}
-	return signer.StepOK("%v, %s", d.answer.GetAlgorithm(), described)
+	return signer.StepKey(fmt.Sprintf("%v, ", d.answer.GetAlgorithm()), d.public, d.open)
 }
 
 func (d *diagnosis) checkLevel(context.Context) signer.Step {
@@ -115,6 +101,6 @@ func (d *diagnosis) checkLevel(context.Context) signer.Step {
 }
 
 func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {
-	d.key = d.newKey(true)
+	d.key = kms.NewKey(d.ref, d.public, true, d.session)
 	return signer.StepSign(ctx, d.key)
 }

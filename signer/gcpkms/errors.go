@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,7 +29,8 @@ const maxText = 400
 // https://cloud.google.com/kms/docs/error-codes and https://google.aip.dev/193.
 func classify(err error) error {
 	family, fix := familyOf(err)
-	return fault.Errorf("%w: %s: %s", family, codeName(status.Code(err)), textOf(err)).Fix(fix)
+	name := code.Code(status.Code(err)) // in Google's spelling: "PERMISSION_DENIED"
+	return fault.Errorf("%w: %s: %s", family, name, textOf(err)).Fix(fix)
 }
 
 func familyOf(err error) (family error, fix string) {
@@ -74,11 +76,8 @@ func textOf(err error) string {
 // digestDamaged reports whether the service refused a digest because of its checksum. AsymmetricSignRequest,
 // digest_crc32c: "will report an error if the checksum verification failed".
 func digestDamaged(err error) bool {
-	if status.Code(err) != codes.InvalidArgument {
-		return false
-	}
 	text := strings.ToLower(status.Convert(err).Message())
-	return strings.Contains(text, "crc32c") || strings.Contains(text, "checksum")
+	return status.Code(err) == codes.InvalidArgument && (strings.Contains(text, "crc32c") || strings.Contains(text, "checksum"))
 }
 
 // detailsOf returns the details of a status. Either may be nil; the getters of nil return zero values.
@@ -99,15 +98,15 @@ func permissionOf(info *errdetails.ErrorInfo) string {
 }
 
 func fixPermission(permission string) string {
-	switch permission {
-	case "":
-		return "grant roles/cloudkms.signer and roles/cloudkms.publicKeyViewer on the key to this identity"
-	case "cloudkms.cryptoKeyVersions.useToSign":
-		return "grant roles/cloudkms.signer on the key to this identity"
-	case "cloudkms.cryptoKeyVersions.viewPublicKey":
-		return "grant roles/cloudkms.publicKeyViewer on the key to this identity"
+	role, known := map[string]string{
+		"":                                     "roles/cloudkms.signer and roles/cloudkms.publicKeyViewer on the key",
+		"cloudkms.cryptoKeyVersions.useToSign": "roles/cloudkms.signer on the key",
+		"cloudkms.cryptoKeyVersions.viewPublicKey": "roles/cloudkms.publicKeyViewer on the key",
+	}[permission]
+	if !known {
+		role = "a role with " + permission
 	}
-	return fmt.Sprintf("grant a role with %s to this identity", permission)
+	return fmt.Sprintf("grant %s to this identity", role)
 }
 
 // fixState returns the hint for the state of a key version (CryptoKeyVersionState). The service names the state in a
@@ -130,16 +129,4 @@ func fixState(precondition *errdetails.PreconditionFailure, text string) string 
 		}
 	}
 	return "the version must be ENABLED, of a key with purpose ASYMMETRIC_SIGN"
-}
-
-// codeName returns a code in Google's spelling: "PERMISSION_DENIED".
-func codeName(c codes.Code) string {
-	var b strings.Builder
-	for i, r := range c.String() {
-		if i > 0 && 'A' <= r && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToUpper(b.String())
 }

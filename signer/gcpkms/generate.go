@@ -18,17 +18,13 @@ import (
 // generationTimeout limits the wait for a new version. A software key is ready at once, Cloud HSM needs seconds.
 const generationTimeout = 3 * time.Minute
 
-// generate creates a key, and its key ring if necessary, and opens the first version.
-func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+// Generate creates a key, and its key ring if necessary, and opens the first version.
+func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if s.name.version != "1" {
 		return nil, fault.Errorf("%w: the first version of a new key is cryptoKeyVersions/1", signer.ErrReference).
 			Fix("name the new key, with /cryptoKeyVersions/1 at the end")
 	}
-	algorithm := map[int]kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm{
-		2048: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256,
-		3072: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_3072_SHA256,
-		4096: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA256,
-	}[spec.Bits]
+	algorithm := algorithmOf(spec.Bits)
 	if algorithm == 0 {
 		return nil, fmt.Errorf("%w: RSA of %d bits; Cloud KMS creates keys of 2048, 3072 or 4096 bits", signer.ErrUnsupported, spec.Bits)
 	}
@@ -44,7 +40,7 @@ func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if err := s.awaitEnabled(ctx); err != nil {
 		return nil, fmt.Errorf("the key was created, but cannot sign yet: %w", err)
 	}
-	return s.open(ctx, signer.OpenOptions{})
+	return s.Open(ctx, signer.OpenOptions{})
 }
 
 func (s *session) createRing(ctx context.Context) error {

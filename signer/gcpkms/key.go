@@ -16,8 +16,8 @@ import (
 	"hsmsign/signer/kms"
 )
 
-// open opens the version that the reference names.
-func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
+// Open opens the version that the reference names.
+func (s *session) Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
 	if err := s.requireVersion(ctx); err != nil {
 		return nil, err
 	}
@@ -25,8 +25,8 @@ func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 	if s.public, err = kms.PublicKey(opts); err != nil {
 		return nil, err
 	}
-	proven := s.public == nil
-	if proven {
+	known := s.public != nil
+	if !known {
 		answer, err := s.publicKey(ctx)
 		if err != nil {
 			return nil, err
@@ -38,12 +38,7 @@ func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 			return nil, err
 		}
 	}
-	return s.newKey(proven), nil
-}
-
-// newKey returns the Signer of the session's public key.
-func (s *session) newKey(proven bool) *kms.Key {
-	return kms.NewKey(s.ref, s.public, proven, kms.Store{Sign: s.sign, Release: func() { _ = s.Close() }})
+	return kms.NewKey(s.ref, s.public, !known, s), nil
 }
 
 // publicKey reads the public key, whatever its algorithm. The name and the checksum of the answer are right.
@@ -83,15 +78,18 @@ func checkKey(answer *kmspb.PublicKey) (*rsa.PublicKey, error) {
 	return public, nil
 }
 
-// bitsOf returns the size of an RSA key that can make Apple's signatures, and 0 for every other algorithm.
+// algorithmOf returns the algorithm of Apple's signatures for an RSA key of this size, and 0 if Cloud KMS has none.
+func algorithmOf(bits int) kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm {
+	number := kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm_value[fmt.Sprintf("RSA_SIGN_PKCS1_%d_SHA256", bits)]
+	return kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm(number)
+}
+
+// bitsOf is the inverse of algorithmOf. It returns 0 for any other algorithm.
 func bitsOf(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm) int {
-	switch algorithm {
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256:
-		return 2048
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_3072_SHA256:
-		return 3072
-	case kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA256:
-		return 4096
+	for _, bits := range []int{2048, 3072, 4096} {
+		if algorithmOf(bits) == algorithm {
+			return bits
+		}
 	}
 	return 0
 }
@@ -109,9 +107,9 @@ func isHSM(level kmspb.ProtectionLevel) bool {
 	return level == kmspb.ProtectionLevel_HSM || level == kmspb.ProtectionLevel_HSM_SINGLE_TENANT
 }
 
-// sign signs a SHA-256 digest and checks what Google asks a client to check (AsymmetricSignResponse): digest and
+// Sign signs a SHA-256 digest and checks what Google asks a client to check (AsymmetricSignResponse): digest and
 // signature arrived undamaged, and the version that was asked made the signature.
-func (s *session) sign(ctx context.Context, digest []byte) ([]byte, error) {
+func (s *session) Sign(ctx context.Context, digest []byte) ([]byte, error) {
 	request := &kmspb.AsymmetricSignRequest{
 		Name:         s.name.String(),
 		Digest:       &kmspb.Digest{Digest: &kmspb.Digest_Sha256{Sha256: digest}},

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
+	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/iterator"
 
 	"hsmsign/fault"
@@ -22,30 +23,25 @@ const (
 	maxMentions = 20   // versions that an error names
 )
 
-// pages returns all entries of a List method, with one call for each page.
-func pages[T any](ctx context.Context, s *session, list func(ctx context.Context) iterator.Pageable) ([]T, error) {
-	type page struct {
-		items []T
-		next  string
-	}
+// pages returns all entries of a List method, with one call for each page: pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, in).
+func pages[T, In any, It iterator.Pageable](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
 	var all []T
 	for token := ""; ; {
-		p, err := kms.Do(ctx, s.caller, func(ctx context.Context) (page, error) {
-			var p page
-			var err error
-			p.next, err = iterator.NewPager(list(ctx), pageSize, token).NextPage(&p.items)
-			return p, err
+		var page []T
+		next, err := kms.Do(ctx, s.caller, func(ctx context.Context) (string, error) {
+			page = nil
+			return iterator.NewPager(list(ctx, in), pageSize, token).NextPage(&page)
 		})
 		if err != nil {
 			return nil, err
 		}
-		if all = append(all, p.items...); len(all) > maxListed {
+		if all = append(all, page...); len(all) > maxListed {
 			return nil, tooMany("entries")
 		}
-		if p.next == "" {
+		if next == "" {
 			return all, nil
 		}
-		token = p.next
+		token = next
 	}
 }
 
@@ -53,15 +49,12 @@ func tooMany(what string) error {
 	return fault.Errorf("%w: more than %d %s", signer.ErrUnsupported, maxListed, what).Fix("name the key ring or the key in the reference")
 }
 
-// list describes the key versions that the reference matches. The public key is included only if the reference names
+// List describes the key versions that the reference matches. The public key is included only if the reference names
 // one version: each key would cost one more call.
-func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
+func (s *session) List(ctx context.Context) ([]signer.KeyInfo, error) {
 	if s.name.version != "" {
 		info, err := s.describe(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return []signer.KeyInfo{info}, nil
+		return []signer.KeyInfo{info}, err
 	}
 	keys, err := s.keys(ctx)
 	if err != nil {
@@ -106,9 +99,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	rings := []string{s.name.parentOfKeys()}
 	if s.name.ring == "" {
-		found, err := pages[*kmspb.KeyRing](ctx, s, func(ctx context.Context) iterator.Pageable {
-			return s.client.ListKeyRings(ctx, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
-		})
+		found, err := pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
 		if err != nil {
 			return nil, err
 		}
@@ -119,9 +110,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, ring := range rings {
-		found, err := pages[*kmspb.CryptoKey](ctx, s, func(ctx context.Context) iterator.Pageable {
-			return s.client.ListCryptoKeys(ctx, &kmspb.ListCryptoKeysRequest{Parent: ring})
-		})
+		found, err := pages[*kmspb.CryptoKey](ctx, s, s.client.ListCryptoKeys, &kmspb.ListCryptoKeysRequest{Parent: ring})
 		if err != nil {
 			return nil, err
 		}
@@ -135,38 +124,21 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 }
 
 func (s *session) versions(ctx context.Context, key string) ([]*kmspb.CryptoKeyVersion, error) {
-	return pages[*kmspb.CryptoKeyVersion](ctx, s, func(ctx context.Context) iterator.Pageable {
-		return s.client.ListCryptoKeyVersions(ctx, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
-	})
+	return pages[*kmspb.CryptoKeyVersion](ctx, s, s.client.ListCryptoKeyVersions, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
 }
 
 func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, level kmspb.ProtectionLevel, state string) signer.KeyInfo {
 	store, rest, _ := strings.Cut(name, "/cryptoKeys/")
 	label, version, _ := strings.Cut(rest, "/cryptoKeyVersions/")
-	info := signer.KeyInfo{Ref: s.exact(name), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
+	ref := s.ref.Without("protection") // which is for Generate only
+	ref.Path = "//" + name
+	info := signer.KeyInfo{Ref: ref.String(), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
 		{Name: "algorithm", Value: algorithm.String()}, {Name: "protection", Value: level.String()}, {Name: "state", Value: state},
 	}}
-	switch text := algorithm.String(); {
-	case strings.HasPrefix(text, "RSA_"):
-		info.Algorithm = "RSA"
-	case strings.HasPrefix(text, "EC_"):
-		info.Algorithm = "EC"
+	if kind, _, _ := strings.Cut(algorithm.String(), "_"); kind == "RSA" || kind == "EC" {
+		info.Algorithm = kind
 	}
 	return info
-}
-
-// exact returns a reference to this version with the attributes of the session.
-func (s *session) exact(name string) string {
-	text := s.ref.Scheme + "://" + name
-	_, query, _ := strings.Cut(s.ref.String(), "?")
-	sep := "?"
-	for _, attr := range strings.Split(query, "&") {
-		if attr != "" && !strings.HasPrefix(attr, "protection=") { // for Generate only
-			text += sep + attr
-			sep = "&"
-		}
-	}
-	return text
 }
 
 // requireVersion returns an error that lists the versions of the key if the reference names none. It does not choose,

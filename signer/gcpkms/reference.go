@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -22,17 +23,14 @@ type resource struct{ project, location, ring, key, version string }
 
 // String returns the resource name in the form of the service.
 func (r resource) String() string {
-	var b strings.Builder
+	var words []string
 	for i, id := range []string{r.project, r.location, r.ring, r.key, r.version} {
 		if id == "" {
 			break
 		}
-		if i > 0 {
-			b.WriteByte('/')
-		}
-		b.WriteString(collection(i) + "/" + id)
+		words = append(words, collections[i].name, id)
 	}
-	return b.String()
+	return strings.Join(words, "/")
 }
 
 func (r resource) parentOfRings() string {
@@ -54,12 +52,16 @@ func (r resource) sameVersion(name string) bool {
 	return ok && asked == answered
 }
 
-// collection returns the i-th collection of a resource name.
-func collection(i int) string {
-	return [...]string{"projects", "locations", "keyRings", "cryptoKeys", "cryptoKeyVersions"}[i]
+// collections are the collections of a resource name with the form of their ids: key rings and keys by the API reference
+// (KeyManagementService, CreateKeyRing and CreateCryptoKey), versions are numbers from 1, and a project may belong to a
+// domain ("example.com:mdm").
+var collections = [...]struct{ name, form string }{
+	{"projects", `^[a-z0-9.:-]{1,63}$`},
+	{"locations", `^[a-z0-9-]{1,63}$`},
+	{"keyRings", `^[a-zA-Z0-9_-]{1,63}$`},
+	{"cryptoKeys", `^[a-zA-Z0-9_-]{1,63}$`},
+	{"cryptoKeyVersions", `^[1-9][0-9]{0,9}$`},
 }
-
-const collections = 5
 
 // reference is a parsed key reference.
 type reference struct {
@@ -78,25 +80,29 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 	if err := ref.CheckQuery(kms.Attributes("endpoint", "require-hsm", "protection")...); err != nil {
 		return r, err
 	}
-	var err error
-	if r.name, err = parseResource(ref.Path); err != nil {
+	name, err := parseResource(ref.Path)
+	if err != nil {
 		return r, err
 	}
-	for _, a := range []struct {
-		name string
-		read func(value string) error
-	}{{"endpoint", r.readEndpoint}, {"require-hsm", r.readRequireHSM}, {"protection", r.readProtection}} {
-		value, ok := ref.Query(a.name)
-		if !ok {
-			continue
-		}
-		if err := a.read(value); err != nil {
-			return r, fmt.Errorf("%w: %s: %w", signer.ErrReference, a.name, err) // the value may contain a password
+	r.name = name
+	if endpoint, ok := ref.Query("endpoint"); ok {
+		if err := r.readEndpoint(endpoint); err != nil {
+			return r, fmt.Errorf("%w: endpoint: %w", signer.ErrReference, err) // the value may contain a password
 		}
 	}
-	if r.requireHSM && r.protection != kmspb.ProtectionLevel_HSM {
+	required, hasRequired := ref.Query("require-hsm")
+	protection, hasProtection := ref.Query("protection")
+	switch {
+	case hasRequired && required != "yes":
+		return r, fmt.Errorf("%w: require-hsm: the only value is yes", signer.ErrReference)
+	case hasProtection && protection != "hsm" && protection != "software":
+		return r, fmt.Errorf("%w: protection: the values are hsm and software", signer.ErrReference)
+	case hasRequired && protection == "software":
 		return r, fmt.Errorf("%w: require-hsm=yes and protection=software exclude each other", signer.ErrReference)
+	case protection == "software":
+		r.protection = kmspb.ProtectionLevel_SOFTWARE
 	}
+	r.requireHSM = hasRequired
 	r.policy, err = r.policy.WithReference(ref, maxConcurrent)
 	return r, err
 }
@@ -105,18 +111,19 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 func parseResource(path string) (resource, error) {
 	rest, ok := strings.CutPrefix(path, "//")
 	words := strings.Split(rest, "/")
-	if !ok || words[0] != collection(0) {
+	if !ok || words[0] != collections[0].name {
 		return resource{}, fmt.Errorf("%w: write gcpkms://projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY/cryptoKeyVersions/VERSION", signer.ErrReference)
 	}
-	if len(words) > 2*collections {
+	if len(words) > 2*len(collections) {
 		return resource{}, fmt.Errorf("%w: unexpected text after the version", signer.ErrReference)
 	}
-	var ids [collections]string
+	var ids [len(collections)]string
 	for i := 0; i < len(words); i += 2 {
-		if words[i] != collection(i/2) {
-			return resource{}, fmt.Errorf("%w: found %q, want %q (case-sensitive)", signer.ErrReference, words[i], collection(i/2))
+		collection := collections[i/2]
+		if words[i] != collection.name {
+			return resource{}, fmt.Errorf("%w: found %q, want %q (case-sensitive)", signer.ErrReference, words[i], collection.name)
 		}
-		if i+1 == len(words) || !validID(i/2, words[i+1]) {
+		if i+1 == len(words) || !regexp.MustCompile(collection.form).MatchString(words[i+1]) {
 			return resource{}, fmt.Errorf("%w: no valid name follows %q", signer.ErrReference, words[i]+"/")
 		}
 		ids[i/2] = words[i+1]
@@ -125,21 +132,6 @@ func parseResource(path string) (resource, error) {
 		return resource{}, fmt.Errorf("%w: it names no location", signer.ErrReference)
 	}
 	return resource{ids[0], ids[1], ids[2], ids[3], ids[4]}, nil
-}
-
-// validID checks the id in the i-th collection: key rings and keys are [a-zA-Z0-9_-]{1,63} (KeyManagementService,
-// CreateKeyRing and CreateCryptoKey), versions are numbers from 1, and a project may belong to a domain
-// ("example.com:mdm").
-func validID(i int, id string) bool {
-	const lower, digits = "abcdefghijklmnopqrstuvwxyz", "0123456789"
-	alphabet := [...]string{lower + digits + "-.:", lower + digits + "-", "", "", digits}[i]
-	if alphabet == "" {
-		alphabet = lower + strings.ToUpper(lower) + digits + "_-"
-	}
-	if collection(i) == "cryptoKeyVersions" && (len(id) > 10 || strings.HasPrefix(id, "0")) {
-		return false
-	}
-	return id != "" && len(id) <= 63 && strings.Trim(id, alphabet) == ""
 }
 
 func (r *reference) readEndpoint(value string) error {
@@ -156,24 +148,5 @@ func (r *reference) readEndpoint(value string) error {
 	}
 	r.endpoint = value
 	r.google = strings.HasSuffix(strings.ToLower(host), ".googleapis.com")
-	return nil
-}
-
-func (r *reference) readRequireHSM(value string) error {
-	if value != "yes" {
-		return errors.New("the only value is yes")
-	}
-	r.requireHSM = true
-	return nil
-}
-
-func (r *reference) readProtection(value string) error {
-	switch value {
-	case "hsm":
-	case "software":
-		r.protection = kmspb.ProtectionLevel_SOFTWARE
-	default:
-		return errors.New("the values are hsm and software")
-	}
 	return nil
 }

@@ -12,26 +12,6 @@ import (
 	"hsmsign/signer"
 )
 
-// Run is one operation of a backend ("open", "list"): it connects, does the work, and closes the session if the work
-// fails. Errors are *signer.Error.
-func Run[S io.Closer, T any](ctx context.Context, op string, ref signer.Ref, connect func() (S, error), work func(S) (T, error)) (T, error) {
-	var zero T
-	wrap := func(err error) (T, error) { return zero, &signer.Error{Op: op, Ref: ref, Err: err} }
-	if err := ctx.Err(); err != nil {
-		return wrap(err)
-	}
-	session, err := connect()
-	if err != nil {
-		return wrap(err)
-	}
-	value, err := work(session)
-	if err != nil {
-		_ = session.Close() // the first error counts
-		return wrap(err)
-	}
-	return value, nil
-}
-
 // PublicKey returns the public key of the vendor's certificate, or nil if the options have none. A key that is not RSA
 // wraps signer.ErrUnsupported.
 func PublicKey(opts signer.OpenOptions) (*rsa.PublicKey, error) {
@@ -45,12 +25,12 @@ func PublicKey(opts signer.OpenOptions) (*rsa.PublicKey, error) {
 	return public, nil
 }
 
-// Store makes the requests of a Key. Both functions are safe for concurrent use.
-type Store struct {
-	// Sign signs a SHA-256 digest with RSASSA-PKCS1-v1_5. Its ctx also ends with Close. Errors wrap a family.
-	Sign func(ctx context.Context, digest []byte) ([]byte, error)
-	// Release closes the connections. It may be called several times.
-	Release func()
+// Store makes the requests of a Key. Its functions are safe for concurrent use.
+type Store interface {
+	// Sign signs a SHA-256 digest with RSASSA-PKCS1-v1_5. Its ctx also ends with the Key's Close. Errors wrap a family.
+	Sign(ctx context.Context, digest []byte) ([]byte, error)
+	// Close closes the connections. It may be called several times.
+	Close() error
 }
 
 // Key is an open key of a network store, a signer.Signer. It signs with SHA-256 only. Close ends the signatures that
@@ -106,34 +86,25 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	defer context.AfterFunc(k.life, cancel)()
 	sig, err := k.store.Sign(ctx, digest)
 	if k.life.Err() != nil {
-		k.store.Release() // the connection was in use when the key was closed
+		_ = k.store.Close() // the connection was in use when the key was closed
 		if err != nil {
 			return nil, signer.ErrClosed
 		}
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || !k.unproven.Load() {
+		return sig, err
 	}
-	return sig, k.prove(digest, sig)
-}
-
-// prove verifies a signature until one has shown that the certificate's public key is that of this key. From then on
-// signer.Sign alone verifies.
-func (k *Key) prove(digest, sig []byte) error {
-	if !k.unproven.Load() {
-		return nil
-	}
+	// Once one signature has verified, signer.Sign alone verifies.
 	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
-		return fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
+		return nil, fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
 			Fix("use the certificate that was issued for this key, or the key that the certificate was issued for")
 	}
 	k.unproven.Store(false)
-	return nil
+	return sig, nil
 }
 
 // Close ends the signatures in flight and releases the connections.
 func (k *Key) Close() error {
 	k.end()
-	k.store.Release()
-	return nil
+	return k.store.Close()
 }

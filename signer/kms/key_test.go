@@ -1,12 +1,12 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
-	"io"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,22 +17,23 @@ import (
 	"hsmsign/signer/signertest"
 )
 
-// memory is a Store over a key in memory.
-func memory(t *testing.T, released *atomic.Int64) Store {
-	key := testkit.GoldenKey(t)
-	return Store{
-		Sign: func(ctx context.Context, digest []byte) ([]byte, error) {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			return rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest)
-		},
-		Release: func() {
-			if released != nil {
-				released.Add(1)
-			}
-		},
-	}
+// memory is a Store over the golden key. A nil sign signs.
+type memory struct {
+	sign   func(ctx context.Context, digest []byte) ([]byte, error)
+	closed atomic.Int64
+}
+
+func (m *memory) Sign(ctx context.Context, digest []byte) ([]byte, error) { return m.sign(ctx, digest) }
+func (m *memory) Close() error                                            { m.closed.Add(1); return nil }
+
+func golden(t *testing.T) *memory {
+	private := testkit.GoldenKey(t)
+	return &memory{sign: func(ctx context.Context, digest []byte) ([]byte, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		return rsa.SignPKCS1v15(nil, private, crypto.SHA256, digest)
+	}}
 }
 
 // TestKey: a Key passes the conformance suite.
@@ -40,12 +41,14 @@ func TestKey(t *testing.T) {
 	public := &testkit.GoldenKey(t).PublicKey
 	signertest.Run(t, signertest.Fixture{
 		Backend: signer.Backend{Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
-			return Run(ctx, "open", ref, func() (io.Closer, error) { return io.NopCloser(nil), ref.CheckQuery() }, func(io.Closer) (signer.Signer, error) {
-				if ref.Path == "missing" {
-					return nil, signer.ErrKeyNotFound
-				}
-				return NewKey(ref, public, true, memory(t, nil)), nil
-			})
+			err := cmp.Or(ctx.Err(), ref.CheckQuery())
+			if err == nil && ref.Path == "missing" {
+				err = signer.ErrKeyNotFound
+			}
+			if err != nil {
+				return nil, &signer.Error{Op: "open", Ref: ref, Err: err}
+			}
+			return NewKey(ref, public, true, golden(t)), nil
 		}},
 		Ref: "memory:key", Public: public, Missing: "memory:missing", Hashes: []crypto.Hash{crypto.SHA256},
 	})
@@ -55,16 +58,16 @@ func TestKey(t *testing.T) {
 // does, the Key verifies no more.
 func TestProof(t *testing.T) {
 	digest := make([]byte, 32)
-	other := NewKey(signer.Ref{}, &testkit.Key("other").PublicKey, false, memory(t, nil))
+	other := NewKey(signer.Ref{}, &testkit.Key("other").PublicKey, false, golden(t))
 	for range 2 {
 		sig, err := other.SignContext(t.Context(), digest, crypto.SHA256)
 		if !errors.Is(err, signer.ErrBadKey) || fault.Hint(err) == "" || sig != nil {
 			t.Errorf("%d bytes, %v (%s)", len(sig), err, fault.Hint(err))
 		}
 	}
-	store := memory(t, nil)
-	good, wrong := store.Sign, false
-	store.Sign = func(ctx context.Context, digest []byte) ([]byte, error) {
+	store := golden(t)
+	good, wrong := store.sign, false
+	store.sign = func(ctx context.Context, digest []byte) ([]byte, error) {
 		sig, err := good(ctx, digest)
 		if wrong && err == nil {
 			sig[0] ^= 1
@@ -83,7 +86,7 @@ func TestProof(t *testing.T) {
 
 // TestKeyRefusesOtherHashes: the store is not asked.
 func TestKeyRefusesOtherHashes(t *testing.T) {
-	key := NewKey(signer.Ref{}, &testkit.GoldenKey(t).PublicKey, true, Store{})
+	key := NewKey(signer.Ref{}, &testkit.GoldenKey(t).PublicKey, true, nil)
 	_, err := key.SignContext(t.Context(), make([]byte, 20), crypto.SHA1)
 	if !errors.Is(err, signer.ErrUnsupported) || fault.Hint(err) != "sign with SHA-256" {
 		t.Errorf("%v (%s)", err, fault.Hint(err))
@@ -92,11 +95,10 @@ func TestKeyRefusesOtherHashes(t *testing.T) {
 
 // TestClose: it ends a call that waits for its next attempt, and releases the connections again after that call.
 func TestClose(t *testing.T) {
-	var released atomic.Int64
-	store := memory(t, &released)
+	store := &memory{}
 	c := New(Policy{RetryDelay: time.Minute, Timeout: time.Hour}, nil)
 	waits := make(chan struct{})
-	store.Sign = func(ctx context.Context, _ []byte) ([]byte, error) {
+	store.sign = func(ctx context.Context, _ []byte) ([]byte, error) {
 		return Do(ctx, c, func(context.Context) ([]byte, error) {
 			close(waits)
 			return nil, ErrThrottled
@@ -110,8 +112,8 @@ func TestClose(t *testing.T) {
 	}()
 	<-waits
 	testkit.OK(t, key.Close())
-	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released.Load() != 2 {
-		t.Errorf("%v; released %d times", err, released.Load())
+	if err := <-ended; !errors.Is(err, signer.ErrClosed) || store.closed.Load() != 2 {
+		t.Errorf("%v; closed %d times", err, store.closed.Load())
 	}
 }
 
@@ -124,39 +126,6 @@ func TestPublicKey(t *testing.T) {
 	}{{nil, nil, nil}, {public, public, nil}, {ed25519.PublicKey{}, nil, signer.ErrUnsupported}} {
 		if got, err := PublicKey(signer.OpenOptions{PublicKey: tt.in}); got != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("%T: %v, %v", tt.in, got, err)
-		}
-	}
-}
-
-type closer struct{ closed int }
-
-func (c *closer) Close() error { c.closed++; return nil }
-
-// TestRun: a session is closed if the work fails, and an error names the operation.
-func TestRun(t *testing.T) {
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, tt := range []struct {
-		name             string
-		ctx              context.Context
-		connect, work    error
-		connects, closed int
-		want             error
-	}{
-		{"works", t.Context(), nil, nil, 1, 0, nil},
-		{"ended", ended, nil, nil, 0, 0, context.Canceled},
-		{"cannot connect", t.Context(), signer.ErrAuth, nil, 1, 0, signer.ErrAuth},
-		{"fails", t.Context(), nil, signer.ErrBadKey, 1, 1, signer.ErrBadKey},
-	} {
-		connects, session := 0, &closer{}
-		value, err := Run(tt.ctx, "open", signer.Ref{Scheme: "kms", Path: "key"},
-			func() (*closer, error) { connects++; return session, tt.connect },
-			func(*closer) (int, error) { return 1, tt.work })
-		if !errors.Is(err, tt.want) || connects != tt.connects || session.closed != tt.closed || (value == 1) != (tt.want == nil) {
-			t.Errorf("%s: %d, %v; connected %d times, closed %d times", tt.name, value, err, connects, session.closed)
-		}
-		if e, ok := errors.AsType[*signer.Error](err); tt.want != nil && (!ok || e.Op != "open" || e.Ref.Path != "key") {
-			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 }

@@ -23,21 +23,13 @@ type Policy struct {
 
 // WithDefaults returns the policy with every default filled in.
 func (p Policy) WithDefaults() Policy {
-	p.AttemptTimeout = orDefault(p.AttemptTimeout, 5*time.Second)
-	p.Timeout = orDefault(p.Timeout, 20*time.Second)
-	p.MaxConcurrent = orDefault(p.MaxConcurrent, 64)
-	p.RetryDelay = orDefault(p.RetryDelay, 100*time.Millisecond)
-	p.BreakerThreshold = orDefault(p.BreakerThreshold, 10)
-	p.BreakerCooldown = orDefault(p.BreakerCooldown, 5*time.Second)
+	p.AttemptTimeout = cmp.Or(max(p.AttemptTimeout, 0), 5*time.Second)
+	p.Timeout = cmp.Or(max(p.Timeout, 0), 20*time.Second)
+	p.MaxConcurrent = cmp.Or(max(p.MaxConcurrent, 0), 64)
+	p.RetryDelay = cmp.Or(max(p.RetryDelay, 0), 100*time.Millisecond)
+	p.BreakerThreshold = cmp.Or(p.BreakerThreshold, 10)
+	p.BreakerCooldown = cmp.Or(max(p.BreakerCooldown, 0), 5*time.Second)
 	return p
-}
-
-func orDefault[T cmp.Ordered](value, def T) T {
-	var zero T
-	if value <= zero {
-		return def
-	}
-	return value
 }
 
 // InFlight returns how many callers can be served at the same time. With more callers the last one would wait under
@@ -50,12 +42,6 @@ func (p Policy) InFlight() int {
 	return p.MaxConcurrent
 }
 
-// The limits of the attributes of a reference.
-const (
-	minRPS, maxRPS         = 0.01, 100_000
-	minTimeout, maxTimeout = 10 * time.Millisecond, 10 * time.Minute
-)
-
 // Attributes returns the names of the query attributes that a backend accepts: its own, and those that WithReference
 // reads.
 func Attributes(own ...string) []string {
@@ -65,29 +51,29 @@ func Attributes(own ...string) []string {
 // WithReference returns the policy with the values that the reference sets: max-rps (0.01 to 100000), max-concurrent
 // (1 to the given maximum) and timeout (10ms to 10m). The error wraps signer.ErrReference.
 func (p Policy) WithReference(ref signer.Ref, maxConcurrent int) (Policy, error) {
-	if v, ok := ref.Query("max-rps"); ok {
-		n, err := strconv.ParseFloat(v, 64)
-		if err != nil || !(n >= minRPS && n <= maxRPS) { // written so that NaN is refused
-			return p, fmt.Errorf("%w: max-rps is %q; it must be a number from %v to %d", signer.ErrReference, v, minRPS, maxRPS)
-		}
-		p.MaxRPS = n
-	}
-	if v, ok := ref.Query("max-concurrent"); ok {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > maxConcurrent {
-			return p, fmt.Errorf("%w: max-concurrent is %q; it must be a number from 1 to %d", signer.ErrReference, v, maxConcurrent)
-		}
-		p.MaxConcurrent = n
-	}
-	if v, ok := ref.Query("timeout"); ok {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < minTimeout || d > maxTimeout {
-			return p, fmt.Errorf("%w: timeout is %q; it must be a duration from 10ms to 10m, such as 20s", signer.ErrReference, v)
-		}
-		p.Timeout = d
-	}
-	return p, nil
+	err := cmp.Or(
+		set(&p.MaxRPS, ref, "max-rps", parseFloat, 0.01, 100_000, "a number from 0.01 to 100000"),
+		set(&p.MaxConcurrent, ref, "max-concurrent", strconv.Atoi, 1, maxConcurrent, fmt.Sprintf("a number from 1 to %d", maxConcurrent)),
+		set(&p.Timeout, ref, "timeout", time.ParseDuration, 10*time.Millisecond, 10*time.Minute, "a duration from 10ms to 10m, such as 20s"),
+	)
+	return p, err
 }
+
+// set sets a field to the value of an attribute, if the reference has it.
+func set[T cmp.Ordered](field *T, ref signer.Ref, name string, parse func(string) (T, error), low, high T, form string) error {
+	text, ok := ref.Query(name)
+	if !ok {
+		return nil
+	}
+	value, err := parse(text)
+	if err != nil || !(value >= low && value <= high) { // written so that NaN is refused
+		return fmt.Errorf("%w: %s is %q; it must be %s", signer.ErrReference, name, text, form)
+	}
+	*field = value
+	return nil
+}
+
+func parseFloat(text string) (float64, error) { return strconv.ParseFloat(text, 64) }
 
 // Loopback reports whether host is a loopback address. Only such an endpoint may be used in plain text. A name is never
 // loopback: it is not resolved here.

@@ -185,15 +185,6 @@ func requestID() string {
 	return hex.EncodeToString(id)
 }
 
-// encode never fails: an answer is a map of strings, numbers, byte slices and lists of them.
-func encode(answer any) []byte {
-	body, err := json.Marshal(answer)
-	if err != nil {
-		return nil
-	}
-	return body
-}
-
 // Error is an error that KMS answers with.
 type Error struct {
 	Code, Message string
@@ -214,5 +205,6 @@ func refuse(w http.ResponseWriter, err error) {
 	case "KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException":
 		status = http.StatusInternalServerError
 	}
-	write(w, status, encode(map[string]string{"__type": e.Code, member: e.Message}))
+	body, _ := json.Marshal(map[string]string{"__type": e.Code, member: e.Message})
+	write(w, status, body)
 }

@@ -1,6 +1,7 @@
 package awskmstest
 
 import (
+	"encoding/json"
 	"maps"
 	"net"
 	"net/http"
@@ -69,7 +70,7 @@ func faults() []Fault {
 }
 
 func operations() []string {
-	return []string{"AssumeRole", "CreateAlias", "CreateKey", "DescribeKey", "GetPublicKey", "ListAliases", "ListKeys", "Sign"}
+	return append([]string{"AssumeRole"}, slices.Sorted(maps.Keys(table()))...)
 }
 
 // meet waits as long as the fault and the configuration say, and reports whether the request is to be answered. It
@@ -119,7 +120,7 @@ func (f Fault) damage(members map[string]any) []byte {
 			members["KeyId"] = arn[:len(arn)-4] + "ffff"
 		}
 	}
-	body := encode(members)
+	body, _ := json.Marshal(members) // strings, numbers, byte slices and lists of them
 	switch f {
 	case Truncate:
 		return body[:len(body)/2]

@@ -1,10 +1,12 @@
 package awskmstest
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -145,12 +147,9 @@ func (k *Key) usable() error {
 		return nil
 	case StateDisabled:
 		return fail("DisabledException", "%s is disabled.", k.arn)
-	case StatePendingDeletion:
-		return fail("KMSInvalidStateException", "%s is pending deletion.", k.arn)
-	case StatePendingImport:
-		return fail("KMSInvalidStateException", "%s is pending import.", k.arn)
 	}
-	return fail("KMSInvalidStateException", "%s is %s.", k.arn, k.State)
+	words := map[string]string{StatePendingDeletion: "pending deletion", StatePendingImport: "pending import"}
+	return fail("KMSInvalidStateException", "%s is %s.", k.arn, cmp.Or(words[k.State], k.State))
 }
 
 // spec returns the KeySpec.
@@ -168,12 +167,7 @@ func (k *Key) spec() string {
 func (k *Key) algorithms() []string {
 	switch k.Private.(type) {
 	case *rsa.PrivateKey:
-		names := make([]string, 0, 6)
-		for name := range algorithms() {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		return names
+		return slices.Sorted(maps.Keys(algorithms()))
 	case *ecdsa.PrivateKey:
 		return []string{"ECDSA_SHA_256"}
 	}

@@ -31,33 +31,33 @@ type parameters struct {
 	Marker           string
 }
 
+// table returns the operations of KMS that the double knows.
+func table() map[string]func(*Server, parameters, string) (map[string]any, error) {
+	return map[string]func(*Server, parameters, string) (map[string]any, error){
+		"GetPublicKey": (*Server).getPublicKey, "Sign": (*Server).sign, "DescribeKey": (*Server).describeKey, "CreateKey": (*Server).createKey,
+		"CreateAlias": (*Server).createAlias, "ListKeys": (*Server).listKeys, "ListAliases": (*Server).listAliases,
+	}
+}
+
 // perform executes a request and returns the members of the answer.
 func (s *Server) perform(c call) (map[string]any, error) {
 	var p parameters
 	if err := json.Unmarshal(c.body, &p); err != nil {
 		return nil, fail("SerializationException", "%v", err)
 	}
-	switch c.operation {
-	case "GetPublicKey":
-		return s.getPublicKey(p, c.region)
-	case "Sign":
-		return s.sign(p, c.region)
-	case "DescribeKey":
-		k, err := s.find(p.KeyID, c.region)
-		if err != nil {
-			return nil, err
-		}
-		return map[string]any{"KeyMetadata": k.metadata()}, nil
-	case "CreateKey":
-		return s.createKey(p, c.region)
-	case "CreateAlias":
-		return s.createAlias(p, c.region)
-	case "ListKeys":
-		return s.listKeys(p, c.region)
-	case "ListAliases":
-		return s.listAliases(p, c.region)
+	operation, known := table()[c.operation]
+	if !known {
+		return nil, fail("UnknownOperationException", "")
 	}
-	return nil, fail("UnknownOperationException", "")
+	return operation(s, p, c.region)
+}
+
+func (s *Server) describeKey(p parameters, region string) (map[string]any, error) {
+	k, err := s.find(p.KeyID, region)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"KeyMetadata": k.metadata()}, nil
 }
 
 func (s *Server) getPublicKey(p parameters, region string) (map[string]any, error) {
@@ -129,9 +129,8 @@ func (s *Server) sign(p parameters, region string) (map[string]any, error) {
 
 // metadata returns the KeyMetadata.
 func (k *Key) metadata() map[string]any {
-	part := strings.Split(k.arn, ":")
 	m := map[string]any{
-		"AWSAccountId": part[4], "Arn": k.arn, "KeyId": k.ID, "Enabled": k.State == StateEnabled, "KeyState": k.State, "KeyUsage": k.Usage,
+		"AWSAccountId": strings.Split(k.arn, ":")[4], "Arn": k.arn, "KeyId": k.ID, "Enabled": k.State == StateEnabled, "KeyState": k.State, "KeyUsage": k.Usage,
 		"KeySpec": k.spec(), "CustomerMasterKeySpec": k.spec(), "Origin": "AWS_KMS", "Description": k.Description, "KeyManager": "CUSTOMER",
 		"MultiRegion": len(k.Regions) > 1, "CreationDate": time.Now().Unix(),
 	}
@@ -154,11 +153,7 @@ func (s *Server) createKey(p parameters, region string) (map[string]any, error) 
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.find(arn, region)
-	if err != nil {
-		return nil, err
-	}
-	return map[string]any{"KeyMetadata": k.metadata()}, nil
+	return s.describeKey(parameters{KeyID: arn}, region)
 }
 
 func (s *Server) createAlias(p parameters, region string) (map[string]any, error) {
@@ -182,13 +177,7 @@ func (s *Server) createAlias(p parameters, region string) (map[string]any, error
 func (s *Server) listKeys(p parameters, region string) (map[string]any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var arns []string
-	for arn := range s.keys {
-		if strings.Contains(arn, ":"+region+":") {
-			arns = append(arns, arn)
-		}
-	}
-	slices.Sort(arns)
+	arns := slices.DeleteFunc(slices.Sorted(maps.Keys(s.keys)), func(arn string) bool { return !strings.Contains(arn, ":"+region+":") })
 	return page(p, "Keys", arns, func(arn string) map[string]any {
 		return map[string]any{"KeyArn": arn, "KeyId": s.keys[arn].ID}
 	})

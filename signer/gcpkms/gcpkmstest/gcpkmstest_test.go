@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
-	"errors"
 	"hash/crc32"
 	"testing"
 	"time"
@@ -129,24 +128,9 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestFaults: a fault is answered with its code, for its operation only, and Close ends a request that hangs.
-func TestFaults(t *testing.T) {
+// TestClose: Close ends a request that hangs.
+func TestClose(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
-	testkit.OK(t, errors.Join(
-		server.Script("GetPublicKey", gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Delay(time.Millisecond)),
-		server.Stand("GetPublicKey", gcpkmstest.Reset),
-	))
-	if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); err != nil {
-		t.Errorf("the script of another operation: %v", err)
-	}
-	for i, want := range []codes.Code{codes.ResourceExhausted, codes.OK, codes.Internal, codes.OK, codes.Unavailable} {
-		if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}); status.Code(err) != want {
-			t.Errorf("request %d: %v, want %v", i, err, want)
-		}
-	}
-	if server.Script("GetPublicKey", "no such fault") == nil || server.Script("Sign", gcpkmstest.OK) == nil {
-		t.Error("an unknown fault or operation is accepted")
-	}
 	testkit.OK(t, server.Stand("*", gcpkmstest.Hang))
 	ended := make(chan error, 1)
 	before := server.Calls("AsymmetricSign")

@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	_ "crypto/sha256" // digests of the algorithms
 	_ "crypto/sha512"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -92,22 +93,20 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 
 // digestFor returns the digest if its hash is that of the algorithm, and otherwise the hash 0.
 func digestFor(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, d *kmspb.Digest) (crypto.Hash, []byte) {
-	name := algorithm.String()
+	var h crypto.Hash
+	var digest []byte
 	switch d := d.GetDigest().(type) {
 	case *kmspb.Digest_Sha256:
-		if strings.HasSuffix(name, "_SHA256") {
-			return crypto.SHA256, d.Sha256
-		}
+		h, digest = crypto.SHA256, d.Sha256
 	case *kmspb.Digest_Sha384:
-		if strings.HasSuffix(name, "_SHA384") {
-			return crypto.SHA384, d.Sha384
-		}
+		h, digest = crypto.SHA384, d.Sha384
 	case *kmspb.Digest_Sha512:
-		if strings.HasSuffix(name, "_SHA512") {
-			return crypto.SHA512, d.Sha512
-		}
+		h, digest = crypto.SHA512, d.Sha512
 	}
-	return 0, nil
+	if h == 0 || !strings.HasSuffix(algorithm.String(), fmt.Sprintf("_SHA%d", 8*h.Size())) {
+		return 0, nil
+	}
+	return h, digest
 }
 
 // GetCryptoKeyVersion is the RPC of this name.

@@ -8,28 +8,15 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"hsmsign/internal/double"
 	"hsmsign/signer/awskms/awskmstest"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "awskms-double:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(double.Main("awskms-double", run, os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run serves until ctx ends.
 func run(ctx context.Context, args []string, out io.Writer) error {

@@ -9,27 +9,14 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"hsmsign/internal/double"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "gcpkms-double:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(double.Main("gcpkms-double", run, os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run serves until ctx ends.
 func run(ctx context.Context, args []string, out io.Writer) error {

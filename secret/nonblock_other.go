@@ -1,5 +1,0 @@
-//go:build !unix
-
-package secret
-
-const nonblock = 0
