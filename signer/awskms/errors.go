@@ -81,10 +81,10 @@ func (c *regionClient) classify(err error) error {
 	case errors.As(err, &damaged) && status < http.StatusMultipleChoices:
 		return fmt.Errorf("%w: %s: the answer is damaged", signer.ErrUnavailable, action)
 	case errors.As(err, &answer) && answer.ErrorCode() != unknownCode:
-		family, fix := c.family(action, answer, status)
+		fix, family := c.family(action, answer, status)
 		return fault.Errorf("%w: %s: %s", family, action, describe(answer, err)).Fix(fix)
 	case status != 0:
-		family, _ := c.family(action, &smithy.GenericAPIError{}, status)
+		_, family := c.family(action, &smithy.GenericAPIError{}, status)
 		return fault.Errorf("%w: %s in %s: status %d in an answer that is not from KMS", family, action, c.region, status).Fix("check that the endpoint is that of AWS KMS")
 	case errors.As(err, &sent):
 		return fault.Errorf("%w: %s in %s: %s", signer.ErrUnavailable, action, c.region, fault.Clip(sent.Err.Error(), maxText)).
@@ -107,12 +107,12 @@ func describe(answer smithy.APIError, err error) string {
 	return text
 }
 
-// family returns the family and the hint of an error code of KMS or STS ("Common errors" and the pages of the
+// family returns the hint and the family of an error code of KMS or STS ("Common errors" and the pages of the
 // operations in their API references), or of an HTTP status without a code.
-func (c *regionClient) family(action string, answer smithy.APIError, status int) (family error, fix string) {
+func (c *regionClient) family(action string, answer smithy.APIError, status int) (fix string, family error) {
 	switch code := answer.ErrorCode(); {
 	case code == "NotFoundException" && c.created:
-		return fmt.Errorf("%w: %w", signer.ErrUnavailable, signer.ErrKeyNotFound), ""
+		return "", fmt.Errorf("%w: %w", signer.ErrUnavailable, signer.ErrKeyNotFound)
 	case code == "KMSInvalidStateException":
 		return stateFamily(answer.ErrorMessage())
 	}
@@ -139,33 +139,33 @@ func (c *regionClient) family(action string, answer smithy.APIError, status int)
 			signer.ErrUnavailable, ""},
 	} {
 		if slices.Contains(strings.Fields(f.codes), answer.ErrorCode()) {
-			return f.family, f.fix
+			return f.fix, f.family
 		}
 	}
 	switch {
 	case status >= 500:
-		return signer.ErrUnavailable, ""
+		return "", signer.ErrUnavailable
 	case status == http.StatusTooManyRequests:
-		return kms.ErrThrottled, ""
+		return "", kms.ErrThrottled
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return signer.ErrAuth, fixCredentials
+		return fixCredentials, signer.ErrAuth
 	}
-	return signer.ErrUnsupported, ""
+	return "", signer.ErrUnsupported
 }
 
 // stateFamily is family for KMSInvalidStateException, whose message alone names the state. The last two states end
 // without action ("Key states of AWS KMS keys", KMS developer guide).
-func stateFamily(message string) (family error, fix string) {
+func stateFamily(message string) (fix string, family error) {
 	message = strings.ReplaceAll(strings.ToLower(message), " ", "")
 	switch {
 	case strings.Contains(message, "pendingdeletion"):
-		return signer.ErrBadKey, "cancel the deletion (kms:CancelKeyDeletion) before its date, then enable the key"
+		return "cancel the deletion (kms:CancelKeyDeletion) before its date, then enable the key", signer.ErrBadKey
 	case strings.Contains(message, "pendingimport"):
-		return signer.ErrBadKey, "import the key material (kms:ImportKeyMaterial)"
+		return "import the key material (kms:ImportKeyMaterial)", signer.ErrBadKey
 	case strings.Contains(message, "creating"), strings.Contains(message, "updating"):
-		return signer.ErrUnavailable, ""
+		return "", signer.ErrUnavailable
 	}
-	return signer.ErrBadKey, "check the state of the key (kms:DescribeKey)"
+	return "check the state of the key (kms:DescribeKey)", signer.ErrBadKey
 }
 
 // actionOf returns the permission of the call that failed: kms:Sign, sts:AssumeRole.

@@ -28,38 +28,38 @@ const maxText = 400
 // classify maps an error of the service to a family. The codes are those of google.rpc.Code; their use is described in
 // https://cloud.google.com/kms/docs/error-codes and https://google.aip.dev/193.
 func classify(err error) error {
-	family, fix := familyOf(err)
-	name := code.Code(status.Code(err)) // in Google's spelling: "PERMISSION_DENIED"
+	fix, family := familyOf(err)
+	name := code.Code(status.Code(err)) // #nosec G115 -- a code is small; in Google's spelling: "PERMISSION_DENIED"
 	return fault.Errorf("%w: %s: %s", family, name, textOf(err)).Fix(fix)
 }
 
-func familyOf(err error) (family error, fix string) {
+func familyOf(err error) (fix string, family error) {
 	info, precondition := detailsOf(err)
 	if info.GetReason() == "SERVICE_DISABLED" {
-		return signer.ErrAuth, "enable the API: gcloud services enable cloudkms.googleapis.com"
+		return "enable the API: gcloud services enable cloudkms.googleapis.com", signer.ErrAuth
 	}
 	switch status.Code(err) {
 	case codes.PermissionDenied:
-		return signer.ErrAuth, fixPermission(permissionOf(info))
+		return fixPermission(permissionOf(info)), signer.ErrAuth
 	case codes.Unauthenticated:
-		return signer.ErrAuth, fixCredentials
+		return fixCredentials, signer.ErrAuth
 	case codes.NotFound:
-		return signer.ErrKeyNotFound, "check project, location, key ring, key and version: gcloud kms keys list, or hsmsign key list with the name of the key ring"
+		return "check project, location, key ring, key and version: gcloud kms keys list, or hsmsign key list with the name of the key ring", signer.ErrKeyNotFound
 	case codes.AlreadyExists:
-		return signer.ErrKeyExists, "choose another key name; nothing is replaced, and the name of a key in Cloud KMS cannot be used again"
+		return "choose another key name; nothing is replaced, and the name of a key in Cloud KMS cannot be used again", signer.ErrKeyExists
 	case codes.FailedPrecondition:
-		return signer.ErrBadKey, fixState(precondition, textOf(err))
+		return fixState(precondition, textOf(err)), signer.ErrBadKey
 	case codes.InvalidArgument:
-		return signer.ErrBadKey, fixKey
+		return fixKey, signer.ErrBadKey
 	case codes.Unimplemented:
-		return signer.ErrUnsupported, "the endpoint is not Cloud KMS; check the attribute endpoint of the reference"
+		return "the endpoint is not Cloud KMS; check the attribute endpoint of the reference", signer.ErrUnsupported
 	case codes.ResourceExhausted:
 		if strings.HasPrefix(textOf(err), "grpc: ") { // from the client itself: the answer is longer than maxAnswer
-			return signer.ErrUnavailable, ""
+			return "", signer.ErrUnavailable
 		}
-		return kms.ErrThrottled, "set max-rps in the reference below your share of the project's quota, or request a higher quota: IAM & Admin, Quotas, in the console"
+		return "set max-rps in the reference below your share of the project's quota, or request a higher quota: IAM & Admin, Quotas, in the console", kms.ErrThrottled
 	default: // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, ABORTED, UNKNOWN: a repeated signature is harmless
-		return signer.ErrUnavailable, ""
+		return "", signer.ErrUnavailable
 	}
 }
 

@@ -66,7 +66,7 @@ func set[T cmp.Ordered](field *T, ref signer.Ref, name string, parse func(string
 		return nil
 	}
 	value, err := parse(text)
-	if err != nil || !(value >= low && value <= high) { // written so that NaN is refused
+	if err != nil || !(value >= low && value <= high) { //nolint:staticcheck // written so that NaN is refused
 		return fmt.Errorf("%w: %s is %q; it must be %s", signer.ErrReference, name, text, form)
 	}
 	*field = value
