@@ -151,10 +151,7 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("read %q: %w", result.Output, err)
-	}
-	if !prepared.Matches(data) {
+	if err != nil || !prepared.Matches(data) { // what cannot be read is not this request either
 		return false, existsError(result.Output)
 	}
 	result.Status = api.StatusUnchanged
@@ -165,7 +162,10 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 func (b *batch) finish(ctx context.Context, total int) error {
 	signed, unchanged, refused, failed := b.signed.Load(), b.unchanged.Load(), b.refused.Load(), b.failed.Load()
 	err := syncDir(b.outDir)
-	if cause := context.Cause(ctx); cause != nil {
+	cause := context.Cause(ctx)
+	if _, interrupted := errors.AsType[signalError](cause); interrupted {
+		err = fault.Interrupted.Errorf("interrupted with %d of %d requests written", signed+unchanged, total).Fix("run it again to complete the rest")
+	} else if cause != nil {
 		err = fmt.Errorf("stopped with %d of %d requests written: %w", signed+unchanged, total, cause)
 	}
 	if !b.json {

@@ -7,6 +7,7 @@ package console
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,9 @@ func (c *Console) Fail(err error) { c.line(ErrorLine(err)) }
 
 // ErrorLine returns the line of an error: what is wrong, the ID of the rule if it has one, and what to do.
 func ErrorLine(err error) string {
+	if errors.Is(err, context.Canceled) { // what was in progress did not fail by itself
+		return "interrupted"
+	}
 	text := strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join separates with newlines
 	if found, ok := errors.AsType[*fault.Finding](err); ok {
 		text += " [" + found.ID + "]"
