@@ -59,8 +59,15 @@ type VerifyResult struct {
 	Digest   string          `json:"digest,omitempty"` // of the signature; absent if it does not verify
 	CSR      *CSR            `json:"csr,omitempty"`
 	Chain    []Certificate   `json:"chain,omitempty"`
+	Root     string          `json:"root,omitempty"` // RootApple, or RootGiven for a root that was given as trusted
 	Findings []fault.Finding `json:"findings"`
 }
+
+// The roots of a VerifyResult that is OK.
+const (
+	RootApple = "apple"
+	RootGiven = "given"
+)
 
 // InspectResult is what a file contains.
 type InspectResult struct {

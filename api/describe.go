@@ -172,7 +172,20 @@ func NewVerifyResult(file string, r *request.Report, now time.Time) VerifyResult
 	if r.CSR != nil {
 		result.CSR = NewCSR(r.CSR)
 	}
+	if result.OK {
+		result.Root = RootOf(r.Chain)
+	}
 	return result
+}
+
+// RootOf returns whose root a complete chain contains.
+func RootOf(certs []*x509.Certificate) string {
+	for _, cert := range certs {
+		if pin, ok := chain.Lookup(cert); ok && pin.Root {
+			return RootApple
+		}
+	}
+	return RootGiven
 }
 
 // DigestName returns the name of a hash as --digest accepts it: "sha256"; "" for no hash.

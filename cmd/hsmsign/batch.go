@@ -195,7 +195,7 @@ func (job *signJob) items(args []string) ([]batchItem, error) {
 			return nil, fault.Usage.Errorf("%q is the folder of the CSRs and of the requests", arg).Fix("name another --out-dir")
 		}
 		var err error
-		if items, err = appendFolder(items, arg); err != nil {
+		if items, err = job.appendFolder(items, arg); err != nil {
 			return nil, fault.Usage.Errorf("read the folder: %w", err)
 		}
 	}
@@ -216,22 +216,33 @@ func (job *signJob) items(args []string) ([]batchItem, error) {
 	return items, nil
 }
 
-// appendFolder adds the files of a folder in the order of their names, without subfolders and hidden files.
-func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
+// csrExtensions are the names of CSR files in a folder.
+var csrExtensions = []string{".csr", ".pem", ".der", ".txt"}
+
+// appendFolder adds the CSR files of a folder in the order of their names, and reports the files that it skips.
+// Subfolders and hidden files are skipped silently.
+func (job *signJob) appendFolder(items []batchItem, dir string) ([]batchItem, error) {
 	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	first := len(items)
+	first, skipped, example := len(items), 0, ""
 	for {
 		entries, err := d.ReadDir(1024)
 		for _, e := range entries {
-			if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			switch {
+			case e.IsDir() || strings.HasPrefix(e.Name(), "."):
+			case slices.Contains(csrExtensions, strings.ToLower(filepath.Ext(e.Name()))):
 				items = append(items, batchItem{dir, e.Name()})
+			default:
+				skipped, example = skipped+1, e.Name()
 			}
 		}
 		if errors.Is(err, io.EOF) {
+			if skipped > 0 {
+				job.p.con.Infof("%s: skipped %d files that are not named %s, such as %q", dir, skipped, strings.Join(csrExtensions, ", "), example)
+			}
 			slices.SortFunc(items[first:], func(a, b batchItem) int { return strings.Compare(a.name, b.name) })
 			return items, nil
 		}

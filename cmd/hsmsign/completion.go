@@ -22,10 +22,7 @@ func (p *program) completionCommand() *cli.Command {
 }
 
 func (p *program) completion(ctx *cli.Context) error {
-	args, err := arguments(ctx)
-	if err != nil {
-		return err
-	}
+	args := ctx.Args().Slice()
 	if len(args) != 1 {
 		return fault.Usage.Errorf("name one shell: bash, zsh or fish").Fix("hsmsign completion bash")
 	}

@@ -105,11 +105,8 @@ func (p *program) start(ctx *cli.Context) (s *settings, args []string, asJSON bo
 	if s, err = p.settings(ctx); err != nil {
 		return nil, nil, false, err
 	}
-	if args, err = arguments(ctx); err != nil {
-		return nil, nil, false, err
-	}
 	asJSON, err = s.boolean("json")
-	return s, args, asJSON, err
+	return s, ctx.Args().Slice(), asJSON, err
 }
 
 // startOne is start for a command that reads one file.
@@ -238,34 +235,19 @@ func (s *settings) fromConfig(name string) []string {
 	return nil
 }
 
-// arguments returns the file arguments of the command. The library treats a flag after the first argument as a file.
-func arguments(ctx *cli.Context) ([]string, error) {
-	args := ctx.Args().Slice()
-	for _, a := range args {
-		if strings.HasPrefix(a, "-") && a != "-" {
-			return nil, fault.Usage.Errorf("flag %q stands after the file names", a).Fix("write flags first; for a file of that name write ./" + a)
-		}
-	}
-	return args, nil
-}
-
 // oneArgument is for commands that read one file.
 func oneArgument(ctx *cli.Context) (string, error) {
-	args, err := arguments(ctx)
-	if err == nil && len(args) != 1 {
-		err = fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, or - for standard input")
+	if n := ctx.NArg(); n != 1 {
+		return "", fault.Usage.Errorf("%d files given", n).Fix("name one file, or - for standard input")
 	}
-	if err != nil {
-		return "", err
-	}
-	return args[0], nil
+	return ctx.Args().First(), nil
 }
 
 // noArguments is for commands whose files all have flags.
 func noArguments(ctx *cli.Context) error {
-	args, err := arguments(ctx)
-	if err == nil && len(args) > 0 {
-		return fault.Usage.Errorf("%s takes no arguments", ctx.Command.Name).Fix("its files have flags; run hsmsign " + ctx.Command.Name + " --help")
+	if ctx.NArg() > 0 {
+		return fault.Usage.Errorf("%s accepts no file names, but %q was given", ctx.Command.Name, ctx.Args().First()).
+			Fix("its files have flags; run " + ctx.Command.HelpName + " --help")
 	}
-	return err
+	return nil
 }

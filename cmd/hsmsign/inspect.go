@@ -28,10 +28,7 @@ func (p *program) inspectCommand() *cli.Command {
 
 func (p *program) inspect(ctx *cli.Context) error {
 	s := p.bareSettings(ctx)
-	args, err := arguments(ctx)
-	if err != nil {
-		return err
-	}
+	args := ctx.Args().Slice()
 	if len(args) == 0 {
 		return fault.Usage.Errorf("no file given").Fix("name a file, or - for standard input")
 	}

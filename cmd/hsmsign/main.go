@@ -37,7 +37,7 @@ func run(args []string) int {
 	p := &program{
 		con: console.New("hsmsign", os.Stdout, os.Stderr), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
 	}
-	err := p.app().RunContext(ctx, args)
+	err := p.runCommand(ctx, args)
 	if err == nil {
 		err = p.con.Flush()
 	}

@@ -60,8 +60,11 @@ func (p *program) printReport(file string, r *request.Report, now time.Time, asJ
 		return
 	}
 	verdict := "good"
-	if !r.OK() {
+	switch {
+	case !r.OK():
 		verdict = "DEFECTIVE"
+	case api.RootOf(r.Chain) == api.RootGiven:
+		verdict = "valid under the given trust root"
 	}
 	p.con.Printf("%s: %s", file, verdict)
 	if r.CSR != nil {

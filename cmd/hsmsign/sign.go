@@ -190,7 +190,13 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 		result.Output, result.Request = "", string(issued.Request)
 		return nil
 	}
-	return job.p.emit(job.output, issued.Request, requestMode, job.force)
+	if err := job.p.emit(job.output, issued.Request, requestMode, job.force); err != nil {
+		return err
+	}
+	if !job.json && job.output != "" && job.output != "-" {
+		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert", job.output)
+	}
+	return nil
 }
 
 func (job *signJob) newResult(file string) *api.SignResult {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -51,12 +52,18 @@ func (p *program) verify(ctx *cli.Context) error {
 	for _, file := range args {
 		data, err := p.in.Read(ctx.Context, file, request.MaxRequest)
 		if err != nil {
-			return fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
+			err = fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
+			if len(args) == 1 || fault.KindOf(err) == fault.Interrupted {
+				return err
+			}
+			p.con.Fail(err)
+			failed = cmp.Or[error](failed, exitStatus(exitCode(err)))
+			continue
 		}
 		report := request.Verify(data, opts)
 		p.printReport(file, report, opts.Now, asJSON)
 		if !report.OK() {
-			failed = errDefects
+			failed = cmp.Or[error](failed, errDefects)
 		}
 	}
 	return failed

@@ -44,6 +44,16 @@ func New(name string, out, err *os.File) *Console {
 	}
 }
 
+// Width returns the width of the terminal that results go to, in columns; without a terminal, one that wraps no line.
+func (c *Console) Width() int {
+	if file, ok := c.out.(*os.File); ok && c.outTerminal {
+		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 20 {
+			return width
+		}
+	}
+	return 10_000
+}
+
 // OutIsTerminal returns whether results go to a terminal.
 func (c *Console) OutIsTerminal() bool { return c.outTerminal }
 
