@@ -20,15 +20,15 @@ comma := ,
 space := $(subst ,, )
 
 .PHONY: help
-help: ## Say what the targets do
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build bin/hsmsign; TAGS=nocloud leaves AWS KMS and GCP KMS out
+build: ## Build bin/hsmsign; TAGS=nocloud builds it without AWS KMS and GCP KMS
 	go build -trimpath -tags '$(subst $(space),$(comma),$(strip $(LEAN) $(TAGS)))' -o bin/hsmsign ./cmd/hsmsign
 
 .PHONY: deps
-deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all is there)
+deps: ## Install the programs that tests and demo need, if any is missing (Debian, Ubuntu)
 	@missing=; for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	[[ "$(PACKAGES)" != *p11-kit* ]] || ls /usr/lib/*/pkcs11/p11-kit-client.so >/dev/null 2>&1 || missing="$$missing p11-kit-client.so"; \
 	if [ -n "$$missing" ]; then \
@@ -38,10 +38,10 @@ deps: ## Install what tests and demo need (Debian, Ubuntu; does nothing when all
 	fi
 
 .PHONY: test
-test: deps ## Run every test, SoftHSM2's included; with the race detector where things run side by side
+test: deps ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
 	go vet ./...
 	go test -race -timeout 300s ./agent/... ./signer/... ./softhsm-test/... ./request/...
-	go test -timeout 300s ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./lifecycle/... ./secret/... ./testpki/...
+	go test -timeout 300s ./api/... ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./keystore/... ./lifecycle/... ./secret/... ./testpki/...
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 
 .PHONY: race
@@ -49,7 +49,7 @@ race: deps ## Run every test with the race detector
 	go test -race -timeout 600s ./...
 
 .PHONY: lint
-lint: $(GOLANGCI) ## Check formatting, vet, linters, and that the build without cgo works for other systems
+lint: $(GOLANGCI) ## Run gofmt, go vet and golangci-lint, and build without cgo for other systems
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
 	go vet ./...
 	$(GOLANGCI) run ./...
@@ -69,25 +69,25 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
 	while read -r dir name; do bash internal/fuzz.sh "$$dir" "$$name" $(FUZZTIME); done
 
 .PHONY: bench
-bench: deps ## Measure the hot paths, each as a ratio to its raw limit in the same run
+bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM)' -benchtime 9x
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
 
 .PHONY: opencryptoki
-opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft token too (installs it; wants root)
+opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft token (installs it; needs root)
 	@command -v pkcsslotd >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq opencryptoki >/dev/null; }
 	@bash softhsm-test/opencryptoki.sh
 
 .PHONY: soak
-soak: deps ## Sign 100,000 times and look for growth in sessions, threads and memory
+soak: deps ## Make 100,000 signatures and check that sessions, threads and memory do not grow
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
 
 .PHONY: demo
 demo: PROGRAMS := softhsm2-util openssl
 demo: PACKAGES := softhsm2 openssl
-demo: deps build ## Go the whole way of docs/walkthrough.md, with SoftHSM2 or a key file; see demo-out/
+demo: deps build ## Run docs/walkthrough.md end to end with SoftHSM2, or with a key file; see demo-out/
 	@bash softhsm-test/demo.sh
 
 .PHONY: rename
@@ -95,5 +95,5 @@ rename: ## Change the module path everywhere: make rename MODULE=example.org/tea
 	@bash internal/rename.sh '$(MODULE)'
 
 .PHONY: clean
-clean: ## Remove what was built
+clean: ## Remove build outputs, demo-out/ and installed tools
 	rm -rf bin demo-out .tools

@@ -1,22 +1,17 @@
-// Package chain builds and checks the certificate chain of an MDM vendor, which every Push Certificate
-// Request holds: the vendor certificate, Apple's WWDR intermediate, Apple's root.
+// Package chain builds and checks the certificate chain of an MDM vendor, which is part of every Push Certificate
+// Request: the vendor certificate, Apple's WWDR intermediate, Apple's root.
 //
-//	certs, err := chain.Parse(file)                                // PEM, DER or PKCS#7, any number
-//	c, err := chain.Build(certs, extra, chain.Options{Key: pub})   // leaf..root, or why not
-//	text := c.PEM()                                                // for PushCertCertificateChain
+// Parse reads certificate files. Build is for the vendor's own chain: it accepts certificates in any order and returns
+// one good chain or the first error. Check is for the chain of a finished request: it examines the certificates in their
+// order and reports all findings. Both apply the same rules, and every finding says what to do.
 //
-// Build is for one's own chain: it takes certificates in any order and gives one good chain or the first
-// error. Check is for the chain of a finished request: it takes the certificates as they stand and reports all
-// that is wrong. Both apply the same rules, and both say what to do about a finding.
+// Trust is by exact bytes: a chain ends at one of Apple's roots, known by SHA-256 (Pins), or at a certificate of
+// Options.TrustRoots. The system's certificate store is not used. Apple's older root is signed with SHA-1; the signature
+// of a root over itself proves nothing and is not verified (RFC 5280 section 6.1.1 (d)).
 //
-// Trust is by exact bytes: a chain ends at one of Apple's roots, known by SHA-256 (Pins), or at a certificate
-// of Options.TrustRoots. The system's certificate store is never asked. Apple's older root is signed with
-// SHA-1; a root's signature over itself proves nothing and is not looked at (RFC 5280 section 6.1.1 (d)).
+// hsmsign does not contain Apple's certificates. Fetch downloads them and compares them with their pins.
 //
-// The program does not contain Apple's certificates. Fetch gets them and holds them to their pins.
-//
-// Everything here is safe for concurrent use: nothing is kept between calls, and certificates passed in are
-// not changed.
+// Everything here is safe for concurrent use: the functions keep no state and do not change the certificates they get.
 package chain
 
 import (
@@ -32,19 +27,19 @@ import (
 	"hsmsign/fault"
 )
 
-// Bounds of what is read and tried.
+// The limits of this package.
 const (
-	MaxFile  = 1 << 20 // bytes of one certificate file that are read; larger is refused
-	MaxCerts = 64      // certificates of one file, or of one chain with all that was given beside it
+	MaxFile  = 1 << 20 // bytes of a certificate file
+	MaxCerts = 64      // certificates of one file, or of one chain with everything that was given in addition
 	MaxPath  = 8       // certificates from the leaf to the root
 )
 
-// Options of Build and Check. The zero value trusts Apple's roots, knows no key and judges as of now.
+// Options of Build and Check. The zero value trusts Apple's roots, knows no key and uses the current time.
 type Options struct {
-	TrustRoots []*x509.Certificate // accepted beside Apple's pinned roots, by exact bytes
-	Key        crypto.PublicKey    // the vendor key's public half; nil when not known. Chooses the leaf among several and must match it
+	TrustRoots []*x509.Certificate // trusted in addition to Apple's pinned roots, by exact bytes
+	Key        crypto.PublicKey    // the vendor's public key; nil: unknown. It selects the leaf among several and must match it
 	Now        time.Time           // zero: time.Now()
-	WarnDays   int                 // warn when fewer days are left; zero: 30
+	WarnDays   int                 // warn if fewer days are left; zero: 30
 }
 
 func (o Options) withDefaults() Options {
@@ -57,25 +52,25 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// trusts says whether a chain may end at cert.
+// trusts reports whether a chain may end at cert.
 func (o Options) trusts(cert *x509.Certificate) bool {
 	pin, ok := Lookup(cert)
 	return ok && pin.Root || slices.ContainsFunc(o.TrustRoots, cert.Equal)
 }
 
-// Chain is leaf, intermediate(s), root, checked by Build.
+// Chain is leaf, intermediates and root, checked by Build.
 type Chain struct {
 	Certs    []*x509.Certificate
-	Findings []fault.Finding // warnings and notes, none of severity Error
+	Findings []fault.Finding // warnings and notes
 }
 
-// Leaf is the vendor certificate.
+// Leaf returns the vendor certificate.
 func (c *Chain) Leaf() *x509.Certificate { return c.Certs[0] }
 
-// PEM is the chain as a Push Certificate Request holds it, leaf first.
+// PEM returns the chain as a Push Certificate Request contains it, leaf first.
 func (c *Chain) PEM() string { return PEM(c.Certs) }
 
-// Raw is the DER of each certificate, leaf first.
+// Raw returns the DER of each certificate, leaf first.
 func (c *Chain) Raw() [][]byte {
 	raw := make([][]byte, len(c.Certs))
 	for i, cert := range c.Certs {
@@ -84,16 +79,15 @@ func (c *Chain) Raw() [][]byte {
 	return raw
 }
 
-// MatchKey is an error, a *fault.Finding, unless the leaf holds this public key.
+// MatchKey returns a *fault.Finding (chain.key-mismatch) unless the leaf contains this public key.
 func (c *Chain) MatchKey(pub crypto.PublicKey) error {
 	if sameKey(c.Leaf().PublicKey, pub) {
 		return nil
 	}
-	f := keyMismatch(c.Leaf(), pub)
-	return &f
+	return keyMismatch(c.Leaf(), pub)
 }
 
-// PEM encodes certificates: lines of exactly 64 characters but the last of each, a newline after every END line.
+// PEM encodes certificates: 64 characters in every line but the last of each, and a newline after every END line.
 func PEM(certs []*x509.Certificate) string {
 	var b strings.Builder
 	for _, c := range certs {
@@ -102,8 +96,8 @@ func PEM(certs []*x509.Certificate) string {
 	return b.String()
 }
 
-// SPKISHA256 is the SHA-256 of a public key's DER SubjectPublicKeyInfo, in lower case hex; empty for a key of
-// a type that has no such encoding.
+// SPKISHA256 returns the SHA-256 of a public key's DER SubjectPublicKeyInfo in lower case hex, or "" for a type of key
+// without such an encoding.
 func SPKISHA256(pub crypto.PublicKey) string {
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
@@ -112,11 +106,11 @@ func SPKISHA256(pub crypto.PublicKey) string {
 	return sha256Hex(der)
 }
 
-// Build makes the chain. The leaf is chosen from cert (what the user named as the vendor certificate: the leaf
-// alone or a whole chain, in any order), its issuers from cert, extra and Options.TrustRoots together.
-// Duplicates are dropped; certificates that do not belong to the chain are left out, with a Note.
+// Build returns the chain. It selects the leaf from cert (the vendor certificate, alone or in its chain, in any order)
+// and its issuers from cert, extra and Options.TrustRoots together. It drops duplicates and leaves out certificates that
+// do not belong to the chain, with a note.
 //
-// The error is a *fault.Finding of severity Error whose subject is "chain".
+// The error is a *fault.Finding of severity error with the subject "chain".
 func Build(cert, extra []*x509.Certificate, opts Options) (*Chain, error) {
 	opts = opts.withDefaults()
 	given, _ := dedupe(slices.Concat(cert, extra))
@@ -129,9 +123,9 @@ func Build(cert, extra []*x509.Certificate, opts Options) (*Chain, error) {
 	return &Chain{Certs: path, Findings: append(findings, strangers(given, path)...)}, nil
 }
 
-// Check looks at certificates as they stand in a request, made by whatever tool, and reports every finding:
-// none of severity Error means that the chain is good. Options.TrustRoots are trusted but not added: what is
-// missing from certs is missing from the request.
+// Check examines the certificates of a request, made by any tool, and returns all findings; without one of severity
+// error the chain is good. Options.TrustRoots are trusted but not added: what is missing from certs is missing from the
+// request.
 func Check(certs []*x509.Certificate, opts Options) []fault.Finding {
 	opts = opts.withDefaults()
 	unique, findings := dedupe(certs)
@@ -144,19 +138,19 @@ func Check(certs []*x509.Certificate, opts Options) []fault.Finding {
 	return append(findings, strangers(unique, path)...)
 }
 
-// inspect chooses the leaf, finds its issuers and applies every rule to what it found.
+// inspect selects the leaf, finds its issuers and applies every rule to the result.
 func inspect(leaves, pool []*x509.Certificate, opts Options) (path []*x509.Certificate, findings []fault.Finding) {
 	if len(leaves) == 0 {
-		return nil, []fault.Finding{empty()}
+		return nil, []fault.Finding{*empty("there is no certificate")}
 	}
 	if len(pool) > MaxCerts {
-		return nil, []fault.Finding{tooMany(len(pool))}
+		return nil, []fault.Finding{*tooMany(len(pool))}
 	}
 	leaf, chosen := chooseLeaf(leaves, opts)
-	findings = append(checkLeaf(leaf), chosen...) // "a push certificate" says more than "not this key's"
+	findings = append(checkLeaf(leaf), chosen...) // "a push certificate" says more than "not the certificate of the key"
 	path, complete := climb(leaf, pool, opts)
 	if !complete {
-		findings = append(findings, incomplete(path, pool)...)
+		findings = append(findings, *incomplete(path, pool))
 	}
 	dates := checkDates(path, opts)
 	findings = append(findings, dates...)
@@ -166,13 +160,13 @@ func inspect(leaves, pool []*x509.Certificate, opts Options) (path []*x509.Certi
 	return path, findings
 }
 
-// dedupe drops certificates that were there before, byte for byte, keeps the order, and reports each drop.
+// dedupe returns the certificates without repetitions, in their order, and a finding for each repetition.
 func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []fault.Finding) {
 	seen := make(map[[sha256.Size]byte]bool, len(certs))
 	for _, c := range certs {
 		sum := sha256.Sum256(c.Raw)
 		if seen[sum] {
-			findings = append(findings, duplicate(c))
+			findings = append(findings, *fault.Warn("chain.duplicate", "the chain contains %s more than once", name(c)).WithFix("remove the others"))
 			continue
 		}
 		seen[sum] = true
@@ -181,5 +175,5 @@ func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []f
 	return unique, findings
 }
 
-// selfIssued: the subject is the issuer, as in a root (RFC 5280 section 3.2).
+// selfIssued reports whether subject and issuer are the same, as in a root (RFC 5280 section 3.2).
 func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
@@ -14,92 +15,86 @@ import (
 	"hsmsign/fault"
 )
 
-// What Apple's Push Certificates Portal says to a request with such a chain.
-const (
-	portalSignature = "Certificate Signature Verification failed because the signature is invalid (-80018)"
-	portalExpired   = "Certificate Signature Verification failed because the signing certificate is expired"
-	portalNoChain   = "Signing Certificate Chain Missing"
-)
-
 const (
 	date       = "2006-01-02"
 	minKeyBits = 2048
-	maxKeyBits = 8192              // of any RSA key a signature is verified with, as in crypto/tls
-	pushTopic  = "com.apple.mgmt." // an MDM push certificate's subject UID begins with it
+	maxKeyBits = 8192              // of any RSA key that verifies a signature, as in crypto/tls
+	pushTopic  = "com.apple.mgmt." // prefix of the subject UID of an MDM push certificate
+	maxName    = 128               // bytes of a name from a certificate in a message
 
 	fixLeaf  = "give the certificate that Apple issued for the MDM vendor's CSR (\"MDM Vendor: ...\")"
-	fixRenew = "renew the vendor certificate in the Apple Developer account; hsmsign vendor csr makes its request"
+	fixKey   = "make a vendor CSR with an RSA-2048 key and have Apple issue a certificate for it"
+	fixRenew = "renew the vendor certificate in the Apple Developer account; hsmsign vendor csr makes its CSR"
 )
 
-// checkLeaf: what a certificate must be to sign Push Certificate Requests.
+// refuse returns a finding of severity error for a chain whose signature Apple's portal would not verify.
+func refuse(id, format string, args ...any) *fault.Finding {
+	return fault.Refuse(id, format, args...).WithPortal(fault.PortalSignature)
+}
+
+// checkLeaf checks that a certificate can sign Push Certificate Requests.
 func checkLeaf(c *x509.Certificate) []fault.Finding {
 	if uid := userID(c); strings.HasPrefix(uid, pushTopic) || c.Issuer.CommonName == pushCA {
-		return []fault.Finding{refuse("chain.push-certificate", fixLeaf, portalSignature,
-			"%s is a push certificate, not the vendor's (user id %q, issued by %q)", name(c), uid, c.Issuer.CommonName)}
+		return []fault.Finding{*refuse("chain.push-certificate", "%s is a push certificate, not the vendor's (user id %q, issued by %q)",
+			name(c), uid, c.Issuer.CommonName).WithFix(fixLeaf)}
 	}
 	if c.IsCA {
-		return []fault.Finding{refuse("chain.leaf-is-ca", fixLeaf, portalSignature,
-			"%s is a certificate authority, not a vendor certificate", name(c))}
+		return []fault.Finding{*refuse("chain.leaf-is-ca", "%s is a certificate authority, not a vendor certificate", name(c)).WithFix(fixLeaf)}
 	}
 	var f []fault.Finding
 	if pub, ok := c.PublicKey.(*rsa.PublicKey); !ok {
-		f = append(f, refuse("chain.leaf-key", "make a vendor CSR with an RSA-2048 key and have Apple issue a certificate for it", portalSignature,
-			"%s holds a key of type %v; Apple takes RSA only", name(c), c.PublicKeyAlgorithm))
+		f = append(f, *refuse("chain.leaf-key", "%s contains a key of type %v; Apple accepts RSA only", name(c), c.PublicKeyAlgorithm).WithFix(fixKey))
 	} else if bits := pub.N.BitLen(); bits < minKeyBits || bits > maxKeyBits {
-		f = append(f, refuse("chain.leaf-key", "make a vendor CSR with an RSA-2048 key and have Apple issue a certificate for it", portalSignature,
-			"%s holds an RSA key of %d bits; %d to %d are taken", name(c), bits, minKeyBits, maxKeyBits))
+		f = append(f, *refuse("chain.leaf-key", "%s contains an RSA key of %d bits; %d to %d are accepted", name(c), bits, minKeyBits, maxKeyBits).WithFix(fixKey))
 	}
 	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		f = append(f, refuse("chain.leaf-usage", fixLeaf, portalSignature,
-			"%s must not sign data: its key usage lacks digitalSignature", name(c)))
+		f = append(f, *refuse("chain.leaf-usage", "%s must not sign data: its key usage lacks digitalSignature", name(c)).WithFix(fixLeaf))
 	}
 	vendor := asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
 	if !hasExtension(c, vendor) {
-		f = append(f, fault.Finding{ID: "chain.vendor-extension", Severity: fault.SeverityWarning,
-			Fix:     "make sure that this is the certificate Apple issued for the MDM vendor's CSR; if it is, ignore this",
-			Message: fmt.Sprintf("%s lacks Apple's extension %v, which marks an MDM vendor's certificate", name(c), vendor)})
+		f = append(f, *fault.Warn("chain.vendor-extension", "%s lacks Apple's extension %v, which marks an MDM vendor's certificate", name(c), vendor).
+			WithFix("make sure that Apple issued this certificate for the MDM vendor's CSR; if so, ignore this"))
 	}
 	return f
 }
 
-// checkDates: every certificate of the path is valid now, and for some time to come.
+// checkDates checks that every certificate of the path is valid now and for some time to come.
 func checkDates(path []*x509.Certificate, opts Options) []fault.Finding {
 	const day = 24 * time.Hour
 	var f []fault.Finding
 	for i, c := range path {
 		if pin, ok := Lookup(c); ok && pin.Retired {
-			continue // chain.wwdr-g1 says it
+			continue // chain.wwdr-g1 reports it
 		}
-		fix := "use the certificate of this name that is valid now; hsmsign chain fetch gets Apple's"
+		fix := "use the certificate of this name that is valid now; hsmsign chain fetch downloads Apple's"
 		if i == 0 {
 			fix = fixRenew
 		}
 		left := c.NotAfter.Sub(opts.Now)
 		switch {
 		case opts.Now.Before(c.NotBefore):
-			f = append(f, refuse("chain.not-yet-valid", "check this machine's clock, or wait", portalSignature,
-				"%s is valid from %s on; it is %s", name(c), c.NotBefore.UTC().Format(time.RFC3339), opts.Now.UTC().Format(time.RFC3339)))
+			f = append(f, *refuse("chain.not-yet-valid", "%s is valid from %s on; it is %s", name(c),
+				c.NotBefore.UTC().Format(time.RFC3339), opts.Now.UTC().Format(time.RFC3339)).WithFix("check this machine's clock, or wait"))
 		case left < 0:
-			f = append(f, refuse("chain.expired", fix, portalExpired,
-				"%s expired %s, %s ago", name(c), c.NotAfter.UTC().Format(date), days(-left)))
+			f = append(f, *fault.Refuse("chain.expired", "%s expired %s, %s ago", name(c), c.NotAfter.UTC().Format(date), days(-left)).
+				WithFix(fix).WithPortal(fault.PortalExpired))
 		case left < time.Duration(opts.WarnDays)*day:
-			f = append(f, fault.Finding{ID: "chain.expires-soon", Severity: fault.SeverityWarning, Fix: fix,
-				Message: fmt.Sprintf("%s expires %s, in %s", name(c), c.NotAfter.UTC().Format(date), days(left))})
+			f = append(f, *fault.Warn("chain.expires-soon", "%s expires %s, in %s", name(c), c.NotAfter.UTC().Format(date), days(left)).WithFix(fix))
 		}
 	}
 	return f
 }
 
-// incomplete says why the path does not reach a trusted certificate.
-func incomplete(path, pool []*x509.Certificate) []fault.Finding {
+// incomplete returns the reason why the path does not reach a trusted certificate.
+func incomplete(path, pool []*x509.Certificate) *fault.Finding {
 	top := path[len(path)-1]
 	if pin, ok := Lookup(top); ok && pin.Retired {
-		return []fault.Finding{retired(top, pin, true)}
+		return retired(top, pin, true)
 	}
 	if selfIssued(top) {
-		return []fault.Finding{untrusted(top)}
+		return untrusted(top)
 	}
-	circle := false
+	circle := false // two authorities that certified each other
 	for _, c := range pool {
 		if !named(top, c) || !keyIDsMatch(top, c) {
 			continue
@@ -109,70 +104,69 @@ func incomplete(path, pool []*x509.Certificate) []fault.Finding {
 			continue
 		}
 		if err := checkSignature(top, c); err != nil {
-			return []fault.Finding{refuse("chain.signature", "get the certificate of the issuer anew: "+fetchFix(top), portalSignature,
-				"the signature of %s is not by %s, although that has its issuer's name: %v", name(top), name(c), err)}
+			return refuse("chain.signature", "the signature of %s is not by %s, which has the name of its issuer: %v", name(top), name(c), err).
+				WithFix("get the certificate of the issuer again: " + fetchFix(top))
 		}
-		return []fault.Finding{refuse("chain.too-long", "give only the certificates between the vendor's and Apple's root", portalSignature,
-			"no trusted root within %d certificates of %s", MaxPath, name(path[0]))}
+		return refuse("chain.too-long", "no trusted root within %d certificates of %s", MaxPath, name(path[0])).
+			WithFix("give only the certificates between the vendor's and Apple's root")
 	}
-	if circle { // two authorities that certified each other
-		return []fault.Finding{untrusted(top)}
+	if circle {
+		return untrusted(top)
 	}
-	return []fault.Finding{missing(path, pool)}
+	return missing(path, pool)
 }
 
-// missing: the issuer of the path's end is not there.
-func missing(path, pool []*x509.Certificate) fault.Finding {
+// missing returns the finding for the issuer that the end of the path lacks.
+func missing(path, pool []*x509.Certificate) *fault.Finding {
 	top := path[len(path)-1]
 	id, what := "chain.missing-intermediate", "the intermediate"
 	pin, pinned := lookupIssuer(top)
 	if pinned && pin.Root || !pinned && len(path) > 1 {
 		id, what = "chain.missing-root", "the root"
 	}
-	msg := fmt.Sprintf("%s that issued %s is missing: %q", what, name(top), short(top.Issuer.CommonName))
+	msg := fmt.Sprintf("%s that issued %s is missing: %q", what, name(top), fault.Clip(top.Issuer.CommonName, maxName))
 	if pinned {
 		msg += " (" + pin.Name + ")"
 	}
 	if len(top.AuthorityKeyId) > 0 {
 		msg += ", key id " + keyID(top.AuthorityKeyId)
 	}
-	// The wrong generation of WWDR and a test PKI made anew both show as a certificate of the right name.
+	// With the wrong generation of WWDR, or a test PKI that was made again, there is a certificate with the right name.
 	for _, c := range pool {
 		if c.Subject.CommonName == top.Issuer.CommonName && !slices.ContainsFunc(path, c.Equal) {
-			msg += fmt.Sprintf("; %s with key id %s is there and did not issue it", name(c), keyID(c.SubjectKeyId))
+			msg += fmt.Sprintf("; %s with key id %s did not issue it", name(c), keyID(c.SubjectKeyId))
 			break
 		}
 	}
-	return refuse(id, fetchFix(top), portalSignature, "%s", msg)
+	return refuse(id, "%s", msg).WithFix(fetchFix(top))
 }
 
-func untrusted(top *x509.Certificate) fault.Finding {
-	msg := fmt.Sprintf("the chain ends at %s, which is neither Apple's root nor a trust root that was given", name(top))
+func untrusted(top *x509.Certificate) *fault.Finding {
+	msg := fmt.Sprintf("the chain ends at %s, which is neither Apple's root nor one of the given trust roots", name(top))
 	for _, p := range Pins() {
 		if p.Root && p.Subject == top.Subject.CommonName {
-			msg += fmt.Sprintf("; it has Apple's name and not Apple's bytes (SHA-256 %s, Apple's is %s)", sha256Hex(top.Raw), p.SHA256)
+			msg += fmt.Sprintf("; it has Apple's name but not Apple's bytes (SHA-256 %s, Apple's is %s)", sha256Hex(top.Raw), p.SHA256)
 		}
 	}
-	return refuse("chain.untrusted", "use a certificate that Apple issued; for a test PKI name its root as a trust root", portalSignature, "%s", msg)
+	return refuse("chain.untrusted", "%s", msg).WithFix("use a certificate that Apple issued; for a test PKI name its root as a trust root")
 }
 
-// retired: WWDR G1 expired and is still in many guides and chain files. Its key is not that of G3: a vendor
-// certificate that it issued needs renewal, one that it only stands beside does not need it.
-func retired(c *x509.Certificate, pin Pin, inPath bool) fault.Finding {
-	f := fault.Finding{ID: "chain.wwdr-g1", Severity: fault.SeverityWarning,
-		Message: fmt.Sprintf("%s expired %s and must not be used", name(c), pin.NotAfter.Format(date))}
+// retired returns the finding for WWDR G1, which expired and is still part of many guides and chain files. Its key is not
+// that of G3: a vendor certificate that it issued must be renewed. It is only a warning if the path does not contain it.
+func retired(c *x509.Certificate, pin Pin, inPath bool) *fault.Finding {
+	f := fault.Warn("chain.wwdr-g1", "%s expired %s and must not be used", name(c), pin.NotAfter.Format(date))
 	for _, p := range Pins() {
 		if p.Name == "WWDR G3" {
-			f.Fix = "use WWDR G3: " + get(p)
+			f.Fix = "use WWDR G3: " + download(p)
 		}
 	}
 	if inPath {
-		f.Severity, f.Portal, f.Fix = fault.SeverityError, portalExpired, fixRenew+"; then "+f.Fix
+		f.Severity, f.Portal, f.Fix = fault.SeverityError, fault.PortalExpired, fixRenew+"; then "+f.Fix
 	}
 	return f
 }
 
-// strangers are certificates that do not belong to the chain.
+// strangers returns a finding for each certificate that does not belong to the path.
 func strangers(certs, path []*x509.Certificate) []fault.Finding {
 	var f []fault.Finding
 	for _, c := range certs {
@@ -180,16 +174,16 @@ func strangers(certs, path []*x509.Certificate) []fault.Finding {
 			continue
 		}
 		if pin, ok := Lookup(c); ok && pin.Retired {
-			f = append(f, retired(c, pin, false))
+			f = append(f, *retired(c, pin, false))
 			continue
 		}
-		f = append(f, fault.Finding{ID: "chain.stranger", Severity: fault.SeverityNote,
-			Message: fmt.Sprintf("%s does not belong to the chain", name(c))})
+		f = append(f, *fault.Note("chain.stranger", "%s does not belong to the chain", name(c)))
 	}
 	return f
 }
 
-// order: leaf first and root last. Others have been seen in requests; whether the portal takes them is not known.
+// order checks that the leaf is first and the root last. Requests with another order exist; whether the portal accepts
+// them is unknown.
 func order(certs, path []*x509.Certificate) []fault.Finding {
 	members := filter(certs, func(c *x509.Certificate) bool { return slices.ContainsFunc(path, c.Equal) })
 	if slices.EqualFunc(members, path, (*x509.Certificate).Equal) {
@@ -199,92 +193,60 @@ func order(certs, path []*x509.Certificate) []fault.Finding {
 	for _, c := range members {
 		names = append(names, name(c))
 	}
-	return []fault.Finding{{ID: "chain.order", Severity: fault.SeverityWarning, Fix: "put the vendor certificate first and the root last",
-		Message: "the certificates are out of order: " + strings.Join(names, ", ")}}
+	return []fault.Finding{*fault.Warn("chain.order", "the certificates are out of order: %s", strings.Join(names, ", ")).
+		WithFix("put the vendor certificate first and the root last")}
 }
 
-func empty() fault.Finding {
-	return refuse("chain.empty", "add the vendor certificate, the WWDR intermediate and Apple's root", portalNoChain, "there is no certificate")
+func empty(message string) *fault.Finding {
+	return fault.Refuse("chain.empty", "%s", message).
+		WithFix("add the vendor certificate, the WWDR intermediate and Apple's root").WithPortal(fault.PortalChainMissing)
 }
 
-func tooMany(n int) fault.Finding {
-	return refuse("chain.too-many", "give only the vendor certificate, the WWDR intermediate and Apple's root", "",
-		"%d certificates; at most %d are looked at", n, MaxCerts)
+func tooMany(n int) *fault.Finding {
+	return fault.Refuse("chain.too-many", "%d certificates; at most %d are allowed", n, MaxCerts).
+		WithFix("give only the vendor certificate, the WWDR intermediate and Apple's root")
 }
 
-func duplicate(c *x509.Certificate) fault.Finding {
-	return fault.Finding{ID: "chain.duplicate", Severity: fault.SeverityWarning, Fix: "leave one of them",
-		Message: name(c) + " stands in the chain more than once"}
+func keyMismatch(c *x509.Certificate, key crypto.PublicKey) *fault.Finding {
+	return refuse("chain.key-mismatch", "%s is not the certificate of the key: it contains the public key with SHA-256 %s, the key has %s",
+		name(c), SPKISHA256(c.PublicKey), SPKISHA256(key)).WithFix("give the certificate that was issued for this key, or the key of this certificate")
 }
 
-func keyMismatch(c *x509.Certificate, key crypto.PublicKey) fault.Finding {
-	return refuse("chain.key-mismatch", "give the certificate that was issued for this key, or the key of this certificate", portalSignature,
-		"%s is not the certificate of the key: it holds the public key with SHA-256 %s, the key has %s", name(c), SPKISHA256(c.PublicKey), SPKISHA256(key))
-}
-
-func ambiguous(certs []*x509.Certificate) fault.Finding {
-	var names []string
-	for _, c := range certs {
-		names = append(names, fmt.Sprintf("%s (serial number %x, until %s)", name(c), c.SerialNumber, c.NotAfter.UTC().Format(date)))
-	}
-	return refuse("chain.ambiguous-leaf", "give one vendor certificate only", "",
-		"%d certificates may be the vendor's: %s", len(certs), strings.Join(names, ", "))
-}
-
-func invalidPath(leaf *x509.Certificate, err error) fault.Finding {
-	return refuse("chain.invalid", "use the chain that Apple issued", portalSignature, "the chain of %s is not valid: %v", name(leaf), err)
-}
-
-func notApple(root *x509.Certificate) fault.Finding {
-	return fault.Finding{ID: "chain.trust-root", Severity: fault.SeverityNote, Portal: portalSignature,
-		Message: fmt.Sprintf("the chain ends at %s, a trust root that was given; Apple's portal takes Apple's roots only", name(root))}
-}
-
-// refuse makes a finding of severity Error.
-func refuse(id, fix, portal, format string, args ...any) fault.Finding {
-	return fault.Finding{ID: id, Severity: fault.SeverityError, Message: fmt.Sprintf(format, args...), Fix: fix, Portal: portal}
-}
-
-// fetchFix says how to get the issuer of cert.
+// fetchFix returns how to get the issuer of cert.
 func fetchFix(cert *x509.Certificate) string {
-	if pin, ok := lookupIssuer(cert); ok && !pin.Retired {
-		return get(pin)
-	} else if ok {
+	pin, ok := lookupIssuer(cert)
+	switch {
+	case !ok:
+		return fmt.Sprintf("add the certificate of %q to the chain", fault.Clip(cert.Issuer.CommonName, maxName))
+	case pin.Retired:
 		return fixRenew
 	}
-	return fmt.Sprintf("add the certificate of %q to the chain", short(cert.Issuer.CommonName))
+	return download(pin)
 }
 
-func get(p Pin) string {
-	return fmt.Sprintf("run hsmsign chain fetch, or get %s (SHA-256 %s)", p.URL, p.SHA256)
+// download returns how to get one of Apple's certificates.
+func download(p Pin) string {
+	return fmt.Sprintf("run hsmsign chain fetch, or download %s (SHA-256 %s)", p.URL, p.SHA256)
 }
 
-// name is how messages call a certificate: its common name, quoted, and for Apple's the short name.
+// name returns the name of a certificate in messages: its common name, quoted, and the short name of Apple's.
 func name(c *x509.Certificate) string {
 	n := c.Subject.CommonName
 	if n == "" {
 		n = c.Subject.String()
 	}
+	n = fmt.Sprintf("%q", fault.Clip(n, maxName))
 	if pin, ok := Lookup(c); ok {
-		return fmt.Sprintf("%q (%s)", short(n), pin.Name)
+		n += " (" + pin.Name + ")"
 	}
-	return fmt.Sprintf("%q", short(n))
-}
-
-// short bounds a name out of a certificate: it may be as long as its maker liked.
-func short(s string) string {
-	const most = 128
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "..."
+	return n
 }
 
 func keyID(id []byte) string {
 	if len(id) == 0 {
 		return "(none)"
 	}
-	return short(hex.EncodeToString(id))
+	return fault.Clip(hex.EncodeToString(id), maxName)
 }
 
 func days(d time.Duration) string {
@@ -295,21 +257,17 @@ func days(d time.Duration) string {
 	return fmt.Sprintf("%d days", n)
 }
 
+// userID returns the attribute UID of the subject (RFC 4519 section 2.39), or "".
 func userID(c *x509.Certificate) string {
 	for _, attr := range c.Subject.Names {
-		if attr.Type.Equal(asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 1}) { // RFC 4519 section 2.39
+		if attr.Type.Equal(asn1.ObjectIdentifier{0, 9, 2342, 19200300, 100, 1, 1}) {
 			s, _ := attr.Value.(string)
-			return short(s)
+			return fault.Clip(s, maxName)
 		}
 	}
 	return ""
 }
 
 func hasExtension(c *x509.Certificate, id asn1.ObjectIdentifier) bool {
-	for _, e := range c.Extensions {
-		if e.Id.Equal(id) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(id) })
 }

@@ -14,41 +14,41 @@ import (
 	"hsmsign/fault"
 )
 
-// The errors of Fetch, found with errors.Is.
+// The error families of Fetch.
 var (
-	// ErrFetch: a certificate could not be got. May work later, or from elsewhere.
+	// ErrFetch means that a certificate could not be downloaded. It may work later, or from another server.
 	ErrFetch = fault.Unavailable.New("cannot fetch")
-	// ErrPin: what was got is not the certificate that is pinned.
+	// ErrPin means that the server sent other bytes than the pinned certificate.
 	ErrPin = fault.Vendor.New("not the pinned certificate")
 )
 
-// Bounds of Fetch.
+// The limits of Fetch.
 const (
-	fetchMax      = 64 << 10 // bytes of one file; Apple's have about 1 KiB
+	fetchMax      = 64 << 10 // bytes of one file; Apple's are about 1 KiB
 	fetchTries    = 3
 	fetchTotal    = 2 * time.Minute
 	fetchPause    = 250 * time.Millisecond // before the second try; doubled before the third
 	fetchRedirect = 5
 )
 
-// FetchOptions say what Fetch gets, and from where. The zero value gets every current certificate from Apple.
+// FetchOptions select what Fetch downloads, and from where. The zero value selects every current certificate, from Apple.
 type FetchOptions struct {
-	BaseURL string        // an https mirror: every file is got from BaseURL/<Pin.File>. Empty: from Apple
-	Names   []string      // which, by Pin.Name or Pin.File. Empty: all that are not retired
-	Pins    []Pin         // what there is, and held to. nil: Apple's, which are Pins()
-	Client  *http.Client  // nil: one with the transport http.DefaultTransport
+	BaseURL string        // an https mirror with the files BaseURL/<Pin.File>; empty: Apple
+	Names   []string      // Pin.Name or Pin.File of each; empty: all that are not retired
+	Pins    []Pin         // the known certificates; nil: Pins()
+	Client  *http.Client  // nil: a client with http.DefaultTransport
 	Timeout time.Duration // of one try; zero: 15 s
 }
 
-// Fetched is one certificate, and the pin that it was held to.
+// Fetched is one certificate and its pin.
 type Fetched struct {
 	Pin  Pin
 	Cert *x509.Certificate
 }
 
-// Fetch gets Apple's certificates over HTTPS and holds each to its pinned SHA-256, so that neither the server
-// nor a proxy in between needs to be trusted. It gets all that are asked for or fails: with ErrPin when the
-// bytes are others than pinned, else with ErrFetch. It ends within two minutes.
+// Fetch downloads Apple's certificates over HTTPS and compares each with its pinned SHA-256, so that neither the server
+// nor a proxy needs to be trusted. It returns all selected certificates, or an error that wraps ErrPin (other bytes) or
+// ErrFetch. It ends within two minutes.
 func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
 	pins, err := opts.selectPins()
 	if err != nil {
@@ -80,7 +80,7 @@ func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
 	return got, nil
 }
 
-// Known is what can be fetched: Pins, or Apple's.
+// Known returns the certificates that can be fetched: opts.Pins, or Apple's.
 func (opts FetchOptions) Known() []Pin {
 	if opts.Pins == nil {
 		return Pins()
@@ -99,20 +99,20 @@ func (opts FetchOptions) selectPins() ([]Pin, error) {
 	}
 	for _, n := range opts.Names {
 		if !slices.ContainsFunc(chosen, func(p Pin) bool { return n == p.Name || n == p.File }) {
-			return nil, fmt.Errorf("%w: no certificate is called %q; there are %s", ErrFetch, n, strings.Join(known, ", "))
+			return nil, fault.Errorf("%w: there is no certificate %q", ErrFetch, n).Fix("there are " + strings.Join(known, ", "))
 		}
 	}
 	return chosen, nil
 }
 
-// fetch tries a few times; what another try will not change is not tried again.
+// fetch downloads one certificate. It tries again if that can help.
 func fetch(ctx context.Context, client *http.Client, url string, pin Pin, timeout time.Duration) (*x509.Certificate, error) {
 	if !strings.HasPrefix(url, "https://") {
 		return nil, fmt.Errorf("%w %q: only https is used", ErrFetch, url)
 	}
 	pause := fetchPause
 	for try := 1; ; try++ {
-		data, again, err := download(ctx, client, url, timeout)
+		data, again, err := get(ctx, client, url, timeout)
 		if err == nil {
 			return pinned(data, url, pin)
 		}
@@ -128,7 +128,7 @@ func fetch(ctx context.Context, client *http.Client, url string, pin Pin, timeou
 	}
 }
 
-// errRedirect: where a server sends us is not where we go.
+// errRedirect means that a redirect is not followed.
 var errRedirect = errors.New("redirect refused")
 
 func onlyHTTPS(req *http.Request, via []*http.Request) error {
@@ -141,8 +141,8 @@ func onlyHTTPS(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// download gets one file; again says whether another try may help.
-func download(ctx context.Context, client *http.Client, url string, timeout time.Duration) (data []byte, again bool, err error) {
+// get downloads one file; again reports whether another try can help.
+func get(ctx context.Context, client *http.Client, url string, timeout time.Duration) (data []byte, again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -155,7 +155,7 @@ func download(ctx context.Context, client *http.Client, url string, timeout time
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return nil, resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests, fmt.Errorf("the server answers %q", resp.Status)
+		return nil, resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests, fmt.Errorf("the server answers %q", fault.Clip(resp.Status, maxName))
 	}
 	data, err = io.ReadAll(io.LimitReader(resp.Body, fetchMax+1))
 	if err != nil {
@@ -167,7 +167,7 @@ func download(ctx context.Context, client *http.Client, url string, timeout time
 	return data, false, nil
 }
 
-// pinned holds the bytes to the pin before anything else looks at them.
+// pinned parses the bytes if their SHA-256 is that of the pin.
 func pinned(data []byte, url string, pin Pin) (*x509.Certificate, error) {
 	if sum := sha256Hex(data); sum != pin.SHA256 {
 		return nil, fmt.Errorf("%w: %q has SHA-256 %s, pinned is %s", ErrPin, url, sum, pin.SHA256)

@@ -2,133 +2,93 @@ package chain
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"hsmsign/fault"
 )
 
-// serve is a mirror on loopback that speaks TLS; h answers, and is told which request it is, from 1 on.
-func serve(t *testing.T, h func(w http.ResponseWriter, r *http.Request, n int)) FetchOptions {
+// mirror starts a server with TLS on loopback and returns options to fetch a test PKI's certificates from it. Each handler
+// answers one request, the last one also all others. tries counts the requests.
+func mirror(t *testing.T, handlers ...http.HandlerFunc) (opts FetchOptions, tries *atomic.Int64) {
 	t.Helper()
-	var n atomic.Int64
-	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h(w, r, int(n.Add(1))) }))
+	tries = &atomic.Int64{}
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handlers[min(int(tries.Add(1)), len(handlers))-1](w, r)
+	}))
 	t.Cleanup(s.Close)
 	t.Cleanup(s.CloseClientConnections)
-	return FetchOptions{BaseURL: s.URL, Client: s.Client()}
+	opts = FetchOptions{BaseURL: s.URL + "/", Client: s.Client()}
+	w := newWorld()
+	for name, cert := range map[string]*x509.Certificate{"WWDR": w.WWDR, "Old": w.Root} {
+		opts.Pins = append(opts.Pins, Pin{Name: name, File: name + ".cer", SHA256: sha256Hex(cert.Raw), Retired: name == "Old"})
+	}
+	return opts, tries
 }
 
-// files answers with Apple's files; it skips the test where they are not here.
-func files(t *testing.T) func(w http.ResponseWriter, r *http.Request, n int) {
-	t.Helper()
-	dir := filepath.Join("..", "..", "shared", "apple")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skip("Apple's certificates are not here")
-	}
-	served := http.FileServer(http.Dir(dir))
-	return func(w http.ResponseWriter, r *http.Request, _ int) { served.ServeHTTP(w, r) }
+// good serves the certificates of mirror.
+func good(out http.ResponseWriter, r *http.Request) {
+	w := newWorld()
+	_, _ = out.Write(map[string][]byte{"/WWDR.cer": w.WWDR.Raw, "/Old.cer": w.Root.Raw}[r.URL.Path])
 }
 
-func TestFetch(t *testing.T) {
-	h := files(t)
-	tests := []struct {
-		name  string
-		names []string
-		want  []string
-	}{
-		{"all current", nil, []string{"Apple Root CA", "Apple Root CA - G3", "WWDR G2", "WWDR G3", "WWDR G4", "WWDR G5", "WWDR G6", "Application Integration 2"}},
-		{"by name and by file", []string{"AppleWWDRCAG3.cer", "Apple Root CA"}, []string{"Apple Root CA", "WWDR G3"}},
-		{"retired when asked for", []string{"WWDR G1"}, []string{"WWDR G1"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			opts := serve(t, h)
-			opts.Names = tt.names
-			opts.BaseURL += "/"
-			fetched, err := Fetch(context.Background(), opts)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, f := range fetched {
-				got = append(got, f.Pin.Name)
-				if sha256Hex(f.Cert.Raw) != f.Pin.SHA256 {
-					t.Errorf("%s: other bytes than pinned", f.Pin.Name)
-				}
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
+func status(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", code) }
 }
 
-func TestFetchTriesAgain(t *testing.T) {
-	h := files(t)
-	for name, fail := range map[string]http.HandlerFunc{
-		"503":       func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "later", http.StatusServiceUnavailable) },
-		"429":       func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "later", http.StatusTooManyRequests) },
-		"truncated": truncated,
-	} {
-		t.Run(name, func(t *testing.T) {
-			opts := serve(t, func(w http.ResponseWriter, r *http.Request, n int) {
-				if n == 1 {
-					fail(w, r)
-					return
-				}
-				h(w, r, n)
-			})
-			opts.Names = []string{"WWDR G3"}
-			if _, err := Fetch(context.Background(), opts); err != nil {
-				t.Error(err)
-			}
-		})
-	}
+func content(data []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(data) }
 }
 
-// truncated promises more than it sends.
+// truncated sends less than its Content-Length.
 func truncated(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Length", "1000")
 	_, _ = w.Write([]byte("0"))
 }
 
-func TestFetchRefuses(t *testing.T) {
-	answer := func(h http.HandlerFunc) func(http.ResponseWriter, *http.Request, int) {
-		return func(w http.ResponseWriter, r *http.Request, _ int) { h(w, r) }
+func TestFetchNames(t *testing.T) {
+	for want, names := range map[string][]string{"WWDR": nil, "Old": {"Old"}, "WWDR ": {"WWDR.cer"}} {
+		opts, _ := mirror(t, good)
+		opts.Names = names
+		fetched, err := Fetch(t.Context(), opts)
+		if err != nil || len(fetched) != 1 || fetched[0].Pin.Name != strings.TrimSpace(want) || sha256Hex(fetched[0].Cert.Raw) != fetched[0].Pin.SHA256 {
+			t.Errorf("%q: %v, %v", names, fetched, err)
+		}
 	}
-	tests := []struct {
-		name  string
-		h     http.HandlerFunc
-		is    error
-		want  string
-		tries int64
+}
+
+func TestFetch(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		handlers []http.HandlerFunc
+		is       error
+		want     string // in the error
+		tries    int64
 	}{
-		{"wrong bytes", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>log in")) }, ErrPin, "pinned is dcf21878", 1},
-		{"nothing", func(http.ResponseWriter, *http.Request) {}, ErrPin, "e3b0c44298fc1c14", 1},
-		{"too large", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, fetchMax+1)) }, ErrFetch, "more than 65536 bytes", 1},
-		{"404", http.NotFound, ErrFetch, `(try 1): the server answers "404 Not Found"`, 1},
-		{"500", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "", http.StatusInternalServerError) }, ErrFetch, "(try 3)", 3},
-		{"truncated", truncated, ErrFetch, "unexpected EOF", 3},
-		{"redirect to http", func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusFound)
-		}, ErrFetch, "redirect refused", 1},
-		{"redirect without end", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/again", http.StatusFound) }, ErrFetch, "redirect refused: more than 5", 5},
-	}
-	for _, tt := range tests {
+		{"503 once", []http.HandlerFunc{status(503), good}, nil, "", 2},
+		{"429 once", []http.HandlerFunc{status(429), good}, nil, "", 2},
+		{"truncated once", []http.HandlerFunc{truncated, good}, nil, "", 2},
+		{"wrong bytes", []http.HandlerFunc{content([]byte("<html>log in"))}, ErrPin, "pinned is " + sha256Hex(newWorld().WWDR.Raw), 1},
+		{"nothing", []http.HandlerFunc{content(nil)}, ErrPin, "e3b0c44298fc1c14", 1},
+		{"too large", []http.HandlerFunc{content(make([]byte, fetchMax+1))}, ErrFetch, "more than 65536 bytes", 1},
+		{"404", []http.HandlerFunc{http.NotFound}, ErrFetch, `(try 1): the server answers "404 Not Found"`, 1},
+		{"500", []http.HandlerFunc{status(500)}, ErrFetch, "(try 3)", 3},
+		{"truncated", []http.HandlerFunc{truncated}, ErrFetch, "unexpected EOF", 3},
+		{"redirect to http", []http.HandlerFunc{http.RedirectHandler("http://127.0.0.1:1/x", http.StatusFound).ServeHTTP}, ErrFetch, "redirect refused", 1},
+		{"endless redirect", []http.HandlerFunc{http.RedirectHandler("/again", http.StatusFound).ServeHTTP}, ErrFetch, "redirect refused: more than 5", 5},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var tries atomic.Int64
-			opts := serve(t, answer(func(w http.ResponseWriter, r *http.Request) { tries.Add(1); tt.h(w, r) }))
-			opts.Names = []string{"WWDR G3"}
-			got, err := Fetch(context.Background(), opts)
-			if !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) || got != nil {
-				t.Errorf("%v, error %q; want %q with %q", got, err, tt.is, tt.want)
+			t.Parallel()
+			opts, tries := mirror(t, tt.handlers...)
+			got, err := Fetch(t.Context(), opts)
+			if !errors.Is(err, tt.is) || (err == nil) != (tt.is == nil) || err != nil && !strings.Contains(err.Error(), tt.want) || len(got) > 0 == (err != nil) {
+				t.Errorf("%v, error %v; want %v with %q", got, err, tt.is, tt.want)
 			}
 			if tries.Load() != tt.tries {
 				t.Errorf("%d requests, want %d", tries.Load(), tt.tries)
@@ -137,47 +97,32 @@ func TestFetchRefuses(t *testing.T) {
 	}
 }
 
+// Both the timeout of a try and the context end a request that gets no answer.
 func TestFetchTimesOut(t *testing.T) {
-	slow := func(_ http.ResponseWriter, r *http.Request, _ int) {
-		select {
-		case <-r.Context().Done():
-		case <-time.After(10 * time.Second):
-		}
-	}
-	opts := serve(t, slow)
-	opts.Names, opts.Timeout = []string{"WWDR G3"}, 20*time.Millisecond
-	start := time.Now()
-	_, err := Fetch(context.Background(), opts)
-	if !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "(try 3)") {
+	opts, _ := mirror(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	opts.Timeout = 20 * time.Millisecond
+	if _, err := Fetch(t.Context(), opts); !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "(try 3)") {
 		t.Errorf("error %v, want a timeout at the third try", err)
 	}
 	opts.Timeout = 0
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err = Fetch(ctx, opts); !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Fetch(ctx, opts); !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "(try 3)") {
 		t.Errorf("error %v, want that of the context", err)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("took %v", took)
 	}
 }
 
 func TestFetchOptions(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		opts FetchOptions
-		want string
-	}{
-		{"plain http", FetchOptions{BaseURL: "http://127.0.0.1:1"}, "only https is used"},
-		{"unknown name", FetchOptions{Names: []string{"WWDR G3", "WWDR G9"}}, `no certificate is called "WWDR G9"; there are Apple Root CA, `},
+	client := &http.Client{}
+	for want, opts := range map[string]FetchOptions{
+		"only https is used": {BaseURL: "http://127.0.0.1:1", Client: client},
+		`there is no certificate "WWDR G9"; there are Apple Root CA, `: {Names: []string{"WWDR G3", "WWDR G9"}, Client: client},
 	} {
-		if _, err := Fetch(context.Background(), tt.opts); !errors.Is(err, ErrFetch) || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: error %v, want one with %q", tt.name, err, tt.want)
+		if _, err := Fetch(t.Context(), opts); !errors.Is(err, ErrFetch) || !strings.Contains(err.Error()+"; "+fault.Hint(err), want) {
+			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}
-	// The caller's client keeps its own rule about redirects.
-	client := &http.Client{}
-	if _, err := Fetch(context.Background(), FetchOptions{BaseURL: "http://127.0.0.1:1", Client: client}); err == nil || client.CheckRedirect != nil {
-		t.Errorf("error %v, the client was changed: %v", err, client.CheckRedirect != nil)
+	if client.CheckRedirect != nil {
+		t.Error("Fetch changed the client")
 	}
 }

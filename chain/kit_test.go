@@ -9,100 +9,54 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
-	"sync"
 	"testing"
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/testpki"
 )
 
 var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
-// world is what every test starts from: an authority, and a vendor's key and certificate.
+// world is a test authority with a vendor key and its certificate.
 type world struct {
 	*testpki.Authority
 	key    *rsa.PrivateKey
 	vendor *x509.Certificate
 }
 
-// madeOnce: RSA keys take a while.
-var madeOnce = sync.OnceValues(func() (world, error) {
-	a, err := testpki.New(now)
-	if err != nil {
-		return world{}, err
-	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return world{}, err
-	}
-	w := world{Authority: a, key: key}
-	csr, err := request(key)
-	if err != nil {
-		return world{}, err
-	}
-	w.vendor, err = a.IssueVendor(csr, testpki.VendorOptions{Organization: "Example Corp", NotBefore: now.Add(-time.Minute)})
-	return w, err
-})
-
-func newWorld(t testing.TB) world {
-	t.Helper()
-	w, err := madeOnce()
-	if err != nil {
-		t.Fatal(err)
-	}
+func newWorld() world {
+	w := world{Authority: testkit.Authority(now), key: testkit.Key("vendor")}
+	w.vendor = w.issue(w.key, testpki.VendorOptions{Organization: "Example Corp"})
 	return w
 }
 
-func request(key crypto.Signer) (*x509.CertificateRequest, error) {
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "vendor"}}, key)
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificateRequest(der)
-}
-
-// issue is a vendor certificate for the key; NotBefore is a minute ago unless the options say otherwise.
-func (w world) issue(t testing.TB, key crypto.Signer, opts testpki.VendorOptions) *x509.Certificate {
-	t.Helper()
-	csr, err := request(key)
-	if err != nil {
-		t.Fatal(err)
-	}
+// issue returns a vendor certificate for the key; the default of NotBefore is a minute ago.
+func (w world) issue(key crypto.Signer, opts testpki.VendorOptions) *x509.Certificate {
 	if opts.NotBefore.IsZero() {
 		opts.NotBefore = now.Add(-time.Minute)
 	}
-	c, err := w.IssueVendor(csr, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testkit.Must(w.IssueVendor(testkit.CSR(key), opts))
 }
 
-// ca is a certificate authority of a shape that testpki does not make. parent nil: self-signed.
+// ca is a certificate authority of a shape that testpki does not issue.
 type ca struct {
 	cert *x509.Certificate
 	key  crypto.Signer
 }
 
-func newCA(t testing.TB, cn string, parent *ca, change func(*x509.Certificate)) *ca {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return certify(t, cn, key, parent, change)
+func ecKey() *ecdsa.PrivateKey { return testkit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }
+
+// newCA returns an authority with a new key. Without a parent it is self-signed.
+func newCA(cn string, parent *ca, change func(*x509.Certificate)) *ca {
+	return certify(cn, ecKey(), parent, change)
 }
 
-// certify makes a certificate for a key that is there already: cross-signed and renewed ones.
-func certify(t testing.TB, cn string, key crypto.Signer, parent *ca, change func(*x509.Certificate)) *ca {
-	t.Helper()
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 64))
-	if err != nil {
-		t.Fatal(err)
-	}
+// certify returns a certificate for an existing key: cross-signed and renewed ones.
+func certify(cn string, key crypto.Signer, parent *ca, change func(*x509.Certificate)) *ca {
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: cn},
+		SerialNumber: testkit.Must(rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 64))), Subject: pkix.Name{CommonName: cn},
 		NotBefore: now.AddDate(-1, 0, 0), NotAfter: now.AddDate(5, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
@@ -113,28 +67,20 @@ func certify(t testing.TB, cn string, key crypto.Signer, parent *ca, change func
 	if parent != nil {
 		issuer, signer = parent.cert, parent.key
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, issuer, key.Public(), signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &ca{c, key}
+	der := testkit.Must(x509.CreateCertificate(rand.Reader, tmpl, issuer, key.Public(), signer))
+	return &ca{testkit.Must(x509.ParseCertificate(der)), key}
 }
 
-// leafOf is a plain vendor-like certificate under a ca.
-func (w world) leafOf(t testing.TB, parent *ca) *x509.Certificate {
-	t.Helper()
-	return certify(t, "MDM Vendor: Example Corp", w.key, parent, func(c *x509.Certificate) {
+// leafOf returns a vendor-like certificate that parent issued.
+func (w world) leafOf(parent *ca) *x509.Certificate {
+	return certify("MDM Vendor: Example Corp", w.key, parent, func(c *x509.Certificate) {
 		c.IsCA, c.KeyUsage, c.NotAfter = false, x509.KeyUsageDigitalSignature, now.AddDate(1, 0, 0)
 	}).cert
 }
 
 func certs(c ...*x509.Certificate) []*x509.Certificate { return c }
 
-// summary is "severity id" of each finding.
+// summary returns "severity id" of each finding.
 func summary(findings []fault.Finding) []string {
 	s := []string{}
 	for _, f := range findings {
@@ -143,11 +89,23 @@ func summary(findings []fault.Finding) []string {
 	return s
 }
 
-// names of a path, for a readable diff.
+// subjects returns the names and serial numbers of a path, for a readable diff.
 func subjects(path []*x509.Certificate) []string {
 	s := []string{}
 	for _, c := range path {
 		s = append(s, c.Subject.CommonName+" "+c.SerialNumber.String())
 	}
 	return s
+}
+
+// finding returns the finding with this ID, or an empty one after a failure.
+func finding(t testing.TB, findings []fault.Finding, id string) fault.Finding {
+	t.Helper()
+	for _, f := range findings {
+		if f.ID == id {
+			return f
+		}
+	}
+	t.Errorf("%q, want %s among them", summary(findings), id)
+	return fault.Finding{}
 }

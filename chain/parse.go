@@ -14,22 +14,19 @@ import (
 	"hsmsign/fault"
 )
 
-// Parse reads all certificates of one file, in their order: PEM (any number, with text around, and blocks run
-// together without a newline, which encoding/pem loses), DER (one, or several one after the other), and
-// PKCS#7 bundles (.p7b, .p7c) of both forms. Other PEM blocks beside certificates are ignored, private keys
-// among them.
+// Parse returns all certificates of one file, in their order. It reads PEM (any number, with other text, and blocks without
+// a newline between them, which encoding/pem does not find), DER (one or several, concatenated), and PKCS#7 bundles (.p7b,
+// .p7c) of both forms. It ignores other PEM blocks, including private keys.
 //
-// The error is a *fault.Finding, chain.unreadable or chain.empty. Where the file holds no certificate it
-// says what it holds instead; where a block is damaged, which one. It never repeats what the file says.
+// The error is a *fault.Finding: chain.unreadable, chain.empty or chain.too-many. It says what the file contains instead
+// of a certificate, or which block is damaged. It does not quote the file.
 func Parse(data []byte) ([]*x509.Certificate, error) {
 	if len(data) > MaxFile {
 		return nil, unreadable("larger than %d bytes", MaxFile)
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // a byte order mark
 	if len(bytes.TrimSpace(data)) == 0 {
-		f := empty()
-		f.Message = "the file is empty"
-		return nil, &f
+		return nil, empty("the file is empty")
 	}
 	var certs []*x509.Certificate
 	var err error
@@ -44,31 +41,30 @@ func Parse(data []byte) ([]*x509.Certificate, error) {
 	case len(certs) == 0:
 		return nil, unreadable("it is %s, not a certificate", describe(data))
 	case len(certs) > MaxCerts:
-		f := tooMany(len(certs))
-		return nil, &f
+		return nil, tooMany(len(certs))
 	}
 	return certs, nil
 }
 
 func unreadable(format string, args ...any) *fault.Finding {
-	f := refuse("chain.unreadable", "give a certificate in PEM, DER or PKCS#7 form", portalNoChain, format, args...)
-	return &f
+	return fault.Refuse("chain.unreadable", format, args...).
+		WithFix("give a certificate in PEM, DER or PKCS#7 form").WithPortal(fault.PortalChainMissing)
 }
 
 const begin, end, dashes = "-----BEGIN ", "-----END ", "-----"
 
-// isDER: certificates and PKCS#7 bundles are a SEQUENCE of more than 127 bytes, whose length takes the long
-// form (X.690 section 8.1.3.5). The tag alone is the character "0".
+// isDER reports whether data begins as a SEQUENCE of more than 127 bytes, whose length has the long form (X.690 section
+// 8.1.3.5): certificates and PKCS#7 bundles do. The tag alone is the character "0".
 func isDER(data []byte) bool { return len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 }
 
 // block is one PEM block: its label and the text between BEGIN and END.
 type block struct {
 	label, text string
-	line        int  // where BEGIN stands
+	line        int  // of BEGIN
 	whole       bool // an END with this label follows
 }
 
-// pemBlocks finds the blocks of a text (RFC 7468), wherever on a line they begin.
+// pemBlocks returns the blocks of a text (RFC 7468), also those that do not begin at the start of a line.
 func pemBlocks(s string) []block {
 	var blocks []block
 	line := 1
@@ -129,8 +125,7 @@ func parseOne(der []byte) ([]*x509.Certificate, error) {
 	return []*x509.Certificate{c}, err
 }
 
-// parseDER reads certificates that stand one after the other, or a PKCS#7 bundle. Something else gives none
-// and no error.
+// parseDER reads concatenated certificates, or a PKCS#7 bundle. For anything else it returns no certificates and no error.
 func parseDER(data []byte) ([]*x509.Certificate, error) {
 	if certs, err := parsePKCS7(data); err == nil {
 		return certs, nil
@@ -150,13 +145,13 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 			return nil, unreadable("DER certificate %d is damaged: %v", len(certs)+1, err)
 		}
 		certs = append(certs, c)
-		data = bytes.TrimLeftFunc(rest, unicode.IsSpace) // an editor's newline at the end
+		data = bytes.TrimLeftFunc(rest, unicode.IsSpace) // an editor appends a newline
 	}
 	return certs, nil
 }
 
-// parsePKCS7 reads the certificates of a SignedData (RFC 5652 section 5.1); its signatures, if any, say
-// nothing about them. Only DER is read, which is what bundles of certificates are written in.
+// parsePKCS7 returns the certificates of a SignedData (RFC 5652 section 5.1) in DER, the encoding of certificate bundles.
+// It ignores the signatures, which say nothing about the certificates.
 func parsePKCS7(der []byte) ([]*x509.Certificate, error) {
 	var info struct {
 		ContentType asn1.ObjectIdentifier
@@ -185,7 +180,7 @@ func parsePKCS7(der []byte) ([]*x509.Certificate, error) {
 	return nil, errors.New("PKCS#7 without certificates")
 }
 
-// parseSet reads the certificates of a CertificateSet (RFC 5652 section 10.2.3).
+// parseSet returns the certificates of a CertificateSet (RFC 5652 section 10.2.3).
 func parseSet(der []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for len(der) > 0 {
@@ -203,8 +198,8 @@ func parseSet(der []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// looksLikeCertificate: SEQUENCE { TBSCertificate with an explicit version, ... }, RFC 5280 section 4.1. No
-// other object of the field begins so.
+// looksLikeCertificate reports whether DER begins as SEQUENCE { TBSCertificate with an explicit version, ... } (RFC 5280
+// section 4.1). No other object of the field does.
 func looksLikeCertificate(der []byte) bool {
 	var outer struct{ TBS, Algorithm, Signature asn1.RawValue }
 	if _, err := asn1.Unmarshal(der, &outer); err != nil {
@@ -213,7 +208,7 @@ func looksLikeCertificate(der []byte) bool {
 	return bytes.HasPrefix(outer.TBS.Bytes, []byte{0xa0, 0x03, 0x02, 0x01})
 }
 
-// describe says what a file is that holds no certificate.
+// describe returns the kind of a file without certificates.
 func describe(data []byte) string {
 	if isDER(data) {
 		return describeDER(data)
@@ -228,7 +223,7 @@ func describe(data []byte) string {
 		case label == "PUBLIC KEY":
 			return "a public key"
 		}
-		return fmt.Sprintf("PEM of type %q", short(label))
+		return fmt.Sprintf("PEM of type %q", fault.Clip(label, maxName))
 	}
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return "text in UTF-16 (save it as UTF-8)"
@@ -250,7 +245,7 @@ func describe(data []byte) string {
 	return "text without a PEM block"
 }
 
-// describeDER goes by the first elements. The parsers of private keys would check primes of any size.
+// describeDER returns the kind of DER by its first elements. The parsers of private keys would check primes of any size.
 func describeDER(data []byte) string {
 	if _, err := x509.ParseCertificateRequest(data); err == nil {
 		return "a certificate signing request"

@@ -9,13 +9,14 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"slices"
+	"strings"
 
 	"hsmsign/fault"
 )
 
-// chooseLeaf finds the vendor certificate: the one that holds the key, or where no key is known the only one
-// that is not a CA. Among several (a renewal holds the same key) it is the only one that is valid now. With
-// findings it still gives the likeliest, so that Check can go on.
+// chooseLeaf returns the vendor certificate: the one with the key, or, if the key is unknown, the only one that is not a
+// CA. Among several (a renewal keeps the key) it is the only one that is valid now. With findings it returns the most
+// likely one, so that Check can continue.
 func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []fault.Finding) {
 	candidates := filter(certs, func(c *x509.Certificate) bool { return !c.IsCA })
 	if len(candidates) == 0 {
@@ -24,7 +25,7 @@ func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []f
 	if opts.Key != nil {
 		matching := filter(certs, func(c *x509.Certificate) bool { return sameKey(c.PublicKey, opts.Key) })
 		if len(matching) == 0 {
-			return candidates[0], []fault.Finding{keyMismatch(candidates[0], opts.Key)}
+			return candidates[0], []fault.Finding{*keyMismatch(candidates[0], opts.Key)}
 		}
 		candidates = matching
 	}
@@ -33,23 +34,28 @@ func chooseLeaf(certs []*x509.Certificate, opts Options) (*x509.Certificate, []f
 	case len(valid) == 1:
 		return valid[0], nil
 	case len(valid) > 1:
-		return valid[0], []fault.Finding{ambiguous(valid)}
+		var names []string
+		for _, c := range valid {
+			names = append(names, fmt.Sprintf("%s (serial number %x, until %s)", name(c), c.SerialNumber, c.NotAfter.UTC().Format(date)))
+		}
+		return valid[0], []fault.Finding{*fault.Refuse("chain.ambiguous-leaf", "%d certificates may be the vendor's: %s", len(valid), strings.Join(names, ", ")).
+			WithFix("give one vendor certificate only")}
 	}
-	return slices.MaxFunc(candidates, byExpiry), nil // checkDates says that it is not valid
+	return slices.MaxFunc(candidates, byExpiry), nil // checkDates reports that it is not valid
 }
 
-// sameKey: every public key type of the standard library has this Equal (crypto.PublicKey).
+// sameKey reports whether two public keys are equal. Every type of the standard library has this Equal (crypto.PublicKey).
 func sameKey(a, b crypto.PublicKey) bool {
 	k, ok := a.(interface{ Equal(x crypto.PublicKey) bool })
 	return ok && k.Equal(b)
 }
 
-// maxSignatures bounds the signatures that one climb verifies: a pool of certificates that all name and sign
-// each other has more paths than there is time to try.
+// maxSignatures is how many signatures one climb verifies at most: a pool of certificates that name and sign each other
+// has more paths than there is time to try.
 const maxSignatures = 256
 
-// climb finds the way from the leaf up to a trusted certificate, at most MaxPath long. Without one, complete
-// is false and path is the first way that was tried.
+// climb returns the path from the leaf to a trusted certificate, of at most MaxPath certificates. If there is none,
+// complete is false and path is the first one that was tried.
 func climb(leaf *x509.Certificate, pool []*x509.Certificate, opts Options) (path []*x509.Certificate, complete bool) {
 	budget := maxSignatures
 	var first []*x509.Certificate
@@ -86,9 +92,9 @@ func climb(leaf *x509.Certificate, pool []*x509.Certificate, opts Options) (path
 	return first, false
 }
 
-// issuers are the certificates of the pool whose name and key identifier are those of cert's issuer, the best
-// first: trusted, then valid now, then the longest lasting. Their signature is not checked yet. WWDR G1 has
-// no issuers: it is refused whatever stands above it, and it is signed with SHA-1, which Go does not verify.
+// issuers returns the certificates of the pool with the name and key identifier of cert's issuer, the best first: trusted,
+// then valid now, then the latest to expire. It does not verify signatures. WWDR G1 has no issuers: it is always refused,
+// and it is signed with SHA-1, which Go does not verify.
 func issuers(cert *x509.Certificate, pool []*x509.Certificate, opts Options) []*x509.Certificate {
 	if pin, ok := Lookup(cert); ok && pin.Retired {
 		return nil
@@ -109,26 +115,27 @@ func issuers(cert *x509.Certificate, pool []*x509.Certificate, opts Options) []*
 	return found
 }
 
-// named: issuer has the name that cert says its issuer has. Bytes are compared, as crypto/x509 does.
+// named reports whether issuer has the name of cert's issuer. It compares bytes, as crypto/x509 does.
 func named(cert, issuer *x509.Certificate) bool {
 	return bytes.Equal(cert.RawIssuer, issuer.RawSubject)
 }
 
-// keyIDsMatch: the key identifiers tell issuers of one name apart; either may be absent (RFC 5280 section 4.2.1.1).
+// keyIDsMatch compares the key identifiers, which differ between issuers with the same name. Either may be absent
+// (RFC 5280 section 4.2.1.1).
 func keyIDsMatch(cert, issuer *x509.Certificate) bool {
 	return len(cert.AuthorityKeyId) == 0 || len(issuer.SubjectKeyId) == 0 || bytes.Equal(cert.AuthorityKeyId, issuer.SubjectKeyId)
 }
 
-// checkSignature: the signature of cert is by issuer. crypto/x509 would verify with a key of any size, for minutes.
+// checkSignature verifies the signature of cert with issuer. crypto/x509 would verify with a key of any size, for minutes.
 func checkSignature(cert, issuer *x509.Certificate) error {
 	if pub, ok := issuer.PublicKey.(*rsa.PublicKey); ok && pub.N.BitLen() > maxKeyBits {
-		return fmt.Errorf("an RSA key of %d bits; at most %d are looked at", pub.N.BitLen(), maxKeyBits)
+		return fmt.Errorf("an RSA key of %d bits; at most %d are accepted", pub.N.BitLen(), maxKeyBits)
 	}
 	return cert.CheckSignatureFrom(issuer)
 }
 
-// verify has crypto/x509 validate the path: path length, name constraints, algorithms, all that the rules
-// above do not look at. The only root is the path's own end, whose trust is decided already.
+// verify validates the path with crypto/x509: path length, name constraints, algorithms, everything that the rules above
+// do not check. The only root is the end of the path, which is already trusted.
 func verify(path []*x509.Certificate, opts Options) []fault.Finding {
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	last := len(path) - 1
@@ -141,16 +148,17 @@ func verify(path []*x509.Certificate, opts Options) []fault.Finding {
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
-		return []fault.Finding{invalidPath(path[0], err)}
+		return []fault.Finding{*refuse("chain.invalid", "the chain of %s is not valid: %v", name(path[0]), err).WithFix("use the chain that Apple issued")}
 	}
 	if pin, ok := Lookup(path[last]); !ok || !pin.Root {
-		return []fault.Finding{notApple(path[last])}
+		return []fault.Finding{*fault.Note("chain.trust-root", "the chain ends at %s, a given trust root; Apple's portal accepts only Apple's roots",
+			name(path[last])).WithPortal(fault.PortalSignature)}
 	}
 	return nil
 }
 
-// withoutApple is a copy of the certificate in which Apple's own critical extensions (below
-// 1.2.840.113635.100) no longer count as unhandled; Go's Verify fails on any that it does not know.
+// withoutApple returns a copy of the certificate in which Apple's critical extensions (below 1.2.840.113635.100) do not
+// count as unhandled. Go's Verify refuses every critical extension that it does not know.
 func withoutApple(c *x509.Certificate) *x509.Certificate {
 	copied := *c
 	copied.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(c.UnhandledCriticalExtensions), func(id asn1.ObjectIdentifier) bool {

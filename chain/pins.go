@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Pin is one of Apple's certificates, known by the SHA-256 of its DER. The certificates themselves are not
-// part of the program; Fetch gets them.
+// Pin is one of Apple's certificates, known by the SHA-256 of its DER. hsmsign does not contain the certificates; Fetch
+// downloads them.
 type Pin struct {
 	Name     string    // short: "Apple Root CA", "WWDR G3"
 	File     string    // the name of Apple's file, and of the file under FetchOptions.BaseURL
@@ -16,10 +16,10 @@ type Pin struct {
 	SHA256   string    // of the DER, lower case hex
 	NotAfter time.Time // UTC
 	Subject  string    // common name of the subject
-	Unit     string    // organizational unit of the subject, which tells WWDR G3, G4, G5 and G6 apart
+	Unit     string    // organizational unit of the subject, which differs between WWDR G3, G4, G5 and G6
 	KeyID    string    // subject key identifier, lower case hex: an issued certificate's authority key id
 	Root     bool      // trusted: a chain may end here
-	Retired  bool      // expired, and to be replaced wherever it is seen; Fetch leaves it out
+	Retired  bool      // expired and to be replaced; Fetch skips it
 }
 
 const (
@@ -29,8 +29,8 @@ const (
 	published = "https://www.apple.com/certificateauthority/"
 )
 
-// Pins is the table of Apple's certificates, as published at https://www.apple.com/certificateauthority/. The
-// slice is the caller's.
+// Pins returns the table of Apple's certificates, as published at https://www.apple.com/certificateauthority/. The caller
+// may change the slice.
 func Pins() []Pin {
 	return []Pin{
 		{
@@ -76,14 +76,14 @@ func Pins() []Pin {
 			KeyID:  "3f2f942351d350c99a283dedb07ce5cfa5906299", NotAfter: utc(2036, 3, 19, 0, 0, 0),
 		}, {
 			Name: "Application Integration 2", File: "AppleAAI2CA.cer", Subject: pushCA, Unit: appleUnit,
-			URL:    published + "AppleAAI2CA.cer", // issues push certificates, no vendor's
+			URL:    published + "AppleAAI2CA.cer", // issues push certificates, not vendor certificates
 			SHA256: "d3496f4b73cd67aab9f2fcb1d5aa41f8dc457769c455c792b70ddb19e92023d6",
 			KeyID:  "f7be7c216091db3d1b7bd83a328169df9e6c7f9b", NotAfter: utc(2028, 5, 24, 17, 43, 37),
 		},
 	}
 }
 
-// Lookup finds the pin of a certificate by its exact bytes.
+// Lookup returns the pin of a certificate with exactly these bytes.
 func Lookup(cert *x509.Certificate) (Pin, bool) {
 	digest := sha256Hex(cert.Raw)
 	for _, p := range Pins() {
@@ -94,8 +94,8 @@ func Lookup(cert *x509.Certificate) (Pin, bool) {
 	return Pin{}, false
 }
 
-// lookupIssuer finds the pin of the certificate that issued cert: by the issuer's name and, where cert has
-// one, the authority key identifier. Names alone do not tell the WWDR generations apart in every tool.
+// lookupIssuer returns the pin of the certificate that issued cert, by the issuer's name and, if cert has one, the
+// authority key identifier. The WWDR generations differ in the unit, which not every tool writes.
 func lookupIssuer(cert *x509.Certificate) (Pin, bool) {
 	for _, p := range Pins() {
 		if p.Subject != cert.Issuer.CommonName {

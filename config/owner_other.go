@@ -6,5 +6,5 @@ import "io/fs"
 
 const nonblock = 0
 
-// owner: there are no numeric owners here.
+// owner returns ok false: the system has no numeric owners.
 func owner(fs.FileInfo) (uid int, ok bool) { return 0, false }

@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// nonblock: opening a pipe that nobody writes to does not wait.
+// nonblock makes Open return at once for a pipe without a writer.
 const nonblock = syscall.O_NONBLOCK
 
-// owner is the user to whom a file belongs.
+// owner returns the user id of the owner of a file.
 func owner(info fs.FileInfo) (uid int, ok bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -8,10 +8,12 @@ import (
 )
 
 func TestFirst(t *testing.T) {
-	warning := Finding{ID: "csr.sha1", Severity: SeverityWarning, Message: "old"}
-	first := Finding{ID: "chain.expired", Severity: SeverityError, Message: "over", Fix: "renew"}
-	second := Finding{ID: "csr.pem", Severity: SeverityError, Message: "damaged"}
-	if err := First([]Finding{warning, {ID: "x.y", Severity: SeverityNote}}); err != nil {
+	warning, second := *Warn("csr.sha1", "old"), *Refuse("csr.pem", "damaged")
+	first := *Refuse("chain.expired", "over %d days ago", 2).WithFix("renew").WithPortal(PortalExpired)
+	if want := (Finding{"chain.expired", SeverityError, "over 2 days ago", "renew", PortalExpired}); first != want {
+		t.Errorf("got %+v, want %+v", first, want)
+	}
+	if err := First([]Finding{warning, *Note("x.y", "")}); err != nil {
 		t.Errorf("warnings and notes refuse nothing: %v", err)
 	}
 	err := fmt.Errorf("acme.csr: %w", First([]Finding{warning, first, second}))
@@ -19,7 +21,7 @@ func TestFirst(t *testing.T) {
 	if !errors.As(err, &found) || found.ID != "chain.expired" || found.Subject() != Chain || Hint(err) != "renew" {
 		t.Errorf("got %+v", found)
 	}
-	if err.Error() != "acme.csr: over" {
+	if err.Error() != "acme.csr: over 2 days ago" {
 		t.Errorf("got %q", err)
 	}
 }

@@ -1,6 +1,9 @@
 package fault
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Severity is how serious a finding is.
 type Severity string
@@ -42,6 +45,33 @@ type Finding struct {
 	// Portal is the error that Apple's portal would show for such a request, one of the Portal constants; empty if it
 	// would show none, or none is known.
 	Portal string `json:"portal,omitempty"`
+}
+
+// Refuse returns a finding of severity error with the message of fmt.Sprintf.
+func Refuse(id, format string, args ...any) *Finding {
+	return &Finding{ID: id, Severity: SeverityError, Message: fmt.Sprintf(format, args...)}
+}
+
+// Warn is Refuse for severity warning.
+func Warn(id, format string, args ...any) *Finding {
+	return &Finding{ID: id, Severity: SeverityWarning, Message: fmt.Sprintf(format, args...)}
+}
+
+// Note is Refuse for severity note.
+func Note(id, format string, args ...any) *Finding {
+	return &Finding{ID: id, Severity: SeverityNote, Message: fmt.Sprintf(format, args...)}
+}
+
+// WithFix sets what to do, one line, and returns the finding.
+func (f *Finding) WithFix(fix string) *Finding {
+	f.Fix = fix
+	return f
+}
+
+// WithPortal sets the error that Apple's portal would show, one of the Portal constants, and returns the finding.
+func (f *Finding) WithPortal(portal string) *Finding {
+	f.Portal = portal
+	return f
 }
 
 // Error returns the message. The fix is separate (Hint) because the command line, logs and JSON show it differently.

@@ -3,7 +3,6 @@ package request
 import (
 	"crypto/rsa"
 	"crypto/x509"
-	"fmt"
 	"math/big"
 	"math/bits"
 	"slices"
@@ -11,23 +10,19 @@ import (
 	"hsmsign/fault"
 )
 
-// MaxCSR is the most that is read of a certificate signing request, in bytes, in whatever encoding it comes.
+// MaxCSR is the size limit of a certificate signing request in any encoding, in bytes.
 const MaxCSR = 64 << 10
 
 // CSR is a customer's certificate signing request.
 type CSR struct {
-	// DER is the request exactly as the customer sent it, PEM and base64 taken off. This is what is signed.
-	DER []byte
-	// File is the input that it was decoded from.
-	File []byte
-	// Parsed is the request's content.
-	Parsed *x509.CertificateRequest
-	// Findings is what CheckCSR says of it: from DecodeCSR warnings at most.
-	Findings []fault.Finding
+	DER      []byte                   // exactly the customer's bytes without PEM and base64; the vendor's signature covers them
+	File     []byte                   // the input
+	Parsed   *x509.CertificateRequest // the content
+	Findings []fault.Finding          // of CheckCSR; DecodeCSR returns no errors in it
 }
 
-// DecodeCSR reads the one CSR in data and refuses it unless it is sound. An error is a *fault.Finding whose ID
-// starts with "csr.".
+// DecodeCSR is ParseCSR with an error if a finding has severity error. The error is a *fault.Finding whose ID starts with
+// "csr.".
 func DecodeCSR(data []byte) (*CSR, error) {
 	csr, err := ParseCSR(data)
 	if err != nil {
@@ -39,8 +34,8 @@ func DecodeCSR(data []byte) (*CSR, error) {
 	return csr, nil
 }
 
-// ParseCSR reads the one CSR in data, which is PEM (with or without text around it), DER, or the base64 of either,
-// and checks it (CheckCSR), but refuses only what cannot be read: its Findings may hold errors.
+// ParseCSR reads the one CSR in data, in PEM (also with text before and after), DER, or the base64 of either, in UTF-8 or
+// UTF-16, and checks it with CheckCSR. The error is a *fault.Finding about a CSR that cannot be read.
 func ParseCSR(data []byte) (*CSR, error) {
 	der, err := csrDER(data)
 	if err != nil {
@@ -53,7 +48,7 @@ func ParseCSR(data []byte) (*CSR, error) {
 	return &CSR{DER: der, File: data, Parsed: parsed, Findings: CheckCSR(parsed)}, nil
 }
 
-// parseCSR parses a DER CSR that nothing follows.
+// parseCSR parses DER that contains one CSR and nothing else.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	if err := oneDER(der); err != nil {
 		return nil, err
@@ -63,9 +58,9 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 		return parsed, nil
 	}
 	if _, certErr := x509.ParseCertificate(der); certErr == nil {
-		return nil, refuse("csr.kind", "this is a certificate, not a certificate signing request", fixAskCSR)
+		return nil, refuseCSR("csr.kind", "this is a certificate, not a certificate signing request")
 	}
-	return nil, refuse("csr.malformed", "not a readable certificate signing request: "+err.Error(), fixAskCSR)
+	return nil, refuseCSR("csr.malformed", "not a readable certificate signing request: %v", err)
 }
 
 const (
@@ -73,66 +68,65 @@ const (
 	fixNewKey = "ask the customer for a CSR over a new RSA key of 2048 bits or more, signed with SHA-256"
 )
 
-func refuse(id, message, fix string) *fault.Finding {
-	return &fault.Finding{ID: id, Severity: fault.SeverityError, Message: message, Fix: fix, Portal: fault.PortalInvalidCSR}
+// refuseCSR returns a finding of severity error about a CSR that Apple's portal would refuse, with the fix fixAskCSR.
+func refuseCSR(id, format string, args ...any) *fault.Finding {
+	return fault.Refuse(id, format, args...).WithFix(fixAskCSR).WithPortal(fault.PortalInvalidCSR)
 }
 
-// The limits of the customer's key. Below 2048 bits Apple refuses; above 8192 a check costs more than the
-// signature is worth.
+// The limits of the customer's key. Apple refuses less than 2048 bits; above 8192 bits the checks take too long.
 const (
 	minKeyBits  = 2048
 	maxKeyBits  = 8192
 	minExponent = 65537 // FIPS 186-5 appendix A.1.1
-	// fermatRounds finds every pair of primes that differ by less than about 2^(bits/4+8); the printers of
-	// CVE-2022-26320 needed one round. CAs look as far.
+	// fermatRounds finds every pair of primes that differ by less than about 2^(bits/4+8). The printers of
+	// CVE-2022-26320 needed one round. CAs use the same number.
 	fermatRounds = 110
 )
 
-// CheckCSR checks a parsed CSR and gives what it finds: an Error for what makes it unfit, a Warning for what is
-// merely old. The order is that of cost, and nothing after an unfit key is checked: each rule may count on the
-// ones before.
+// CheckCSR returns the findings of a parsed CSR: an error if it must not be signed, a warning if it is outdated. The cheap
+// checks are first, and each rule may rely on the ones before: nothing is checked after an unacceptable key.
 func CheckCSR(csr *x509.CertificateRequest) []fault.Finding {
 	pub, ok := csr.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return []fault.Finding{*refuse("csr.key-type", fmt.Sprintf("the key is %v; Apple's push certificates take RSA only", csr.PublicKeyAlgorithm), fixNewKey)}
+		return []fault.Finding{*refuseCSR("csr.key-type", "the key is %v; Apple's push certificates require RSA", csr.PublicKeyAlgorithm).WithFix(fixNewKey)}
 	}
 	if f := checkKey(pub); f != nil {
 		return []fault.Finding{*f}
 	}
-	var found []fault.Finding
+	var findings []fault.Finding
 	switch csr.SignatureAlgorithm {
 	case x509.MD2WithRSA, x509.MD5WithRSA:
-		return append(found, *refuse("csr.hash", fmt.Sprintf("the CSR is signed with %v, which can be forged", csr.SignatureAlgorithm), fixNewKey))
+		return []fault.Finding{*refuseCSR("csr.hash", "the CSR is signed with %v, which can be forged", csr.SignatureAlgorithm).WithFix(fixNewKey)}
 	case x509.SHA1WithRSA:
-		found = append(found, fault.Finding{
-			ID: "csr.sha1", Severity: fault.SeverityWarning,
-			Message: "the CSR is signed with SHA-1, which Apple took from older servers and may stop taking",
-			Fix:     "ask the customer for a CSR signed with SHA-256 at the next renewal",
-		})
+		findings = append(findings, *fault.Warn("csr.sha1", "the CSR is signed with SHA-1, which Apple may stop accepting").
+			WithFix("ask the customer for a CSR signed with SHA-256 at the next renewal"))
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return append(found, *refuse("csr.signature", "the CSR's own signature does not verify: it was changed or cut, or not signed with its key", fixAskCSR))
+		return append(findings, *refuseCSR("csr.signature", "the CSR's own signature does not verify: it was changed or cut, or signed with another key"))
 	}
-	return found
+	return findings
 }
 
-// checkKey: see the CA/Browser Forum's baseline requirements 6.1.6, and Böck, "Fermat factorization in the wild".
+// checkKey returns what is wrong with a key, or nil. See section 6.1.6 of the CA/Browser Forum's baseline requirements, and
+// Böck, "Fermat factorization in the wild".
 func checkKey(pub *rsa.PublicKey) *fault.Finding {
-	bits := pub.N.BitLen()
-	switch {
+	var f *fault.Finding
+	switch bits := pub.N.BitLen(); {
 	case bits < minKeyBits || bits > maxKeyBits:
-		return refuse("csr.key-size", fmt.Sprintf("the RSA key has %d bits; %d to %d are taken", bits, minKeyBits, maxKeyBits), fixNewKey)
+		f = refuseCSR("csr.key-size", "the RSA key has %d bits; %d to %d are accepted", bits, minKeyBits, maxKeyBits)
 	case pub.E < minExponent || pub.E%2 == 0:
-		return refuse("csr.exponent", fmt.Sprintf("the RSA public exponent is %d; it must be odd and at least %d", pub.E, minExponent), fixNewKey)
+		f = refuseCSR("csr.exponent", "the RSA public exponent is %d; it must be odd and at least %d", pub.E, minExponent)
 	case pub.N.Bit(0) == 0:
-		return refuse("csr.modulus", "the RSA modulus is even, so it is no product of two primes", fixNewKey)
+		f = refuseCSR("csr.modulus", "the RSA modulus is even, so it is not the product of two primes")
 	case closePrimes(pub.N):
-		return refuse("csr.close-primes", "the RSA modulus is the product of two close primes: anyone can find the private key", fixNewKey)
+		f = refuseCSR("csr.close-primes", "the RSA modulus is the product of two close primes: anyone can find the private key")
+	default:
+		return nil
 	}
-	return nil
+	return f.WithFix(fixNewKey)
 }
 
-// closePrimes looks for n = a*a - b*b = (a-b)(a+b) with a just above the root of n: Fermat's factorisation. n is odd.
+// closePrimes searches n = a*a - b*b = (a-b)(a+b) with a just above the root of n (Fermat's factorization). n is odd.
 func closePrimes(n *big.Int) bool {
 	a := new(big.Int).Sqrt(n)
 	if new(big.Int).Mul(a, a).Cmp(n) == 0 {
@@ -158,15 +152,15 @@ func closePrimes(n *big.Int) bool {
 	return false
 }
 
-// The residues of squares: bit i is set where i is a square modulo the name's number.
+// The residues of squares: bit i is set if i is a square modulo the number in the name.
 const (
 	squares64 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<9 | 1<<16 | 1<<17 | 1<<25 | 1<<33 | 1<<36 | 1<<41 | 1<<49 | 1<<57
 	squares63 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<7 | 1<<9 | 1<<16 | 1<<18 | 1<<22 | 1<<25 | 1<<28 | 1<<36 | 1<<37 | 1<<43 | 1<<46 | 1<<49 | 1<<58
 	squares55 uint64 = 1<<0 | 1<<1 | 1<<4 | 1<<5 | 1<<9 | 1<<11 | 1<<14 | 1<<15 | 1<<16 | 1<<20 | 1<<25 | 1<<26 | 1<<31 | 1<<34 | 1<<36 | 1<<44 | 1<<45 | 1<<49
 )
 
-// maybeSquare is false for 49 of 50 numbers that are no square, at a hundredth of the cost of a root: this stands
-// on the path of every signature. See Cohen, "A Course in Computational Algebraic Number Theory", 1.7.3.
+// maybeSquare returns true for squares and false for 49 of 50 other numbers, at a hundredth of the cost of a root, because
+// every signature needs it. See Cohen, "A Course in Computational Algebraic Number Theory", 1.7.3.
 func maybeSquare(x *big.Int) bool {
 	words := x.Bits()
 	if len(words) == 0 {

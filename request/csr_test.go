@@ -7,50 +7,20 @@ import (
 	"errors"
 	"math/big"
 	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
 
-// csrDir holds CSR files in every shape, good ones (good*) and one for each rule that refuses.
-const csrDir = "../testdata/csr"
+// csrDir contains CSR files in every form: good ones (good*), and one for each rule that refuses.
+const csrDir = "../testdata/csr/"
 
-func readFile(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
-func TestDecodeCSRTakesEveryEncoding(t *testing.T) {
-	want := readFile(t, filepath.Join(csrDir, "good.der"))
-	files, err := filepath.Glob(filepath.Join(csrDir, "good*"))
-	if err != nil || len(files) < 10 {
-		t.Fatalf("%d files, %v", len(files), err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			csr, err := DecodeCSR(readFile(t, file))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(csr.DER, want) {
-				t.Error("the DER is not what the customer sent")
-			}
-			if len(csr.Findings) != 0 {
-				t.Errorf("findings: %v", csr.Findings)
-			}
-		})
-	}
-}
-
-// refusals is every file of csrDir that is no CSR to sign, and the rule that says so.
+// refusals are the files of csrDir that must not be signed, and the rule that refuses each.
 var refusals = map[string]string{
 	"bad-signature.der": "csr.signature",
 	"certificate.der":   "csr.kind",
@@ -76,95 +46,76 @@ var refusals = map[string]string{
 	"with-key.pem":      "csr.private-key",
 }
 
-func TestDecodeCSRRefuses(t *testing.T) {
-	cases := map[string]string{}
-	data := map[string][]byte{}
-	for file, id := range refusals {
-		cases[file], data[file] = id, readFile(t, filepath.Join(csrDir, file))
-	}
-	cases["too large"], data["too large"] = "csr.size", make([]byte, MaxCSR+1)
-	cases["request"], data["request"] = "csr.kind", readFile(t, "../testdata/golden/customer.req")
-	cases["plist"], data["plist"] = "csr.kind", readFile(t, "../testdata/golden/customer.plist")
-	cases["blanks"], data["blanks"] = "csr.empty", []byte(" \r\n\t")
-	for name, id := range cases {
-		t.Run(name, func(t *testing.T) {
-			csr, err := DecodeCSR(data[name])
-			var found *fault.Finding
-			if !errors.As(err, &found) || csr != nil {
-				t.Fatalf("got %v, %v; want a finding %s", csr, err, id)
+// Every file of the folder is refused by its rule, or is another encoding of good.der.
+func TestCSRFiles(t *testing.T) {
+	want := testkit.File(t, "csr/good.der")
+	for _, file := range testkit.Must(os.ReadDir(csrDir)) {
+		name := file.Name()
+		data := testkit.File(t, "csr/"+name)
+		switch {
+		case refusals[name] != "":
+			checkRefused(t, name, data, refusals[name])
+		case strings.HasPrefix(name, "good"):
+			if csr, err := DecodeCSR(data); err != nil || !bytes.Equal(csr.DER, want) || len(csr.Findings) != 0 {
+				t.Errorf("%s: %+v, %v; want the DER of good.der", name, csr, err)
 			}
-			if found.ID != id {
-				t.Errorf("got %s (%s), want %s", found.ID, found.Message, id)
-			}
-			if found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != fault.SeverityError || found.Subject() != fault.CSR {
-				t.Errorf("incomplete: %+v", found)
-			}
-		})
+		case !slices.Contains([]string{"sha1.pem", "other.pem", "README.md"}, name):
+			t.Errorf("%s is in no test", name)
+		}
 	}
 }
 
-// A new file in the folder must have its say in a test.
-func TestCSRFilesAreAllUsed(t *testing.T) {
-	entries, err := os.ReadDir(csrDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	others := []string{"sha1.pem", "other.pem", "README.md"}
-	for _, e := range entries {
-		_, refused := refusals[e.Name()]
-		good, _ := filepath.Match("good*", e.Name())
-		if !refused && !good && !slices.Contains(others, e.Name()) {
-			t.Errorf("%s is in no test", e.Name())
-		}
+func TestDecodeCSRRefuses(t *testing.T) {
+	checkRefused(t, "too large", make([]byte, MaxCSR+1), "csr.size")
+	checkRefused(t, "request", testkit.File(t, "golden/customer.req"), "csr.kind")
+	checkRefused(t, "plist", testkit.File(t, "golden/customer.plist"), "csr.kind")
+	checkRefused(t, "blanks", []byte(" \r\n\t"), "csr.empty")
+}
+
+func checkRefused(t *testing.T, name string, data []byte, id string) {
+	t.Helper()
+	csr, err := DecodeCSR(data)
+	found, ok := errors.AsType[*fault.Finding](err)
+	if !ok || csr != nil || found.ID != id || found.Message == "" || found.Fix == "" || found.Portal == "" || found.Severity != fault.SeverityError {
+		t.Errorf("%s: %v, %+v; want %s and every field", name, csr, err, id)
 	}
 }
 
 func TestSHA1IsAWarning(t *testing.T) {
-	csr, err := DecodeCSR(readFile(t, filepath.Join(csrDir, "sha1.pem")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != fault.SeverityWarning {
-		t.Errorf("got %+v", csr.Findings)
+	csr, err := DecodeCSR(testkit.File(t, "csr/sha1.pem"))
+	if err != nil || len(csr.Findings) != 1 || csr.Findings[0].ID != "csr.sha1" || csr.Findings[0].Severity != fault.SeverityWarning {
+		t.Errorf("got %+v, %v", csr, err)
 	}
 }
 
-// The bounds themselves are good: 2048 and 8192 bits, exponent 65537.
+// The bounds are inclusive: 2048 and 8192 bits, exponent 65537.
 func TestKeyBounds(t *testing.T) {
 	odd := func(bits int) *big.Int {
 		n := new(big.Int).Lsh(big.NewInt(1), uint(bits)-1)
-		// Not near a square: 3/4 of the range, and then some odd.
+		// Not near a square: 3/4 of the range and an odd number.
 		n.Add(n, new(big.Int).Lsh(big.NewInt(1), uint(bits)-2))
 		return n.Add(n, big.NewInt(0x1234567))
 	}
 	for _, c := range []struct {
-		name string
-		key  rsa.PublicKey
-		want string
+		bits, exponent int
+		want           string
 	}{
-		{"2048", rsa.PublicKey{N: odd(2048), E: 65537}, ""},
-		{"8192", rsa.PublicKey{N: odd(8192), E: 65537}, ""},
-		{"2047", rsa.PublicKey{N: odd(2047), E: 65537}, "csr.key-size"},
-		{"8193", rsa.PublicKey{N: odd(8193), E: 65537}, "csr.key-size"},
-		{"exponent 65535", rsa.PublicKey{N: odd(2048), E: 65535}, "csr.exponent"},
-		{"exponent 65539", rsa.PublicKey{N: odd(2048), E: 65539}, ""},
+		{2048, 65537, ""}, {8192, 65537, ""}, {2047, 65537, "csr.key-size"}, {8193, 65537, "csr.key-size"},
+		{2048, 65535, "csr.exponent"}, {2048, 65539, ""},
 	} {
 		got := ""
-		if f := checkKey(&c.key); f != nil {
+		if f := checkKey(&rsa.PublicKey{N: odd(c.bits), E: c.exponent}); f != nil {
 			got = f.ID
 		}
 		if got != c.want {
-			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+			t.Errorf("%+v: got %q", c, got)
 		}
 	}
 }
 
-// The primes' distance decides how many rounds it takes: (p-q)^2/8n^0.5 or so.
+// The number of rounds depends on the distance of the primes: about (p-q)^2/8n^0.5.
 func TestClosePrimes(t *testing.T) {
-	p, err := rand.Prime(rand.Reader, 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testkit.Must(rand.Prime(rand.Reader, 1024))
 	other := func(bits uint) *big.Int {
 		q := new(big.Int).Add(p, new(big.Int).Lsh(big.NewInt(1), bits))
 		for !q.ProbablyPrime(10) {
@@ -172,24 +123,17 @@ func TestClosePrimes(t *testing.T) {
 		}
 		return q
 	}
-	for _, c := range []struct {
-		name  string
-		q     *big.Int
-		close bool
-	}{
-		{"the same prime", p, true},
-		{"next prime", other(1), true},
-		{"2^500 apart", other(500), true},
-		{"2^514 apart: a few rounds", other(514), true},
-		{"2^1000 apart", other(1000), false},
-	} {
-		if got := closePrimes(new(big.Int).Mul(p, c.q)); got != c.close {
-			t.Errorf("%s: got %v", c.name, got)
+	for bits, want := range map[uint]bool{1: true, 500: true, 514: true, 1000: false} { // 514 needs a few rounds
+		if got := closePrimes(new(big.Int).Mul(p, other(bits))); got != want {
+			t.Errorf("2^%d apart: got %v", bits, got)
 		}
+	}
+	if !closePrimes(new(big.Int).Mul(p, p)) {
+		t.Error("a square is accepted")
 	}
 }
 
-// Every square passes the filter, and little else.
+// Every square passes the filter, and few other numbers.
 func TestMaybeSquare(t *testing.T) {
 	passed := 0
 	for i := range int64(64 * 63 * 55) {
@@ -206,31 +150,23 @@ func TestMaybeSquare(t *testing.T) {
 	}
 }
 
-// addSeeds gives a fuzz target the files of folders, so that it starts from every shape that is known.
-func addSeeds(f *testing.F, folders ...string) {
+// addSeeds adds the files of csrDir to the seeds of a fuzz target.
+func addSeeds(f *testing.F) {
 	f.Helper()
-	for _, folder := range folders {
-		files, err := filepath.Glob(filepath.Join(folder, "*"))
-		if err != nil || len(files) == 0 {
-			f.Fatalf("no seeds in %s: %v", folder, err)
-		}
-		for _, file := range files {
-			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() < 8<<10 {
-				f.Add(readFile(f, file))
-			}
+	for _, file := range testkit.Must(os.ReadDir(csrDir)) {
+		if data := testkit.File(f, "csr/"+file.Name()); len(data) < 8<<10 {
+			f.Add(data)
 		}
 	}
 }
 
-// FuzzDecodeCSR: what is accepted is one DER element that parses to itself, and the encodings of that DER are
-// accepted as the same CSR.
+// FuzzDecodeCSR checks that an accepted CSR is one DER element, and that the DER is accepted as the same CSR.
 func FuzzDecodeCSR(f *testing.F) {
-	addSeeds(f, csrDir)
+	addSeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		csr, err := ParseCSR(data)
 		if err != nil {
-			var found *fault.Finding
-			if !errors.As(err, &found) || found.Subject() != fault.CSR {
+			if !strings.HasPrefix(testkit.FindingID(err), "csr.") {
 				t.Fatalf("not a finding: %v", err)
 			}
 			return

@@ -6,22 +6,23 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/pem"
-	"fmt"
 	"strings"
 	"unicode/utf16"
+
+	"hsmsign/fault"
 )
 
-// csrDER takes the encoding off a CSR and gives the DER bytes inside, unchanged and not yet parsed.
+// csrDER returns the DER inside the encodings of a CSR, unchanged and unparsed.
 func csrDER(data []byte) ([]byte, error) {
 	if len(data) > MaxCSR {
-		return nil, refuse("csr.size", fmt.Sprintf("larger than %d bytes, which no CSR is", MaxCSR), fixAskCSR)
+		return nil, refuseCSR("csr.size", "larger than %d bytes, the limit for a CSR", MaxCSR)
 	}
 	if looksDER(data) {
 		return data, nil
 	}
 	text := plainText(data)
 	if len(bytes.TrimSpace(text)) == 0 {
-		return nil, refuse("csr.empty", "the file is empty", fixAskCSR)
+		return nil, refuseCSR("csr.empty", "the file is empty")
 	}
 	if isXML(bytes.TrimSpace(text)) {
 		return nil, alreadyRequest()
@@ -34,63 +35,65 @@ func csrDER(data []byte) ([]byte, error) {
 	case isXML(bytes.TrimSpace(inner)):
 		return nil, alreadyRequest()
 	case err != nil:
-		return nil, refuse("csr.encoding", "neither PEM nor DER nor base64 of them: "+describe(text), fixAskCSR)
+		return nil, refuseCSR("csr.encoding", "neither PEM nor DER nor base64 of them: %s", describe(text))
 	case looksDER(inner):
 		return inner, nil
 	case bytes.Contains(inner, pemBegin):
 		return csrPEM(inner)
 	}
-	return nil, refuse("csr.encoding", "base64 of something that is neither PEM nor DER: "+describe(inner), fixAskCSR)
+	return nil, refuseCSR("csr.encoding", "base64 of something that is neither PEM nor DER: %s", describe(inner))
 }
 
 func alreadyRequest() error {
-	return refuse("csr.kind", "this is a Push Certificate Request already (or another property list), not a CSR", "verify it with hsmsign verify, or name the CSR")
+	return refuseCSR("csr.kind", "this is already a Push Certificate Request (or another property list), not a CSR").
+		WithFix("check it with hsmsign verify, or name the CSR")
 }
 
 var pemBegin = []byte("-----BEGIN ")
 
-// csrPEM finds the one PEM block, text before and after it allowed, as openssl req -text prints it. Blocks are
-// counted by their BEGIN lines: pem.Decode loses those that are run together, and a second CSR or a private key
-// must not slip by.
+const fixExposed = "tell the customer to make a new key and CSR and to send the CSR alone"
+
+// csrPEM returns the content of the only PEM block; text before and after it is allowed, as in the output of openssl req
+// -text. It counts BEGIN lines, because pem.Decode does not find blocks without a newline between them, and a second CSR or
+// a private key must not be overlooked.
 func csrPEM(text []byte) ([]byte, error) {
 	if n := bytes.Count(text, pemBegin); n > 1 {
 		if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
-			return nil, refuse("csr.private-key", "a private key stands beside the CSR, so others than its owner have it",
-				"tell the customer to make a new key and CSR and to send the CSR alone")
+			return nil, refuseCSR("csr.private-key", "the file contains a private key in addition to the CSR, so its owner is not the only one who has it").
+				WithFix(fixExposed)
 		}
-		return nil, refuse("csr.count", fmt.Sprintf("%d PEM blocks where exactly one CSR is taken", n), "split the file: one CSR a file")
+		return nil, refuseCSR("csr.count", "found %d PEM blocks, want one CSR", n).WithFix("split the file: one CSR per file")
 	}
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, refuse("csr.pem", "the PEM block is damaged: its END line, or base64 inside, is missing or broken", fixAskCSR)
+		return nil, refuseCSR("csr.pem", "the PEM block is damaged: its END line or its base64 is missing or broken")
 	}
 	switch {
 	case block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST":
 		return block.Bytes, nil
 	case strings.Contains(block.Type, "PRIVATE KEY"):
-		return nil, refuse("csr.private-key", "this is a private key, not a certificate signing request",
-			"tell the customer to make a new key and CSR and to send the CSR alone")
+		return nil, refuseCSR("csr.private-key", "this is a private key, not a certificate signing request").WithFix(fixExposed)
 	}
-	return nil, refuse("csr.kind", fmt.Sprintf("this is a PEM %q, not a certificate signing request", block.Type), fixAskCSR)
+	return nil, refuseCSR("csr.kind", "this is a PEM %q, not a certificate signing request", fault.Clip(block.Type, 128))
 }
 
-// oneDER checks that data is one DER element and nothing after it.
+// oneDER checks that data is exactly one DER element.
 func oneDER(data []byte) error {
 	var element asn1.RawValue
 	rest, err := asn1.Unmarshal(data, &element)
 	if err != nil {
-		return refuse("csr.truncated", "the DER is cut short or damaged: "+err.Error(), fixAskCSR)
+		return refuseCSR("csr.truncated", "the DER is cut short or damaged: %v", err)
 	}
 	if len(rest) > 0 {
-		return refuse("csr.trailing", fmt.Sprintf("%d bytes follow the CSR; exactly one CSR is taken", len(rest)), "remove what follows the CSR")
+		return refuseCSR("csr.trailing", "%d bytes follow the CSR", len(rest)).WithFix("remove everything after the CSR")
 	}
 	return nil
 }
 
-// looksDER: a SEQUENCE (X.690 8.9) whose length takes more than one byte. No text starts so.
+// looksDER reports whether data begins as a SEQUENCE (X.690 section 8.9) whose length has several bytes. No text does.
 func looksDER(data []byte) bool { return len(data) >= 2 && data[0] == 0x30 && data[1] >= 0x80 }
 
-// plainText takes off a byte order mark and turns UTF-16, as PowerShell's ">" writes it, into UTF-8.
+// plainText returns a text in UTF-8 without a byte order mark. It converts UTF-16, which PowerShell's ">" writes.
 func plainText(data []byte) []byte {
 	var order binary.ByteOrder
 	switch {
@@ -110,7 +113,7 @@ func plainText(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// decodeBase64 decodes standard base64 (RFC 4648 section 4, padded) with any white space in it.
+// decodeBase64 decodes padded standard base64 (RFC 4648 section 4) with any white space in it.
 func decodeBase64(text []byte) ([]byte, error) {
 	compact := make([]byte, 0, len(text))
 	for _, c := range text {
@@ -122,7 +125,7 @@ func decodeBase64(text []byte) ([]byte, error) {
 	return compact[:n], err
 }
 
-// describe says in a few words what a file is that is not what was asked for. It never repeats its content.
+// describe returns in a few words the kind of an unexpected file. It does not quote the content.
 func describe(data []byte) string {
 	data = bytes.TrimSpace(data)
 	head := bytes.ToLower(data[:min(len(data), 512)])

@@ -11,17 +11,17 @@ import (
 	"hsmsign/fault"
 )
 
-// Parse reads a Push Certificate Request in any shape seen in the wild: base64 in one line or wrapped, or the
-// bare XML; keys in any order; a chain in any order, with PEM blocks run together or lines too long. It decodes
-// and checks nothing: see Verify. An error is a *fault.Finding whose ID starts with "request.".
+// Parse decodes a Push Certificate Request in every form that tools write: base64 in one line or wrapped, or the bare XML;
+// keys in any order; a chain in any order, with long lines or without a newline between PEM blocks. It checks nothing: see
+// Verify. The error is a *fault.Finding whose ID starts with "request.".
 func Parse(data []byte) (*Request, error) {
 	r, _, err := parse(data)
 	return r, err
 }
 
-// parse also gives what it tolerated, as findings.
+// parse also returns findings about what it tolerates.
 func parse(data []byte) (*Request, []fault.Finding, error) {
-	xml, found, err := unwrap(data)
+	xml, findings, err := unwrap(data)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -29,7 +29,7 @@ func parse(data []byte) (*Request, []fault.Finding, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	found = append(found, plistFound...)
+	findings = append(findings, plistFound...)
 	r := &Request{}
 	if r.CSR, err = decodeKey(dict, keyCSR, fault.PortalInvalidCSR); err != nil {
 		return nil, nil, err
@@ -42,7 +42,7 @@ func parse(data []byte) (*Request, []fault.Finding, error) {
 		return nil, nil, err
 	}
 	r.Chain = chain
-	return r, append(found, chainFound...), nil
+	return r, append(findings, chainFound...), nil
 }
 
 // The keys of the property list.
@@ -54,75 +54,71 @@ const (
 
 const fixSignAgain = "make the request again with hsmsign sign"
 
-func bad(id, message, fix, portal string) *fault.Finding {
-	return &fault.Finding{ID: id, Severity: fault.SeverityError, Message: message, Fix: fix, Portal: portal}
+// refuse returns a finding of severity error about a request that Apple's portal would not read, with the fix fixSignAgain.
+func refuse(id, format string, args ...any) *fault.Finding {
+	return fault.Refuse(id, format, args...).WithFix(fixSignAgain).WithPortal(fault.PortalInvalidCSR)
 }
 
-func tolerated(id, message, fix string) fault.Finding {
-	return fault.Finding{ID: id, Severity: fault.SeverityWarning, Message: message, Fix: fix}
-}
-
-// unwrap gives the XML inside data.
+// unwrap returns the XML inside data.
 func unwrap(data []byte) ([]byte, []fault.Finding, error) {
 	if len(data) > MaxRequest {
-		return nil, nil, bad("request.size", fmt.Sprintf("larger than %d bytes, which no request is", MaxRequest),
-			"check that this is the file that the vendor sent", fault.PortalInvalidCSR)
+		return nil, nil, refuse("request.size", "larger than %d bytes, the limit for a request", MaxRequest).
+			WithFix("check that this is the file from the vendor")
 	}
 	text := bytes.TrimSpace(plainText(data))
 	if isXML(text) {
-		return text, []fault.Finding{tolerated("request.not-base64",
-			"the bare XML property list: Apple asks for the base64 of it", "encode it: base64 -w0 FILE")}, nil
+		return text, []fault.Finding{*fault.Warn("request.not-base64", "the bare XML property list; Apple requires its base64").
+			WithFix("encode it: base64 -w0 FILE")}, nil
 	}
-	var found []fault.Finding
+	var findings []fault.Finding
 	if bytes.ContainsAny(text, " \t\r\n") {
-		found = append(found, fault.Finding{ID: "request.wrapped", Severity: fault.SeverityNote,
-			Message: "the base64 is wrapped into lines, which the portal is known to take"})
+		findings = append(findings, *fault.Note("request.wrapped", "the base64 is wrapped into lines, which the portal accepts"))
 	}
 	xml, err := decodeBase64(text)
 	if err != nil {
-		return nil, nil, bad("request.encoding", "neither base64 nor an XML property list: "+describe(text), fixSignAgain, fault.PortalInvalidCSR)
+		return nil, nil, refuse("request.encoding", "neither base64 nor an XML property list: %s", describe(text))
 	}
 	if xml = bytes.TrimSpace(xml); !isXML(xml) {
-		return nil, nil, bad("request.encoding", "base64 of something that is no XML property list: "+describe(xml), fixSignAgain, fault.PortalInvalidCSR)
+		return nil, nil, refuse("request.encoding", "base64 of something that is not an XML property list: %s", describe(xml))
 	}
-	return xml, found, nil
+	return xml, findings, nil
 }
 
-// isXML keeps the other property list formats out: the library would take them, Apple's portal does not.
+// isXML excludes the other property list formats, which the library accepts and Apple's portal does not.
 func isXML(text []byte) bool {
 	return bytes.HasPrefix(text, []byte("<?xml")) || bytes.HasPrefix(text, []byte("<!DOCTYPE plist")) || bytes.HasPrefix(text, []byte("<plist"))
 }
 
 func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
-	malformed := func(why string) error {
-		return bad("request.plist", "not a property list with three strings: "+why, fixSignAgain, fault.PortalInvalidCSR)
+	malformed := func(format string, args ...any) error {
+		return refuse("request.plist", "not a property list with three strings: "+format, args...)
 	}
 	var dict map[string]any
 	if _, err := plist.Unmarshal(xml, &dict); err != nil {
-		return nil, nil, malformed(err.Error())
+		return nil, nil, malformed("%v", err)
 	}
 	for _, key := range []string{keyCSR, keyChain, keySignature} {
 		value, ok := dict[key]
 		if !ok {
-			return nil, nil, malformed(key + " is missing")
+			return nil, nil, malformed("%s is missing", key)
 		}
 		if _, ok := value.(string); !ok {
-			return nil, nil, malformed(key + " is not a string")
+			return nil, nil, malformed("%s is not a string", key)
 		}
-		// Of two values the library keeps one, and the portal perhaps the other.
+		// Of two values the library keeps one, and the portal may use the other.
 		if bytes.Count(xml, []byte("<key>"+key+"</key>")) != 1 {
-			return nil, nil, malformed(key + " stands more than once")
+			return nil, nil, malformed("it contains %s more than once", key)
 		}
 	}
-	var found []fault.Finding
+	var findings []fault.Finding
 	if len(dict) > 3 {
-		found = append(found, tolerated("request.extra-key", fmt.Sprintf("the property list has %d keys; Apple names three", len(dict)), fixSignAgain))
+		findings = append(findings, *fault.Warn("request.extra-key", "the property list has %d keys; Apple defines three", len(dict)).WithFix(fixSignAgain))
 	}
-	if bytes.Contains(xml, []byte("-//Apple//DTD PLIST 1.0//EN")) || !bytes.Contains(xml, []byte("<!DOCTYPE")) {
-		return dict, found, nil
+	if !bytes.Contains(xml, []byte("-//Apple//DTD PLIST 1.0//EN")) && bytes.Contains(xml, []byte("<!DOCTYPE")) {
+		findings = append(findings, *fault.Note("request.doctype",
+			"the DOCTYPE of the property list is not -//Apple//DTD PLIST 1.0//EN; older tools write -//Apple Inc//DTD"))
 	}
-	return dict, append(found, fault.Finding{ID: "request.doctype", Severity: fault.SeverityNote,
-		Message: "the property list has another DOCTYPE than -//Apple//DTD PLIST 1.0//EN; older tools write -//Apple Inc//DTD"}), nil
+	return dict, findings, nil
 }
 
 func decodeKey(dict map[string]any, key, portal string) ([]byte, error) {
@@ -131,30 +127,30 @@ func decodeKey(dict map[string]any, key, portal string) ([]byte, error) {
 	if err == nil && len(der) > 0 {
 		return der, nil
 	}
-	why := "is empty"
+	problem := "is empty"
 	switch {
 	case strings.Contains(text, "-----BEGIN"):
-		why = "holds PEM; it must be the base64 of the binary, without BEGIN and END lines"
+		problem = "contains PEM; it must be the base64 of the binary, without BEGIN and END lines"
 	case err != nil:
-		why = "is not base64"
+		problem = "is not base64"
 	}
-	return nil, bad("request.value", key+" "+why, fixSignAgain, portal)
+	return nil, refuse("request.value", "%s %s", key, problem).WithPortal(portal)
 }
 
-// parseChain reads concatenated PEM certificates. Nothing in it is parsed further.
+// parseChain returns the DER of concatenated PEM certificates, unparsed.
 func parseChain(value any) ([][]byte, []fault.Finding, error) {
 	text := strings.TrimSpace(value.(string))
 	if text == "" {
-		return nil, nil, bad("request.chain-empty", keyChain+" is empty", fixSignAgain, fault.PortalChainMissing)
+		return nil, nil, refuse("request.chain-empty", "%s is empty", keyChain).WithPortal(fault.PortalChainMissing)
 	}
-	var found []fault.Finding
+	var findings []fault.Finding
 	if apart := strings.ReplaceAll(text, "----------BEGIN", "-----\n-----BEGIN"); apart != text {
-		found = append(found, tolerated("request.pem-run-together",
-			"PEM blocks stand on one line (-----END CERTIFICATE----------BEGIN CERTIFICATE-----), which many readers cut short", fixSignAgain))
+		findings = append(findings, *fault.Warn("request.pem-run-together",
+			"there is no newline between PEM blocks (-----END CERTIFICATE----------BEGIN CERTIFICATE-----): many readers find only the first one").WithFix(fixSignAgain))
 		text = apart
 	}
 	if wide := widestLine(text); wide != "" {
-		found = append(found, tolerated("request.pem-width", wide, fixSignAgain))
+		findings = append(findings, *fault.Warn("request.pem-width", "%s", wide).WithFix(fixSignAgain))
 	}
 	var chain [][]byte
 	begins := strings.Count(text, "-----BEGIN ")
@@ -164,18 +160,18 @@ func parseChain(value any) ([][]byte, []fault.Finding, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s holds a PEM %q where certificates belong", keyChain, block.Type), fixSignAgain, fault.PortalChainMissing)
+			return nil, nil, refuse("request.chain-pem", "%s contains a PEM %q, want certificates only", keyChain, fault.Clip(block.Type, 128)).WithPortal(fault.PortalChainMissing)
 		}
 		chain = append(chain, block.Bytes)
 	}
 	if len(chain) != begins || begins == 0 {
-		return nil, nil, bad("request.chain-pem", fmt.Sprintf("%s has %d PEM blocks of which %d can be read", keyChain, begins, len(chain)), fixSignAgain, fault.PortalChainMissing)
+		return nil, nil, refuse("request.chain-pem", "%s has %d PEM blocks, of which %d can be read", keyChain, begins, len(chain)).WithPortal(fault.PortalChainMissing)
 	}
-	return chain, found, nil
+	return chain, findings, nil
 }
 
-// widestLine says which PEM line breaks Apple's rule: "each line except the last contains exactly 64 printable
-// characters, and the last line contains 64 or fewer". Empty when none does.
+// widestLine returns which PEM line breaks Apple's rule: "each line except the last contains exactly 64 printable
+// characters, and the last line contains 64 or fewer". It returns "" if there is none.
 func widestLine(text string) string {
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
@@ -185,7 +181,7 @@ func widestLine(text string) string {
 		}
 		last := i+1 == len(lines) || strings.HasPrefix(lines[i+1], "-----")
 		if len(line) > 64 || len(line) < 64 && !last {
-			return fmt.Sprintf("line %d of %s has %d characters; Apple wants 64 in every line but a certificate's last", i+1, keyChain, len(line))
+			return fmt.Sprintf("line %d of %s has %d characters; Apple requires 64 in every line but the last of a certificate", i+1, keyChain, len(line))
 		}
 	}
 	return ""

@@ -1,13 +1,11 @@
-// Package request is Apple's Push Certificate Request: a customer's CSR comes in (DecodeCSR), the signed
-// request goes out (Encode), and a request that anyone made is read back (Parse) and examined (Verify).
+// Package request reads customers' CSRs (DecodeCSR), writes Apple's Push Certificate Request (Encode), and reads and checks
+// requests of any tool (Parse, Verify).
 //
-//	csr, err := request.DecodeCSR(file)            // refused unless sound
-//	sig, err := signer.Sign(ctx, key, csr.DER, crypto.SHA256)
-//	out, err := (&request.Request{CSR: csr.DER, Chain: chain, Signature: sig}).Encode(request.Base64)
+// The customer uploads the base64 of an XML property list with three strings to Apple: the CSR, the vendor's certificate
+// chain, and the vendor's signature over the DER of the CSR. See Apple, "Setting Up Push Notifications for Your MDM
+// Customers".
 //
-// What the customer uploads to Apple is the base64 of an XML property list with three strings; see Apple,
-// "Setting Up Push Notifications for Your MDM Customers". Everything here is a function of its arguments: safe
-// for concurrent use, and the same input gives the same bytes.
+// The functions depend only on their arguments: they are safe for concurrent use, and the same input gives the same bytes.
 package request
 
 import (
@@ -22,26 +20,26 @@ import (
 	"howett.net/plist"
 )
 
-// MaxRequest is the most that is read of a Push Certificate Request, in bytes.
+// MaxRequest is the size limit of a Push Certificate Request, in bytes.
 const MaxRequest = 1 << 20
 
-// Request is what a Push Certificate Request carries, decoded. Nothing in it has been checked.
+// Request is the decoded content of a Push Certificate Request, unchecked.
 type Request struct {
 	CSR       []byte   // PushCertRequestCSR: the customer's CSR, DER
 	Chain     [][]byte // PushCertCertificateChain: vendor certificate, intermediates, root, each DER
 	Signature []byte   // PushCertSignature: RSASSA-PKCS1-v1_5 over CSR by the vendor's key
 }
 
-// Format is how a request is written.
+// Format is the form of a request file.
 type Format string
 
-// The formats. Base64 is what Apple's portal takes; Plist is the XML inside.
+// The formats. Apple's portal accepts Base64; Plist is the XML inside.
 const (
 	Base64 Format = "base64"
 	Plist  Format = "plist"
 )
 
-// ParseFormat reads the name of a format.
+// ParseFormat returns the format of this name.
 func ParseFormat(s string) (Format, error) {
 	switch f := Format(s); f {
 	case Base64, Plist:
@@ -57,7 +55,7 @@ type wire struct {
 	Signature string `plist:"PushCertSignature"`
 }
 
-// Encode writes the request: one line of base64 without a newline, or the XML, which ends with one.
+// Encode returns the request file: one line of base64 without a newline, or the XML, which ends with a newline.
 func (r *Request) Encode(f Format) ([]byte, error) {
 	e, err := NewEncoder(r.Chain, f)
 	if err != nil {
@@ -66,24 +64,24 @@ func (r *Request) Encode(f Format) ([]byte, error) {
 	return e.Encode(r.CSR, r.Signature), nil
 }
 
-// Encoder writes the requests of one vendor: what is the same in all of them is made once. Safe for concurrent use.
+// Encoder encodes the requests of one vendor. It encodes the chain once. It is safe for concurrent use.
 type Encoder struct {
 	format             Format
 	head, middle, tail []byte // of the XML: before the CSR, up to the signature, after it
 }
 
-// The places of what differs; no base64 holds a parenthesis.
+// Placeholders for the values; base64 has no parentheses.
 const (
 	markCSR       = "(csr)"
 	markChain     = "(chain)"
 	markSignature = "(signature)"
 )
 
-// NewEncoder prepares for a chain of DER certificates.
+// NewEncoder returns an Encoder for a chain of DER certificates.
 func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
 	var text strings.Builder
 	for _, der := range chain {
-		// pem.Encode wraps at the 64 columns that Apple demands.
+		// pem.Encode wraps at 64 columns, as Apple requires.
 		if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
 			return nil, err
 		}
@@ -92,8 +90,8 @@ func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The form of Apple's sample: the CSR first (the library sorts the keys), and the chain with its newlines as they
-	// are (the library would write &#xA;). PEM and base64 need no escape in XML.
+	// The form of Apple's sample: the CSR first (the library sorts the keys), and literal newlines in the chain (the library
+	// would write &#xA;). PEM and base64 need no escape in XML.
 	keys := bytes.Index(xml, []byte("\t\t<key>PushCertCertificateChain"))
 	csr := bytes.Index(xml, []byte("\t\t<key>PushCertRequestCSR"))
 	signature := bytes.Index(xml, []byte("\t\t<key>PushCertSignature"))
@@ -106,7 +104,7 @@ func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
 	return &Encoder{f, head, bytes.Replace(middle, []byte(markChain), []byte(text.String()), 1), tail}, nil
 }
 
-// Encode writes the request for a DER CSR and its signature, as Request.Encode does.
+// Encode returns the request file for a DER CSR and its signature, as Request.Encode does.
 func (e *Encoder) Encode(csr, signature []byte) []byte {
 	b64 := base64.StdEncoding
 	xml := make([]byte, 0, len(e.head)+b64.EncodedLen(len(csr))+len(e.middle)+b64.EncodedLen(len(signature))+len(e.tail))

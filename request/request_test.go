@@ -1,30 +1,25 @@
 package request
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
-
-const goldenDir = "../testdata/golden/"
 
 func golden(t testing.TB) *Request {
 	t.Helper()
-	r, err := Parse(readFile(t, goldenDir+"customer.req"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return testkit.Must(Parse(testkit.File(t, "golden/customer.req")))
 }
 
-// The golden files were checked by openssl, xmllint and plistutil (the end-to-end tests do it again).
+// OpenSSL, xmllint and plistutil accept the golden files (end-to-end tests).
 func TestEncodeIsGolden(t *testing.T) {
 	r := golden(t)
 	for _, c := range []struct {
@@ -35,40 +30,21 @@ func TestEncodeIsGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(string(readFile(t, goldenDir+c.file)), string(got)); diff != "" {
+		if diff := cmp.Diff(string(testkit.File(t, "golden/"+c.file)), string(got)); diff != "" {
 			t.Errorf("%s: %s", c.file, diff)
 		}
 	}
 }
 
+// The form of Apple's sample: one line of base64, the order of the keys, literal newlines, and 64 characters in PEM lines.
 func TestEncodeForm(t *testing.T) {
-	out, err := golden(t).Encode(Base64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.ContainsAny(out, "\r\n \t") {
-		t.Error("white space in the base64")
-	}
-	xml, err := base64.StdEncoding.DecodeString(string(out))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(xml)
-	if !strings.Contains(text, `<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">`) {
-		t.Error("wrong DOCTYPE")
-	}
-	if strings.Contains(text, "&#") {
-		t.Error("a newline is written as a character reference")
-	}
-	if strings.Count(text, "-----END CERTIFICATE-----\n") != 3 {
-		t.Error("a newline must follow every END line")
-	}
-	if wide := widestLine(text[strings.Index(text, "-----BEGIN"):strings.Index(text, "</string>\n\t\t<key>"+keySignature)]); wide != "" {
-		t.Error(wide)
-	}
-	at := func(key string) int { return strings.Index(text, "<key>"+key+"</key>") }
-	if at(keyCSR) < 0 || at(keyCSR) > at(keyChain) || at(keyChain) > at(keySignature) {
-		t.Error("the keys are not in the order of Apple's sample")
+	xml, err := base64.StdEncoding.Strict().DecodeString(string(testkit.Must(golden(t).Encode(Base64))))
+	form := regexp.MustCompile(`(?s)^<\?xml [^>]*>\n<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n` +
+		`<plist version="1.0">\n\t<dict>\n\t\t<key>PushCertRequestCSR</key>\n\t\t<string>[A-Za-z0-9+/=]+</string>\n` +
+		`\t\t<key>PushCertCertificateChain</key>\n\t\t<string>(-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/]{64}\n)+[A-Za-z0-9+/=]{1,64}\n-----END CERTIFICATE-----\n){3}</string>\n` +
+		`\t\t<key>PushCertSignature</key>\n\t\t<string>[A-Za-z0-9+/=]+</string>\n\t</dict>\n</plist>\n$`)
+	if err != nil || !form.Match(xml) {
+		t.Errorf("%v\n%s", err, xml)
 	}
 }
 
@@ -82,12 +58,14 @@ func wrap(text string, columns int, newline string) string {
 	return b.String() + text + newline
 }
 
-// shapes is every shape seen in the wild, made from the golden request, and what is said of it.
-func shapes(t testing.TB) map[string]struct {
+type shape struct {
 	data []byte
-	ids  []string
-} {
-	xml := string(readFile(t, goldenDir+"customer.plist"))
+	ids  []string // of the findings
+}
+
+// shapes returns the golden request in every form that tools write.
+func shapes(t testing.TB) map[string]shape {
+	xml := string(testkit.File(t, "golden/customer.plist"))
 	b64 := func(xml string) string { return base64.StdEncoding.EncodeToString([]byte(xml)) }
 	r := golden(t)
 	var pem128, reversed strings.Builder
@@ -101,10 +79,6 @@ func shapes(t testing.TB) map[string]struct {
 	withChain := func(chain string) string { return xml[:first] + chain + xml[last:] }
 	csr, chain := strings.Index(xml, "\t\t<key>"+keyCSR), strings.Index(xml, "\t\t<key>"+keyChain)
 	end := strings.Index(xml, "\t\t<key>"+keySignature)
-	type shape = struct {
-		data []byte
-		ids  []string
-	}
 	return map[string]shape{
 		"one line":          {[]byte(b64(xml)), nil},
 		"newline at end":    {[]byte(b64(xml) + "\n"), nil},
@@ -155,7 +129,7 @@ func TestParseTakesEveryShape(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	xml := string(readFile(t, goldenDir+"customer.plist"))
+	xml := string(testkit.File(t, "golden/customer.plist"))
 	first, last := strings.Index(xml, "-----BEGIN"), strings.LastIndex(xml, "-----END")
 	replace := func(old, replacement string) []byte {
 		if !strings.Contains(xml, old) {
@@ -172,8 +146,8 @@ func TestParseRefuses(t *testing.T) {
 	}{
 		{"empty", nil, "request.encoding", fault.PortalInvalidCSR},
 		{"too large", make([]byte, MaxRequest+1), "request.size", fault.PortalInvalidCSR},
-		{"a CSR", readFile(t, csrDir+"/good.pem"), "request.encoding", fault.PortalInvalidCSR},
-		{"base64 of DER", readFile(t, csrDir+"/good.b64"), "request.encoding", fault.PortalInvalidCSR},
+		{"a CSR", testkit.File(t, "csr/good.pem"), "request.encoding", fault.PortalInvalidCSR},
+		{"base64 of DER", testkit.File(t, "csr/good.b64"), "request.encoding", fault.PortalInvalidCSR},
 		{"cut XML", []byte(xml[:len(xml)/2]), "request.plist", fault.PortalInvalidCSR},
 		{"GNUStep", []byte(`<48656c6c6f>`), "request.encoding", fault.PortalInvalidCSR},
 		{"key missing", replace(keyCSR, "SomethingElse"), "request.plist", fault.PortalInvalidCSR},
@@ -187,8 +161,8 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, err := Parse(c.data)
-			var found *fault.Finding
-			if !errors.As(err, &found) || r != nil {
+			found, ok := errors.AsType[*fault.Finding](err)
+			if !ok || r != nil {
 				t.Fatalf("got %v, %v", r, err)
 			}
 			if found.ID != c.id || found.Portal != c.portal || found.Fix == "" {
@@ -198,17 +172,16 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse: what is accepted is written in our form and read back the same; no input panics.
+// FuzzParse checks that an accepted request is equal after Encode and Parse, and that Verify does not panic.
 func FuzzParse(f *testing.F) {
 	for _, shape := range shapes(f) {
 		f.Add(shape.data)
 	}
-	addSeeds(f, csrDir)
+	addSeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := Parse(data)
 		if err != nil {
-			var found *fault.Finding
-			if !errors.As(err, &found) || found.Subject() != fault.Request {
+			if !strings.HasPrefix(testkit.FindingID(err), "request.") {
 				t.Fatalf("not a finding: %v", err)
 			}
 			return
@@ -220,7 +193,7 @@ func FuzzParse(f *testing.F) {
 			}
 			again, err := Parse(out)
 			if err != nil {
-				t.Fatalf("our own form is refused: %v", err)
+				t.Fatalf("our form is refused: %v", err)
 			}
 			if diff := cmp.Diff(r, again); diff != "" {
 				t.Fatal(diff)

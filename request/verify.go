@@ -8,34 +8,33 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"time"
 
 	"hsmsign/chain"
 	"hsmsign/fault"
 )
 
-// VerifyOptions says what a request is held against. The zero value: Apple's roots, now, any CSR.
+// VerifyOptions are the expectations of Verify. The zero value accepts any CSR and uses Apple's roots and the current time.
 type VerifyOptions struct {
-	CSR        *CSR                // the CSR that the request must hold; nil: any
-	TrustRoots []*x509.Certificate // accepted beside Apple's pinned roots
+	CSR        *CSR                // the CSR that the request must contain; nil: any
+	TrustRoots []*x509.Certificate // trusted in addition to Apple's pinned roots
 	Now        time.Time           // zero: time.Now()
 }
 
-// Report is what Verify found. The decoded parts are nil where the request could not be read that far.
+// Report is the result of Verify. The decoded parts are nil if the request could not be read so far.
 type Report struct {
 	Findings []fault.Finding
 	Request  *Request
 	CSR      *x509.CertificateRequest
 	Chain    []*x509.Certificate // in the request's order
-	Digest   crypto.Hash         // what the signature was made with; 0 when it does not verify
+	Digest   crypto.Hash         // of the signature; 0 if it does not verify
 }
 
-// OK is whether the request can be uploaded: no finding of severity Error.
+// OK reports whether the request can be uploaded: it has no finding of severity error.
 func (r *Report) OK() bool { return fault.First(r.Findings) == nil }
 
-// Verify examines a Push Certificate Request as Apple's portal would, and goes on after a defect, so that one run
-// names them all. The request may be any tool's.
+// Verify checks a Push Certificate Request of any tool as Apple's portal would. It continues after a defect, so that one
+// run reports them all.
 func Verify(data []byte, opts VerifyOptions) *Report {
 	if opts.Now.IsZero() {
 		opts.Now = time.Now()
@@ -53,11 +52,11 @@ func Verify(data []byte, opts VerifyOptions) *Report {
 	return r
 }
 
-// add takes in an error that is a *fault.Finding, as every error of this package and of chain is.
+// add appends an error, which is a *fault.Finding if it comes from this package or chain.
 func (r *Report) add(err error) {
-	var f *fault.Finding
-	if !errors.As(err, &f) {
-		f = bad("request.unreadable", err.Error(), fixSignAgain, fault.PortalInvalidCSR)
+	f, ok := errors.AsType[*fault.Finding](err)
+	if !ok {
+		f = refuse("request.unreadable", "%v", err)
 	}
 	r.Findings = append(r.Findings, *f)
 }
@@ -70,25 +69,25 @@ func (r *Report) readCSR(want *CSR) {
 		r.CSR = parsed
 		r.Findings = append(r.Findings, CheckCSR(parsed)...)
 	case bytes.Contains(der, pemBegin):
-		r.add(bad("request.csr-pem", keyCSR+" is the base64 of a PEM file; it must be that of the DER inside", fixSignAgain, fault.PortalInvalidCSR))
+		r.add(refuse("request.csr-pem", "%s is the base64 of a PEM file; it must be the base64 of the DER inside", keyCSR))
 	default:
 		r.add(err)
 	}
 	if want == nil || bytes.Equal(der, want.DER) {
 		return
 	}
-	message := "the request holds another CSR than the one given: another customer's, perhaps"
+	message := "the request contains another CSR than the given one, possibly of another customer"
 	if parsed != nil && bytes.Equal(parsed.RawSubjectPublicKeyInfo, want.Parsed.RawSubjectPublicKeyInfo) {
-		message = "the request holds another CSR than the one given, over the same key"
+		message = "the request contains another CSR than the given one, over the same key"
 	}
-	r.add(bad("request.csr-differs", message, "sign the CSR that the customer sent", ""))
+	r.add(fault.Refuse("request.csr-differs", "%s", message).WithFix("sign the CSR that the customer sent"))
 }
 
 func (r *Report) readChain(opts VerifyOptions) {
 	for i, der := range r.Request.Chain {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			r.add(bad("request.chain-certificate", fmt.Sprintf("certificate %d of the chain is unreadable: %v", i+1, err), fixSignAgain, fault.PortalChainMissing))
+			r.add(refuse("request.chain-certificate", "certificate %d of the chain is unreadable: %v", i+1, err).WithPortal(fault.PortalChainMissing))
 			continue
 		}
 		r.Chain = append(r.Chain, cert)
@@ -99,12 +98,12 @@ func (r *Report) readChain(opts VerifyOptions) {
 	}
 }
 
-// VendorCSR is the refusal of the vendor's own CSR in a customer's place.
+// VendorCSR returns the finding for the vendor's own CSR, given instead of a customer's.
 func VendorCSR() error {
-	return refuse("csr.vendor-key", "this is the vendor's own CSR (its key is the vendor certificate's), not a customer's", fixAskCSR)
+	return refuseCSR("csr.vendor-key", "this is the vendor's own CSR (its key is the vendor certificate's), not a customer's")
 }
 
-// Vendor is the certificate whose key must have made the signature: the first that is no CA, or nil.
+// Vendor returns the certificate whose key must have made the signature: the first that is not a CA, or nil.
 func (r *Report) Vendor() *x509.Certificate {
 	for _, cert := range r.Chain {
 		if !cert.IsCA {
@@ -117,15 +116,15 @@ func (r *Report) Vendor() *x509.Certificate {
 // sha1Until: Apple's page asked for SHA-1 until vendor certificates of 2021.
 var sha1Until = time.Date(2021, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// checkSignature says whether the signature is right and, when it is not, what it was made with and over.
+// checkSignature verifies the signature. If it is wrong, it finds out what was signed, and with which key.
 func (r *Report) checkSignature(want *CSR) {
 	vendor := r.Vendor()
 	if vendor == nil {
-		return // chain.Check said why there is none
+		return // chain.Check reports it
 	}
 	der, sig := r.Request.CSR, r.Request.Signature
-	wrong := func(what string) {
-		r.add(bad("request.signature", "the signature "+what, fixSignAgain, fault.PortalSignature))
+	wrong := func(format string, args ...any) {
+		r.add(refuse("request.signature", "the signature "+format, args...).WithPortal(fault.PortalSignature))
 	}
 	pub, ok := vendor.PublicKey.(*rsa.PublicKey)
 	if !ok {
@@ -135,7 +134,8 @@ func (r *Report) checkSignature(want *CSR) {
 		return
 	}
 	if r.Digest == crypto.SHA1 {
-		f := bad("request.signature-sha1", "the signature was made with SHA-1; Apple wants SHA-256", "make the request again with --digest sha256", fault.PortalSignature)
+		f := refuse("request.signature-sha1", "the signature was made with SHA-1; Apple requires SHA-256").WithPortal(fault.PortalSignature).
+			WithFix("make the request again with --digest sha256")
 		if vendor.NotBefore.Before(sha1Until) {
 			f.Severity, f.Portal = fault.SeverityWarning, ""
 		}
@@ -151,18 +151,18 @@ func (r *Report) checkSignature(want *CSR) {
 	for i, cert := range r.Chain {
 		other, ok := cert.PublicKey.(*rsa.PublicKey)
 		if ok && cert != vendor && madeWith(other, der, sig) != 0 {
-			wrong(fmt.Sprintf("was made by another key of the chain: that of certificate %d, %q", i+1, cert.Subject.CommonName))
+			wrong("was made by another key of the chain: that of certificate %d, %q", i+1, fault.Clip(cert.Subject.CommonName, 128))
 			return
 		}
 	}
 	if len(sig) != pub.Size() {
-		wrong(fmt.Sprintf("has %d bytes where the vendor's key makes %d: another key made it, or it was cut", len(sig), pub.Size()))
+		wrong("has %d bytes, those of the vendor's key have %d: another key made it, or it was cut", len(sig), pub.Size())
 		return
 	}
 	wrong("does not verify with the vendor certificate's key: another key made it, or the CSR was changed afterwards")
 }
 
-// madeWith is the hash with which sig verifies over message, or 0.
+// madeWith returns the hash with which sig verifies over message, or 0.
 func madeWith(pub *rsa.PublicKey, message, sig []byte) crypto.Hash {
 	for _, h := range []crypto.Hash{crypto.SHA256, crypto.SHA1} {
 		hash := h.New()
@@ -174,7 +174,7 @@ func madeWith(pub *rsa.PublicKey, message, sig []byte) crypto.Hash {
 	return 0
 }
 
-// pemTexts are the texts that a tool may have signed in the DER's place.
+// pemTexts returns the texts that a tool may have signed instead of the DER.
 func pemTexts(der []byte, want *CSR) [][]byte {
 	var texts [][]byte
 	if want != nil {

@@ -3,11 +3,10 @@ package request
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/pem"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,10 +14,11 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/testpki"
 )
 
-// kit is a test PKI with a vendor, and what it takes to make right and wrong requests.
+// kit is a test PKI with the golden vendor key, to make right and wrong requests.
 type kit struct {
 	authority *testpki.Authority
 	key       *rsa.PrivateKey
@@ -27,54 +27,38 @@ type kit struct {
 	now       time.Time
 }
 
-func newKit(t testing.TB, opts testpki.VendorOptions) *kit {
+// started is when the certificates of the tests begin.
+var started = time.Now()
+
+func newKit(t testing.TB, now time.Time) *kit {
 	t.Helper()
-	block, _ := pem.Decode(readFile(t, goldenDir+"vendor.key"))
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &kit{key: parsed.(*rsa.PrivateKey), now: time.Now()}
-	if !opts.NotBefore.IsZero() {
-		k.now = opts.NotBefore
-	}
-	if k.authority, err = testpki.New(k.now.Add(-time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	vendorCSR, err := ParseCSR(readFile(t, goldenDir+"vendor.csr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if k.vendor, err = k.authority.IssueVendor(vendorCSR.Parsed, opts); err != nil {
-		t.Fatal(err)
-	}
-	if k.csr, err = DecodeCSR(readFile(t, goldenDir+"customer.csr")); err != nil {
-		t.Fatal(err)
-	}
+	k := &kit{key: testkit.GoldenKey(t), now: now, authority: testkit.Authority(now.Add(-time.Hour))}
+	k.vendor = testkit.Must(k.authority.IssueVendor(csrFile(t, "golden/vendor.csr").Parsed, testpki.VendorOptions{NotBefore: now}))
+	k.csr = csrFile(t, "golden/customer.csr")
 	return k
 }
 
-func sign(t testing.TB, key *rsa.PrivateKey, message []byte, h crypto.Hash) []byte {
+func csrFile(t testing.TB, name string) *CSR {
 	t.Helper()
-	hash := h.New()
-	hash.Write(message)
-	sig, err := rsa.SignPKCS1v15(rand.Reader, key, h, hash.Sum(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sig
+	return testkit.Must(ParseCSR(testkit.File(t, name)))
 }
 
-// request is a right request; each case spoils one thing.
-func (k *kit) request(t testing.TB) *Request {
+func sign(key *rsa.PrivateKey, message []byte, h crypto.Hash) []byte {
+	hash := h.New()
+	hash.Write(message)
+	return testkit.Must(rsa.SignPKCS1v15(nil, key, h, hash.Sum(nil)))
+}
+
+// request returns a right request; each case spoils one thing.
+func (k *kit) request() *Request {
 	return &Request{
 		CSR:       k.csr.DER,
 		Chain:     [][]byte{k.vendor.Raw, k.authority.WWDR.Raw, k.authority.Root.Raw},
-		Signature: sign(t, k.key, k.csr.DER, crypto.SHA256),
+		Signature: sign(k.key, k.csr.DER, crypto.SHA256),
 	}
 }
 
-// problems gives the IDs of errors and warnings.
+// problems returns severity and ID of the errors and warnings.
 func problems(r *Report) []string {
 	var ids []string
 	for _, f := range r.Findings {
@@ -86,118 +70,56 @@ func problems(r *Report) []string {
 	return slices.Compact(ids)
 }
 
+// portals are the portal's errors for some findings.
+var portals = map[string]string{
+	"request.signature": fault.PortalSignature, "chain.expired": fault.PortalExpired,
+	"request.csr-pem": fault.PortalInvalidCSR, "request.chain-certificate": fault.PortalChainMissing,
+}
+
 func TestVerify(t *testing.T) {
-	k := newKit(t, testpki.VendorOptions{})
-	otherCSR, err := DecodeCSR(readFile(t, csrDir+"/other.pem"))
-	if err != nil {
-		t.Fatal(err)
+	k := newKit(t, started)
+	otherCSR, sha1CSR, vendorCSR := csrFile(t, "csr/other.pem"), csrFile(t, "csr/sha1.pem"), csrFile(t, "golden/vendor.csr")
+	pemText := testkit.File(t, "golden/customer.csr")
+	signed := func(key *rsa.PrivateKey, message []byte, h crypto.Hash) func(*Request) {
+		return func(r *Request) { r.Signature = sign(key, message, h) }
 	}
-	sha1CSR, err := ParseCSR(readFile(t, csrDir+"/sha1.pem"))
-	if err != nil {
-		t.Fatal(err)
+	resign := func(csr []byte) func(*Request) {
+		return func(r *Request) { r.CSR, r.Signature = csr, sign(k.key, csr, crypto.SHA256) }
 	}
-	vendorCSR, err := ParseCSR(readFile(t, goldenDir+"vendor.csr"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pemText := readFile(t, goldenDir+"customer.csr")
 	for _, c := range []struct {
 		name  string
 		spoil func(*Request)
 		opts  VerifyOptions
 		want  []string
-		says  string // in the message of the first finding that is wanted
+		says  string // in the message of one finding
 	}{
-		{name: "right", spoil: func(*Request) {}},
-		{name: "right, held to its CSR", spoil: func(*Request) {}, opts: VerifyOptions{CSR: k.csr}},
-		{
-			name: "another CSR", spoil: func(*Request) {}, opts: VerifyOptions{CSR: otherCSR},
-			want: []string{"error request.csr-differs"}, says: "another customer's",
-		},
-		{
-			name: "another CSR of the same key", opts: VerifyOptions{CSR: sha1CSR},
-			spoil: func(r *Request) { r.CSR = otherCSR.DER; r.Signature = sign(t, k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error request.csr-differs"}, says: "over the same key",
-		},
-		{
-			name: "SHA-1", spoil: func(r *Request) { r.Signature = sign(t, k.key, r.CSR, crypto.SHA1) },
-			want: []string{"error request.signature-sha1"}, says: "made with SHA-1",
-		},
-		{
-			name: "over the PEM text", spoil: func(r *Request) { r.Signature = sign(t, k.key, pemText, crypto.SHA256) },
-			want: []string{"error request.signature"}, says: "made over the PEM text",
-		},
-		{
-			name: "over the PEM text with CRLF",
-			spoil: func(r *Request) {
-				r.Signature = sign(t, k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1)
-			},
-			want: []string{"error request.signature"}, says: "made over the PEM text",
-		},
-		{
-			name: "by the intermediate", spoil: func(r *Request) { r.Signature = sign(t, k.authority.WWDRKey, r.CSR, crypto.SHA256) },
-			want: []string{"error request.signature"}, says: "made by another key of the chain",
-		},
-		{
-			name: "by a stranger", spoil: func(r *Request) { r.Signature[10] ^= 1 },
-			want: []string{"error request.signature"}, says: "does not verify",
-		},
-		{
-			name: "cut signature", spoil: func(r *Request) { r.Signature = r.Signature[:200] },
-			want: []string{"error request.signature"}, says: "has 200 bytes where the vendor's key makes 256",
-		},
-		{
-			name:  "the vendor's own CSR",
-			spoil: func(r *Request) { r.CSR = vendorCSR.DER; r.Signature = sign(t, k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error csr.vendor-key"}, says: "the vendor's own CSR",
-		},
-		{
-			name: "unsound CSR",
-			spoil: func(r *Request) {
-				r.CSR = readFile(t, csrDir+"/close-primes.der")
-				r.Signature = sign(t, k.key, r.CSR, crypto.SHA256)
-			},
-			want: []string{"error csr.close-primes"}, says: "close primes",
-		},
-		{
-			name:  "PEM in the CSR's place",
-			spoil: func(r *Request) { r.CSR = pemText; r.Signature = sign(t, k.key, r.CSR, crypto.SHA256) },
-			want:  []string{"error request.csr-pem"}, says: "base64 of a PEM file",
-		},
-		{
-			name: "no root", spoil: func(r *Request) { r.Chain = r.Chain[:2] },
-			want: []string{"error chain.missing-root"},
-		},
-		{
-			name: "no intermediate", spoil: func(r *Request) { r.Chain = slices.Delete(slices.Clone(r.Chain), 1, 2) },
-			want: []string{"error chain.missing-intermediate"},
-		},
-		{
-			name: "root first", spoil: func(r *Request) { slices.Reverse(r.Chain) },
-			want: []string{"warning chain.order"},
-		},
-		{
-			name: "unreadable certificate", spoil: func(r *Request) { r.Chain[2] = []byte("no certificate") },
-			want: []string{"error chain.missing-root", "error request.chain-certificate"},
-		},
-		{
-			name: "soon expired", spoil: func(*Request) {}, opts: VerifyOptions{Now: k.now.AddDate(0, 0, 350)},
-			want: []string{"warning chain.expires-soon"},
-		},
-		{
-			name: "expired", spoil: func(*Request) {}, opts: VerifyOptions{Now: k.now.AddDate(0, 0, 400)},
-			want: []string{"error chain.expired"},
-		},
+		{"right", func(*Request) {}, VerifyOptions{}, nil, ""},
+		{"right, with its CSR", func(*Request) {}, VerifyOptions{CSR: k.csr}, nil, ""},
+		{"another CSR", func(*Request) {}, VerifyOptions{CSR: otherCSR}, []string{"error request.csr-differs"}, "possibly of another customer"},
+		{"another CSR of the same key", resign(otherCSR.DER), VerifyOptions{CSR: sha1CSR}, []string{"error request.csr-differs"}, "over the same key"},
+		{"SHA-1", signed(k.key, k.csr.DER, crypto.SHA1), VerifyOptions{}, []string{"error request.signature-sha1"}, "made with SHA-1"},
+		{"over the PEM text", signed(k.key, pemText, crypto.SHA256), VerifyOptions{}, []string{"error request.signature"}, "made over the PEM text"},
+		{"over the PEM text with CRLF", signed(k.key, bytes.ReplaceAll(pemText, []byte("\n"), []byte("\r\n")), crypto.SHA1), VerifyOptions{},
+			[]string{"error request.signature"}, "made over the PEM text"},
+		{"by the intermediate", signed(k.authority.WWDRKey, k.csr.DER, crypto.SHA256), VerifyOptions{}, []string{"error request.signature"}, "made by another key of the chain"},
+		{"by a stranger", func(r *Request) { r.Signature[10] ^= 1 }, VerifyOptions{}, []string{"error request.signature"}, "does not verify"},
+		{"cut signature", func(r *Request) { r.Signature = r.Signature[:200] }, VerifyOptions{}, []string{"error request.signature"}, "has 200 bytes, those of the vendor's key have 256"},
+		{"the vendor's own CSR", resign(vendorCSR.DER), VerifyOptions{}, []string{"error csr.vendor-key"}, "the vendor's own CSR"},
+		{"unacceptable CSR", resign(testkit.File(t, "csr/close-primes.der")), VerifyOptions{}, []string{"error csr.close-primes"}, "close primes"},
+		{"PEM instead of DER", resign(pemText), VerifyOptions{}, []string{"error request.csr-pem"}, "base64 of a PEM file"},
+		{"no root", func(r *Request) { r.Chain = r.Chain[:2] }, VerifyOptions{}, []string{"error chain.missing-root"}, ""},
+		{"no intermediate", func(r *Request) { r.Chain = slices.Delete(r.Chain, 1, 2) }, VerifyOptions{}, []string{"error chain.missing-intermediate"}, ""},
+		{"root first", func(r *Request) { slices.Reverse(r.Chain) }, VerifyOptions{}, []string{"warning chain.order"}, ""},
+		{"unreadable certificate", func(r *Request) { r.Chain[2] = []byte("no certificate") }, VerifyOptions{},
+			[]string{"error chain.missing-root", "error request.chain-certificate"}, ""},
+		{"soon expired", func(*Request) {}, VerifyOptions{Now: k.now.AddDate(0, 0, 350)}, []string{"warning chain.expires-soon"}, ""},
+		{"expired", func(*Request) {}, VerifyOptions{Now: k.now.AddDate(0, 0, 400)}, []string{"error chain.expired"}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := k.request(t)
+			r := k.request()
 			c.spoil(r)
-			data, err := r.Encode(Base64)
-			if err != nil {
-				t.Fatal(err)
-			}
 			c.opts.TrustRoots = []*x509.Certificate{k.authority.Root}
-			report := Verify(data, c.opts)
+			report := Verify(testkit.Must(r.Encode(Base64)), c.opts)
 			if diff := cmp.Diff(c.want, problems(report)); diff != "" {
 				t.Errorf("%s\n%+v", diff, report.Findings)
 			}
@@ -205,48 +127,26 @@ func TestVerify(t *testing.T) {
 			if report.OK() != wantOK {
 				t.Errorf("OK is %v", report.OK())
 			}
-			said := slices.ContainsFunc(report.Findings, func(f fault.Finding) bool {
-				return bytes.Contains([]byte(f.Message), []byte(c.says)) && f.Fix != ""
-			})
-			if c.says != "" && !said {
+			said := c.says == ""
+			for _, f := range report.Findings {
+				said = said || strings.Contains(f.Message, c.says) && f.Fix != ""
+				if want, ok := portals[f.ID]; ok && f.Portal != want {
+					t.Errorf("%s: the portal's error is %q, want %q", f.ID, f.Portal, want)
+				}
+			}
+			if !said {
 				t.Errorf("nothing says %q: %+v", c.says, report.Findings)
 			}
 		})
 	}
 }
 
-// The portal's words for each kind of defect.
-func TestVerifyNamesThePortalsError(t *testing.T) {
-	k := newKit(t, testpki.VendorOptions{})
-	r := k.request(t)
-	r.Signature[0] ^= 1
-	data, err := r.Encode(Base64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	report := Verify(data, VerifyOptions{TrustRoots: []*x509.Certificate{k.authority.Root}, Now: k.now.AddDate(2, 0, 0)})
-	portal := map[string]string{}
-	for _, f := range report.Findings {
-		portal[f.ID] = f.Portal
-	}
-	want := map[string]string{"request.signature": fault.PortalSignature, "chain.expired": fault.PortalExpired}
-	for id, words := range want {
-		if portal[id] != words {
-			t.Errorf("%s: got %q, want %q", id, portal[id], words)
-		}
-	}
-}
-
-// A vendor certificate of before 2021 was signed with SHA-1 by right.
+// Requests of vendor certificates from before 2021 may be signed with SHA-1.
 func TestVerifySHA1OfItsTime(t *testing.T) {
-	k := newKit(t, testpki.VendorOptions{NotBefore: time.Date(2019, 1, 1, 0, 0, 0, 0, time.UTC)})
-	r := k.request(t)
-	r.Signature = sign(t, k.key, r.CSR, crypto.SHA1)
-	data, err := r.Encode(Base64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	report := Verify(data, VerifyOptions{TrustRoots: []*x509.Certificate{k.authority.Root}, Now: k.now.AddDate(0, 1, 0)})
+	k := newKit(t, time.Date(2019, 1, 1, 0, 0, 0, 0, time.UTC))
+	r := k.request()
+	r.Signature = sign(k.key, r.CSR, crypto.SHA1)
+	report := Verify(testkit.Must(r.Encode(Base64)), VerifyOptions{TrustRoots: []*x509.Certificate{k.authority.Root}, Now: k.now.AddDate(0, 1, 0)})
 	if diff := cmp.Diff([]string{"warning request.signature-sha1"}, problems(report)); diff != "" {
 		t.Error(diff)
 	}
@@ -255,17 +155,13 @@ func TestVerifySHA1OfItsTime(t *testing.T) {
 	}
 }
 
-// One run names every defect.
+// One run reports every defect.
 func TestVerifyGoesOn(t *testing.T) {
-	k := newKit(t, testpki.VendorOptions{})
-	r := k.request(t)
-	r.Signature = sign(t, k.key, r.CSR, crypto.SHA1)
+	k := newKit(t, started)
+	r := k.request()
+	r.Signature = sign(k.key, r.CSR, crypto.SHA1)
 	r.Chain = r.Chain[:2]
-	xml, err := r.Encode(Plist)
-	if err != nil {
-		t.Fatal(err)
-	}
-	xml = bytes.ReplaceAll(xml, []byte("-----\n-----"), []byte("----------"))
+	xml := bytes.ReplaceAll(testkit.Must(r.Encode(Plist)), []byte("-----\n-----"), []byte("----------"))
 	report := Verify(xml, VerifyOptions{})
 	want := []string{
 		"error chain.missing-root", "error request.signature-sha1",
@@ -276,16 +172,13 @@ func TestVerifyGoesOn(t *testing.T) {
 	}
 }
 
-// A chain with Apple's own root is trusted without being told; the golden one, a test root's, is not.
+// Only Apple's roots are trusted by default; the golden chain ends at a test root.
 func TestVerifyTrust(t *testing.T) {
-	data := readFile(t, goldenDir+"customer.req")
+	data := testkit.File(t, "golden/customer.req")
 	if diff := cmp.Diff([]string{"error chain.untrusted"}, problems(Verify(data, VerifyOptions{}))); diff != "" {
 		t.Error(diff)
 	}
-	roots, err := chain.Parse(readFile(t, goldenDir+"root.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	roots := testkit.Must(chain.Parse(testkit.File(t, "golden/root.pem")))
 	if report := Verify(data, VerifyOptions{TrustRoots: roots}); !report.OK() {
 		t.Errorf("%+v", report.Findings)
 	}

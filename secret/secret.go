@@ -1,10 +1,5 @@
-// Package secret reads PINs, passphrases and tokens from where they are: a file of mode 0600, the environment, a systemd
-// credential, a program, or the person at the terminal.
-//
-//	pin, err := secret.Reader{Getenv: os.Getenv}.Read(ctx, secret.Source{Label: "PIN", From: "file:/run/secrets/pin"})
-//	defer clear(pin)
-//
-// A secret is never part of an error.
+// Package secret reads PINs, passphrases and tokens: from a file of mode 0600, the environment, a systemd credential, the
+// output of a program, or the person at the terminal. A secret is never part of an error.
 package secret
 
 import (
@@ -27,7 +22,7 @@ import (
 // Max is the longest secret, in bytes.
 const Max = 1024
 
-// ErrSecret: a secret is missing, or could not be read.
+// ErrSecret: a secret is missing or cannot be read.
 var ErrSecret = fault.Auth.New("cannot read the secret")
 
 // Reader reads secrets. Its functions are passed in, so that no other package reads the environment or the terminal.
@@ -39,9 +34,9 @@ type Reader struct {
 	Prompt func(ctx context.Context, label string) ([]byte, error)
 }
 
-// Source says where one secret comes from.
+// Source is where one secret comes from.
 type Source struct {
-	Label   string // what the person at the terminal is asked for: "PIN of token \"mdm\""
+	Label   string // names the secret in prompts and errors: "PIN of token \"mdm\""
 	From    string // see Read; "" means Env, then the terminal
 	Env     string // the variable to read if From is empty
 	AnyMode bool   // accept a file that group or others can read
@@ -69,7 +64,7 @@ func (r Reader) Read(ctx context.Context, src Source) ([]byte, error) {
 	return secret, nil
 }
 
-// failed is an error of Read. It reads as the error of a key store that was given a wrong secret does.
+// failed returns an error of Read. Its text is like that of a key store that refuses a wrong secret.
 func failed(label string, err error) error {
 	return &failure{fmt.Errorf("%s: %w", label, err)}
 }
@@ -79,8 +74,8 @@ type failure struct{ error }
 
 func (f *failure) Unwrap() []error { return []error{ErrSecret, f.error} }
 
-// ReadNew asks the person at the terminal twice for a secret that does not exist yet: a key whose passphrase contains a
-// typing error is lost. Otherwise it is like Read.
+// ReadNew prompts twice for a new secret: a key whose passphrase contains a typing error is lost. Otherwise it is like
+// Read.
 func (r Reader) ReadNew(ctx context.Context, label string) ([]byte, error) {
 	first, err := r.Read(ctx, Source{Label: label, From: "prompt"})
 	if err != nil {
@@ -167,7 +162,7 @@ func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, programWait)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...) // #nosec G204 -- the operator's own program, as ssh's ProxyCommand
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) // #nosec G204 -- the operator names the program, as with ProxyCommand of ssh
 	cmd.WaitDelay = time.Second
 	out := secretBuffer{room: make([]byte, 0, Max+2)}
 	cmd.Stdout = &out
@@ -178,7 +173,7 @@ func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
 	return trimNewline(out.room), nil
 }
 
-// secretBuffer never grows, so that no copy of the secret stays in memory, and accepts no more than a secret has.
+// secretBuffer never grows, so that no copy of the secret remains in memory. It accepts at most Max+2 bytes.
 type secretBuffer struct{ room []byte }
 
 func (s *secretBuffer) Write(p []byte) (int, error) {
@@ -209,7 +204,7 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 && !anyMode && runtime.GOOS != "windows" {
 		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%w (mode %04o)", ErrInsecureMode, mode)}
 	}
-	// Not io.ReadAll: it grows its buffer and leaves copies of the secret behind that nothing clears.
+	// Not io.ReadAll: it grows its buffer and leaves copies of the secret in memory.
 	b := make([]byte, limit+1)
 	n, err := io.ReadFull(f, b)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -224,10 +219,10 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 	return b, nil
 }
 
-// ErrInsecureMode: a file that contains a secret can be read by others than its owner.
+// ErrInsecureMode: others than its owner can read a file that contains a secret.
 var ErrInsecureMode = errors.New("group or others can read it; run chmod 600 on it")
 
 // openNonblock opens a file for reading without waiting for the writer of a pipe.
 func openNonblock(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the path is the operator's own
+	return os.OpenFile(path, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the operator names the path
 }

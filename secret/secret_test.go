@@ -12,31 +12,29 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"hsmsign/internal/testkit"
 )
 
 func writeSecret(t *testing.T, dir, name, text string, mode fs.FileMode) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(path, []byte(text), 0o600))
+	testkit.OK(t, os.Chmod(path, mode))
 	return path
 }
 
-func TestSecrets(t *testing.T) {
+func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	good := writeSecret(t, dir, "good", "1234\n", 0o600)
 	open := writeSecret(t, dir, "open", "1234\n", 0o640)
 	longest := strings.Repeat("x", Max)
 	fifo := filepath.Join(dir, "fifo")
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	vars := map[string]string{"PIN": "1234", "LONG": longest + "x"}
+	testkit.OK(t, syscall.Mkfifo(fifo, 0o600))
+	program := func(name, script string) string { return writeSecret(t, dir, name, "#!/bin/sh\n"+script+"\n", 0o700) }
+	vars := map[string]string{"PIN": "1234", "LONG": longest + "x", "CREDENTIALS_DIRECTORY": dir}
 	full := Reader{
 		Getenv: func(name string) string { return vars[name] },
 		Prompt: func(context.Context, string) ([]byte, error) { return []byte("asked"), nil },
@@ -49,7 +47,7 @@ func TestSecrets(t *testing.T) {
 		src     Source
 		want    string
 		err     string // in the error, which wraps ErrSecret
-		is      error  // wrapped as well
+		is      error  // also wrapped
 	}{
 		{"file", full, Source{From: "file:" + good}, "1234", "", nil},
 		{"file with slashes", full, Source{From: "file://" + good}, "1234", "", nil},
@@ -59,19 +57,21 @@ func TestSecrets(t *testing.T) {
 		{"one newline only", full, Source{From: writeSecret(t, dir, "two", "1234\n\n", 0o600)}, "1234\n", "", nil},
 		{"Windows newline", full, Source{From: writeSecret(t, dir, "crlf", "1234\r\n", 0o600)}, "1234", "", nil},
 		{"carriage return alone", full, Source{From: writeSecret(t, dir, "cr", "1234\r", 0o600)}, "1234\r", "", nil},
-		{"spaces stay", full, Source{From: writeSecret(t, dir, "spaces", " 12 34 \n", 0o600)}, " 12 34 ", "", nil},
+		{"spaces are kept", full, Source{From: writeSecret(t, dir, "spaces", " 12 34 \n", 0o600)}, " 12 34 ", "", nil},
 		{"longest", full, Source{From: writeSecret(t, dir, "longest", longest+"\r\n", 0o600)}, longest, "", nil},
 		{"any mode", full, Source{From: open, AnyMode: true}, "1234", "", nil},
 		{"environment", full, Source{From: "env:PIN", Env: "OTHER"}, "1234", "", nil},
 		{"environment by default", full, Source{Env: "PIN"}, "1234", "", nil},
 		{"prompt", full, Source{From: "prompt", Env: "PIN"}, "asked", "", nil},
 		{"prompt by default", full, Source{Env: "UNSET"}, "asked", "", nil},
+		{"credential", full, Source{From: "credential:good"}, "1234", "", nil},
+		{"program", full, Source{From: "exec:" + program("show", `echo "pin-$1"`) + "   a  b"}, "pin-a", "", nil},
 
 		{"group can read", full, Source{From: open}, "", "mode 0640", ErrInsecureMode},
 		{"missing", full, Source{From: "missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
 		{"missing file", full, Source{From: "file:missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
 		{"folder", full, Source{From: dir}, "", "not a regular file", nil},
-		{"pipe that nobody writes to", full, Source{From: fifo}, "", "not a regular file", nil},
+		{"pipe without a writer", full, Source{From: fifo}, "", "not a regular file", nil},
 		{"empty file", full, Source{From: writeSecret(t, dir, "empty", "", 0o600)}, "", "it is empty", nil},
 		{"newline only", full, Source{From: writeSecret(t, dir, "newline", "\n", 0o600)}, "", "it is empty", nil},
 		{"too long by one", full, Source{From: writeSecret(t, dir, "long", longest+"x", 0o600)}, "", "longer than 1024", nil},
@@ -81,6 +81,16 @@ func TestSecrets(t *testing.T) {
 		{"no environment", Reader{}, Source{From: "env:PIN"}, "", "PIN is not set", nil},
 		{"no terminal", Reader{}, Source{From: "prompt"}, "", "no terminal", nil},
 		{"nothing at all", Reader{}, Source{Env: "PIN"}, "", "set PIN (there is no terminal", nil},
+		{"credential that others can read", full, Source{From: "credential:open"}, "", "chmod 600", ErrInsecureMode},
+		{"credential outside its folder", full, Source{From: "credential:../good"}, "", "no such credential", nil},
+		{"no such credential", full, Source{From: "credential:none"}, "", "no such file", fs.ErrNotExist},
+		{"credential without systemd", Reader{}, Source{From: "credential:good"}, "", "no such credential", nil},
+		{"program that fails", full, Source{From: "exec:" + program("fail", "echo secret-1234\necho secret-1234 >&2\nexit 3")}, "", "exit status 3", nil},
+		{"program that prints too much", full, Source{From: "exec:" + program("flood", "yes")}, "", "flood", nil},
+		{"program that hangs", full, Source{From: "exec:" + program("hang", "exec sleep 600")}, "", "killed", nil},
+		{"program without a path", full, Source{From: "exec:show"}, "", "absolute path", nil},
+		{"no program named", full, Source{From: "exec:"}, "", "absolute path", nil},
+		{"no such program", full, Source{From: "exec:" + dir + "/none"}, "", "no such file", fs.ErrNotExist},
 		{"unknown source", full, Source{From: "vault:x"}, "", "unknown source", nil},
 		{"prompt fails", Reader{Prompt: func(context.Context, string) ([]byte, error) { return nil, errPrompt }}, Source{}, "", "went away", errPrompt},
 		{"empty answer", Reader{Prompt: func(context.Context, string) ([]byte, error) { return nil, nil }}, Source{}, "", "it is empty", nil},
@@ -88,7 +98,13 @@ func TestSecrets(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.src.Label = `PIN of token "mdm"`
-			got, err := tt.secrets.Read(t.Context(), tt.src)
+			ctx := t.Context()
+			if tt.name == "program that hangs" {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 300*time.Millisecond)
+				defer cancel()
+			}
+			got, err := tt.secrets.Read(ctx, tt.src)
 			if tt.err == "" && (err != nil || string(got) != tt.want) {
 				t.Fatalf("%q, %v; want %q", got, err, tt.want)
 			}
@@ -102,7 +118,7 @@ func TestSecrets(t *testing.T) {
 				t.Errorf("%v does not wrap %v", err, tt.is)
 			}
 			if err != nil && (strings.Contains(err.Error(), "1234") || strings.Contains(err.Error(), "xxxx")) {
-				t.Errorf("the error tells the secret: %v", err)
+				t.Errorf("the error contains the secret: %v", err)
 			}
 		})
 	}
@@ -117,7 +133,7 @@ func TestReadFile(t *testing.T) {
 		}
 	}
 	if _, err := ReadFile(writeSecret(t, dir, "f", "123456789", 0o600), 8, false); err == nil {
-		t.Error("one byte over the limit is read")
+		t.Error("one byte above the limit is accepted")
 	}
 }
 
@@ -147,7 +163,7 @@ func TestReadNew(t *testing.T) {
 				t.Errorf("%q, %v, answers left %q", got, err, tt.answers)
 			}
 			if err != nil && strings.Contains(err.Error(), "1234") {
-				t.Errorf("the error tells the secret: %v", err)
+				t.Errorf("the error contains the secret: %v", err)
 			}
 		})
 	}

@@ -10,13 +10,13 @@ import (
 type Backend struct {
 	// Open finds the one key that ref names. No match wraps ErrKeyNotFound, several wrap ErrAmbiguousKey and are listed.
 	Open func(ctx context.Context, ref Ref, opts OpenOptions) (Signer, error)
-	// Generate makes the key that ref names and opens it. An existing key of that name wraps ErrKeyExists; nothing is
-	// ever replaced.
+	// Generate creates the key that ref names and opens it. If a key of that name exists, the error wraps ErrKeyExists;
+	// nothing is ever replaced.
 	Generate func(ctx context.Context, ref Ref, spec KeySpec) (Signer, error)
 	// List returns every private key that ref matches; an attribute that ref omits matches any value. It may be empty.
 	List func(ctx context.Context, ref Ref) ([]KeyInfo, error)
-	// Diagnose walks from the reference to a signature and reports each step as it ends (RunSteps). It returns the
-	// opened key, or nil if a step failed.
+	// Diagnose checks everything from the reference to a signature and reports each step as it ends (RunSteps). It
+	// returns the opened key, or nil if a step failed.
 	Diagnose func(ctx context.Context, ref Ref, opts OpenOptions, report func(Step)) Signer
 	// Certificates is nil if the backend cannot store a certificate with the key.
 	Certificates *CertificateStore
@@ -25,7 +25,7 @@ type Backend struct {
 	InFlight func(ref Ref) int
 }
 
-// OpenOptions narrow what Open looks for. The zero value takes the reference alone.
+// OpenOptions are the options of Open. With the zero value the reference alone selects the key.
 type OpenOptions struct {
 	// PublicKey is the key of the vendor's certificate, an *rsa.PublicKey; nil if it is not known. It selects among
 	// several keys that match the reference, and saves a KMS the call that asks for the public key.
@@ -41,7 +41,7 @@ type CertificateStore struct {
 	Import func(ctx context.Context, ref Ref, cert *x509.Certificate) error
 }
 
-// KeySpec says what key to generate. The reference says where, and under which name.
+// KeySpec describes the key to generate. The reference names it.
 type KeySpec struct {
 	Bits int // size of the RSA modulus: 2048, 3072 or 4096
 }
@@ -56,27 +56,26 @@ type KeyInfo struct {
 	Bits      int               // size of the modulus
 	Public    crypto.PublicKey  // nil if the store does not reveal it
 	Cert      *x509.Certificate // a certificate of this key, stored with it
-	// Properties are what the store says about the key's protection, by its own names ("CKA_SENSITIVE"), in a fixed
-	// order.
+	// Properties describe the key's protection, with the names of the store ("CKA_SENSITIVE"), in a fixed order.
 	Properties []Property
 }
 
 // Property is one fact about a key's protection.
 type Property struct {
 	Name  string `json:"name"`
-	Value string `json:"value"` // "yes", "no", or a word of the store's own
+	Value string `json:"value"` // "yes", "no", or a term of the store
 }
 
 // Stats are the figures of an open key. A figure that the backend does not know is zero. Reinitialized counts for the
 // whole PKCS#11 module, Reconnects for the whole token.
 type Stats struct {
 	Open  int // sessions that are open for this key, besides the token's own
-	Idle  int // of these, those that wait for work
+	Idle  int // of these, those that are not in use
 	InUse int // signatures in flight
 
-	Evicted       uint64 // sessions that were given up because a call failed on them
-	Reconnects    uint64 // logins after the first, because the token had forgotten it
-	Reinitialized uint64 // times that the module went through C_Finalize and C_Initialize
+	Evicted       uint64 // sessions that were closed because a call failed on them
+	Reconnects    uint64 // logins after the first one, because the token was logged out
+	Reinitialized uint64 // how often C_Finalize and C_Initialize reset the module
 	Restarts      uint64 // worker processes that replaced one that died or was killed
 
 	ReadWrite  bool // the token accepts read-write sessions only
@@ -84,7 +83,7 @@ type Stats struct {
 	Messages   bool // the token refuses CKM_RSA_PKCS and hashes messages itself
 }
 
-// Statistics is implemented by Signers that have figures. Safe for concurrent use.
+// Statistics is implemented by Signers that have Stats. Safe for concurrent use.
 type Statistics interface {
 	Stats() Stats
 }

@@ -12,11 +12,11 @@ var (
 	ErrKeyExists = fault.Usage.New("key exists")
 	// ErrAmbiguousKey: more than one key matches; the error lists them.
 	ErrAmbiguousKey = fault.Vendor.New("key reference is ambiguous")
-	// ErrBadKey: the key exists and must not or cannot be used: damaged, not RSA, readable by others.
+	// ErrBadKey: the key exists but cannot or must not be used: damaged, not RSA, readable by others.
 	ErrBadKey = fault.Vendor.New("unusable key")
 	// ErrAuth: the PIN, passphrase or credentials are missing or wrong. Never retried: tokens lock.
 	ErrAuth = fault.Auth.New("authentication failed")
-	// ErrUnsupported: the backend cannot do what was asked (hash, mechanism, this build).
+	// ErrUnsupported: the backend does not support the request (hash, mechanism, this build).
 	ErrUnsupported = fault.Usage.New("unsupported")
 	// ErrUnavailable: the backend does not answer now. It may be retried.
 	ErrUnavailable = fault.Unavailable.New("backend unavailable")
@@ -26,10 +26,10 @@ var (
 	ErrClosed = fault.Internal.New("signer is closed")
 )
 
-// Error says which operation failed on which key, as fs.PathError does for files. What to do is fault.Hint of it.
+// Error names the operation that failed and its key, as fs.PathError does for files. fault.Hint returns what to do.
 type Error struct {
 	Op  string // "open", "sign", "log in", ...
-	Ref Ref    // printed without its secrets
+	Ref Ref    // printed without secrets
 	Err error  // wraps one of the families
 }
 

@@ -8,27 +8,26 @@ import (
 	"strings"
 )
 
-// MaxRef is the longest key reference that is read, in bytes.
+// MaxRef is the maximum length of a key reference, in bytes.
 const MaxRef = 4096
 
 // Ref is a parsed key reference: scheme:path?name=value&name=value.
 //
-// It is not a URL: a '+' means itself, and only the backend knows what the path means (RFC 7512 section 2.3 for
-// pkcs11). The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
+// It is not a URL: '+' is a plain character, and only the backend interprets the path (RFC 7512 section 2.3 for pkcs11).
+// The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
 type Ref struct {
 	Scheme string // "file", "pkcs11", "awskms", "gcpkms": lower case
-	Path   string // all between "scheme:" and "?", as it was written, percent-encoding included
+	Path   string // the text between "scheme:" and "?", unchanged, with its percent-encoding
 	query  []attr
 }
 
 // attr is one query attribute; the value is percent-decoded.
 type attr struct{ name, value string }
 
-// ParseRef reads a key reference. An error wraps ErrReference and never repeats text of the query, which may contain a
-// PIN.
+// ParseRef parses a key reference. An error wraps ErrReference and never quotes the query, which may contain a PIN.
 func ParseRef(s string) (Ref, error) {
 	if len(s) > MaxRef {
-		return Ref{}, fmt.Errorf("%w: %d bytes, at most %d are read", ErrReference, len(s), MaxRef)
+		return Ref{}, fmt.Errorf("%w: %d bytes; the limit is %d", ErrReference, len(s), MaxRef)
 	}
 	for _, c := range []byte(s) {
 		if c < 0x20 || c == 0x7f {
@@ -77,7 +76,7 @@ func (r Ref) Query(name string) (string, bool) {
 	return "", false
 }
 
-// CheckQuery refuses an unknown query attribute: a typing error must not weaken a setting. The error wraps
+// CheckQuery returns an error for an unknown query attribute: a typing error must not weaken a setting. The error wraps
 // ErrReference.
 func (r Ref) CheckQuery(known ...string) error {
 	for _, a := range r.query {
@@ -88,15 +87,15 @@ func (r Ref) CheckQuery(known ...string) error {
 	return nil
 }
 
-// Encode returns the reference exactly, secrets included: ParseRef(r.Encode()) is r, and it is never longer than the
-// text that was parsed. It is for another process; String is for people.
+// Encode returns the exact reference, with its secrets: ParseRef(r.Encode()) equals r. It is never longer than the text
+// that was parsed. It is for another process; String is for people.
 func (r Ref) Encode() string {
 	return r.format(r.Path, func(a attr) string {
 		return special.ReplaceAllStringFunc(a.value, func(c string) string { return fmt.Sprintf("%%%02X", c[0]) })
 	})
 }
 
-// special are the bytes that ParseRef does not read as themselves in a value.
+// special matches the bytes that have a meaning in a value.
 var special = regexp.MustCompile(`[%&\x00-\x1f\x7f]`)
 
 // String returns the reference in the form that ParseRef reads, with the value of every attribute that may be a secret
@@ -122,8 +121,8 @@ func (r Ref) format(path string, value func(attr) string) string {
 	return b.String()
 }
 
-// redactPIN hides a pin-value in the wrong place, in the path or after a ';' in the query: the error that refuses it
-// prints the reference.
+// redactPIN hides a pin-value in the wrong place, in the path or after a ';' in the query: the error about it prints the
+// reference.
 func redactPIN(s string) string {
 	const name = "pin-value="
 	for from := 0; from+len(name) <= len(s); from++ {
@@ -140,8 +139,8 @@ func redactPIN(s string) string {
 	return s
 }
 
-// redactUser hides the user and password of a server's address: "http://user:secret@host". No backend accepts them,
-// and the error that refuses them prints the reference.
+// redactUser hides the user and password in the address of a server, "http://user:secret@host". No backend accepts them,
+// and the error about them prints the reference.
 func redactUser(name, value string) string {
 	at := strings.LastIndexByte(value, '@')
 	if name != "endpoint" || at < 0 {
@@ -150,8 +149,8 @@ func redactUser(name, value string) string {
 	return "REDACTED" + value[at:]
 }
 
-// secretAttr reports whether an attribute may be a secret: pin-value (RFC 7512) and its look-alikes. Attributes that say
-// where a secret is (pin-source, passphrase-file) are not secret.
+// secretAttr reports whether the value of an attribute may be a secret: pin-value (RFC 7512) and similar names. The
+// location of a secret (pin-source, passphrase-file) is not secret.
 func secretAttr(name string) bool {
 	name = strings.ToLower(name)
 	if strings.HasSuffix(name, "-source") || strings.HasSuffix(name, "-file") {
@@ -183,7 +182,7 @@ func isAttrName(s string) bool {
 func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 func isDigit(c byte) bool  { return '0' <= c && c <= '9' }
 
-// Unescape percent-decodes s (RFC 3986 section 2.1). A '+' stays a '+'.
+// Unescape percent-decodes s (RFC 3986 section 2.1). It does not change '+'.
 func Unescape(s string) (string, error) { return url.PathUnescape(s) }
 
 // escape percent-encodes the characters that are not allowed in a query value.

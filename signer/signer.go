@@ -2,8 +2,7 @@
 // KMS) and signs there.
 //
 // A reference names a key ("file:vendor.key", "pkcs11:token=mdm;object=vendor?..."); ParseRef reads it. The Backend of
-// the reference's scheme opens the key and returns a Signer; package keystore selects the backend. Sign makes a
-// signature over a message and verifies it before it returns it.
+// the reference's scheme opens the key and returns a Signer. Sign signs a message and verifies the signature.
 //
 // A Signer is a crypto.Signer, so crypto/x509 and crypto/tls accept it. Everything here is safe for concurrent use.
 // Errors wrap one of the families in errors.go and never contain a secret.
@@ -13,7 +12,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
-	_ "crypto/sha1" // #nosec G505 -- Apple's portal took SHA-1 from vendor certificates older than 2021; signed with only when asked for by name
+	_ "crypto/sha1" // #nosec G505 -- Apple's portal accepted SHA-1 from vendor certificates before 2021; used only on request
 	_ "crypto/sha256"
 	"fmt"
 	"io"
@@ -22,19 +21,19 @@ import (
 // Signer is a private key that stays in its store. Safe for concurrent use. Errors wrap one of the families of this
 // package.
 type Signer interface {
-	// Signer's Sign is SignContext without a deadline; its rand argument is ignored, as PKCS#1 v1.5 needs none.
+	// Sign is SignContext without a deadline. It ignores rand: PKCS#1 v1.5 is deterministic.
 	crypto.Signer
 	// SignContext signs a digest (raw bytes, as long as the hash) with RSASSA-PKCS1-v1_5 and returns the signature (as
-	// long as the modulus). It neither changes nor keeps the digest. A digest of another length, and options other
-	// than a plain crypto.Hash that the key can sign with, wrap ErrUnsupported. If ctx ends first the error wraps
-	// ctx.Err(); after Close it wraps ErrClosed.
+	// long as the modulus). It neither changes nor keeps the digest. The error wraps ErrUnsupported for a digest of
+	// another length and for options that are not a crypto.Hash which the key supports, ctx.Err() if ctx ends first,
+	// and ErrClosed after Close.
 	SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
 	// Close releases what the key uses. Closing twice is not an error.
 	Close() error
 }
 
-// MessageSigner is implemented by Signers that take the whole message, because their module refuses to sign a bare
-// digest. The Signer decides where the message is hashed.
+// MessageSigner is implemented by Signers that need the whole message, because their module does not sign a bare digest.
+// The Signer decides where the message is hashed.
 type MessageSigner interface {
 	SignMessageContext(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error)
 }
@@ -45,7 +44,7 @@ type MessageSigner interface {
 func Sign(ctx context.Context, key Signer, message []byte, h crypto.Hash) ([]byte, error) {
 	pub, ok := key.Public().(*rsa.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("%w: a key of type %T; Apple takes RSA only", ErrUnsupported, key.Public())
+		return nil, fmt.Errorf("%w: a key of type %T; Apple accepts RSA only", ErrUnsupported, key.Public())
 	}
 	if !h.Available() {
 		return nil, fmt.Errorf("%w: hash %v", ErrUnsupported, h)
@@ -70,11 +69,11 @@ func Sign(ctx context.Context, key Signer, message []byte, h crypto.Hash) ([]byt
 	return sig, nil
 }
 
-// CheckDigest is the check that every backend runs before it signs: a plain hash among allowed (not PSS), and a digest
-// of exactly its length. The error wraps ErrUnsupported.
+// CheckDigest returns the hash of opts. Every backend calls it before it signs. The error wraps ErrUnsupported unless the
+// hash is one of allowed, without PSS, and the digest has its length.
 func CheckDigest(digest []byte, opts crypto.SignerOpts, allowed ...crypto.Hash) (crypto.Hash, error) {
 	if _, pss := opts.(*rsa.PSSOptions); pss {
-		return 0, fmt.Errorf("%w: RSASSA-PSS; Apple takes RSASSA-PKCS1-v1_5", ErrUnsupported)
+		return 0, fmt.Errorf("%w: RSASSA-PSS; Apple accepts RSASSA-PKCS1-v1_5", ErrUnsupported)
 	}
 	if opts == nil {
 		return 0, fmt.Errorf("%w: no hash given", ErrUnsupported)
@@ -85,15 +84,16 @@ func CheckDigest(digest []byte, opts crypto.SignerOpts, allowed ...crypto.Hash) 
 			continue
 		}
 		if len(digest) != h.Size() {
-			return 0, fmt.Errorf("%w: a digest of %d bytes where %v has %d", ErrUnsupported, len(digest), h, h.Size())
+			return 0, fmt.Errorf("%w: a digest of %d bytes; %v has %d", ErrUnsupported, len(digest), h, h.Size())
 		}
 		return h, nil
 	}
 	return 0, fmt.Errorf("%w: hash %v", ErrUnsupported, h)
 }
 
-// CryptoSigner adapts a Signer to crypto/x509: signatures are made by Sign, so within ctx, with modules that take the
-// whole message only, and verified. Use it for one call, as its context is of one call.
+// CryptoSigner adapts a Signer to crypto/x509. SignMessage calls the function Sign: it works with modules that need the
+// whole message, and it verifies the signature. Sign signs a digest with SignContext. Both end with ctx, so use the
+// result for one call.
 func CryptoSigner(ctx context.Context, key Signer) crypto.MessageSigner { return messageKey{ctx, key} }
 
 type messageKey struct {

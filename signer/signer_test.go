@@ -4,110 +4,121 @@ import (
 	"context"
 	"crypto"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/rsa"
 	"errors"
-	"io"
 	"testing"
+
+	"hsmsign/internal/testkit"
 )
 
-// fake signs as it is told to.
-type fake struct {
-	public crypto.PublicKey
-	sign   func(digest []byte, h crypto.Hash) ([]byte, error)
+// messageSigner accepts whole messages only.
+type messageSigner struct {
+	*testkit.Signer
+	digest  *testkit.Signer // that signs the digest of the message
+	message string
 }
 
-func (f fake) Public() crypto.PublicKey { return f.public }
-func (f fake) Close() error             { return nil }
-func (f fake) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return f.sign(digest, opts.HashFunc())
-}
-func (f fake) SignContext(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return f.sign(digest, opts.HashFunc())
+func (m *messageSigner) SignMessageContext(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	m.message = string(message)
+	h := opts.HashFunc().New()
+	h.Write(message)
+	return m.digest.SignContext(ctx, h.Sum(nil), opts)
 }
 
-// messageFake is handed the message.
-type messageFake struct {
-	fake
-	signMessage func(message []byte, h crypto.Hash) ([]byte, error)
+// changed is a Signer whose signatures are changed.
+type changed struct {
+	*testkit.Signer
+	change func(sig []byte) []byte
 }
 
-func (f messageFake) SignMessageContext(_ context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return f.signMessage(message, opts.HashFunc())
+func (c changed) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := c.Signer.SignContext(ctx, digest, opts)
+	return c.change(sig), err
 }
 
 func TestSign(t *testing.T) {
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := func(digest []byte, h crypto.Hash) ([]byte, error) { return rsa.SignPKCS1v15(nil, private, h, digest) }
+	private := testkit.GoldenKey(t)
+	good := func() *testkit.Signer { return testkit.NewSigner(private) }
 	errDown := errors.New("token is gone")
-	never := func([]byte, crypto.Hash) ([]byte, error) {
-		t.Error("signed, where nothing was to be signed")
-		return nil, nil
-	}
-	message := []byte("a certificate request")
-	ofMessage := func(m []byte, h crypto.Hash) ([]byte, error) {
-		if string(m) != string(message) {
-			t.Errorf("the module was handed %q", m)
-		}
-		hash := h.New()
-		hash.Write(m)
-		return good(hash.Sum(nil), h)
-	}
-	flip := func(sign func([]byte, crypto.Hash) ([]byte, error)) func([]byte, crypto.Hash) ([]byte, error) {
-		return func(b []byte, h crypto.Hash) ([]byte, error) {
-			sig, err := sign(b, h)
-			if err == nil {
-				sig[0] ^= 1
-			}
-			return sig, err
-		}
-	}
-	_, ed, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rsaKey := func(sign func([]byte, crypto.Hash) ([]byte, error)) fake { return fake{&private.PublicKey, sign} }
+	never := &testkit.Signer{Signer: private, Fail: func() error { t.Error("it was asked to sign"); return nil }}
+	faulty := &testkit.Signer{Signer: private, Faulty: true}
+	const message = "a certificate request"
 	tests := []struct {
 		name string
 		key  Signer
 		hash crypto.Hash
 		want error
 	}{
-		{"SHA-256", rsaKey(good), crypto.SHA256, nil},
-		{"SHA-1", rsaKey(good), crypto.SHA1, nil},
-		{"message", messageFake{rsaKey(never), ofMessage}, crypto.SHA256, nil},
-		{"signature with a wrong bit", rsaKey(flip(good)), crypto.SHA256, ErrBadSignature},
-		{"signature of a message with a wrong bit", messageFake{rsaKey(never), flip(ofMessage)}, crypto.SHA256, ErrBadSignature},
-		{"no signature", rsaKey(func([]byte, crypto.Hash) ([]byte, error) { return nil, nil }), crypto.SHA256, ErrBadSignature},
-		{"signature of another hash", rsaKey(func(d []byte, _ crypto.Hash) ([]byte, error) {
-			return good(append(d, make([]byte, 32)...)[:32], crypto.SHA256)
-		}), crypto.SHA1, ErrBadSignature},
-		{"error", rsaKey(func([]byte, crypto.Hash) ([]byte, error) { return nil, errDown }), crypto.SHA256, errDown},
-		{"no hash", rsaKey(never), 0, ErrUnsupported},
-		{"a hash that is not linked in", rsaKey(never), crypto.BLAKE2b_256, ErrUnsupported},
-		{"not RSA", fake{ed.Public(), never}, crypto.SHA256, ErrUnsupported},
+		{"SHA-256", good(), crypto.SHA256, nil},
+		{"SHA-1", good(), crypto.SHA1, nil},
+		{"message", &messageSigner{Signer: never, digest: good()}, crypto.SHA256, nil},
+		{"signature with a wrong bit", faulty, crypto.SHA256, ErrBadSignature},
+		{"signature of a message with a wrong bit", &messageSigner{Signer: never, digest: faulty}, crypto.SHA256, ErrBadSignature},
+		{"no signature", changed{good(), func([]byte) []byte { return nil }}, crypto.SHA256, ErrBadSignature},
+		{"short signature", changed{good(), func(sig []byte) []byte { return sig[1:] }}, crypto.SHA256, ErrBadSignature},
+		{"signature of another key", &testkit.Signer{Signer: private, Other: &testkit.Key("other").PublicKey}, crypto.SHA256, ErrBadSignature},
+		{"error", &testkit.Signer{Signer: private, Fail: func() error { return errDown }}, crypto.SHA256, errDown},
+		{"no hash", never, 0, ErrUnsupported},
+		{"a hash that is not linked", never, crypto.BLAKE2b_256, ErrUnsupported},
+		{"not RSA", testkit.NewSigner(ed25519.NewKeyFromSeed(make([]byte, 32))), crypto.SHA256, ErrUnsupported},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			sig, err := Sign(t.Context(), tt.key, message, tt.hash)
-			if !errors.Is(err, tt.want) {
-				t.Fatalf("error %v, want %v", err, tt.want)
+			sig, err := Sign(t.Context(), tt.key, []byte(message), tt.hash)
+			if !errors.Is(err, tt.want) || err != nil && sig != nil {
+				t.Fatalf("%d bytes, %v; want %v", len(sig), err, tt.want)
 			}
-			if err != nil {
-				if sig != nil {
-					t.Error("a signature next to an error")
-				}
-				return
+			if m, ok := tt.key.(*messageSigner); ok && m.message != message {
+				t.Errorf("the module received %q", m.message)
 			}
-			hash := tt.hash.New()
-			hash.Write(message)
-			if err := rsa.VerifyPKCS1v15(&private.PublicKey, tt.hash, hash.Sum(nil), sig); err != nil {
-				t.Error(err)
+			if err == nil {
+				verify(t, &private.PublicKey, tt.hash, message, sig)
 			}
 		})
+	}
+}
+
+func verify(t *testing.T, public *rsa.PublicKey, h crypto.Hash, message string, sig []byte) {
+	t.Helper()
+	hash := h.New()
+	hash.Write([]byte(message))
+	if err := rsa.VerifyPKCS1v15(public, h, hash.Sum(nil), sig); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCryptoSigner: signatures are verified, end with the context, and use the whole message if the module needs it.
+func TestCryptoSigner(t *testing.T) {
+	private := testkit.GoldenKey(t)
+	key := testkit.NewSigner(private)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tt := range []struct {
+		name string
+		ctx  context.Context
+		key  Signer
+		want error
+	}{
+		{"good", t.Context(), key, nil},
+		{"message", t.Context(), &messageSigner{Signer: &testkit.Signer{Signer: private, Faulty: true}, digest: key}, nil},
+		{"faulty", t.Context(), &testkit.Signer{Signer: private, Faulty: true}, ErrBadSignature},
+		{"ended", ended, key, context.Canceled},
+	} {
+		adapted := CryptoSigner(tt.ctx, tt.key)
+		sig, err := adapted.SignMessage(nil, []byte("message"), crypto.SHA256)
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+		if err == nil {
+			verify(t, adapted.Public().(*rsa.PublicKey), crypto.SHA256, "message", sig)
+		}
+	}
+	digest := crypto.SHA256.New()
+	digest.Write([]byte("message"))
+	sig := testkit.Value(CryptoSigner(t.Context(), key).Sign(nil, digest.Sum(nil), crypto.SHA256))(t)
+	verify(t, &private.PublicKey, crypto.SHA256, "message", sig)
+	if _, err := CryptoSigner(ended, key).Sign(nil, digest.Sum(nil), crypto.SHA256); !errors.Is(err, context.Canceled) {
+		t.Errorf("a digest after the end: %v", err)
 	}
 }
 
@@ -122,11 +133,11 @@ func TestCheckDigest(t *testing.T) {
 	}{
 		{"SHA-256", 32, crypto.SHA256, both, true},
 		{"SHA-1", 20, crypto.SHA1, both, true},
-		{"SHA-1 where only SHA-256 is", 20, crypto.SHA1, both[:1], false},
+		{"SHA-1, which is not allowed", 20, crypto.SHA1, both[:1], false},
 		{"nothing allowed", 32, crypto.SHA256, nil, false},
 		{"short", 31, crypto.SHA256, both, false},
 		{"long", 33, crypto.SHA256, both, false},
-		{"SHA-1 called SHA-256", 20, crypto.SHA256, both, false},
+		{"a SHA-1 digest as SHA-256", 20, crypto.SHA256, both, false},
 		{"empty", 0, crypto.SHA256, both, false},
 		{"MD5", 16, crypto.MD5, both, false},
 		{"no hash", 32, crypto.Hash(0), both, false},

@@ -29,7 +29,7 @@ const (
 type Step struct {
 	Name   string // "module file", "login", ...: stable
 	Status Status
-	Detail string // what was seen, one line, no secret
+	Detail string // the result, one line, no secret
 	Fix    string // what to do; empty if the status is ok
 	Err    error  // why it failed; wraps a family
 }
@@ -40,18 +40,18 @@ type Check struct {
 	Run  func(ctx context.Context) Step
 }
 
-// StepOK is a step that found what it wants.
+// StepOK returns a step that succeeded.
 func StepOK(format string, args ...any) Step {
 	return Step{Status: StatusOK, Detail: fmt.Sprintf(format, args...)}
 }
 
-// StepWarn is a step that works and should not stay so; add what to do with WithFix.
+// StepWarn returns a step that succeeded but needs attention; add what to do with WithFix.
 func StepWarn(format string, args ...any) Step {
 	return Step{Status: StatusWarn, Detail: fmt.Sprintf(format, args...)}
 }
 
-// StepFail is a step that failed. Detail and Fix are those of the error, without the operation and the reference that
-// an *Error adds.
+// StepFail returns a step that failed. Detail and Fix are those of the error, without the operation and the reference
+// that an *Error adds.
 func StepFail(err error) Step {
 	if errors.Is(err, context.Canceled) {
 		return Step{Status: StatusFail, Detail: "interrupted", Err: err}

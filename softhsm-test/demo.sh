@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs docs/walkthrough.md as it stands, in demo-out/: from an empty SoftHSM2 token, or a key file where there is no
-# SoftHSM2, to a push certificate as PKCS#12, with a test PKI in Apple's place.
+# Runs the commands of docs/walkthrough.md in demo-out/, from an empty SoftHSM2 token to a push certificate as PKCS#12,
+# with a test PKI instead of Apple. Without SoftHSM2 the vendor's key is in a file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/bin:$PATH
@@ -10,14 +10,13 @@ rm -rf demo-out && mkdir demo-out && cd demo-out
 module=
 for m in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do [ -e "$m" ] && module=$m && break; done
 if [ -z "$module" ] || ! command -v softhsm2-util >/dev/null; then
-	echo "no SoftHSM2 here: the vendor's key is a file"
+	echo "SoftHSM2 is not installed: the vendor's key is in a file"
 	module=
 	(umask 077 && echo 'a passphrase of the vendor' >vendor-pass)
 	export HSMSIGN_KEY='file:vendor.key?passphrase-file=vendor-pass'
 fi
 
-# The blocks marked "sh", with "sh softhsm" where there is a token; headings on the way. Each command is shown as bash
-# reads it.
+# The script is the blocks marked "sh" and, with SoftHSM2, "sh softhsm". It prints the headings and each command.
 {
 	echo "PS4='\$ '; set -x"
 	awk -v softhsm="$module" '
@@ -31,5 +30,5 @@ fi
 bash -euo pipefail walkthrough.sh 2>&1
 
 echo
-echo "Done: see demo-out/. acme.req is what the customer would upload to https://identity.apple.com/pushcert, and"
-echo "MDM_APNSCert.pfx what goes into the MDM server, with certificates from Apple in the test PKI's place."
+echo "Done. The files are in demo-out/. With Apple's certificates instead of the test PKI's, the customer uploads acme.req to"
+echo "https://identity.apple.com/pushcert and imports MDM_APNSCert.pfx into the MDM server."

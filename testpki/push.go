@@ -13,16 +13,16 @@ import (
 // topicPrefix begins the topic of an MDM push certificate, the subject's UID; a UUID follows.
 const topicPrefix = "com.apple.mgmt.External."
 
-// PushOptions shape a push certificate. The zero value gives one like Apple's, with a new topic.
+// PushOptions are the properties of a push certificate. The zero value means one like Apple's, with a new topic.
 type PushOptions struct {
-	Topic     string    // empty: a new one; a renewal keeps that of the certificate before
+	Topic     string    // empty: a new one; a renewal keeps the topic
 	NotBefore time.Time // zero: now
 	NotAfter  time.Time // zero: one year after NotBefore
 }
 
-// IssuePush issues a push certificate for the CSR's public key, as Apple's portal does for a Push Certificate Request. Of
-// the CSR's subject it takes nothing. It fails when the CSR's own signature does not verify; whether the request around
-// it is sound is for the caller to say.
+// IssuePush issues a push certificate for the CSR's public key, as Apple's portal does for a Push Certificate Request. It
+// copies nothing from the CSR's subject. It fails if the CSR's own signature does not verify. The caller verifies the
+// request that contains the CSR.
 func (a *Authority) IssuePush(csr *x509.CertificateRequest, opts PushOptions) (*x509.Certificate, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("check the customer CSR's signature: %w", err)
@@ -50,7 +50,7 @@ func (a *Authority) IssuePush(csr *x509.CertificateRequest, opts PushOptions) (*
 	}, a.Integration, csr.PublicKey, a.IntegrationKey)
 }
 
-// addIntegration makes the intermediate that issues push certificates.
+// addIntegration adds the intermediate that issues push certificates.
 func (a *Authority) addIntegration(from time.Time) error {
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
@@ -65,7 +65,7 @@ func (a *Authority) addIntegration(from time.Time) error {
 	return err
 }
 
-// uuid is RFC 9562's version 4, random.
+// uuid returns a random UUID (RFC 9562, version 4).
 func uuid() string {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails (Go 1.24)

@@ -1,4 +1,4 @@
-package testpki
+package testpki_test
 
 import (
 	"crypto/x509"
@@ -8,12 +8,15 @@ import (
 	"regexp"
 	"testing"
 	"time"
+
+	"hsmsign/internal/testkit"
+	"hsmsign/testpki"
 )
 
 func TestIssuePush(t *testing.T) {
-	a := testAuthority(t)
-	key := ecKey(t)
-	first, err := a.IssuePush(newCSR(t, key), PushOptions{NotBefore: now})
+	a := testAuthority()
+	key := ecKey()
+	first, err := a.IssuePush(testkit.CSR(key), testpki.PushOptions{NotBefore: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,45 +34,46 @@ func TestIssuePush(t *testing.T) {
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		t.Error(err)
 	}
-	second, err := a.IssuePush(newCSR(t, key), PushOptions{NotBefore: now})
+	second, err := a.IssuePush(testkit.CSR(key), testpki.PushOptions{NotBefore: now})
 	if err != nil || fmt.Sprint(second.Subject.Names) == fmt.Sprint(first.Subject.Names) {
 		t.Errorf("%v: two customers on one topic", err)
 	}
 	topic, ok := first.Subject.Names[0].Value.(string)
-	renewed, err := a.IssuePush(newCSR(t, ecKey(t)), PushOptions{NotBefore: now.AddDate(0, 11, 0), Topic: topic})
+	renewed, err := a.IssuePush(testkit.CSR(ecKey()), testpki.PushOptions{NotBefore: now.AddDate(0, 11, 0), Topic: topic})
 	if !ok || err != nil || fmt.Sprint(renewed.Subject.Names) != fmt.Sprint(first.Subject.Names) {
 		t.Errorf("%v: the renewal has the subject %v", err, renewed.Subject.Names)
 	}
 }
 
 func TestIssuePushRefuses(t *testing.T) {
-	a := testAuthority(t)
-	if _, err := a.IssuePush(newCSR(t, ecKey(t)), PushOptions{Topic: "com.example.app"}); err == nil {
-		t.Error("an app's topic is taken")
+	a := testAuthority()
+	if _, err := a.IssuePush(testkit.CSR(ecKey()), testpki.PushOptions{Topic: "com.example.app"}); err == nil {
+		t.Error("the topic of an app is accepted")
 	}
-	csr := newCSR(t, ecKey(t))
+	csr := testkit.CSR(ecKey())
 	csr.Signature[len(csr.Signature)-1] ^= 1
-	if _, err := a.IssuePush(csr, PushOptions{}); err == nil {
-		t.Error("a CSR with a wrong signature is taken")
+	_, push := a.IssuePush(csr, testpki.PushOptions{})
+	if _, vendor := a.IssueVendor(csr, testpki.VendorOptions{}); push == nil || vendor == nil {
+		t.Errorf("a CSR with a wrong signature: %v, %v", push, vendor)
 	}
 }
 
-// A folder from before there was an integration CA gets one, once.
+// Load adds an integration CA to a folder of an older version, once.
 func TestLoadAddsIntegration(t *testing.T) {
 	dir := t.TempDir()
-	if err := testAuthority(t).Save(dir); err != nil {
+	if err := testAuthority().Save(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{pushCertFile, pushKeyFile} {
+	for _, name := range []string{"integration.pem", "integration.key"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first, err := Load(dir)
+	first, err := testpki.Load(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Load(dir)
+	again, err := testpki.Load(dir)
 	if err != nil || !again.Integration.Equal(first.Integration) || first.Integration.CheckSignatureFrom(first.Root) != nil {
 		t.Errorf("%v: the integration CA does not stay", err)
 	}

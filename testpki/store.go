@@ -24,9 +24,8 @@ const (
 	maxFile = 64 << 10 // bytes of one file that Load reads
 )
 
-// Save writes root, wwdr and integration, each as .pem and .key (PKCS#8 PEM, mode 0600), to the folder dir, which it
-// makes if need be. It never overwrites: where one of the files is there already nothing is written and the error wraps
-// fs.ErrExist.
+// Save writes root, wwdr and integration, each as .pem and .key (PKCS#8 PEM, mode 0600), to the folder dir, and creates the
+// folder. It does not overwrite: if one of the files exists, it writes nothing and the error wraps fs.ErrExist.
 func (a *Authority) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -37,7 +36,7 @@ func (a *Authority) Save(dir string) error {
 		pair{pushCertFile, a.Integration, pushKeyFile, a.IntegrationKey})
 }
 
-// pair is a certificate and its key, and the files of both.
+// pair is a certificate with its key, and their files.
 type pair struct {
 	certFile string
 	cert     *x509.Certificate
@@ -45,7 +44,7 @@ type pair struct {
 	key      *rsa.PrivateKey
 }
 
-// savePairs writes all or nothing.
+// savePairs writes all files or none.
 func savePairs(dir string, pairs ...pair) error {
 	type file struct {
 		path string
@@ -73,8 +72,8 @@ func savePairs(dir string, pairs ...pair) error {
 	return nil
 }
 
-// Load reads what Save wrote and checks that keys and certificates belong together. The error wraps
-// fs.ErrNotExist when a file is missing. A folder from before there was Integration gets one.
+// Load reads the files of Save and checks that keys and certificates match. The error wraps fs.ErrNotExist if a file is
+// missing. Load adds Integration to a folder of an older version, which has none.
 func Load(dir string) (*Authority, error) {
 	var a Authority
 	var err error
@@ -126,7 +125,7 @@ func loadPair(dir, certFile, keyFile string) (*x509.Certificate, *rsa.PrivateKey
 	}
 	key, ok := parsed.(*rsa.PrivateKey)
 	if !ok || !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, nil, fmt.Errorf("load the test PKI: the key in %s is not that of the certificate in %s (folder %q)", keyFile, certFile, dir)
+		return nil, nil, fmt.Errorf("load the test PKI: the key in %s does not match the certificate in %s (folder %q)", keyFile, certFile, dir)
 	}
 	return cert, key, nil
 }
@@ -136,9 +135,9 @@ const (
 	keyBlock  = "PRIVATE KEY"
 )
 
-// loadBlock reads a file of exactly one PEM block of the type given.
+// loadBlock returns the content of a file with exactly one PEM block of this type.
 func loadBlock(path, block string) ([]byte, error) {
-	f, err := os.Open(path) // #nosec G304 -- the folder is the caller's own
+	f, err := os.Open(path) // #nosec G304 -- the caller chooses the folder
 	if err != nil {
 		return nil, fmt.Errorf("load the test PKI: %w", err)
 	}
@@ -149,7 +148,7 @@ func loadBlock(path, block string) ([]byte, error) {
 	}
 	b, rest := pem.Decode(data)
 	if b == nil || b.Type != block || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("load the test PKI: %q does not hold one %s block", path, block)
+		return nil, fmt.Errorf("load the test PKI: %q is not one %s block", path, block)
 	}
 	return b.Bytes, nil
 }

@@ -1,19 +1,13 @@
-// Package testpki is an Apple-shaped certificate authority for tests: a root, a WWDR-like intermediate under
-// it, and vendor certificates ("MDM Vendor: ...") as Apple issues them; and beside that the authority that issues
-// push certificates. With it a machine without an Apple developer account can sign and verify Push Certificate
-// Requests from end to end.
+// Package testpki is a certificate authority for tests with the structure of Apple's: a root, an intermediate like WWDR that
+// issues vendor certificates ("MDM Vendor: ..."), and an intermediate that issues push certificates. With it, Push
+// Certificate Requests can be signed and verified end to end without an Apple developer account.
 //
-//	authority, err := testpki.New(time.Now())
-//	vendor, err := authority.IssueVendor(csr, testpki.VendorOptions{Organization: "Example Corp"})
-//	// chain: vendor, authority.WWDR, authority.Root
-//	cert, err := authority.IssuePush(customerCSR, testpki.PushOptions{})
+// Save writes an authority to a folder, and Load reads it, so that several runs use the same root.
 //
-// Save keeps an authority in a folder and Load reads it back, so that a later run issues from the same root.
+// The names of every certificate say that it is a test. Programs trust the root only if it is given to them, and Apple's
+// portal never does. The private keys are in unencrypted files because they protect nothing.
 //
-// Every certificate says in its names that it is a test. Nobody trusts the root unless it is told to, and
-// Apple's portal never does. The private keys lie in plain files: they guard nothing.
-//
-// An Authority is not changed after New or Load, and is safe for concurrent use.
+// An Authority does not change after New or Load, and is safe for concurrent use.
 package testpki
 
 import (
@@ -40,31 +34,31 @@ const (
 	keyBits      = 2048
 )
 
-// Authority is a test root with two intermediates under it, and their keys. WWDR issues vendor certificates, Integration
+// Authority is a test root with its two intermediates, and their keys. WWDR issues vendor certificates, Integration issues
 // push certificates.
 type Authority struct {
 	Root, WWDR, Integration          *x509.Certificate
 	RootKey, WWDRKey, IntegrationKey *rsa.PrivateKey
 }
 
-// VendorOptions shape a vendor certificate. The zero value gives one like Apple's.
+// VendorOptions are the properties of a vendor certificate. The zero value means one like Apple's.
 type VendorOptions struct {
 	Organization string    // empty: the CSR's organization, or "hsmsign TEST Vendor"
 	NotBefore    time.Time // zero: now
 	NotAfter     time.Time // zero: one year after NotBefore
 
-	// Knobs for tests that need a certificate which is wrong in one way.
-	UID           string        // subject UID; empty: 10 characters derived from the organization, as Apple's team id
-	OmitExtension bool          // leave out Apple's extension 1.2.840.113635.100.4.12
+	// For tests that need a certificate with one defect.
+	UID           string        // subject UID; empty: 10 characters derived from the organization, like Apple's team id
+	OmitExtension bool          // omit Apple's extension 1.2.840.113635.100.4.12
 	Critical      bool          // mark that extension critical
 	IsCA          bool          // issue a CA certificate
 	KeyUsage      x509.KeyUsage // zero: digitalSignature
 }
 
-// New makes an authority whose certificates begin an hour before now: RSA-2048 keys and SHA-256, the root for
-// 25 years, the intermediates for 10.
+// New returns an authority whose certificates are valid from an hour before now: the root for 25 years, the intermediates
+// for 10, with RSA-2048 keys and SHA-256.
 func New(now time.Time) (*Authority, error) {
-	from := now.Add(-time.Hour) // clocks differ a little
+	from := now.Add(-time.Hour) // clocks differ
 	rootKey, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
 		return nil, fmt.Errorf("generate the test root's key: %w", err)
@@ -94,9 +88,8 @@ func New(now time.Time) (*Authority, error) {
 	return a, a.addIntegration(from)
 }
 
-// IssueVendor issues a vendor certificate for the CSR's public key, which may be of any type. Of the CSR's
-// subject it takes the organization at most, as Apple does. It fails when the CSR's own signature does not
-// verify.
+// IssueVendor issues a vendor certificate for the CSR's public key of any type. Like Apple, it copies at most the
+// organization from the CSR's subject. It fails if the CSR's own signature does not verify.
 func (a *Authority) IssueVendor(csr *x509.CertificateRequest, opts VendorOptions) (*x509.Certificate, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("check the vendor CSR's signature: %w", err)
@@ -153,12 +146,12 @@ func authorityTemplate(subject pkix.Name, from time.Time, years int) *x509.Certi
 	}
 }
 
-// issue adds what every certificate has (serial number, key identifier), and signs. The subject key identifier
-// is the SHA-1 of the public key, as in Apple's certificates (RFC 5280 section 4.2.1.2, method 1).
+// issue adds serial number and key identifier and signs. The subject key identifier is the SHA-1 of the public key, as in
+// Apple's certificates (RFC 5280 section 4.2.1.2, method 1).
 func issue(tmpl, issuer *x509.Certificate, pub crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return nil, fmt.Errorf("draw a serial number: %w", err)
+		return nil, fmt.Errorf("make a serial number: %w", err)
 	}
 	tmpl.SerialNumber = serial.Add(serial, big.NewInt(1)) // never zero (RFC 5280 section 4.1.2.2)
 	if tmpl.SubjectKeyId, err = keyID(pub); err != nil {

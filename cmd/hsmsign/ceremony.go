@@ -37,7 +37,7 @@ func (p *program) ceremonyCommand() *cli.Command {
 }
 
 func (p *program) vendorCeremony(ctx *cli.Context) error {
-	s, err := p.startNone(ctx)
+	s, _, err := p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (p *program) vendorCeremony(ctx *cli.Context) error {
 
 // ceremonyConfig reads everything that the command line gives.
 func (p *program) ceremonyConfig(ctx *cli.Context) (ceremony.Config, error) {
-	job, _, err := p.newKeyJob(ctx, false)
+	job, _, err := p.newKeyJob(ctx, noFiles)
 	if err != nil {
 		return ceremony.Config{}, err
 	}

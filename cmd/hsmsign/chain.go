@@ -58,7 +58,7 @@ func (p *program) chainCommand() *cli.Command {
 }
 
 func (p *program) chainBuild(ctx *cli.Context) error {
-	s, args, _, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
@@ -67,10 +67,7 @@ func (p *program) chainBuild(ctx *cli.Context) error {
 		return err
 	}
 	output, _ := s.str("output")
-	force, err := s.boolean("force")
-	if err != nil {
-		return err
-	}
+	force := s.boolean("force")
 	if output != "" && output != "-" {
 		if err := checkOutput(output, force, inputs...); err != nil {
 			return err
@@ -107,7 +104,7 @@ func (p *program) chainParts(ctx context.Context, s *settings, args []string) (c
 }
 
 func (p *program) chainCheck(ctx *cli.Context) error {
-	s, args, asJSON, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
@@ -126,7 +123,7 @@ func (p *program) chainCheck(ctx *cli.Context) error {
 		// Not the first error only.
 		result.Findings = append(result.Findings, chain.Check(certs, opts)...)
 	}
-	if asJSON {
+	if s.json {
 		p.con.JSON(result)
 	} else {
 		for i, info := range result.Chain {
@@ -141,16 +138,13 @@ func (p *program) chainCheck(ctx *cli.Context) error {
 }
 
 func (p *program) chainFetch(ctx *cli.Context) error {
-	s, args, asJSON, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
-	force, err := s.boolean("force")
-	if err != nil {
-		return err
-	}
+	force := s.boolean("force")
 	output, _ := s.str("output")
-	if asJSON && (output == "" || output == "-") {
+	if s.json && (output == "" || output == "-") {
 		return fault.Usage.Errorf("--json takes standard output").Fix("name the bundle's file with -o")
 	}
 	if output != "" && output != "-" {
@@ -171,7 +165,7 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 		return err
 	}
 	for _, f := range fetched {
-		if asJSON {
+		if s.json {
 			p.con.JSON(api.FetchResult{Name: f.Pin.Name, File: f.Pin.File, SHA256: f.Pin.SHA256, Output: output})
 		} else {
 			p.con.Infof("%s: SHA-256 %s, as pinned", f.Pin.Name, f.Pin.SHA256)

@@ -37,13 +37,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	asJSON, err := s.boolean("json")
-	if err != nil {
-		return err
-	}
 	infos, keyErr := s.effective()
 	for _, info := range infos {
-		if asJSON {
+		if s.json {
 			p.con.JSON(info)
 			continue
 		}

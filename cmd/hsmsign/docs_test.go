@@ -1,8 +1,11 @@
 package main
 
 import (
+	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -10,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"hsmsign/fault"
 )
 
 func readDoc(t *testing.T, name string) string {
@@ -21,7 +26,7 @@ func readDoc(t *testing.T, name string) string {
 	return string(data)
 }
 
-// TestFlagsAreDocumented holds docs/cli.md to the code: every command, every flag with its variable, and no other.
+// TestFlagsAreDocumented compares docs/cli.md with the code: every command, every flag with its variable, and no other.
 func TestFlagsAreDocumented(t *testing.T) {
 	doc := readDoc(t, "cli.md")
 	inCode := map[string]bool{}
@@ -56,12 +61,55 @@ func TestFlagsAreDocumented(t *testing.T) {
 	}
 	for name := range inDoc {
 		if !inCode[name] {
-			t.Errorf("--%s is documented and not there", name)
+			t.Errorf("--%s is documented and does not exist", name)
 		}
 	}
 }
 
-// TestFindingsAreDocumented holds docs/findings.md to the code: every ID, and no other.
+// TestExitCodesAreDocumented compares docs/cli.md with the table of package fault: every kind is in the row of its code.
+func TestExitCodesAreDocumented(t *testing.T) {
+	doc := readDoc(t, "cli.md")
+	for kind := fault.None; kind <= fault.Internal; kind++ {
+		if row := fmt.Sprintf("(?m)^\\| %d \\|.*`%s`.*\\|$", kind.Exit(), kind); !regexp.MustCompile(row).MatchString(doc) {
+			t.Errorf("the row of exit code %d does not name %s", kind.Exit(), kind)
+		}
+	}
+}
+
+// TestLibraryDocument compiles the Go code of docs/library.md.
+func TestLibraryDocument(t *testing.T) {
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace, packages := map[string]string{}, []string{"build", "-o", os.DevNull}
+	for i, block := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(readDoc(t, "library.md"), -1) {
+		file, name := filepath.Join(t.TempDir(), "example.go"), fmt.Sprintf("docs/example%d", i)
+		if err := os.WriteFile(file, []byte(block[1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		replace[filepath.Join(root, name, "example.go")] = file
+		packages = append(packages, "./"+name)
+	}
+	if len(replace) < 2 {
+		t.Fatalf("%d examples", len(replace))
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := filepath.Join(t.TempDir(), "overlay.json")
+	if err := os.WriteFile(list, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", slices.Insert(packages, 1, "-overlay", list)...) // #nosec G204 -- the project's own documents
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestFindingsAreDocumented compares docs/findings.md with the code: every ID, and no other.
 func TestFindingsAreDocumented(t *testing.T) {
 	id := regexp.MustCompile("[\"`]((?:csr|chain|request|push)\\.[a-z0-9-]+)[\"`]")
 	var inCode []string
@@ -85,7 +133,7 @@ func TestFindingsAreDocumented(t *testing.T) {
 		inDoc = append(inDoc, m[1])
 	}
 	if len(inCode) < 40 {
-		t.Fatalf("only %d found in the code", len(inCode))
+		t.Fatalf("found only %d IDs in the code", len(inCode))
 	}
 	for _, id := range inCode {
 		if !slices.Contains(inDoc, id) {
@@ -94,12 +142,12 @@ func TestFindingsAreDocumented(t *testing.T) {
 	}
 	for _, id := range inDoc {
 		if !slices.Contains(inCode, id) {
-			t.Errorf("%s is documented and not there", id)
+			t.Errorf("%s is documented and does not exist", id)
 		}
 	}
 }
 
-// Every flag can be set from the environment, and says so.
+// TestFlagsNameTheirVariable checks that the help of every flag shows its environment variable.
 func TestFlagsNameTheirVariable(t *testing.T) {
 	var walk func(commands []*cli.Command)
 	walk = func(commands []*cli.Command) {

@@ -25,7 +25,7 @@ func (p *program) doctorCommand() *cli.Command {
 }
 
 func (p *program) doctor(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}

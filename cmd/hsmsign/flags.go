@@ -66,6 +66,7 @@ type settings struct {
 	getenv func(string) string
 	config *config.Config
 	path   string // of the configuration file; "" if there is none
+	json   bool
 	store  *keystore.Store
 	// identity is the configuration's vendor identity, vendor its name; "" for the unnamed one.
 	identity config.Vendor
@@ -73,12 +74,26 @@ type settings struct {
 }
 
 // bareSettings are for commands that read nothing from the configuration file.
-func (p *program) bareSettings(ctx *cli.Context) *settings {
-	return &settings{ctx: ctx, getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
+func (p *program) bareSettings(ctx *cli.Context) (*settings, error) {
+	s := &settings{ctx: ctx, getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
+	for _, flag := range ctx.Command.Flags {
+		name := envName(flag.Names()[0])
+		if _, ok := flag.(*cli.BoolFlag); !ok || s.getenv(name) == "" {
+			continue
+		}
+		if _, err := strconv.ParseBool(s.getenv(name)); err != nil {
+			return nil, fault.Usage.Errorf("%s is %q", name, s.getenv(name)).Fix("set it to true or false")
+		}
+	}
+	s.json = s.boolean("json")
+	return s, nil
 }
 
 func (p *program) settings(ctx *cli.Context) (*settings, error) {
-	s := p.bareSettings(ctx)
+	s, err := p.bareSettings(ctx)
+	if err != nil {
+		return nil, err
+	}
 	// --config is not in the configuration, and may come before the name of the command.
 	explicit := ""
 	for _, c := range ctx.Lineage() {
@@ -100,34 +115,24 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	return s, s.choose()
 }
 
-// start returns what most commands need: settings, file arguments, and whether results are wanted as JSON.
-func (p *program) start(ctx *cli.Context) (s *settings, args []string, asJSON bool, err error) {
-	if s, err = p.settings(ctx); err != nil {
-		return nil, nil, false, err
-	}
-	asJSON, err = s.boolean("json")
-	return s, ctx.Args().Slice(), asJSON, err
-}
-
-// startOne is start for a command that reads one file.
-func (p *program) startOne(ctx *cli.Context) (s *settings, name string, asJSON bool, err error) {
-	if s, err = p.settings(ctx); err == nil {
-		name, err = oneArgument(ctx)
-	}
-	if err == nil {
-		asJSON, err = s.boolean("json")
-	}
-	return s, name, asJSON, err
-}
-
-// startNone is start for a command whose files all have flags.
-func (p *program) startNone(ctx *cli.Context) (*settings, error) {
+// start returns the settings and the file arguments of a command.
+func (p *program) start(ctx *cli.Context, want files) (*settings, []string, error) {
 	s, err := p.settings(ctx)
-	if err == nil {
-		err = noArguments(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return s, err
+	args, err := arguments(ctx, want)
+	return s, args, err
 }
+
+// files is how many file arguments a command has.
+type files int
+
+const (
+	noFiles files = iota // its files have flags
+	oneFile
+	anyFiles
+)
 
 // str returns the value of a flag and its origin; both are "" if it is not set.
 func (s *settings) str(name string) (value, origin string) {
@@ -157,19 +162,13 @@ func (s *settings) list(name string) (values []string, origin string) {
 	return nil, ""
 }
 
-func (s *settings) boolean(name string) (bool, error) {
+// boolean returns the value of a flag. Its variable was checked by bareSettings.
+func (s *settings) boolean(name string) bool {
 	if s.ctx.IsSet(name) {
-		return s.ctx.Bool(name), nil
+		return s.ctx.Bool(name)
 	}
-	v := s.getenv(envName(name))
-	if v == "" {
-		return false, nil
-	}
-	b, err := strconv.ParseBool(v)
-	if err != nil {
-		return false, fault.Usage.Errorf("%s is %q", envName(name), v).Fix("set it to true or false")
-	}
-	return b, nil
+	b, _ := strconv.ParseBool(s.getenv(envName(name)))
+	return b
 }
 
 // duration returns the time that a flag sets, as 30s.
@@ -235,19 +234,15 @@ func (s *settings) fromConfig(name string) []string {
 	return nil
 }
 
-// oneArgument is for commands that read one file.
-func oneArgument(ctx *cli.Context) (string, error) {
-	if n := ctx.NArg(); n != 1 {
-		return "", fault.Usage.Errorf("%d files given", n).Fix("name one file, or - for standard input")
-	}
-	return ctx.Args().First(), nil
-}
-
-// noArguments is for commands whose files all have flags.
-func noArguments(ctx *cli.Context) error {
-	if ctx.NArg() > 0 {
-		return fault.Usage.Errorf("%s accepts no file names, but %q was given", ctx.Command.Name, ctx.Args().First()).
+// arguments returns the file arguments of the command.
+func arguments(ctx *cli.Context, want files) ([]string, error) {
+	args := ctx.Args().Slice()
+	switch {
+	case want == oneFile && len(args) != 1:
+		return nil, fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, or - for standard input")
+	case want == noFiles && len(args) > 0:
+		return nil, fault.Usage.Errorf("%s accepts no file names, but %q was given", ctx.Command.Name, args[0]).
 			Fix("its files have flags; run " + ctx.Command.HelpName + " --help")
 	}
-	return nil
+	return args, nil
 }

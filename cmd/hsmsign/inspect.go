@@ -27,14 +27,13 @@ func (p *program) inspectCommand() *cli.Command {
 }
 
 func (p *program) inspect(ctx *cli.Context) error {
-	s := p.bareSettings(ctx)
+	s, err := p.bareSettings(ctx)
+	if err != nil {
+		return err
+	}
 	args := ctx.Args().Slice()
 	if len(args) == 0 {
 		return fault.Usage.Errorf("no file given").Fix("name a file, or - for standard input")
-	}
-	asJSON, err := s.boolean("json")
-	if err != nil {
-		return err
 	}
 	var failed error
 	for _, file := range args {
@@ -43,7 +42,7 @@ func (p *program) inspect(ctx *cli.Context) error {
 			var result *api.InspectResult
 			if result, err = inspectData(data, time.Now()); err == nil {
 				result.File = file
-				p.showInspected(result, asJSON)
+				p.showInspected(result, s.json)
 				continue
 			}
 		}

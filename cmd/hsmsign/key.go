@@ -68,22 +68,15 @@ func (p *program) keyCommand() *cli.Command {
 type keyJob struct {
 	*settings
 	keystore.Key
-	json bool
 }
 
-func (p *program) newKeyJob(ctx *cli.Context, takesArguments bool) (*keyJob, []string, error) {
-	s, args, asJSON, err := p.start(ctx)
+func (p *program) newKeyJob(ctx *cli.Context, want files) (*keyJob, []string, error) {
+	s, args, err := p.start(ctx, want)
 	if err != nil {
 		return nil, nil, err
-	}
-	if len(args) > 0 && !takesArguments {
-		return nil, nil, fault.Usage.Errorf("%s takes no arguments", ctx.Command.Name).Fix("name the key with --key")
 	}
 	key, err := s.key("key")
-	if err != nil {
-		return nil, nil, err
-	}
-	return &keyJob{s, key, asJSON}, args, nil
+	return &keyJob{s, key}, args, err
 }
 
 // open opens the key within the time limit.
@@ -101,7 +94,7 @@ func (job *keyJob) describe(ctx context.Context, key signer.Signer) (signer.KeyI
 }
 
 func (p *program) keyGenerate(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -125,7 +118,7 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 }
 
 func (p *program) keyList(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -153,14 +146,11 @@ func (p *program) keyList(cliCtx *cli.Context) error {
 }
 
 func (p *program) keyShow(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}
-	asPEM, err := job.boolean("pem")
-	if err != nil {
-		return err
-	}
+	asPEM := job.boolean("pem")
 	if asPEM && job.json {
 		return fault.Usage.Errorf("--pem and --json together").Fix("leave one out")
 	}

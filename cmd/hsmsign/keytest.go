@@ -13,7 +13,6 @@ import (
 
 	"hsmsign/api"
 	"hsmsign/chain"
-	"hsmsign/fault"
 	"hsmsign/keystore"
 	"hsmsign/signer"
 )
@@ -22,7 +21,7 @@ import (
 const maxTestCount = 100_000
 
 func (p *program) keyTest(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -115,12 +114,9 @@ func summarize(r *api.TestResult, took []time.Duration) {
 }
 
 func (p *program) keyImportCert(cliCtx *cli.Context) error {
-	job, args, err := p.newKeyJob(cliCtx, true)
+	job, args, err := p.newKeyJob(cliCtx, oneFile)
 	if err != nil {
 		return err
-	}
-	if len(args) != 1 {
-		return fault.Usage.Errorf("%d files given", len(args)).Fix("name one certificate file")
 	}
 	if err := job.StoresCertificates(); err != nil {
 		return err

@@ -71,14 +71,17 @@ type orderJob struct {
 }
 
 func (p *program) mdmcertRequest(ctx *cli.Context) error {
-	job := &orderJob{p: p, s: p.bareSettings(ctx)}
-	if err := noArguments(ctx); err != nil {
+	s, err := p.bareSettings(ctx)
+	if err != nil {
 		return err
 	}
+	if _, err := arguments(ctx, noFiles); err != nil {
+		return err
+	}
+	job := &orderJob{p: p, s: s}
 	if err := job.readFlags(ctx.Context); err != nil {
 		return err
 	}
-	var err error
 	job.passphrase, err = p.newPassphrase(ctx.Context, job.s, fmt.Sprintf("new passphrase of the keys in %q", job.dir), "passphrase-file", envPassphrase)
 	if err != nil {
 		return err
@@ -221,7 +224,7 @@ func (job *orderJob) undo() error {
 }
 
 func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
-	s, name, asJSON, err := p.startOne(ctx)
+	s, args, err := p.start(ctx, oneFile)
 	if err != nil {
 		return err
 	}
@@ -242,18 +245,18 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 			return err
 		}
 	}
-	decrypted, err := p.decryptAttachment(ctx.Context, s, name, keyName)
+	decrypted, err := p.decryptAttachment(ctx.Context, s, args[0], keyName)
 	if err != nil {
 		return err
 	}
 	report := request.Verify(decrypted, opts)
 	if report.Request == nil { // whatever it is, it is not what is uploaded to Apple
-		return fmt.Errorf("%s: the decrypted content is not a Push Certificate Request: %w", name, fault.First(report.Findings))
+		return fmt.Errorf("%s: the decrypted content is not a Push Certificate Request: %w", args[0], fault.First(report.Findings))
 	}
 	if err := noForce(writeFile(output, decrypted, requestMode, false)); err != nil {
 		return err
 	}
-	p.printReport(output, report, opts.Now, asJSON)
+	p.printReport(output, report, opts.Now, s.json)
 	if !report.OK() {
 		return errDefects
 	}

@@ -84,7 +84,7 @@ func (p *program) pushCommand() *cli.Command {
 }
 
 func (p *program) pushCSR(ctx *cli.Context) error {
-	s, err := p.startNone(ctx)
+	s, _, err := p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}

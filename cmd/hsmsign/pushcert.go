@@ -28,16 +28,16 @@ func (p *program) readPush(ctx context.Context, name string) (*pushcert.Certific
 }
 
 func (p *program) pushInspect(ctx *cli.Context) error {
-	s, name, asJSON, err := p.startOne(ctx)
+	s, args, err := p.start(ctx, oneFile)
 	if err != nil {
 		return err
 	}
-	cert, err := p.readPush(ctx.Context, name)
+	cert, err := p.readPush(ctx.Context, args[0])
 	if err != nil {
 		return err
 	}
 	now := time.Now()
-	result := api.PushResult{File: name, Certificate: api.NewCertificate(cert.Certificate, now), Findings: cert.Check(now)}
+	result := api.PushResult{File: args[0], Certificate: api.NewCertificate(cert.Certificate, now), Findings: cert.Check(now)}
 	if value, _ := s.str("push-key"); value != "" {
 		key, err := p.openPushKey(ctx.Context, s, value)
 		if err != nil {
@@ -51,7 +51,7 @@ func (p *program) pushInspect(ctx *cli.Context) error {
 			result.Findings = append(result.Findings, *f)
 		}
 	}
-	p.showPush(result, asJSON)
+	p.showPush(result, s.json)
 	if fault.First(result.Findings) != nil {
 		return errDefects
 	}
@@ -74,8 +74,11 @@ func (p *program) showPush(r api.PushResult, asJSON bool) {
 }
 
 func (p *program) pushRenew(ctx *cli.Context) error {
-	s := p.bareSettings(ctx)
-	if err := noArguments(ctx); err != nil {
+	s, err := p.bareSettings(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	oldName, _ := s.str("old")
@@ -106,11 +109,11 @@ func (p *program) pushRenew(ctx *cli.Context) error {
 }
 
 func (p *program) pushTopic(ctx *cli.Context) error {
-	name, err := oneArgument(ctx)
+	args, err := arguments(ctx, oneFile)
 	if err != nil {
 		return err
 	}
-	cert, err := p.readPush(ctx.Context, name)
+	cert, err := p.readPush(ctx.Context, args[0])
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ type exportJob struct {
 }
 
 func (p *program) pushP12(ctx *cli.Context) error {
-	s, err := p.startNone(ctx)
+	s, _, err := p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -107,12 +107,7 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	default:
 		return "", fault.Usage.Errorf("%s: unknown format %q", from, format).Fix("it is p12 or pem")
 	}
-	if job.legacy, err = job.s.boolean("legacy"); err != nil {
-		return "", err
-	}
-	if job.unencrypted, err = job.s.boolean("unencrypted"); err != nil {
-		return "", err
-	}
+	job.legacy, job.unencrypted = job.s.boolean("legacy"), job.s.boolean("unencrypted")
 	switch {
 	case job.legacy && job.pem:
 		return "", fault.Usage.Errorf("--legacy is for p12").Fix("leave it out")

@@ -64,7 +64,7 @@ type signJob struct {
 }
 
 func (p *program) sign(ctx *cli.Context) error {
-	s, args, _, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
@@ -156,11 +156,8 @@ func (job *signJob) readFlags(s *settings) error {
 	default:
 		return fault.Usage.Errorf("%s: unknown digest %q", from, digest).Fix("it is sha256 or sha1")
 	}
-	if job.json, err = s.boolean("json"); err != nil {
-		return err
-	}
-	job.force, err = s.boolean("force")
-	return err
+	job.json, job.force = s.json, s.boolean("force")
+	return nil
 }
 
 // single signs one CSR to -o or standard output.

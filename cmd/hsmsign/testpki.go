@@ -34,8 +34,11 @@ func (p *program) testpkiCommand() *cli.Command {
 }
 
 func (p *program) testpki(ctx *cli.Context) error {
-	s := p.bareSettings(ctx)
-	if err := noArguments(ctx); err != nil {
+	s, err := p.bareSettings(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	csrFile, _ := s.str("csr")
@@ -43,14 +46,7 @@ func (p *program) testpki(ctx *cli.Context) error {
 	if csrFile == "" || dir == "" {
 		return fault.Usage.Errorf("--csr and --out-dir are both needed").Fix("hsmsign testpki --csr vendor.csr --out-dir pki/")
 	}
-	force, err := s.boolean("force")
-	if err != nil {
-		return err
-	}
-	asJSON, err := s.boolean("json")
-	if err != nil {
-		return err
-	}
+	force := s.boolean("force")
 	csr, err := p.readCSR(ctx.Context, csrFile)
 	if err != nil {
 		return err
@@ -71,7 +67,7 @@ func (p *program) testpki(ctx *cli.Context) error {
 	if err := writeFile(vendorFile, []byte(chain.PEM(certs)), requestMode, force); err != nil {
 		return err
 	}
-	if asJSON {
+	if s.json {
 		p.con.JSON(api.TestPKIResult{Output: vendorFile, Root: filepath.Join(dir, "root.pem"), Chain: api.NewCertificates(certs, time.Now())})
 		return nil
 	}

@@ -30,8 +30,11 @@ func (p *program) issuePushCommand() *cli.Command {
 }
 
 func (p *program) issuePush(ctx *cli.Context) error {
-	s := p.bareSettings(ctx)
-	if err := noArguments(ctx); err != nil {
+	s, err := p.bareSettings(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	requestFile, _ := s.str("request")

@@ -77,7 +77,7 @@ func (s *settings) csrSubject() certreq.Subject {
 }
 
 func (p *program) vendorCSR(cliCtx *cli.Context) error {
-	job, _, err := p.newKeyJob(cliCtx, false)
+	job, _, err := p.newKeyJob(cliCtx, noFiles)
 	if err != nil {
 		return err
 	}
@@ -110,19 +110,16 @@ func (p *program) vendorCSR(cliCtx *cli.Context) error {
 // output returns -o and --force, checked.
 func (s *settings) output(inputs ...string) (path string, force bool, err error) {
 	path, _ = s.str("output")
-	if force, err = s.boolean("force"); err == nil && path != "" && path != "-" {
+	if force = s.boolean("force"); path != "" && path != "-" {
 		err = checkOutput(path, force, inputs...)
 	}
 	return path, force, err
 }
 
 func (p *program) vendorImport(cliCtx *cli.Context) error {
-	job, args, err := p.newKeyJob(cliCtx, true)
+	job, args, err := p.newKeyJob(cliCtx, oneFile)
 	if err != nil {
 		return err
-	}
-	if len(args) != 1 {
-		return fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, the certificate from Apple's developer portal")
 	}
 	output, force, err := job.output(args[0])
 	if err != nil {
@@ -159,23 +156,17 @@ func (p *program) vendorImport(cliCtx *cli.Context) error {
 // readImport reads everything about an imported certificate that can be read before the key is opened.
 func (p *program) readImport(ctx context.Context, job *keyJob, name string) (ceremony.Import, error) {
 	in := ceremony.Import{Name: name}
-	fetch, err := job.boolean("fetch")
-	if err != nil {
-		return in, err
-	}
-	if fetch {
+	if job.boolean("fetch") {
 		in.Options.Fetch = &chain.FetchOptions{}
 		in.Options.Fetch.BaseURL, _ = job.str("base-url")
 	}
-	if in.Store, err = job.boolean("store"); err != nil {
-		return in, err
-	}
-	if in.Store {
+	if in.Store = job.boolean("store"); in.Store {
 		if err := job.StoresCertificates(); err != nil {
 			return in, err
 		}
 	}
 	files, _ := job.list("chain")
+	var err error
 	if in.Options.Extra, err = job.store.LoadCertificates(ctx, files...); err != nil {
 		return in, err
 	}

@@ -42,12 +42,10 @@ type statusJob struct {
 }
 
 func (p *program) vendorStatus(ctx *cli.Context) error {
-	job := &statusJob{p: p}
 	// With --nagios even a usage error has an exit code of Nagios.
-	var err error
-	if job.nagios, err = p.bareSettings(ctx).boolean("nagios"); err == nil {
-		err = job.run(ctx)
-	}
+	nagios := (&settings{ctx: ctx, getenv: p.getenv}).boolean("nagios")
+	job := &statusJob{p: p, nagios: nagios}
+	err := job.run(ctx)
 	if err == nil || !job.nagios || isSilent(err) {
 		return err
 	}
@@ -56,14 +54,11 @@ func (p *program) vendorStatus(ctx *cli.Context) error {
 }
 
 func (job *statusJob) run(ctx *cli.Context) error {
-	s, err := job.p.startNone(ctx)
+	s, _, err := job.p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}
-	if job.json, err = s.boolean("json"); err != nil {
-		return err
-	}
-	if job.json && job.nagios {
+	if job.json = s.json; job.json && job.nagios {
 		return fault.Usage.Errorf("--json and --nagios together").Fix("leave one out")
 	}
 	if job.warn, err = s.number("warn", 30, 1, 3650); err != nil {

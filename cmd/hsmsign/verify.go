@@ -29,7 +29,7 @@ func (p *program) verifyCommand() *cli.Command {
 }
 
 func (p *program) verify(ctx *cli.Context) error {
-	s, args, asJSON, err := p.start(ctx)
+	s, args, err := p.start(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (p *program) verify(ctx *cli.Context) error {
 			continue
 		}
 		report := request.Verify(data, opts)
-		p.printReport(file, report, opts.Now, asJSON)
+		p.printReport(file, report, opts.Now, s.json)
 		if !report.OK() {
 			failed = cmp.Or[error](failed, errDefects)
 		}

@@ -22,12 +22,12 @@ func (p *program) versionCommand() *cli.Command {
 }
 
 func (p *program) version(ctx *cli.Context) error {
-	asJSON, err := p.bareSettings(ctx).boolean("json")
+	s, err := p.bareSettings(ctx)
 	if err != nil {
 		return err
 	}
 	info := readVersion()
-	if asJSON {
+	if s.json {
 		p.con.JSON(info)
 		return nil
 	}

@@ -1,4 +1,4 @@
-// Package gcp holds what Google Cloud must be told before hsmsign may sign there. The test keeps its promises.
+// Package gcp contains the configuration with which hsmsign may sign on Google Cloud. The tests check it.
 package gcp
 
 import (
@@ -10,15 +10,14 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
 func read(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Value(os.ReadFile(name))(t)
 	return string(text)
 }
 
@@ -31,8 +30,8 @@ func strict(t *testing.T, name string, into any) {
 	}
 }
 
-// least is all that signing needs.
-func least() []string {
+// minimal returns all permissions that signing needs.
+func minimal() []string {
 	return []string{"cloudkms.cryptoKeyVersions.useToSign", "cloudkms.cryptoKeyVersions.viewPublicKey"}
 }
 
@@ -42,7 +41,7 @@ func TestRole(t *testing.T) {
 		IncludedPermissions       []string
 	}
 	strict(t, "role.json", &role)
-	if diff := cmp.Diff(least(), role.IncludedPermissions); diff != "" {
+	if diff := cmp.Diff(minimal(), role.IncludedPermissions); diff != "" {
 		t.Errorf("role.json (-want +got):\n%s", diff)
 	}
 }
@@ -68,7 +67,7 @@ func TestKeyPolicy(t *testing.T) {
 	}
 }
 
-// block is the body of a top-level block.
+// block returns the body of a top-level block.
 func block(t *testing.T, text, head string) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(text, head+" {\n")
@@ -86,7 +85,7 @@ func TestTerraform(t *testing.T) {
 	for _, p := range permissions {
 		got = append(got, p[1])
 	}
-	if diff := cmp.Diff(least(), got); diff != "" {
+	if diff := cmp.Diff(minimal(), got); diff != "" {
 		t.Errorf("custom role (-want +got):\n%s", diff)
 	}
 	key := block(t, text, `resource "google_kms_crypto_key" "vendor"`)
@@ -98,7 +97,7 @@ func TestTerraform(t *testing.T) {
 	variables := read(t, "variables.tf")
 	for name, want := range map[string]string{"protection_level": `default     = "HSM"`, "algorithm": `default     = "RSA_SIGN_PKCS1_2048_SHA256"`} {
 		if !strings.Contains(block(t, variables, `variable "`+name+`"`), want) {
-			t.Errorf("variable %s has not %s", name, want)
+			t.Errorf("variable %s does not contain %s", name, want)
 		}
 	}
 	// The grant is on the key: no binding of a project, folder, organization or key ring.
@@ -108,7 +107,7 @@ func TestTerraform(t *testing.T) {
 	}
 }
 
-// TestTerraformIsFormatted looks at both clouds.
+// TestTerraformIsFormatted checks both clouds.
 func TestTerraformIsFormatted(t *testing.T) {
 	terraform, err := exec.LookPath("terraform")
 	if err != nil {

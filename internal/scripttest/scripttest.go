@@ -1,13 +1,14 @@
-// Package scripttest has the script commands that every script test of the program uses, beside testscript's own:
+// Package scripttest contains the commands that all script tests of hsmsign share, in addition to those of testscript:
 //
-//	code N program args...     wants exit code N
-//	refuse N program args...   wants exit code N, nothing on standard output, and one line on standard error
-//	absent FILE...             wants that none exists, and that nothing unfinished lies beside it
-//	fill FILE N                writes a file of N bytes, all zero
+//	code N program args...     checks for exit code N
+//	refuse N program args...   checks for exit code N, an empty standard output, and one line on standard error
+//	absent FILE...             checks that no file exists, and no unfinished file in its folder
+//	fill FILE N                writes a file of N zero bytes
 package scripttest
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,12 +21,10 @@ import (
 // Command is a command of a script.
 type Command = func(ts *testscript.TestScript, neg bool, args []string)
 
-// Commands gives the commands, and more beside them.
+// Commands returns the commands of this package and more.
 func Commands(more map[string]Command) map[string]Command {
 	all := map[string]Command{"code": code, "refuse": refuse, "absent": absent, "fill": fill}
-	for name, command := range more {
-		all[name] = command
-	}
+	maps.Copy(all, more)
 	return all
 }
 
@@ -53,7 +52,7 @@ func refuse(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	line := ts.ReadFile("stderr")
 	if !strings.HasPrefix(line, "hsmsign: ") || strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {
-		ts.Fatalf("not one line on standard error: %q", line)
+		ts.Fatalf("standard error is not one line: %q", line)
 	}
 }
 
@@ -64,7 +63,7 @@ func absent(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		left, err := filepath.Glob(filepath.Join(filepath.Dir(ts.MkAbs(a)), ".hsmsign-unfinished-*"))
 		if err != nil || len(left) > 0 {
-			ts.Fatalf("left behind: %v %v", left, err)
+			ts.Fatalf("unfinished files: %v %v", left, err)
 		}
 	}
 }

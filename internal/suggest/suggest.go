@@ -1,4 +1,4 @@
-// Package suggest finds what somebody meant by a name that does not exist.
+// Package suggest finds the known name that is similar to an unknown one. Its function is safe for concurrent use.
 package suggest
 
 import (
@@ -6,12 +6,16 @@ import (
 	"strings"
 )
 
-// Name returns the hint for an unknown name: the known one that is at most two letters away, or of which one is the
-// beginning of the other; if there is none, otherwise.
+// maxName is how many bytes of an unknown name are compared.
+const maxName = 43
+
+// Name returns the hint "did you mean ...?" for an unknown name, with the most similar of the known names. Names are similar
+// if two edits make them equal (ignoring case) or if one is a prefix of the other. Without a similar name, Name returns
+// otherwise.
 func Name(name string, known []string, otherwise string) string {
 	best, bestDistance := "", 3
 	for _, k := range known {
-		d := distance(strings.ToLower(name[:min(len(name), 43)]), strings.ToLower(k))
+		d := distance(strings.ToLower(name[:min(len(name), maxName)]), strings.ToLower(k))
 		if strings.HasPrefix(name, k) || len(name) > 2 && strings.HasPrefix(k, name) {
 			d = min(d, 2)
 		}
@@ -25,7 +29,7 @@ func Name(name string, known []string, otherwise string) string {
 	return fmt.Sprintf("did you mean %q?", best)
 }
 
-// distance is the number of letters to insert, delete or replace to get from a to b (Levenshtein, 1965).
+// distance returns the number of bytes to insert, delete or replace to turn a into b (Levenshtein, 1965).
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -1,5 +1,6 @@
-// Package testkit is what tests of several packages share: fixed keys, the golden files, a key in memory, and programs
-// that give a second opinion. A helper fails the test that calls it. Everything here is safe for concurrent use.
+// Package testkit contains the helpers that tests of several packages share: keys, the golden files, a test PKI, a signer
+// in memory, OpenSSL, and Apple's certificates. A helper fails the test that calls it. Everything here is safe for
+// concurrent use.
 package testkit
 
 import (
@@ -31,7 +32,7 @@ func root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// File reads a file of the folder testdata at the top: "golden/chain.pem".
+// File returns the content of a file of the folder testdata next to go.mod: "golden/chain.pem".
 func File(t testing.TB, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(root(), "testdata", name))
@@ -41,7 +42,7 @@ func File(t testing.TB, name string) []byte {
 	return data
 }
 
-// GoldenKey returns the vendor key of the golden files, RSA-2048. All stores sign with it in tests.
+// GoldenKey returns the vendor key of the golden files, RSA-2048.
 func GoldenKey(t testing.TB) *rsa.PrivateKey {
 	t.Helper()
 	block, _ := pem.Decode(File(t, "golden/vendor.key"))
@@ -54,37 +55,33 @@ func GoldenKey(t testing.TB) *rsa.PrivateKey {
 
 var keys sync.Map // from bits and name to a func() *rsa.PrivateKey
 
-// Key returns an RSA-2048 key. It is generated once for each name in a test process.
+// Key returns the RSA-2048 key of a name. It is generated once in a test process.
 func Key(name string) *rsa.PrivateKey { return KeyOf(2048, name) }
 
 // KeyOf is Key for another size of modulus.
 func KeyOf(bits int, name string) *rsa.PrivateKey {
 	once, _ := keys.LoadOrStore(strconv.Itoa(bits)+name, sync.OnceValue(func() *rsa.PrivateKey {
-		key, err := rsa.GenerateKey(rand.Reader, bits)
-		if err != nil {
-			panic(err)
-		}
-		return key
+		return Must(rsa.GenerateKey(rand.Reader, bits))
 	}))
 	return once.(func() *rsa.PrivateKey)()
 }
 
-// Signer is a key in memory as a signer.Signer. It counts its signatures, and fails as it is told to.
+// Signer is a signer.Signer with a key in memory. It counts its signatures and can fail.
 type Signer struct {
 	crypto.Signer
 	Calls atomic.Int64
-	// Fail returns the error of a signature; nil: none.
+	// Fail returns the error of a signature; a nil Fail never fails.
 	Fail func() error
 	// Faulty inverts a bit of each signature.
 	Faulty bool
-	// Other is the public key that the Signer claims to have; nil: its own.
+	// Other is the result of Public; nil: the key's own.
 	Other crypto.PublicKey
 }
 
-// NewSigner returns a Signer over any key.
+// NewSigner returns a Signer with any key.
 func NewSigner(key crypto.Signer) *Signer { return &Signer{Signer: key} }
 
-// Public returns the public key.
+// Public returns the public key, or Other.
 func (s *Signer) Public() crypto.PublicKey {
 	if s.Other != nil {
 		return s.Other
@@ -134,29 +131,6 @@ func OpenSSL(t testing.TB, dir string, stdin []byte, args ...string) []byte {
 	return out
 }
 
-// Apple reads one of Apple's certificate files (DER) from the folder that HSMSIGN_TEST_APPLE names, by default
-// ../shared/apple beside the checkout. The test is skipped if the folder does not exist: the certificates are Apple's,
-// and not part of this project.
-func Apple(t testing.TB, file string) *x509.Certificate {
-	t.Helper()
-	dir := os.Getenv("HSMSIGN_TEST_APPLE")
-	if dir == "" {
-		dir = filepath.Join(root(), "..", "shared", "apple")
-		if _, err := os.Stat(dir); err != nil {
-			t.Skipf("%s is not there; HSMSIGN_TEST_APPLE names the folder with Apple's certificates", dir)
-		}
-	}
-	data, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
-}
-
 // FindingID returns the ID of the finding that err wraps, or "".
 func FindingID(err error) string {
 	if f, ok := errors.AsType[*fault.Finding](err); ok {
@@ -171,5 +145,22 @@ func Seeds(t testing.TB, target string, n int) {
 	entries, err := os.ReadDir(filepath.Join("testdata", "fuzz", target))
 	if err != nil || len(entries) < n {
 		t.Errorf("%s: %d seeds, %v; want %d", target, len(entries), err, n)
+	}
+}
+
+// OK stops the test if err is not nil.
+func OK(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Value returns a function that returns the value, or stops the test if err is not nil: Value(os.ReadFile(name))(t).
+func Value[T any](value T, err error) func(t testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		OK(t, err)
+		return value
 	}
 }

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeUnnamed writes by a file that has no name until it is whole (open(2), O_TMPFILE). The error wraps
-// errors.ErrUnsupported where the file system, the kernel or a missing /proc does not let it.
+// writeUnnamed writes a file that has no name until it is complete (open(2), O_TMPFILE). The error wraps
+// errors.ErrUnsupported if the file system, the kernel or a missing /proc prevents it.
 func writeUnnamed(path string, data []byte, mode fs.FileMode, replace bool) error {
 	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, uint32(mode.Perm()))
-	if errors.Is(err, unix.EISDIR) { // a kernel that does not know O_TMPFILE
+	if errors.Is(err, unix.EISDIR) { // a kernel without O_TMPFILE
 		err = errors.ErrUnsupported
 	}
 	if err != nil {
@@ -28,11 +28,11 @@ func writeUnnamed(path string, data []byte, mode fs.FileMode, replace bool) erro
 	return errors.Join(err, f.Close())
 }
 
-// name gives an open file its name. To replace one, it takes two steps, with a temporary name for the moment between.
+// name gives an open file its name. Replacing a file takes two steps and a temporary name.
 func name(fd int, path string, replace bool) error {
 	link := func(name string) error {
 		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
-		if errors.Is(err, fs.ErrNotExist) { // /proc is, or the folder, which writeNamed finds out too
+		if errors.Is(err, fs.ErrNotExist) { // /proc or the folder is missing; writeNamed finds out which
 			return errors.ErrUnsupported
 		}
 		return err

@@ -1,9 +1,5 @@
-// Package wholefile writes files whole or not at all: a full disk, a kill or a power cut leaves the name with what was
-// there before, or with nothing.
-//
-//	err := wholefile.Write("push.key", key, 0o600, false)
-//
-// Write is safe for concurrent use, also by several processes.
+// Package wholefile writes files completely or not at all: after a full disk, a kill or a power cut, the old file or no file
+// has the name. Write and Sweep are safe for concurrent use, also by several processes.
 package wholefile
 
 import (
@@ -16,18 +12,18 @@ import (
 	"time"
 )
 
-// tempPrefix begins the name of a file that is not finished; one that is left behind was cut off by a kill.
+// tempPrefix begins the names of unfinished files. A kill can leave such a file.
 const tempPrefix = ".hsmsign-unfinished-"
 
-// unfinishedAge is when an unfinished file counts as left behind: it takes milliseconds to finish one.
+// unfinishedAge is the age at which an unfinished file was left by a kill: finishing takes milliseconds.
 const unfinishedAge = time.Minute
 
-// Write writes a file: a temporary one, flushed to the disk, takes its name in one step. Unless it may replace, a file
-// that is there stays as it is, also one that appears meanwhile (a link, unlike a rename, replaces nothing), and the
-// error wraps fs.ErrExist.
+// Write writes a file: it flushes a temporary file to the disk and gives it the name in one step. Without replace, it does
+// not change an existing file, also one that is created meanwhile (a link, unlike a rename, replaces nothing), and the error
+// wraps fs.ErrExist.
 //
-// Where the system can make a file without a name (Linux, on most file systems) a kill leaves nothing of it; otherwise a
-// file beside it, which Sweep removes.
+// If the system supports files without a name (Linux, on most file systems), a kill leaves no file. Otherwise it may leave a
+// temporary file in the same folder, which Sweep removes.
 func Write(path string, data []byte, mode fs.FileMode, replace bool) error {
 	err := writeUnnamed(path, data, mode, replace)
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -39,10 +35,10 @@ func Write(path string, data []byte, mode fs.FileMode, replace bool) error {
 	return nil
 }
 
-// tempName is a name beside path that nobody has.
+// tempName returns an unused name in the folder of path.
 func tempName(path string) string { return filepath.Join(filepath.Dir(path), tempPrefix+rand.Text()) }
 
-// fill writes all to the disk.
+// fill writes the data to the disk.
 func fill(f *os.File, data []byte) error {
 	_, err := f.Write(data)
 	if err == nil {
@@ -51,9 +47,10 @@ func fill(f *os.File, data []byte) error {
 	return err
 }
 
+// writeNamed writes a file with a temporary name.
 func writeNamed(path string, data []byte, mode fs.FileMode, replace bool) error {
 	name := tempName(path)
-	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- beside the user's own output
+	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) // #nosec G304 -- in the folder of the user's output
 	if err != nil {
 		return err
 	}
@@ -67,14 +64,14 @@ func writeNamed(path string, data []byte, mode fs.FileMode, replace bool) error 
 	if err = os.Link(name, path); err == nil || errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	// A file system without links.
+	// The file system has no links.
 	if _, err := os.Lstat(path); err == nil {
 		return fs.ErrExist
 	}
 	return os.Rename(name, path)
 }
 
-// cause takes the temporary file's name off an error: it tells nobody anything.
+// cause returns an error without the name of the temporary file, which means nothing to the user.
 func cause(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
@@ -87,7 +84,7 @@ func cause(err error) error {
 	return err
 }
 
-// Sweep removes what a killed run left behind in a folder of ours. It is tidying only, so it fails silently.
+// Sweep removes the temporary files that killed processes left in a folder. It ignores errors.
 func Sweep(dir string) {
 	left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
 	if err != nil {

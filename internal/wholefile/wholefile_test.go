@@ -14,9 +14,11 @@ import (
 	"time"
 )
 
-// ways are both ways to write a file.
-var ways = map[string]func(path string, data []byte, mode fs.FileMode, replace bool) error{
-	"as it comes": Write,
+type writer = func(path string, data []byte, mode fs.FileMode, replace bool) error
+
+// ways are the two implementations.
+var ways = map[string]writer{
+	"Write": Write,
 	"with a temporary name": func(path string, data []byte, mode fs.FileMode, replace bool) error {
 		if err := writeNamed(path, data, mode, replace); err != nil {
 			return cause(err)
@@ -28,10 +30,11 @@ var ways = map[string]func(path string, data []byte, mode fs.FileMode, replace b
 func TestWrite(t *testing.T) {
 	for name, write := range ways {
 		t.Run(name, func(t *testing.T) { testWrite(t, write) })
+		t.Run(name+", race", func(t *testing.T) { testWriteRace(t, write) })
 	}
 }
 
-func testWrite(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
+func testWrite(t *testing.T, write writer) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a")
 	for _, tt := range []struct {
@@ -49,7 +52,7 @@ func testWrite(t *testing.T, write func(path string, data []byte, mode fs.FileMo
 		}
 		got, err := os.ReadFile(path)
 		if err != nil || string(got) != tt.want {
-			t.Errorf("%s: the file holds %q, %v; want %q", tt.data, got, err, tt.want)
+			t.Errorf("%s: the file contains %q, %v; want %q", tt.data, got, err, tt.want)
 		}
 	}
 	info, err := os.Stat(path)
@@ -57,15 +60,15 @@ func testWrite(t *testing.T, write func(path string, data []byte, mode fs.FileMo
 		t.Errorf("%v, %v; want mode 0600", info, err)
 	}
 	if err := write(filepath.Join(dir, "none", "a"), nil, 0o600, false); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), tempPrefix) {
-		t.Errorf("into no folder: %v", err)
+		t.Errorf("a missing folder: %v", err)
 	}
 	if err := write(dir, []byte("x"), 0o600, true); err == nil || strings.Contains(err.Error(), tempPrefix) {
-		t.Errorf("over a folder: %v", err)
+		t.Errorf("an existing folder: %v", err)
 	}
 	onlyFile(t, dir, "a")
 }
 
-// onlyFile wants that nothing but the file is left in its folder.
+// onlyFile checks that the folder contains only this file.
 func onlyFile(t *testing.T, dir, name string) {
 	t.Helper()
 	left, err := os.ReadDir(dir)
@@ -74,14 +77,8 @@ func onlyFile(t *testing.T, dir, name string) {
 	}
 }
 
-// TestWriteRace: of many that write one name one wins, and what it wrote is there whole.
-func TestWriteRace(t *testing.T) {
-	for name, write := range ways {
-		t.Run(name, func(t *testing.T) { testWriteRace(t, write) })
-	}
-}
-
-func testWriteRace(t *testing.T, write func(path string, data []byte, mode fs.FileMode, replace bool) error) {
+// testWriteRace: of many writers of one name one succeeds, and its file is complete.
+func testWriteRace(t *testing.T, write writer) {
 	path := filepath.Join(t.TempDir(), "a")
 	var wrote atomic.Int32
 	var all sync.WaitGroup
@@ -103,7 +100,7 @@ func testWriteRace(t *testing.T, write func(path string, data []byte, mode fs.Fi
 	onlyFile(t, filepath.Dir(path), "a")
 }
 
-// childVariable tells the child of TestKill that it is one: it fills its folder.
+// childVariable is set for the child process of TestKill, which writes files to its folder.
 const childVariable = "WHOLEFILE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -117,13 +114,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestKill: what a killed process leaves is whole, and nothing else where files can be made without a name.
+// A killed process leaves only complete files, if the system supports files without a name.
 func TestKill(t *testing.T) {
 	for range 10 {
 		dir := t.TempDir()
 		err := writeUnnamed(filepath.Join(dir, "probe"), make([]byte, 1<<16), 0o600, false)
 		if errors.Is(err, errors.ErrUnsupported) {
-			t.Skip("files cannot be made without a name here")
+			t.Skip("this file system does not support files without a name")
 		}
 		child := exec.Command(os.Args[0]) // #nosec G204 -- this test
 		child.Dir, child.Env = dir, append(os.Environ(), childVariable+"=1")
@@ -165,7 +162,7 @@ func TestSweep(t *testing.T) {
 	Sweep(dir)
 	for name, want := range map[string]bool{"old": true, tempPrefix + "old": false, tempPrefix + "young": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
-			t.Errorf("%s: there is %v, want %v", name, err == nil, want)
+			t.Errorf("%s: exists %v, want %v", name, err == nil, want)
 		}
 	}
 }

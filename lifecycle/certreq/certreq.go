@@ -1,11 +1,7 @@
 // Package certreq makes certificate signing requests (RFC 2986) with any signer.Signer: the vendor's for Apple's
 // developer portal, and the customer's for the MDM vendor.
 //
-//	subject := certreq.Subject{Email: "mdm@example.com", CommonName: "Example MDM", Country: "US"}
-//	der, err := certreq.Create(ctx, key, subject)
-//	err = os.WriteFile("example.csr", certreq.EncodePEM(der), 0o644)
-//
-// Everything here is a function of its arguments, and safe for concurrent use as far as the Signer is.
+// The functions depend only on their arguments and are safe for concurrent use if the Signer is.
 package certreq
 
 import (
@@ -16,21 +12,21 @@ import (
 	"errors"
 	"fmt"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
-// Create makes a CSR (DER) for an RSA key, signed with SHA-256. The same key and subject always give the same bytes.
-// What was made is parsed and verified before it is given out.
+// Create returns a CSR (DER) for an RSA key, signed with SHA-256. The same key and subject always give the same bytes.
+// signer.Sign verifies the signature, and Create checks that the new CSR has this subject and key.
 //
-// Errors wrap ErrSubject, or one of signer's families: ErrBadKey where the key is not RSA, ErrBadSignature,
-// or that of the key's own failure.
+// Errors wrap ErrSubject, signer.ErrBadKey (not an RSA key), signer.ErrBadSignature, or the family of the key's error.
 func Create(ctx context.Context, key signer.Signer, subject Subject) ([]byte, error) {
 	if err := subject.Check(); err != nil {
 		return nil, err
 	}
 	pub, ok := key.Public().(*rsa.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("%w: a key of type %T; Apple takes RSA only", signer.ErrBadKey, key.Public())
+		return nil, fault.Errorf("%w: a key of type %T; Apple accepts RSA only", signer.ErrBadKey, key.Public()).Fix("make an RSA key")
 	}
 	name, err := subject.rdn()
 	if err != nil {
@@ -44,17 +40,14 @@ func Create(ctx context.Context, key signer.Signer, subject Subject) ([]byte, er
 	made, err := x509.ParseCertificateRequest(der)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read the CSR that was made: %w", err)
+		return nil, fmt.Errorf("parse the new CSR: %w", err)
 	case string(made.RawSubject) != string(name) || !pub.Equal(made.PublicKey):
-		return nil, errors.New("read the CSR that was made: it has another subject or key")
-	}
-	if err := made.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: of the CSR that was made: %w", signer.ErrBadSignature, err)
+		return nil, errors.New("parse the new CSR: it has another subject or key")
 	}
 	return der, nil
 }
 
-// EncodePEM is a CSR as PEM (RFC 7468 section 7).
+// EncodePEM returns a CSR as PEM (RFC 7468 section 7).
 func EncodePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }

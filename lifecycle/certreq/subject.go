@@ -3,7 +3,6 @@ package certreq
 import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"fmt"
 	"net/mail"
 	"strings"
 	"unicode"
@@ -12,7 +11,7 @@ import (
 	"hsmsign/fault"
 )
 
-// ErrSubject: a value cannot be part of a CSR's subject.
+// ErrSubject means that a value cannot be part of a CSR's subject.
 var ErrSubject = fault.Usage.New("unusable value")
 
 // The upper bounds of RFC 5280 appendix A.1 (ub-common-name, ub-organization-name, ub-emailaddress-length).
@@ -21,46 +20,43 @@ const (
 	maxEmail = 255
 )
 
-// Subject says who a CSR is of. Apple puts its own subject into its certificates, and takes the CSR for its key.
+// Subject is the subject of a CSR. Apple's certificates have other subjects; Apple uses only the key of a CSR.
 type Subject struct {
 	Email        string // an address, ASCII, at most 255 characters
 	CommonName   string // 1 to 64 characters
-	Organization string // at most 64 characters; empty: left out
+	Organization string // at most 64 characters; optional
 	Country      string // ISO 3166-1, two capital letters
 }
 
 // Check returns an error that wraps ErrSubject if a value cannot be part of a CSR.
 func (s Subject) Check() error {
-	refuse := func(fix, format string, args ...any) error {
-		return fault.Errorf("%w: %s", ErrSubject, fmt.Sprintf(format, args...)).Fix(fix)
-	}
 	if len(s.Email) > maxEmail {
-		return refuse("give a shorter one", "the email address has %d characters; at most %d are allowed", len(s.Email), maxEmail)
+		return fault.Errorf("%w: the email address has %d characters; at most %d are allowed", ErrSubject, len(s.Email), maxEmail).Fix("use a shorter one")
 	}
 	address, err := mail.ParseAddress(s.Email)
 	switch {
 	case err != nil || address.Address != s.Email || strings.ContainsFunc(s.Email, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return refuse("write it as in mdm@example.com", "the email address %.64q is none", s.Email)
+		return fault.Errorf("%w: %.64q is not an email address", ErrSubject, s.Email).Fix("write it as in mdm@example.com")
 	case s.CommonName == "":
-		return refuse("give a name", "no common name")
+		return fault.Errorf("%w: the common name is empty", ErrSubject).Fix("give a name")
 	case len(s.Country) != 2 || strings.ContainsFunc(s.Country, func(r rune) bool { return r < 'A' || r > 'Z' }):
-		return refuse("write two capital letters, as in US", "the country %.64q is no ISO 3166 code", s.Country)
+		return fault.Errorf("%w: the country %.64q is not a two-letter ISO 3166 code", ErrSubject, s.Country).Fix("write two capital letters, as in US")
 	}
 	for _, name := range []struct{ what, value string }{{"common name", s.CommonName}, {"organization", s.Organization}} {
 		switch n := utf8.RuneCountInString(name.value); {
 		case n > maxName:
-			return refuse("shorten it", "the %s has %d characters; X.520 allows %d", name.what, n, maxName)
+			return fault.Errorf("%w: the %s has %d characters; X.520 allows %d", ErrSubject, name.what, n, maxName).Fix("shorten it")
 		case !utf8.ValidString(name.value) || strings.ContainsFunc(name.value, unicode.IsControl):
-			return refuse("write plain text", "the %s is not UTF-8 or holds a control character", name.what)
+			return fault.Errorf("%w: the %s is not UTF-8 or contains a control character", ErrSubject, name.what).Fix("write plain text")
 		case strings.TrimSpace(name.value) != name.value:
-			return refuse("take the blanks off", "the %s begins or ends with a blank", name.what)
+			return fault.Errorf("%w: the %s begins or ends with white space", ErrSubject, name.what).Fix("remove the white space")
 		}
 	}
 	return nil
 }
 
-// rdn is the subject in DER, in the order and with the string types that the Certificate Assistant of Keychain
-// Access writes, whose CSRs Apple's portals were made for.
+// rdn returns the subject in DER, with the order and the string types of Keychain Access's Certificate Assistant, whose
+// CSRs Apple's portals expect.
 func (s Subject) rdn() ([]byte, error) {
 	var sequence pkix.RDNSequence
 	for _, attribute := range []struct {

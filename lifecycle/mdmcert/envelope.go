@@ -3,9 +3,6 @@ package mdmcert
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/des" // #nosec G502 -- what the service encrypts with is not ours to choose; only read, never written
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -18,20 +15,18 @@ import (
 	"unicode"
 
 	"hsmsign/fault"
+	"hsmsign/internal/cbc"
 	"hsmsign/signer"
 )
 
-// MaxAttachment is the most that is read of a mailed attachment, in bytes. A real one has about 20 KB.
+// MaxAttachment is the size limit of a mailed attachment, in bytes. The service's have about 20 KB.
 const MaxAttachment = 1 << 20
 
-// maxRecipients bounds the private key operations that an attachment may ask for.
+// maxRecipients is how many private key operations an attachment can cause.
 const maxRecipients = 8
 
-// recipientYears is how long the certificate of NewRecipient is valid: nothing depends on it.
-const recipientYears = 1
-
-// NewRecipient makes the self-signed certificate (DER) to which the service encrypts its answer, for an RSA key that only
-// decrypts.
+// NewRecipient returns the self-signed certificate (DER) to which the service encrypts its answer, for an RSA key that is
+// used only to decrypt. It is valid for a year; the service does not check that.
 func NewRecipient(ctx context.Context, key signer.Signer, now time.Time) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
@@ -40,14 +35,14 @@ func NewRecipient(ctx context.Context, key signer.Signer, now time.Time) ([]byte
 	template := &x509.Certificate{
 		SerialNumber: serial.Add(serial, big.NewInt(1)), // never zero (RFC 5280 section 4.1.2.2)
 		Subject:      pkix.Name{CommonName: "hsmsign mdmcert recipient"},
-		NotBefore:    now.Add(-time.Hour), // clocks differ a little
-		NotAfter:     now.AddDate(recipientYears, 0, 0),
+		NotBefore:    now.Add(-time.Hour), // clocks differ
+		NotAfter:     now.AddDate(1, 0, 0),
 		KeyUsage:     x509.KeyUsageKeyEncipherment, BasicConstraintsValid: true,
 	}
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), signer.CryptoSigner(ctx, key))
 }
 
-// RFC 5652 section 6.1, as far as it is needed. RecipientInfo is a CHOICE; KeyTransRecipientInfo has no tag.
+// The types of RFC 5652 section 6.1. RecipientInfo is a CHOICE; KeyTransRecipientInfo has no tag.
 type (
 	contentInfo struct {
 		Type    asn1.ObjectIdentifier
@@ -71,11 +66,75 @@ type (
 		Algorithm pkix.AlgorithmIdentifier
 		Content   []byte `asn1:"tag:0"`
 	}
+	issuerAndSerial struct {
+		Issuer asn1.RawValue
+		Serial *big.Int
+	}
 )
 
-// Decrypt reads the attachment that the service mails: the hex digits, in lines, of a DER PKCS#7 EnvelopedData (RFC 5652);
-// bare DER is taken too. It gives what was encrypted, the Push Certificate Request, unchecked. An error is a
-// *fault.Finding.
+var (
+	oidData          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
+	oidEnvelopedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}
+	oidRSAEncryption = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+)
+
+// Encrypt returns the attachment that a service mails: the hex digits of a DER PKCS#7 EnvelopedData (RFC 5652) with the
+// content, for the certificate recipient (DER). The key is encrypted with PKCS #1 v1.5 and the content with AES-256-CBC,
+// which all clients decrypt. The digits are one line without a newline, because MicroMDM's client refuses newlines.
+//
+// An unusable certificate wraps ErrOrder.
+func Encrypt(content, recipient []byte) ([]byte, error) {
+	cert, err := parseRecipient(recipient)
+	if err != nil {
+		return nil, err
+	}
+	mode, algorithm := cbc.NewAES256()
+	contentKey := make([]byte, mode.KeySize)
+	_, _ = rand.Read(contentKey) // never fails (Go 1.24)
+	defer clear(contentKey)
+	ciphertext, err := mode.Encrypt(contentKey, content)
+	if err != nil {
+		return nil, err
+	}
+	//nolint:staticcheck // the clients decrypt nothing else; the content key is fresh
+	key, err := rsa.EncryptPKCS1v15(nil, cert.PublicKey.(*rsa.PublicKey), contentKey)
+	if err != nil {
+		return nil, fmt.Errorf("encrypt the answer: %w", err)
+	}
+	id, err := asn1.Marshal(issuerAndSerial{asn1.RawValue{FullBytes: cert.RawIssuer}, cert.SerialNumber})
+	if err != nil {
+		return nil, err
+	}
+	to, err := asn1.Marshal(keyTransRecipient{
+		ID:        asn1.RawValue{FullBytes: id},
+		Algorithm: pkix.AlgorithmIdentifier{Algorithm: oidRSAEncryption, Parameters: asn1.NullRawValue},
+		Key:       key,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return encodeEnvelope(envelopedData{
+		Recipients: []asn1.RawValue{{FullBytes: to}},
+		Encrypted:  encryptedContent{oidData, algorithm, ciphertext},
+	})
+}
+
+// encodeEnvelope returns the hex digits of an EnvelopedData.
+func encodeEnvelope(envelope envelopedData) ([]byte, error) {
+	inner, err := asn1.Marshal(envelope)
+	if err != nil {
+		return nil, err
+	}
+	der, err := asn1.Marshal(contentInfo{oidEnvelopedData, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: inner}})
+	if err != nil {
+		return nil, err
+	}
+	return hex.AppendEncode(nil, der), nil
+}
+
+// Decrypt returns the content of the attachment that a service mails, the unchecked Push Certificate Request. The attachment
+// is DER PKCS#7 EnvelopedData (RFC 5652) or its hex digits with any white space. The error is a *fault.Finding:
+// push.attachment or push.recipient.
 func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	if len(attachment) > MaxAttachment {
 		return nil, damaged("it is larger than %d bytes", MaxAttachment)
@@ -86,9 +145,9 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	}
 	var info contentInfo
 	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
-		return nil, damaged("it is no PKCS#7, or cut short")
+		return nil, damaged("it is not PKCS#7, or cut short")
 	}
-	if !info.Type.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}) {
+	if !info.Type.Equal(oidEnvelopedData) {
 		return nil, damaged("it is PKCS#7 of type %v, not EnvelopedData", info.Type)
 	}
 	var envelope envelopedData
@@ -96,7 +155,7 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 		return nil, damaged("its EnvelopedData cannot be read")
 	}
 	if len(envelope.Recipients) > maxRecipients {
-		return nil, damaged("it has %d recipients; at most %d are looked at", len(envelope.Recipients), maxRecipients)
+		return nil, damaged("it has %d recipients; at most %d are allowed", len(envelope.Recipients), maxRecipients)
 	}
 	for _, recipient := range envelope.Recipients {
 		contentKey := unwrap(recipient, key)
@@ -106,22 +165,17 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 		defer clear(contentKey)
 		return envelope.Encrypted.decrypt(contentKey)
 	}
-	return nil, &fault.Finding{
-		ID: "push.recipient", Severity: fault.SeverityError,
-		Message: "the attachment is not encrypted to this key", Fix: "name the key that the order was placed with",
-	}
+	return nil, fault.Refuse("push.recipient", "the attachment is not encrypted to this key").WithFix("name the key of the order")
 }
 
 func damaged(format string, args ...any) *fault.Finding {
-	return &fault.Finding{
-		ID: "push.attachment", Severity: fault.SeverityError,
-		Message: "unreadable attachment: " + fmt.Sprintf(format, args...), Fix: "save the attachment of the service's mail again, unchanged",
-	}
+	return fault.Refuse("push.attachment", "unreadable attachment: "+format, args...).
+		WithFix("save the attachment of the service's mail again, unchanged")
 }
 
-// unhex takes off the hex digits, and whatever white space the mail put between them.
+// unhex decodes hex digits with any white space. It returns DER unchanged.
 func unhex(data []byte) ([]byte, error) {
-	if len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 { // a SEQUENCE (X.690 section 8.9); no text begins so
+	if len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 { // a SEQUENCE (X.690 section 8.9); no text begins like this
 		return data, nil
 	}
 	digits := bytes.Map(func(r rune) rune {
@@ -140,16 +194,17 @@ func unhex(data []byte) ([]byte, error) {
 	return der, nil
 }
 
-// unwrap gives the content's key, or nil where the recipient is another, or not encrypted to as RFC 8017 section 7.2 has it.
+// unwrap returns the key of the content, or nil for another recipient or another encryption than that of RFC 8017 section
+// 7.2.
 func unwrap(recipient asn1.RawValue, key *rsa.PrivateKey) []byte {
 	var r keyTransRecipient
 	if _, err := asn1.Unmarshal(recipient.FullBytes, &r); err != nil {
 		return nil
 	}
-	if !r.Algorithm.Algorithm.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}) {
+	if !r.Algorithm.Algorithm.Equal(oidRSAEncryption) {
 		return nil
 	}
-	//nolint:staticcheck // the service encrypts so; the key is used by hand, so nobody can ask it again and again
+	//nolint:staticcheck // the service encrypts with it; a person decrypts, so there is no oracle
 	contentKey, err := rsa.DecryptPKCS1v15(nil, key, r.Key)
 	if err != nil {
 		return nil
@@ -157,41 +212,18 @@ func unwrap(recipient asn1.RawValue, key *rsa.PrivateKey) []byte {
 	return contentKey
 }
 
-// decrypt takes the encryption off, and the padding (RFC 5652 section 6.3). The ciphers are those that OpenSSL and the Go
-// libraries for PKCS#7 make EnvelopedData with.
+// decrypt returns the content.
 func (e encryptedContent) decrypt(contentKey []byte) ([]byte, error) {
-	newCipher, size := aes.NewCipher, 0
-	switch e.Algorithm.Algorithm.String() {
-	case "2.16.840.1.101.3.4.1.2":
-		size = 16
-	case "2.16.840.1.101.3.4.1.22":
-		size = 24
-	case "2.16.840.1.101.3.4.1.42":
-		size = 32
-	case "1.2.840.113549.3.7":
-		newCipher, size = des.NewTripleDESCipher, 24 // #nosec G405 -- see the import
-	case "1.3.14.3.2.7":
-		newCipher, size = des.NewCipher, 8 // #nosec G405 -- see the import
-	default:
-		return nil, damaged("it is encrypted with cipher %v; AES, triple DES and DES in CBC mode are read", e.Algorithm.Algorithm)
-	}
-	if len(contentKey) != size {
-		return nil, damaged("it has a key of %d bytes for a cipher of %d", len(contentKey), size)
-	}
-	block, err := newCipher(contentKey)
+	mode, err := cbc.Parse(e.Algorithm)
 	if err != nil {
-		return nil, err
+		return nil, damaged("%v", err)
 	}
-	var iv []byte
-	if _, err := asn1.Unmarshal(e.Algorithm.Parameters.FullBytes, &iv); err != nil || len(iv) != block.BlockSize() ||
-		len(e.Content) == 0 || len(e.Content)%block.BlockSize() != 0 {
-		return nil, damaged("the initialisation vector or the ciphertext is not of whole blocks")
+	if len(contentKey) != mode.KeySize {
+		return nil, damaged("it has a key of %d bytes for a cipher with %d", len(contentKey), mode.KeySize)
 	}
-	plain := make([]byte, len(e.Content))
-	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, e.Content)
-	n := int(plain[len(plain)-1])
-	if n < 1 || n > block.BlockSize() || !bytes.Equal(plain[len(plain)-n:], bytes.Repeat(plain[len(plain)-1:], n)) {
-		return nil, damaged("what it decrypts to is not padded: it was changed on the way")
+	plain, err := mode.Decrypt(contentKey, e.Content)
+	if err != nil {
+		return nil, damaged("%v", err)
 	}
-	return plain[:len(plain)-n], nil
+	return plain, nil
 }

@@ -1,148 +1,120 @@
-// Package mdmcert speaks to mdmcert.download, or a service of its kind, which signs CSRs for users without an MDM vendor.
+// Package mdmcert implements the wire form of mdmcert.download, a service that signs CSRs for users without an MDM vendor:
+// the client (NewRecipient, Service.Send, Decrypt) and the server (ParseOrder, Encrypt, Success, Failure).
 //
-//	err := mdmcert.Service{Address: "https://mdmcert.download", APIKey: key}.Send(ctx, mdmcert.Order{...})
-//	// the answer comes by mail
-//	request, err := mdmcert.Decrypt(attachment, private)
+// The client posts an Order as JSON. The server answers at once whether it accepts the order, and mails the Push
+// Certificate Request, encrypted to the client's certificate.
 //
-// Everything here is a function of its arguments, and safe for concurrent use.
+// The functions depend only on their arguments and are safe for concurrent use.
 package mdmcert
 
 import (
-	"bytes"
-	"context"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
+	"net/mail"
 	"strings"
-	"time"
 
 	"hsmsign/fault"
 )
 
-// Order is what mdmcert.download is asked for: to sign a CSR as its MDM vendor, and to mail the Push Certificate Request,
-// encrypted to a certificate of the asker's.
+// Order asks a service to sign a CSR as the MDM vendor, and to mail the Push Certificate Request encrypted.
 type Order struct {
-	CSR        []byte // DER
-	Email      string // as registered with the service; the answer goes there
-	EncryptFor []byte // certificate, DER; see NewRecipient
+	CSR        []byte // Send requires DER; ParseOrder returns the client's file, usually PEM, for request.DecodeCSR
+	Email      string // as registered with the service, which mails its answer there
+	EncryptFor []byte // certificate with an RSA key, DER; see NewRecipient
 }
 
-// Service is a server of the kind of mdmcert.download.
-type Service struct {
-	Address string       // "https://mdmcert.download"; http on loopback only
-	APIKey  string       // of the product that asks; a secret
-	Client  *http.Client // nil: one with the transport http.DefaultTransport
+// body is the JSON of an order. CSR and Encrypt are the base64 of PEM.
+type body struct {
+	CSR     string `json:"csr"`
+	Email   string `json:"email"`
+	Key     string `json:"key"`
+	Encrypt string `json:"encrypt"`
 }
 
-// The errors of Send, found with errors.Is.
-var (
-	// ErrAddress: the server's address cannot be used.
-	ErrAddress = fault.Usage.New("unfit server address")
-	// ErrRefused: the service answered, and will not sign.
-	ErrRefused = fault.Refused.New("the service refused")
-	// ErrNoAnswer: nothing was heard, or nothing that can be understood; the service may have taken the order.
-	ErrNoAnswer = fault.Unavailable.New("no answer from the service")
-)
+// MaxOrder is the size limit of the body of an order, in bytes. Clients send about 5 KB.
+const MaxOrder = 256 << 10
 
+// ErrOrder is the error family of ParseOrder and of Encrypt's recipient.
+var ErrOrder = fault.Refused.New("unusable order")
+
+// The limits of an order's values.
 const (
-	orderPath   = "/api/v1/signrequest"
-	sendTimeout = 30 * time.Second
-	maxAnswer   = 64 << 10 // bytes; a real one has less than 200
+	maxEmail   = 255  // characters (RFC 5280, ub-emailaddress-length)
+	minKeyBits = 2048 // of the recipient
+	maxKeyBits = 8192
 )
 
-// Send places the order. The answer comes by mail, to be read with Decrypt. Send ends within 30 seconds, follows no
-// redirect, and keeps the API key out of its errors.
-func (s Service) Send(ctx context.Context, order Order) error {
-	address, err := s.address()
+// ParseOrder decodes the body of an order, as a server of mdmcert.download's kind receives it. apiKey is a secret. The CSR
+// is unchecked; email address and certificate can be used.
+//
+// The error wraps ErrOrder; its text is fit for Failure.
+func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
+	if len(data) > MaxOrder {
+		return nil, "", fault.TooLarge.Errorf("%w: larger than %d bytes", ErrOrder, MaxOrder).Fix("send one CSR and one certificate")
+	}
+	var b body
+	if json.Unmarshal(data, &b) != nil {
+		return nil, "", fault.Errorf("%w: the body is not a JSON object with the strings csr, email, key and encrypt", ErrOrder).
+			Fix("use a client for mdmcert.download")
+	}
+	csr, err := base64.StdEncoding.DecodeString(b.CSR)
+	if err != nil || len(csr) == 0 {
+		return nil, "", fault.Errorf("%w: csr is not base64", ErrOrder).Fix("send the base64 of the CSR in PEM")
+	}
+	address, err := mail.ParseAddress(b.Email)
+	if err != nil || address.Address != b.Email || len(b.Email) > maxEmail || strings.ContainsFunc(b.Email, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, "", fault.Errorf("%w: email is not an email address", ErrOrder).Fix("write it as in mdm@example.com")
+	}
+	cert, err := base64.StdEncoding.DecodeString(b.Encrypt)
 	if err != nil {
-		return err
+		return nil, "", fault.Errorf("%w: encrypt is not base64", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}
-	body, err := json.Marshal(struct {
-		CSR     string `json:"csr"`
-		Email   string `json:"email"`
-		Key     string `json:"key"`
-		Encrypt string `json:"encrypt"`
-	}{inPEM("CERTIFICATE REQUEST", order.CSR), order.Email, s.APIKey, inPEM("CERTIFICATE", order.EncryptFor)})
-	if err != nil {
-		return err
+	if block, _ := pem.Decode(cert); block != nil && block.Type == "CERTIFICATE" {
+		cert = block.Bytes
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
-	status, answer, err := s.post(ctx, address, body)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+	if _, err := parseRecipient(cert); err != nil {
+		return nil, "", err
 	}
-	var result struct{ Result, Reason string }
-	understood := json.Unmarshal(answer, &result) == nil
-	switch {
-	case understood && result.Result == "success" && status == http.StatusOK:
-		return nil
-	case understood && result.Result == "failure" && status < http.StatusInternalServerError:
-		// A service that quotes what it was sent must not put the key into a log.
-		return fmt.Errorf("%w: %q", ErrRefused, fault.Clip(s.redact(result.Reason), 128))
-	case status >= http.StatusMultipleChoices && status < http.StatusBadRequest:
-		return fmt.Errorf("%w: it answers %d and sends us elsewhere, which is not followed", ErrRefused, status)
-	}
-	return fmt.Errorf("%w: it answers %d and no result", ErrNoAnswer, status)
+	return &Order{CSR: csr, Email: b.Email, EncryptFor: cert}, b.Key, nil
 }
 
-func (s Service) redact(text string) string {
-	if s.APIKey == "" {
-		return text
-	}
-	return strings.ReplaceAll(text, s.APIKey, "REDACTED")
-}
-
-// CheckAddress says, without calling it, whether the server's address can be used; errors wrap ErrAddress.
-func (s Service) CheckAddress() error {
-	_, err := s.address()
-	return err
-}
-
-// address is where orders go. The API key and the CSR's names cross the network, so only https will do.
-func (s Service) address() (string, error) {
-	u, err := url.Parse(s.Address)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return "", fmt.Errorf("%w: write https://HOST, without user, query or fragment", ErrAddress)
-	}
-	ip := net.ParseIP(u.Hostname())
-	loopback := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
-	if u.Scheme != "https" && (u.Scheme != "http" || !loopback) {
-		return "", fmt.Errorf("%w: %q: only https is used, and http on loopback", ErrAddress, u.Redacted())
-	}
-	return strings.TrimSuffix(u.String(), "/") + orderPath, nil
-}
-
-func (s Service) post(ctx context.Context, address string, body []byte) (status int, answer []byte, err error) {
-	var client http.Client
-	if s.Client != nil {
-		client = *s.Client
-	}
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
+// parseRecipient returns the certificate to which an answer is encrypted. The error wraps ErrOrder.
+func parseRecipient(der []byte) (*x509.Certificate, error) {
+	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return 0, nil, err
+		return nil, fault.Errorf("%w: encrypt is not a certificate", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("User-Agent", "hsmsign")
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
+	if pub, ok := cert.PublicKey.(*rsa.PublicKey); !ok || pub.N.BitLen() < minKeyBits || pub.N.BitLen() > maxKeyBits {
+		return nil, fault.Errorf("%w: the certificate in encrypt has no RSA key of %d to %d bits", ErrOrder, minKeyBits, maxKeyBits).
+			Fix("make the recipient's certificate with an RSA-2048 key")
 	}
-	defer func() { _ = resp.Body.Close() }()
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err == nil && len(answer) > maxAnswer {
-		err = fmt.Errorf("more than %d bytes", maxAnswer)
-	}
-	return resp.StatusCode, answer, err
+	return cert, nil
 }
 
-// inPEM is the base64 of PEM, as the service wants it.
-func inPEM(label string, der []byte) string {
-	return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der}))
+// result is the JSON of an answer.
+type result struct {
+	Result string `json:"result"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// The values of result.Result.
+const (
+	success = "success"
+	failure = "failure"
+)
+
+// Success returns the body of the answer that accepts an order.
+func Success() []byte { return encode(result{Result: success}) }
+
+// Failure returns the body of the answer that refuses an order. reason is for the client's user and must not contain
+// secrets; it is clipped to one line of 200 bytes. The HTTP status of a failure is 200, too: with any other status the
+// clients do not read the reason.
+func Failure(reason string) []byte { return encode(result{failure, fault.Clip(reason, 200)}) }
+
+func encode(r result) []byte {
+	data, _ := json.Marshal(r) // strings always marshal
+	return data
 }

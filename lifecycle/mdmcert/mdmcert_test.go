@@ -1,115 +1,111 @@
 package mdmcert
 
 import (
-	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"io"
+	"maps"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 )
 
-const apiKey = "key-of-the-product"
-
-func TestSend(t *testing.T) {
-	order := Order{CSR: []byte("der of a csr"), Email: "mdm@acme.example", EncryptFor: []byte("der of a certificate")}
-	for _, tt := range []struct {
-		name    string
-		status  int
-		answer  string
-		want    error
-		message string
-	}{
-		{"taken", 200, `{"result":"success"}`, nil, ""},
-		{"refused", 200, `{"result":"failure","reason":"Invalid email address."}`, ErrRefused, `"Invalid email address."`},
-		{"refused by status", 403, `{"result":"failure","reason":"no such key"}`, ErrRefused, "no such key"},
-		{"a reason with the key in it", 200, `{"result":"failure","reason":"bad key ` + apiKey + `"}`, ErrRefused, "bad key REDACTED"},
-		{"a long reason", 200, `{"result":"failure","reason":"` + strings.Repeat("x", 5000) + `"}`, ErrRefused, "xxx..."},
-		{"broken", 500, `{"result":"failure","reason":"database"}`, ErrNoAnswer, "500"},
-		{"success that is none", 500, `{"result":"success"}`, ErrNoAnswer, "500"},
-		{"a page", 200, `<html>`, ErrNoAnswer, "no result"},
-		{"another result", 200, `{"result":"maybe"}`, ErrNoAnswer, "no result"},
-		{"not found", 404, ``, ErrNoAnswer, "404"},
-		{"too long", 200, strings.Repeat(" ", maxAnswer) + `{"result":"success"}`, ErrNoAnswer, "more than"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				var got map[string]string
-				if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
-					t.Error(err)
-				}
-				for _, field := range []string{"csr", "encrypt"} {
-					text, _ := base64.StdEncoding.DecodeString(got[field])
-					if block, _ := pem.Decode(text); block != nil {
-						got[field] = block.Type + ": " + string(block.Bytes)
-					}
-				}
-				want := map[string]string{"csr": "CERTIFICATE REQUEST: der of a csr", "encrypt": "CERTIFICATE: der of a certificate", "email": "mdm@acme.example", "key": apiKey}
-				if diff := cmp.Diff(want, got); diff != "" || r.Method != http.MethodPost || r.URL.Path != "/api/v1/signrequest" || r.Header.Get("Content-Type") != "application/json" {
-					t.Errorf("%s %s\n%s", r.Method, r.URL, diff)
-				}
-				w.WriteHeader(tt.status)
-				_, _ = io.WriteString(w, tt.answer)
-			}))
-			defer server.Close()
-			err := Service{Address: server.URL + "/", APIKey: apiKey}.Send(t.Context(), order)
-			if !errors.Is(err, tt.want) || tt.want != nil && !strings.Contains(err.Error(), tt.message) {
-				t.Errorf("%v, want %v with %q", err, tt.want, tt.message)
-			}
-			if err != nil && (strings.Contains(err.Error(), apiKey) || len(err.Error()) > 400) {
-				t.Errorf("error of %d characters: %v", len(err.Error()), err)
-			}
-		})
-	}
-}
-
-// A redirect is not followed: the API key would go where it leads.
-func TestSendRedirect(t *testing.T) {
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("followed") }))
-	defer elsewhere.Close()
-	for _, status := range []int{301, 302, 303, 307, 308} {
-		server := httptest.NewServer(http.RedirectHandler(elsewhere.URL, status))
-		if err := (Service{Address: server.URL, APIKey: apiKey}).Send(t.Context(), Order{}); !errors.Is(err, ErrRefused) {
-			t.Errorf("%d: %v", status, err)
+// ParseOrder decodes what Send sends, and Send reads Success and Failure.
+func TestRoundTrip(t *testing.T) {
+	order := Order{CSR: []byte("der of a csr"), Email: "mdm@acme.example", EncryptFor: recipient(private()).Raw}
+	answer := Success()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got, key, err := ParseOrder(testkit.Must(io.ReadAll(r.Body)))
+		want := order
+		want.CSR = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: order.CSR})
+		if diff := cmp.Diff(&want, got); err != nil || diff != "" || key != apiKey || r.Method != http.MethodPost || r.URL.Path != "/api/v1/signrequest" || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: %v, key %q\n%s", r.Method, r.URL, err, key, diff)
 		}
-		server.Close()
-	}
-}
-
-func TestSendNoAnswer(t *testing.T) {
-	release := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+		_, _ = w.Write(answer)
+	}))
 	defer server.Close()
-	defer close(release)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	err := Service{Address: server.URL, APIKey: apiKey}.Send(ctx, Order{})
-	if !errors.Is(err, ErrNoAnswer) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), apiKey) {
-		t.Errorf("silent: %v", err)
+	service := Service{Address: server.URL + "/", APIKey: apiKey}
+	if err := service.Send(t.Context(), order); err != nil {
+		t.Error(err)
 	}
-	closed := httptest.NewServer(nil)
-	closed.Close()
-	if err := (Service{Address: closed.URL}).Send(t.Context(), Order{}); !errors.Is(err, ErrNoAnswer) {
-		t.Errorf("nobody there: %v", err)
+	answer = Failure("first line\nsecond " + strings.Repeat("x", 1000))
+	if err := service.Send(t.Context(), order); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), `"first line second xxx`) || len(answer) > 250 {
+		t.Errorf("refused: %v", err)
 	}
 }
 
-func TestCheckAddress(t *testing.T) {
-	for address, ok := range map[string]bool{
-		"https://mdmcert.download": true, "https://mdm.example:8443/sign/": true, "http://127.0.0.1:8080": true, "http://[::1]:8080": true, "http://localhost": true,
-		"http://mdm.example": false, "http://10.0.0.1": false, "http://127.0.0.1.mdm.example": false, "ftp://mdm.example": false, "mdm.example": false, "https://": false, "": false,
-		"https://user:secret@mdm.example": false, "https://mdm.example?key=secret": false, "https://mdm.example#x": false, "https://mdm.example:port": false,
+// The bodies are those of mdmcert.download.
+func TestAnswers(t *testing.T) {
+	got := string(Success()) + string(Failure("unknown <key>"))
+	if got != `{"result":"success"}{"result":"failure","reason":"unknown \u003ckey\u003e"}` {
+		t.Error(got)
+	}
+}
+
+func TestParseOrder(t *testing.T) {
+	b64 := base64.StdEncoding.EncodeToString
+	cert := func(key any, signer any) string {
+		tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}}
+		return b64(testkit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, key, signer)))
+	}
+	small, ec := testkit.KeyOf(1024, "small"), testkit.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	good := map[string]any{"csr": b64([]byte("csr")), "email": "mdm@acme.example", "key": apiKey, "encrypt": b64(recipient(private()).Raw)}
+	for _, tt := range []struct {
+		name, field string
+		value       any
+		want        string // in the error; "": accepted
+	}{
+		{"DER certificate", "key", "", ""},
+		{"unknown field", "client", "x", ""},
+		{"wrapped base64", "csr", "Y3\r\nNy", ""},
+		{"no CSR", "csr", "", "csr is not base64"},
+		{"CSR in PEM", "csr", "-----BEGIN", "csr is not base64"},
+		{"a number", "csr", 5, "not a JSON object"},
+		{"no email", "email", "", "email is not"},
+		{"two emails", "email", "a@b.c, d@e.f", "email is not"},
+		{"email with a name", "email", "A <a@b.c>", "email is not"},
+		{"email in brackets", "email", "<a@b.c>", "email is not"},
+		{"email with a line", "email", "a@b.c\nBcc: d@e.f", "email is not"},
+		{"email in Unicode", "email", "ü@b.c", "email is not"},
+		{"long email", "email", strings.Repeat("a", 252) + "@b.c", "email is not"},
+		{"no certificate", "encrypt", "", "encrypt is not a certificate"},
+		{"certificate in PEM", "encrypt", "-----BEGIN", "encrypt is not base64"},
+		{"small key", "encrypt", cert(&small.PublicKey, small), "no RSA key of 2048 to 8192 bits"},
+		{"EC key", "encrypt", cert(&ec.PublicKey, ec), "no RSA key of 2048 to 8192 bits"},
+		{"large", "email", strings.Repeat("a", MaxOrder), "larger than 262144 bytes"},
 	} {
-		err := Service{Address: address}.CheckAddress()
-		if (err == nil) != ok || err != nil && (!errors.Is(err, ErrAddress) || strings.Contains(err.Error(), "secret")) {
-			t.Errorf("%q: %v", address, err)
+		fields := maps.Clone(good)
+		fields[tt.field] = tt.value
+		order, key, err := ParseOrder(testkit.Must(json.Marshal(fields)))
+		switch {
+		case tt.want == "":
+			if err != nil || string(order.CSR) != "csr" || key != fields["key"] {
+				t.Errorf("%s: %+v, %v", tt.name, order, err)
+			}
+		case order != nil || key != "" || !errors.Is(err, ErrOrder) || !strings.Contains(err.Error(), tt.want) || fault.Hint(err) == "":
+			t.Errorf("%s: %v, want %q and a hint", tt.name, err, tt.want)
 		}
+	}
+	for _, body := range []string{"", "[]", "{} {}", "<html>"} {
+		if _, _, err := ParseOrder([]byte(body)); !errors.Is(err, ErrOrder) {
+			t.Errorf("%q: %v", body, err)
+		}
+	}
+	if _, _, err := ParseOrder(make([]byte, MaxOrder+1)); fault.KindOf(err) != fault.TooLarge {
+		t.Errorf("too large: %v", err)
 	}
 }

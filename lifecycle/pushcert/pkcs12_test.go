@@ -13,14 +13,13 @@ import (
 	"testing"
 
 	"hsmsign/internal/testkit"
-
 	"hsmsign/testpki"
 )
 
-// OpenSSL reads the key and the certificate back, and Java lists the entry.
+// OpenSSL reads key and certificate, and Java lists the entry.
 func TestEncodePKCS12(t *testing.T) {
-	k := newKit(t)
-	cert := k.issue(t, k.key, testpki.PushOptions{})
+	k := newKit()
+	cert := k.issue(k.key, testpki.PushOptions{})
 	for _, tt := range []struct {
 		name       string
 		encryption Encryption
@@ -31,16 +30,17 @@ func TestEncodePKCS12(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			const passphrase = "correct horse"
-			pfx, err := EncodePKCS12(cert, k.private, []byte(passphrase), tt.encryption)
+			pfx, err := EncodePKCS12(cert, k.key, []byte(passphrase), tt.encryption)
 			if err != nil {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
 			path := filepath.Join(dir, "a.pfx")
-			if err := os.WriteFile(path, pfx, 0o600); err != nil {
+			password := filepath.Join(dir, "password")
+			if err := errors.Join(os.WriteFile(path, pfx, 0o600), os.WriteFile(password, []byte(passphrase), 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			checkPEM(t, k.private, cert, testkit.OpenSSL(t, dir, nil, "pkcs12", "-in", "a.pfx", "-nodes", "-passin", "pass:"+passphrase))
+			checkPEM(t, k.key, cert, testkit.OpenSSL(t, dir, nil, "pkcs12", "-in", "a.pfx", "-nodes", "-passin", "pass:"+passphrase))
 			info, err := exec.Command("openssl", "pkcs12", "-in", path, "-info", "-noout", "-passin", "pass:"+passphrase).CombinedOutput()
 			for _, want := range tt.info {
 				if err != nil || !strings.Contains(string(info), want) {
@@ -48,38 +48,29 @@ func TestEncodePKCS12(t *testing.T) {
 				}
 			}
 			if out, err := exec.Command("openssl", "pkcs12", "-in", path, "-noout", "-passin", "pass:wrong").CombinedOutput(); err == nil {
-				t.Errorf("opens with a wrong passphrase: %s", out)
+				t.Errorf("a wrong passphrase is accepted: %s", out)
 			}
 			keytool, err := exec.LookPath("keytool")
 			if err != nil {
-				t.Fatal("there is no keytool here: run make deps")
+				t.Fatal("no keytool: run make deps")
 			}
-			out, err := exec.Command(keytool, "-list", "-v", "-storetype", "PKCS12", "-keystore", path, "-storepass:file", writeText(t, passphrase)).CombinedOutput()
+			out, err := exec.Command(keytool, "-list", "-v", "-storetype", "PKCS12", "-keystore", path, "-storepass:file", password).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "PrivateKeyEntry") || !strings.Contains(string(out), cert.Topic) {
 				t.Errorf("keytool: %v\n%s", err, out)
 			}
 		})
 	}
-	if _, err := EncodePKCS12(k.issue(t, k.other, testpki.PushOptions{}), k.private, []byte("x"), Modern); testkit.FindingID(err) != "push.key-mismatch" {
+	if _, err := EncodePKCS12(k.issue(k.other, testpki.PushOptions{}), k.key, []byte("x"), Modern); testkit.FindingID(err) != "push.key-mismatch" {
 		t.Errorf("the certificate of another key: %v", err)
 	}
 	for _, passphrase := range []string{"hörse", "\U0001F40E", "a\nb", "\xff"} {
-		if _, err := EncodePKCS12(cert, k.private, []byte(passphrase), Modern); !errors.Is(err, ErrPassphrase) {
+		if _, err := EncodePKCS12(cert, k.key, []byte(passphrase), Modern); !errors.Is(err, ErrPassphrase) {
 			t.Errorf("passphrase %q: %v", passphrase, err)
 		}
 	}
 }
 
-func writeText(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "text")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// checkPEM wants exactly this certificate and this key.
+// checkPEM checks that a text contains exactly this certificate and this key.
 func checkPEM(t *testing.T, private *rsa.PrivateKey, cert *Certificate, text []byte) {
 	t.Helper()
 	seen := map[string]int{}

@@ -1,12 +1,11 @@
 package awskms
 
 import (
-	"context"
-	"crypto"
 	"testing"
 	"time"
 
-	"hsmsign/signer"
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer/awskms/awskmstest"
 	"hsmsign/signer/signertest"
 )
@@ -14,20 +13,10 @@ import (
 func BenchmarkInFlight(b *testing.B) {
 	const delay = 10 * time.Millisecond
 	_, reference := start(b, awskmstest.Config{Delay: delay})
-	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference), vendorKey(b), delay)
+	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference, nil), testkit.GoldenKey(b), delay)
 }
 
-// BenchmarkSign is one signature after the other. Its allocations are those of the client and of the double together,
-// since the double runs in this process.
 func BenchmarkSign(b *testing.B) {
 	server, reference := start(b, awskmstest.Config{})
-	key := mustOpen(b, Options{}, reference)
-	opened := requests(server)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := signer.Sign(context.Background(), key, []byte("message"), crypto.SHA256); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(requests(server)-opened)/float64(b.N), "requests/op")
+	signerkit.BenchmarkSign(b, server, mustOpen(b, Options{}, reference, nil))
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"hsmsign/internal/testkit"
 )
 
 // words is a JSON string or a list of them.
@@ -22,151 +24,95 @@ func (w *words) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, (*[]string)(w))
 }
 
-type statement struct {
-	Sid, Effect      string
-	Principal        map[string]words
-	Action, Resource words
-	Condition        map[string]map[string]words
-}
-
-func policy(t *testing.T, name string) []statement {
+func deployed(t *testing.T, name string) string {
 	t.Helper()
-	data, err := os.ReadFile("../../deploy/aws/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var p struct {
-		Version   string
-		Statement []statement
-	}
-	if err := json.Unmarshal(data, &p); err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	if p.Version != "2012-10-17" || len(p.Statement) == 0 {
-		t.Fatalf("%s: version %q, %d statements", name, p.Version, len(p.Statement))
-	}
-	return p.Statement
+	return string(testkit.Value(os.ReadFile("../../deploy/aws/" + name))(t))
 }
 
-// appleOnly is the condition under which alone kms:Sign is allowed: what this package asks for.
-func appleOnly() map[string]map[string]words {
-	return map[string]map[string]words{"StringEquals": {"kms:SigningAlgorithm": {string(algorithm)}, "kms:MessageType": {"DIGEST"}}}
-}
-
-// TestPolicies: the policies that are shipped allow what the package calls, and no more.
+// TestPolicies: the policies allow the requests of this package and no others. Every statement is one line here.
 func TestPolicies(t *testing.T) {
+	const (
+		account  = "arn:aws:iam::111122223333:"
+		key      = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+		signing  = " if StringEquals kms:MessageType=DIGEST kms:SigningAlgorithm=" + string(algorithm)
+		provider = "oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE"
+	)
 	for file, want := range map[string][]string{
-		"iam-policy.json": {"kms:GetPublicKey", "kms:Sign"},
-		"key-policy.json": nil, // the account's administration is looked at below
-		"manage-policy.json": {"kms:CreateAlias", "kms:CreateKey", "kms:DescribeKey", "kms:GetPublicKey",
-			"kms:ListAliases", "kms:ListKeys"},
+		"iam-policy.json": {"Allow kms:GetPublicKey on " + key, "Allow kms:Sign on " + key + signing},
+		"manage-policy.json": {
+			"Allow kms:CreateKey on * if StringEquals kms:KeyUsage=SIGN_VERIFY if StringLike kms:KeySpec=RSA_*",
+			"Allow kms:CreateAlias kms:DescribeKey kms:GetPublicKey on arn:aws:kms:eu-west-1:111122223333:key/* arn:aws:kms:eu-west-1:111122223333:alias/*",
+			"Allow kms:ListKeys kms:ListAliases on *",
+		},
+		// The account can change the policy, but it can neither sign nor create grants.
+		"key-policy.json": {
+			"Allow kms:DescribeKey kms:GetPublicKey kms:GetKeyPolicy kms:PutKeyPolicy kms:ListResourceTags kms:TagResource kms:UntagResource " +
+				"kms:CreateAlias kms:UpdateAlias kms:DeleteAlias kms:ReplicateKey kms:UpdateKeyDescription kms:EnableKey kms:DisableKey " +
+				"kms:ScheduleKeyDeletion kms:CancelKeyDeletion kms:GetKeyRotationStatus kms:ListKeyPolicies kms:ListGrants for " + account + "root on *",
+			"Allow kms:GetPublicKey for " + account + "role/hsmsign on *",
+			"Allow kms:Sign for " + account + "role/hsmsign on *" + signing,
+			"Deny kms:Sign for * on * if ArnNotEquals aws:PrincipalArn=" + account + "role/hsmsign",
+			"Deny kms:CreateGrant for * on *",
+		},
+		"trust-irsa.json": {"Allow sts:AssumeRoleWithWebIdentity for " + account + "oidc-provider/" + provider +
+			" if StringEquals " + provider + ":aud=sts.amazonaws.com " + provider + ":sub=system:serviceaccount:mdm:hsmsign"},
 	} {
-		var allowed []string
-		for _, s := range policy(t, file) {
-			for _, action := range s.Action {
-				if strings.Contains(action, "*") {
-					t.Errorf("%s: %s names %q", file, s.Sid, action)
-				}
-				if s.Effect == "Allow" && action == "kms:Sign" {
-					if len(s.Action) != 1 {
-						t.Errorf("%s: %s allows more than kms:Sign under its condition", file, s.Sid)
-					}
-					if diff := cmp.Diff(appleOnly(), s.Condition); diff != "" {
-						t.Errorf("%s: %s (-want +got)\n%s", file, s.Sid, diff)
-					}
-				}
-			}
-			if s.Effect == "Allow" {
-				allowed = append(allowed, s.Action...)
-			}
-			if file == "iam-policy.json" && (len(s.Resource) != 1 || arnRegion(s.Resource[0]) == "") {
-				t.Errorf("%s: %s is for %q, not for one key", file, s.Sid, s.Resource)
+		var policy struct {
+			Version   string
+			Statement []struct {
+				Effect           string
+				Action, Resource words
+				Principal        map[string]words
+				Condition        map[string]map[string]words
 			}
 		}
-		slices.Sort(allowed)
-		if diff := cmp.Diff(want, allowed); want != nil && diff != "" {
-			t.Errorf("%s (-want +got)\n%s", file, diff)
+		testkit.OK(t, json.Unmarshal([]byte(deployed(t, file)), &policy))
+		got := []string{}
+		for _, s := range policy.Statement {
+			line := s.Effect + " " + strings.Join(s.Action, " ")
+			for _, who := range s.Principal {
+				line += " for " + strings.Join(who, " ")
+			}
+			if s.Resource != nil {
+				line += " on " + strings.Join(s.Resource, " ")
+			}
+			var conditions []string
+			for operator, values := range s.Condition {
+				var pairs []string
+				for name, value := range values {
+					pairs = append(pairs, " "+name+"="+strings.Join(value, ","))
+				}
+				slices.Sort(pairs)
+				conditions = append(conditions, " if "+operator+strings.Join(pairs, ""))
+			}
+			slices.Sort(conditions)
+			got = append(got, line+strings.Join(conditions, ""))
+		}
+		if diff := cmp.Diff(want, got); diff != "" || policy.Version != "2012-10-17" {
+			t.Errorf("%s, version %q (-want +got)\n%s", file, policy.Version, diff)
 		}
 	}
 }
 
-// TestKeyPolicy: the account cannot sign, one role signs, all others are denied, and nobody makes grants.
-func TestKeyPolicy(t *testing.T) {
-	const role = "arn:aws:iam::111122223333:role/hsmsign"
-	seen := map[string]bool{}
-	for _, s := range policy(t, "key-policy.json") {
-		principal := strings.Join(s.Principal["AWS"], " ")
-		for _, action := range s.Action {
-			switch {
-			case s.Effect == "Deny" && action == "kms:Sign":
-				want := map[string]map[string]words{"ArnNotEquals": {"aws:PrincipalArn": {role}}}
-				if diff := cmp.Diff(want, s.Condition); diff != "" || principal != "*" {
-					t.Errorf("%s for %q: (-want +got)\n%s", s.Sid, principal, diff)
-				}
-				seen["denied"] = true
-			case s.Effect == "Deny" && action == "kms:CreateGrant":
-				seen["no grants"] = principal == "*" && s.Condition == nil
-			case action == "kms:Sign" || action == "kms:CreateGrant":
-				if principal != role {
-					t.Errorf("%s lets %q %s", s.Sid, principal, action)
-				}
-				seen["signs"] = true
-			case action == "kms:PutKeyPolicy":
-				seen["administered"] = true // or nobody could ever change the policy again
-			}
-		}
-	}
-	for _, promise := range []string{"denied", "no grants", "signs", "administered"} {
-		if !seen[promise] {
-			t.Errorf("no statement: %s", promise)
-		}
-	}
-}
-
-// TestTrust: one service account, for STS, and nobody else.
-func TestTrust(t *testing.T) {
-	for _, s := range policy(t, "trust-irsa.json") {
-		conditions := s.Condition["StringEquals"]
-		var names []string
-		for name, values := range conditions {
-			names = append(names, name[strings.LastIndexByte(name, ':'):])
-			if len(values) != 1 || strings.Contains(values[0], "*") {
-				t.Errorf("%s is %q", name, values)
-			}
-		}
-		slices.Sort(names)
-		if diff := cmp.Diff([]string{":aud", ":sub"}, names); diff != "" || s.Principal["Federated"] == nil {
-			t.Errorf("%s for %v: (-want +got)\n%s", s.Sid, s.Principal, diff)
-		}
-	}
-}
-
-// TestTerraform: what main.tf replaces in the policies is there.
+// TestTerraform: main.tf reads the policies and replaces texts that they contain.
 func TestTerraform(t *testing.T) {
-	tf, err := os.ReadFile("../../deploy/aws/main.tf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tf := deployed(t, "main.tf")
 	for file, texts := range map[string][]string{
 		"key-policy.json": {"arn:aws:iam::111122223333:role/hsmsign", "111122223333", "arn:aws:"},
 		"iam-policy.json": {"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"},
 	} {
-		data, err := os.ReadFile("../../deploy/aws/" + file)
-		if err != nil {
-			t.Fatal(err)
+		for _, text := range texts {
+			if !strings.Contains(tf, `"`+text) || !strings.Contains(deployed(t, file), text) {
+				t.Errorf("main.tf or %s does not contain %q", file, text)
+			}
 		}
-		for _, text := range append(texts, file) {
-			if !strings.Contains(string(tf), `"`+text) && !strings.Contains(string(tf), "/"+text) {
-				t.Errorf("main.tf does not name %q", text)
-			}
-			if text != file && !strings.Contains(string(data), text) {
-				t.Errorf("%s does not hold %q, which main.tf replaces", file, text)
-			}
+		if !strings.Contains(tf, "/"+file) {
+			t.Errorf("main.tf does not read %s", file)
 		}
 	}
 	for _, text := range []string{"prevent_destroy = true", `key_usage                = "SIGN_VERIFY"`} {
-		if !strings.Contains(string(tf), text) {
-			t.Errorf("main.tf does not say %q", text)
+		if !strings.Contains(tf, text) {
+			t.Errorf("main.tf does not contain %q", text)
 		}
 	}
 }

@@ -2,150 +2,119 @@ package awskms
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/kms"
+	api "github.com/aws/aws-sdk-go-v2/service/kms"
 
 	"hsmsign/signer"
 )
 
-// walk is one diagnosis: what the steps so far have got hold of.
-type walk struct {
-	Options
-	ref signer.Ref
-	key *key
-	err error // why the service gave no key, though it answered
+// diagnosis is one call of Diagnose and what its steps have found.
+type diagnosis struct {
+	*session
+	opts   Options
+	ref    signer.Ref
+	open   signer.OpenOptions
+	keyErr error // why the service, which answered, returned no key
+	key    signer.Signer
 }
 
-// diagnose walks from the reference to a signature; see signer.Diagnose. It asks KMS for the public key even where
-// Options.PublicKey is set, and compares the two.
+// diagnose implements signer.Backend.Diagnose. It always asks KMS for the public key, and compares it with that of the
+// certificate.
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
-	o.PublicKey = open.PublicKey
-	w := &walk{Options: o, ref: ref}
-	failed := false
-	for _, s := range []struct {
-		name  string
-		check func(context.Context) signer.Step
-	}{
-		{"reference", w.checkReference}, {"credentials", w.checkCredentials}, {"reach", w.checkReach},
-		{"key", w.checkKey}, {"protection", w.checkProtection}, {"signature", w.checkSignature},
-	} {
-		step := signer.Step{Status: signer.StatusSkipped}
-		if !failed {
-			step = s.check(ctx)
-		}
-		switch {
-		case step.Err != nil:
-			step.Status, step.Detail, step.Fix, failed = signer.StatusFail, step.Err.Error(), fixOf(step.Err), true
-		case step.Status == "":
-			step.Status = signer.StatusOK
-		}
-		step.Name = s.name
-		report(step)
+	d := &diagnosis{opts: o, ref: ref, open: open}
+	if signer.RunSteps(ctx, report, []signer.Check{
+		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},
+		{Name: "key", Run: d.checkKey}, {Name: "protection", Run: d.checkProtection}, {Name: "signature", Run: d.checkSignature},
+	}) {
+		return d.key
 	}
-	if !failed {
-		return w.key
-	}
-	if w.key != nil {
-		_ = w.key.Close() // never fails
+	if d.session != nil {
+		_ = d.Close() // never fails
 	}
 	return nil
 }
 
-func fine(format string, args ...any) signer.Step {
-	return signer.Step{Detail: fmt.Sprintf(format, args...)}
-}
-
-func (w *walk) checkReference(ctx context.Context) signer.Step {
-	k, err := Options{Policy: w.Policy, Warn: w.Warn}.dial(ctx, w.ref)
+func (d *diagnosis) checkReference(ctx context.Context) signer.Step {
+	if err := ctx.Err(); err != nil {
+		return signer.StepFail(err)
+	}
+	s, err := d.opts.connect(ctx, d.ref)
 	if err != nil {
-		return signer.Step{Err: err}
+		return signer.StepFail(err)
 	}
-	w.key = k
-	var regions []string
-	for _, s := range k.sites {
-		regions = append(regions, s.region)
+	d.session = s
+	if err := s.requireKey(); err != nil {
+		return signer.StepFail(err)
 	}
-	return fine("%s in %s", *k.sites[0].id.Load(), strings.Join(regions, ", "))
+	return signer.StepOK("%s in %s", *s.clients[0].id.Load(), strings.Join(s.regions, ", "))
 }
 
-func (w *walk) checkCredentials(ctx context.Context) signer.Step {
-	ctx, cancel := context.WithTimeout(ctx, w.Policy.WithDefaults().Total)
+func (d *diagnosis) checkCredentials(ctx context.Context) signer.Step {
+	ctx, cancel := context.WithTimeout(ctx, d.policy.WithDefaults().Timeout)
 	defer cancel()
-	c, err := w.key.credentials.Retrieve(ctx)
-	if err != nil {
-		return signer.Step{Err: w.key.sites[0].classify(ctx, err)}
+	c, err := d.credentials.Retrieve(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return signer.StepFail(fmt.Errorf("%w: no answer in time", signer.ErrUnavailable))
+	case err != nil:
+		return signer.StepFail(d.clients[0].classify(err))
+	case c.CanExpire:
+		return signer.StepOK("from %s, valid for %v", c.Source, time.Until(c.Expires).Round(time.Second))
 	}
-	if c.CanExpire {
-		return fine("from %s, for %v", c.Source, time.Until(c.Expires).Round(time.Second))
-	}
-	return fine("from %s", c.Source)
+	return signer.StepOK("from %s", c.Source)
 }
 
-// checkReach asks for the key: any answer at all shows that the service is there.
-func (w *walk) checkReach(ctx context.Context) signer.Step {
+// checkReach reads the public key: any answer shows that the service is reachable.
+func (d *diagnosis) checkReach(ctx context.Context) signer.Step {
 	start := time.Now()
-	w.err = w.key.resolve(ctx)
-	if errors.Is(w.err, signer.ErrUnavailable) {
-		return signer.Step{Err: w.err}
+	d.keyErr = d.resolve(ctx)
+	if errors.Is(d.keyErr, signer.ErrUnavailable) {
+		return signer.StepFail(d.keyErr)
 	}
-	return fine("answered in %v", time.Since(start).Round(time.Millisecond))
+	return signer.StepOK("answered in %v", time.Since(start).Round(time.Millisecond))
 }
 
-func (w *walk) checkKey(context.Context) signer.Step {
-	if w.err != nil {
-		return signer.Step{Err: w.err}
+func (d *diagnosis) checkKey(context.Context) signer.Step {
+	if d.keyErr != nil {
+		return signer.StepFail(d.keyErr)
 	}
-	if w.PublicKey != nil && !w.key.public.Equal(w.PublicKey) {
-		return signer.Step{Err: fmt.Errorf("%w: it is not the key of the vendor's certificate", signer.ErrBadKey)}
+	if d.open.PublicKey != nil && !d.public.Equal(d.open.PublicKey) {
+		return signer.StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", signer.ErrBadKey))
 	}
-	der, err := x509.MarshalPKIXPublicKey(w.key.public)
+	described, err := signer.DescribeKey(d.public)
 	if err != nil {
-		return signer.Step{Err: fmt.Errorf("%w: %w", signer.ErrBadKey, err)}
+		return signer.StepFail(err)
 	}
-	return fine("%s, RSA of %d bits for %s; SHA-256 of its public key %x", *w.key.site().id.Load(), w.key.public.N.BitLen(), algorithm, sha256.Sum256(der))
+	return signer.StepOK("%s for %s, %s", *d.activeClient().id.Load(), algorithm, described)
 }
 
-// checkProtection tells what DescribeKey says, where that may be asked; signing does not need it.
-func (w *walk) checkProtection(ctx context.Context) signer.Step {
-	s := w.key.site()
-	out, err := ask(ctx, s, s.client.DescribeKey, &kms.DescribeKeyInput{KeyId: s.id.Load()})
-	if errors.Is(err, signer.ErrAuth) {
-		return fine("not to be seen without kms:DescribeKey, which signing does not need")
-	}
-	if err != nil {
-		return signer.Step{Err: err}
-	}
-	if out.KeyMetadata == nil {
-		return signer.Step{Err: fmt.Errorf("%w: kms:DescribeKey left out the key", signer.ErrUnavailable)}
+// checkProtection reports the properties of the key if the credentials may read them; signing does not need that.
+func (d *diagnosis) checkProtection(ctx context.Context) signer.Step {
+	c := d.activeClient()
+	out, err := request(ctx, c, c.api.DescribeKey, &api.DescribeKeyInput{KeyId: c.id.Load()})
+	switch {
+	case errors.Is(err, signer.ErrAuth):
+		return signer.StepOK("unknown: needs kms:DescribeKey, which signing does not need")
+	case err != nil:
+		return signer.StepFail(err)
+	case out.KeyMetadata == nil:
+		return signer.StepFail(fmt.Errorf("%w: kms:DescribeKey returned no key", signer.ErrUnavailable))
 	}
 	var facts []string
 	for _, p := range properties(out.KeyMetadata) {
 		facts = append(facts, p.Name+" "+p.Value)
 	}
-	step := fine("%s", strings.Join(facts, ", "))
 	if out.KeyMetadata.Origin == "EXTERNAL" {
-		step.Status, step.Fix = signer.StatusWarn, "the key was made outside of KMS: who made it may still have it"
+		return signer.StepWarn("%s", strings.Join(facts, ", ")).WithFix("the key was created outside of KMS, and copies of it may exist there")
 	}
-	return step
+	return signer.StepOK("%s", strings.Join(facts, ", "))
 }
 
-func (w *walk) checkSignature(ctx context.Context) signer.Step {
-	message := make([]byte, 32)
-	_, _ = rand.Read(message) // never fails (Go 1.24)
-	start := time.Now()
-	if _, err := signer.Sign(ctx, w.key, message, crypto.SHA256); err != nil {
-		return signer.Step{Err: err}
-	}
-	return fine("made and verified in %v", time.Since(start).Round(10*time.Microsecond))
+func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {
+	d.key = d.newKey(true)
+	return signer.StepSign(ctx, d.key)
 }
-
-// site is the one that answered last.
-func (k *key) site() *site { return k.sites[k.serves.Load()] }

@@ -2,157 +2,84 @@ package awskms
 
 import (
 	"context"
-	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/kms"
+	api "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
-	remote "hsmsign/signer/kms"
+	"hsmsign/signer/kms"
 )
 
-// algorithm is the one that Apple takes and KMS offers.
+// algorithm is the one that Apple accepts and KMS offers.
 const algorithm = types.SigningAlgorithmSpecRsassaPkcs1V15Sha256
 
-// key is an opened key.
-type key struct {
-	*connection
-	ref    signer.Ref
-	public *rsa.PublicKey
-	warn   func(string)
-	serves atomic.Int32 // index of the region that signed last
-	// unproven is whether the public key is a certificate's and no signature has verified with it yet.
-	unproven atomic.Bool
-}
-
-func (k *key) Public() crypto.PublicKey { return k.public }
-
-func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return k.SignContext(context.Background(), digest, opts)
-}
-
-func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	sig, err := k.sign(ctx, digest, opts)
-	if err == nil {
-		err = k.prove(digest, sig)
-	}
-	if err != nil {
-		return nil, carry("sign", k.ref, err)
-	}
-	return sig, nil
-}
-
-// prove verifies signatures until one has shown that the certificate's public key is this key's. From then on
-// signer.Sign is the only one to verify.
-func (k *key) prove(digest, sig []byte) error {
-	if !k.unproven.Load() {
-		return nil
-	}
-	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
-		return fmt.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey)
-	}
-	k.unproven.Store(false)
-	return nil
-}
-
-func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if k.closed.Load() {
-		return nil, signer.ErrClosed
-	}
-	if _, err := signer.CheckDigest(digest, opts, crypto.SHA256); err != nil {
-		return nil, unsupportedHash(err)
-	}
-	if err := ctx.Err(); err != nil {
+// open opens the key that the reference names.
+func (s *session) open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
+	if err := s.requireKey(); err != nil {
 		return nil, err
 	}
-	// A connection that was busy when the key was closed is idle now.
-	defer func() {
-		if k.closed.Load() {
-			k.transport.CloseIdleConnections()
+	var err error
+	if s.public, err = kms.PublicKey(opts); err != nil {
+		return nil, err
+	}
+	if s.public == nil {
+		if err := s.resolve(ctx); err != nil {
+			return nil, err
 		}
-	}()
-	var failed error
-	for i, s := range k.sites {
-		sig, err := k.signAt(ctx, s, digest)
+		return s.newKey(true), nil
+	}
+	// The certificate's key is that of the first region; the others must show theirs.
+	s.clients[0].proven.Store(true)
+	return s.newKey(false), nil
+}
+
+// newKey returns the Signer of the session's public key.
+func (s *session) newKey(proven bool) *kms.Key {
+	return kms.NewKey(s.ref, s.public, proven, kms.Store{Sign: s.sign, Release: func() { _ = s.Close() }})
+}
+
+// sign signs a digest in the first region that is available.
+func (s *session) sign(ctx context.Context, digest []byte) (sig []byte, err error) {
+	err = s.inRegions(ctx, func(c *regionClient) error {
+		sig, err = s.signIn(ctx, c, digest)
+		return err
+	})
+	return sig, err
+}
+
+// resolve reads the public key from the first region that is available.
+func (s *session) resolve(ctx context.Context) error {
+	return s.inRegions(ctx, func(c *regionClient) error {
+		public, err := c.publicKey(ctx)
 		if err == nil {
-			k.noteRegion(i)
-			return sig, nil
+			s.public = public
+			c.proven.Store(true)
 		}
-		if failed == nil {
-			failed = err
-		} else {
-			failed = fmt.Errorf("%w; and in %q: %s", failed, s.region, err.Error())
-		}
-		// Only an absent service lets another region stand in: a refusal is an answer.
-		if !errors.Is(failed, signer.ErrUnavailable) || ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, failed
-}
-
-// noteRegion warns when another region signs than did before.
-func (k *key) noteRegion(i int) {
-	if from := k.serves.Swap(int32(i)); int(from) != i && k.warn != nil { // #nosec G115 -- at most maxRegions
-		k.warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", k.sites[i].region, k.sites[from].region))
-	}
-}
-
-// signAt signs in one region, once the key there is known to be the same.
-func (k *key) signAt(ctx context.Context, s *site, digest []byte) ([]byte, error) {
-	if !s.proven.Load() {
-		public, err := s.publicKey(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if !public.Equal(k.public) {
-			return nil, fmt.Errorf("%w: the key in region %q is another one", signer.ErrBadKey, s.region)
-		}
-		s.proven.Store(true)
-	}
-	return remote.Do(ctx, s.caller, func(ctx context.Context) ([]byte, error) {
-		if k.closed.Load() {
-			return nil, signer.ErrClosed
-		}
-		out, err := s.client.Sign(ctx, &kms.SignInput{
-			KeyId: s.id.Load(), Message: digest, MessageType: types.MessageTypeDigest, SigningAlgorithm: algorithm,
-		})
-		if err != nil {
-			return nil, s.classify(ctx, err)
-		}
-		if err := s.pin(out.KeyId); err != nil {
-			return nil, err
-		}
-		if len(out.Signature) != k.public.Size() || out.SigningAlgorithm != algorithm {
-			return nil, fmt.Errorf("%w: kms:Sign gave %d bytes of %q, not %d of %q",
-				signer.ErrBadSignature, len(out.Signature), out.SigningAlgorithm, k.public.Size(), algorithm)
-		}
-		return out.Signature, nil
+		return err
 	})
 }
 
-// resolve asks the first region that answers for the public key.
-func (k *key) resolve(ctx context.Context) error {
+// inRegions calls do for one region after the other while they are unavailable. Every other error is an answer.
+func (s *session) inRegions(ctx context.Context, do func(*regionClient) error) error {
 	var failed error
-	for i, s := range k.sites {
-		public, err := s.publicKey(ctx)
+	for i, c := range s.clients {
+		err := do(c)
 		if err == nil {
-			k.public = public
-			s.proven.Store(true)
-			k.noteRegion(i)
+			s.setActive(i)
 			return nil
 		}
 		if failed == nil {
 			failed = err
+		} else {
+			failed = fmt.Errorf("%w; and in %q: %s", failed, c.region, err.Error())
 		}
 		if !errors.Is(failed, signer.ErrUnavailable) || ctx.Err() != nil {
 			break
@@ -161,34 +88,75 @@ func (k *key) resolve(ctx context.Context) error {
 	return failed
 }
 
-// publicKey asks for the public key and checks that the key can do what Apple needs.
-func (s *site) publicKey(ctx context.Context) (*rsa.PublicKey, error) {
-	return remote.Do(ctx, s.caller, func(ctx context.Context) (*rsa.PublicKey, error) {
-		out, err := s.client.GetPublicKey(ctx, &kms.GetPublicKeyInput{KeyId: s.id.Load()})
+// setActive records the region that answered, and warns if it is another one than before.
+func (s *session) setActive(i int) {
+	if from := s.active.Swap(int32(i)); int(from) != i && s.Warn != nil { // #nosec G115 -- at most maxRegions
+		s.Warn(fmt.Sprintf("AWS KMS: region %q signs now, not %q", s.clients[i].region, s.clients[from].region))
+	}
+}
+
+// activeClient returns the client of the region that answered last.
+func (s *session) activeClient() *regionClient { return s.clients[s.active.Load()] }
+
+// signIn signs in one region. Before the first signature it checks that the key there is the same.
+func (s *session) signIn(ctx context.Context, c *regionClient, digest []byte) ([]byte, error) {
+	if !c.proven.Load() {
+		public, err := c.publicKey(ctx)
 		if err != nil {
-			return nil, s.classify(ctx, err)
+			return nil, err
+		}
+		if !public.Equal(s.public) {
+			return nil, fmt.Errorf("%w: the key in region %q is a different one", signer.ErrBadKey, c.region)
+		}
+		c.proven.Store(true)
+	}
+	return kms.Do(ctx, c.caller, func(ctx context.Context) ([]byte, error) {
+		out, err := c.api.Sign(ctx, &api.SignInput{
+			KeyId: c.id.Load(), Message: digest, MessageType: types.MessageTypeDigest, SigningAlgorithm: algorithm,
+		})
+		if err != nil {
+			return nil, err
+		}
+		if err := c.checkID(out.KeyId); err != nil {
+			return nil, err
+		}
+		if len(out.Signature) != s.public.Size() || out.SigningAlgorithm != algorithm {
+			return nil, fmt.Errorf("%w: kms:Sign returned %d bytes of %q, want %d of %q",
+				signer.ErrBadSignature, len(out.Signature), out.SigningAlgorithm, s.public.Size(), algorithm)
+		}
+		return out.Signature, nil
+	})
+}
+
+// publicKey reads the public key and checks that the key can make Apple's signatures.
+func (c *regionClient) publicKey(ctx context.Context) (*rsa.PublicKey, error) {
+	return kms.Do(ctx, c.caller, func(ctx context.Context) (*rsa.PublicKey, error) {
+		out, err := c.api.GetPublicKey(ctx, &api.GetPublicKeyInput{KeyId: c.id.Load()})
+		if err != nil {
+			return nil, err
 		}
 		public, err := checkKey(out)
 		if err != nil {
 			return nil, err
 		}
-		return public, s.pin(out.KeyId)
+		return public, c.checkID(out.KeyId)
 	})
 }
 
-// keySpecs are the sizes of modulus that KMS has.
+// keySpecs returns the RSA key types of KMS with their size in bits.
 func keySpecs() map[types.KeySpec]int {
 	return map[types.KeySpec]int{types.KeySpecRsa2048: 2048, types.KeySpecRsa3072: 3072, types.KeySpecRsa4096: 4096}
 }
 
-// checkKey is ErrBadKey for a key that cannot make Apple's signatures, and ErrUnavailable for a damaged answer.
-func checkKey(out *kms.GetPublicKeyOutput) (*rsa.PublicKey, error) {
+// checkKey returns the public key. The error is ErrBadKey for a key that cannot make Apple's signatures, and
+// ErrUnavailable for a damaged answer.
+func checkKey(out *api.GetPublicKeyOutput) (*rsa.PublicKey, error) {
 	bits, isRSA := keySpecs()[out.KeySpec]
 	switch {
 	case out.KeySpec == "" || out.KeyUsage == "":
-		return nil, fmt.Errorf("%w: kms:GetPublicKey left out the key's type", signer.ErrUnavailable)
+		return nil, fmt.Errorf("%w: kms:GetPublicKey returned no key type", signer.ErrUnavailable)
 	case !isRSA:
-		return nil, wrongKey("its type is %s; Apple takes RSA", out.KeySpec)
+		return nil, wrongKey("its type is %s; Apple accepts RSA", out.KeySpec)
 	case out.KeyUsage != types.KeyUsageTypeSignVerify:
 		return nil, wrongKey("its usage is %s, not %s", out.KeyUsage, types.KeyUsageTypeSignVerify)
 	case !slices.Contains(out.SigningAlgorithms, algorithm):
@@ -197,33 +165,37 @@ func checkKey(out *kms.GetPublicKeyOutput) (*rsa.PublicKey, error) {
 	parsed, err := x509.ParsePKIXPublicKey(out.PublicKey)
 	public, ok := parsed.(*rsa.PublicKey)
 	if err != nil || !ok || public.N.BitLen() != bits {
-		return nil, fmt.Errorf("%w: kms:GetPublicKey gave %d bytes that are no public key of type %s", signer.ErrUnavailable, len(out.PublicKey), out.KeySpec)
+		return nil, fmt.Errorf("%w: kms:GetPublicKey returned %d bytes that are not a public key of type %s", signer.ErrUnavailable, len(out.PublicKey), out.KeySpec)
 	}
 	return public, nil
 }
 
-// pin takes the ARN of the first answer and holds all others to it, so that an alias that is moved meanwhile cannot
-// swap the key.
-func (s *site) pin(answered *string) error {
+func wrongKey(format string, args ...any) error {
+	return fault.Errorf("%w: %s", signer.ErrBadKey, fmt.Sprintf(format, args...)).Fix(fixKey)
+}
+
+// checkID stores the ARN of the first answer and requires the same one in all others, so that an alias that moves
+// meanwhile does not change the key.
+func (c *regionClient) checkID(answered *string) error {
 	got := aws.ToString(answered)
 	if got == "" {
 		return fmt.Errorf("%w: the answer is damaged: it names no key", signer.ErrUnavailable)
 	}
-	known := s.id.Load()
+	known := c.id.Load()
 	if arnRegion(*known) == "" || strings.HasPrefix(resource(*known), "alias/") {
-		if arnRegion(got) != s.region || !strings.HasPrefix(resource(got), "key/") {
-			return fmt.Errorf("%w: KMS answered for %q, which is no key of region %q", signer.ErrUnavailable, clip(got), s.region)
+		if arnRegion(got) != c.region || !strings.HasPrefix(resource(got), "key/") {
+			return fmt.Errorf("%w: KMS answered for %q, which is not a key in region %q", signer.ErrUnavailable, fault.Clip(got, maxText), c.region)
 		}
 		if keyForm().MatchString(*known) && resource(got) != "key/"+*known {
-			return wrongKey("KMS answered for %q when %q was asked", got, *known)
+			return wrongKey("KMS answered for %q, the request was for %q", got, *known)
 		}
-		if s.id.CompareAndSwap(known, &got) {
+		if c.id.CompareAndSwap(known, &got) {
 			return nil
 		}
-		known = s.id.Load() // another call was first
+		known = c.id.Load() // another call was first
 	}
 	if got != *known {
-		return wrongKey("KMS answered for %q when %q was asked", clip(got), *known)
+		return wrongKey("KMS answered for %q, the request was for %q", fault.Clip(got, maxText), *known)
 	}
 	return nil
 }

@@ -2,26 +2,21 @@ package awskms
 
 import (
 	"fmt"
-	"math"
-	"net"
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"hsmsign/signer"
-	remote "hsmsign/signer/kms"
+	"hsmsign/signer/kms"
 )
 
-// The bounds of what a reference may set.
+// The limits of a reference.
 const (
 	maxRegions    = 8
-	maxRPS        = 100_000
 	maxConcurrent = 1024
-	maxTimeout    = 10 * time.Minute
 )
 
 // The forms of names, by the KMS API reference (CreateAlias, DescribeKey) and the IAM user guide.
@@ -31,7 +26,7 @@ const (
 	regionPattern = `[a-z]{2,8}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}`
 )
 
-// lazily compiles an expression when it is first needed: all of them together take longer than a small program's start.
+// lazily compiles an expression at its first use: all of them together take longer than the start of a small program.
 func lazily(expression string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
 }
@@ -45,24 +40,23 @@ var (
 	profileForm = lazily(`^[^\[\]]{1,128}$`)
 )
 
-// reference is what a key reference says.
+// reference is a parsed key reference.
 type reference struct {
-	id      string   // a key id, "alias/NAME", or an ARN of either; empty means every key, for List only
-	regions []string // in order of preference; empty: the SDK's own setting
+	id      string   // a key id, "alias/NAME", or an ARN of either; "": every key, for List only
+	regions []string // in order of preference; empty: that of the SDK's configuration
 
 	profile, endpoint, role string
-	policy                  remote.Policy
+	policy                  kms.Policy
 }
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", signer.ErrReference, fmt.Sprintf(format, args...))
 }
 
-// parseReference reads a reference; what it sets of the policy replaces what is there. The error wraps
-// ErrReference.
-func parseReference(ref signer.Ref, policy remote.Policy) (reference, error) {
+// parseReference reads a reference, which overrides the policy. The error wraps ErrReference.
+func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 	r := reference{policy: policy}
-	if err := ref.CheckQuery("region", "regions", "profile", "endpoint", "role-arn", "max-rps", "max-concurrent", "timeout"); err != nil {
+	if err := ref.CheckQuery(kms.Attributes("region", "regions", "profile", "endpoint", "role-arn")...); err != nil {
 		return r, err
 	}
 	id, ok := strings.CutPrefix(ref.Path, "///")
@@ -70,10 +64,7 @@ func parseReference(ref signer.Ref, policy remote.Policy) (reference, error) {
 		return r, malformed("write awskms:///KEY with three slashes")
 	}
 	r.id = id
-	if err := r.checkID(); err != nil {
-		return r, err
-	}
-	for _, read := range []func(signer.Ref) error{r.readRegions, r.readAccess, r.readPolicy} {
+	for _, read := range []func(signer.Ref) error{r.readID, r.readRegions, r.readAccess, r.readPolicy} {
 		if err := read(ref); err != nil {
 			return r, err
 		}
@@ -81,19 +72,19 @@ func parseReference(ref signer.Ref, policy remote.Policy) (reference, error) {
 	return r, nil
 }
 
-func (r *reference) checkID() error {
+func (r *reference) readID(signer.Ref) error {
 	switch {
 	case r.id == "" || keyForm().MatchString(r.id) || aliasForm().MatchString(r.id) || arnRegion(r.id) != "":
 		return nil
 	case strings.HasPrefix(r.id, "arn:"):
-		return malformed("%q is no ARN of a KMS key or alias", r.id)
+		return malformed("%q is not an ARN of a KMS key or alias", r.id)
 	case !strings.HasPrefix(r.id, "alias/") && aliasForm().MatchString("alias/"+r.id):
-		return malformed("%q is no key id; an alias is written \"alias/%s\"", r.id, r.id)
+		return malformed("%q is not a key id; an alias is written \"alias/%s\"", r.id, r.id)
 	}
 	return malformed("%q is neither a key id nor an ARN nor \"alias/NAME\"", r.id)
 }
 
-// arnRegion is the region that an ARN of a key or an alias names; empty for anything else.
+// arnRegion returns the region in an ARN of a key or an alias, and "" for anything else.
 func arnRegion(s string) string {
 	if m := arnForm().FindStringSubmatch(s); m != nil {
 		return m[1]
@@ -101,22 +92,22 @@ func arnRegion(s string) string {
 	return ""
 }
 
-// resource is what follows the account of an ARN ("key/ID", "alias/NAME"), and other names as they are.
+// resource returns the part of an ARN after the account ("key/ID", "alias/NAME"), and other names unchanged.
 func resource(id string) string { return id[strings.LastIndexByte(id, ':')+1:] }
 
-// in is how the key is named in a region: replicas of a multi-Region key differ in nothing but the region of their
-// ARN.
-func (r *reference) in(region string) string {
+// idIn returns the name of the key in a region: the ARNs of the replicas of a multi-Region key differ in the region
+// only.
+func (r *reference) idIn(region string) string {
 	if from := arnRegion(r.id); from != "" {
 		return strings.Replace(r.id, ":"+from+":", ":"+region+":", 1)
 	}
 	return r.id
 }
 
-// share is the policy of one region: the time is shared out, so that the last one has some.
-func (r *reference) share() remote.Policy {
+// regionPolicy returns the policy of one region. The regions share the time, so that some is left for the last one.
+func (r *reference) regionPolicy() kms.Policy {
 	policy := r.policy.WithDefaults()
-	policy.Total /= time.Duration(max(1, len(r.regions)))
+	policy.Timeout /= time.Duration(max(1, len(r.regions)))
 	return policy
 }
 
@@ -126,7 +117,7 @@ func (r *reference) readRegions(ref signer.Ref) error {
 	own := arnRegion(r.id)
 	switch {
 	case hasOne && hasSeveral:
-		return malformed("region and regions are both there; one of them is enough")
+		return malformed("region and regions exclude each other")
 	case hasOne:
 		r.regions = []string{one}
 	case hasSeveral:
@@ -135,18 +126,18 @@ func (r *reference) readRegions(ref signer.Ref) error {
 		r.regions = []string{own}
 	}
 	if len(r.regions) > maxRegions {
-		return malformed("%d regions; at most %d are taken", len(r.regions), maxRegions)
+		return malformed("%d regions; at most %d are allowed", len(r.regions), maxRegions)
 	}
 	for i, region := range r.regions {
 		if !regionForm().MatchString(region) {
-			return malformed("%q is no region", region)
+			return malformed("%q is not a region", region)
 		}
 		if slices.Contains(r.regions[:i], region) {
-			return malformed("region %q stands twice", region)
+			return malformed("region %q is repeated", region)
 		}
 	}
 	if own != "" && !slices.Contains(r.regions, own) {
-		return malformed("the ARN is of region %q, not of %q", own, strings.Join(r.regions, ","))
+		return malformed("the region of the ARN is %q, not %q", own, strings.Join(r.regions, ","))
 	}
 	if len(r.regions) > 1 && !strings.HasPrefix(resource(r.id), "alias/") && !strings.Contains(r.id, "mrk-") {
 		return malformed("only a multi-Region key (mrk-...) is in several regions")
@@ -157,10 +148,10 @@ func (r *reference) readRegions(ref signer.Ref) error {
 func (r *reference) readAccess(ref signer.Ref) error {
 	var given bool
 	if r.profile, given = ref.Query("profile"); given && !profileForm().MatchString(r.profile) {
-		return malformed("%q is no name of a profile", r.profile)
+		return malformed("%q is not a valid name of a profile", r.profile)
 	}
 	if r.role, given = ref.Query("role-arn"); given && !roleForm().MatchString(r.role) {
-		return malformed("role-arn is %q; it is written arn:aws:iam::ACCOUNT:role/NAME", r.role)
+		return malformed("role-arn is %q; write arn:aws:iam::ACCOUNT:role/NAME", r.role)
 	}
 	if r.endpoint, given = ref.Query("endpoint"); given {
 		u, err := url.Parse(r.endpoint)
@@ -168,40 +159,18 @@ func (r *reference) readAccess(ref signer.Ref) error {
 			return malformed("endpoint is not of the form https://HOST or http://127.0.0.1:PORT")
 		}
 		if !private(u) {
-			return malformed("endpoint %q: plain http is for this machine only", r.endpoint)
+			return malformed("endpoint %q: %v", r.endpoint, errPlain)
 		}
 	}
 	return nil
 }
 
-// private says whether nobody on the way can read what goes to u.
+// private reports whether requests to u are encrypted or stay on this machine.
 func private(u *url.URL) bool {
-	host := u.Hostname()
-	ip := net.ParseIP(host)
-	return u.Scheme == "https" || u.Scheme == "http" && (host == "localhost" || ip != nil && ip.IsLoopback())
+	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || kms.Loopback(u.Hostname()))
 }
 
-func (r *reference) readPolicy(ref signer.Ref) error {
-	if v, ok := ref.Query("max-rps"); ok {
-		n, err := strconv.ParseFloat(v, 64)
-		if err != nil || math.IsNaN(n) || n <= 0 || n > maxRPS {
-			return malformed("max-rps is %q; it is a number above 0, at most %d", v, maxRPS)
-		}
-		r.policy.MaxRPS = n
-	}
-	if v, ok := ref.Query("max-concurrent"); ok {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > maxConcurrent {
-			return malformed("max-concurrent is %q; it is a number from 1 to %d", v, maxConcurrent)
-		}
-		r.policy.MaxConcurrent = n
-	}
-	if v, ok := ref.Query("timeout"); ok {
-		d, err := time.ParseDuration(v)
-		if err != nil || d <= 0 || d > maxTimeout {
-			return malformed("timeout is %q; it is a time such as \"20s\", at most %v", v, maxTimeout)
-		}
-		r.policy.Total = d
-	}
-	return nil
+func (r *reference) readPolicy(ref signer.Ref) (err error) {
+	r.policy, err = r.policy.WithReference(ref, maxConcurrent)
+	return err
 }

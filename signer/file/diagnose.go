@@ -2,147 +2,112 @@ package file
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"time"
 
 	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
-// walk is one diagnosis: what the steps so far have got hold of.
-type walk struct {
-	opening
-	ctx     context.Context
+// diagnosis is one call of Diagnose and what its steps have found.
+type diagnosis struct {
+	session
 	data    []byte
 	der     []byte
+	readErr error // the mode of the file
+	keyErr  error // why the key cannot be used
 	private *rsa.PrivateKey
-	err     error // why the key could not be read
+	key     signer.Signer
 }
 
-// diagnose walks from the reference to a signature; see signer.Diagnose.
+// diagnose implements signer.Backend.Diagnose.
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, _ signer.OpenOptions, report func(signer.Step)) signer.Signer {
-	w := &walk{opening: opening{Options: o, ref: ref}, ctx: ctx}
-	defer func() { clear(w.data); clear(w.der) }()
-	failed := false
-	for _, s := range []struct {
-		name  string
-		check func() signer.Step
-	}{
-		{"reference", w.checkReference}, {"file", w.checkFile}, {"mode", w.checkMode}, {"kind", w.checkKind},
-		{"passphrase", w.checkPassphrase}, {"key", w.checkKey}, {"signature", w.checkSignature},
-	} {
-		step := signer.Step{Status: signer.StatusSkipped}
-		if !failed {
-			step = s.check()
-		}
-		switch {
-		case step.Err != nil:
-			step.Status, step.Detail, step.Fix, failed = signer.StatusFail, step.Err.Error(), w.fix, true
-		case step.Status == "":
-			step.Status = signer.StatusOK
-		}
-		step.Name = s.name
-		report(step)
-	}
-	if failed {
-		return nil
-	}
-	return newKey(ref, w.private)
+	d := &diagnosis{session: session{Options: o, ref: ref}}
+	d.Warn = nil // the step "mode" reports it
+	defer func() { clear(d.data); clear(d.der) }()
+	signer.RunSteps(ctx, report, []signer.Check{
+		{Name: "reference", Run: d.checkReference}, {Name: "file", Run: d.checkFile}, {Name: "mode", Run: d.checkMode}, {Name: "kind", Run: d.checkKind},
+		{Name: "passphrase", Run: d.checkPassphrase}, {Name: "key", Run: d.checkKey}, {Name: "signature", Run: d.checkSignature},
+	})
+	return d.key
 }
 
-func ok(format string, args ...any) signer.Step {
-	return signer.Step{Detail: fmt.Sprintf(format, args...)}
-}
-
-func warning(fix, format string, args ...any) signer.Step {
-	return signer.Step{Status: signer.StatusWarn, Detail: fmt.Sprintf(format, args...), Fix: fix}
-}
-
-func (w *walk) checkReference() signer.Step {
-	if err := w.settings(); err != nil {
-		return signer.Step{Err: err}
-	}
-	return ok("%s", w.ref)
-}
-
-func (w *walk) checkFile() signer.Step {
-	// What insecure-mode=allow lets pass is said by the next step.
-	w.Warn = nil
+func (d *diagnosis) checkReference(context.Context) signer.Step {
 	var err error
-	w.data, err = w.readKey()
-	if err != nil && !errors.Is(err, secret.ErrInsecureMode) {
-		return signer.Step{Err: err}
+	if d.reference, err = parseReference(d.ref); err != nil {
+		return signer.StepFail(err)
 	}
-	w.err = err
-	return ok("%s", w.path)
+	return signer.StepOK("%s", d.ref)
 }
 
-func (w *walk) checkMode() signer.Step {
-	if w.err != nil {
-		return signer.Step{Err: w.err}
+func (d *diagnosis) checkFile(context.Context) signer.Step {
+	d.data, d.readErr = d.readKey()
+	if d.readErr != nil && !errors.Is(d.readErr, secret.ErrInsecureMode) {
+		return signer.StepFail(withHint(d.readErr))
 	}
-	stat, err := os.Stat(w.path)
+	return signer.StepOK("%s", d.path)
+}
+
+func (d *diagnosis) checkMode(context.Context) signer.Step {
+	if d.readErr != nil {
+		return signer.StepFail(d.readErr)
+	}
+	stat, err := os.Stat(d.path)
 	if err != nil {
-		return signer.Step{Err: fmt.Errorf("%w: %w", signer.ErrUnavailable, err)}
+		return signer.StepFail(fmt.Errorf("%w: %w", signer.ErrUnavailable, err))
 	}
 	mode := stat.Mode().Perm()
 	if mode&0o077 != 0 && runtime.GOOS != "windows" {
-		return warning("chmod 600 "+w.path, "others can read it (mode %04o), and insecure-mode=allow lets it pass", mode)
+		return signer.StepWarn("others can read it (mode %04o), which insecure-mode=allow permits", mode).WithFix("chmod 600 " + d.path)
 	}
-	return ok("%04o", mode)
+	return signer.StepOK("%04o", mode)
 }
 
-func (w *walk) checkKind() signer.Step {
+func (d *diagnosis) checkKind(context.Context) signer.Step {
 	var err error
-	if w.der, err = w.keyBlock(w.data); err != nil {
-		return signer.Step{Err: err}
+	if d.der, err = d.keyBlock(d.data); err != nil {
+		return signer.StepFail(withHint(err))
 	}
-	form := formOf(w.der)
-	if form == "" {
-		return ok("none of the known kinds") // the key's step says what it is instead
+	switch form := formOf(d.der); form {
+	case "":
+		return signer.StepOK("not a known kind of key file") // the step "key" reports what it is
+	case formPKCS8, formPKCS1:
+		return signer.StepWarn("%s, not encrypted", form).WithFix("encrypt it, or use an HSM: everyone who can read the file can sign")
+	default:
+		return signer.StepOK("%s", form)
 	}
-	if form == formPKCS8 || form == formPKCS1 {
-		return warning("keep it encrypted, or better in an HSM: who can read the file can sign", "%s, not encrypted", form)
-	}
-	return ok("%s", form)
 }
 
-func (w *walk) checkPassphrase() signer.Step {
-	w.private, w.err = w.parse(w.ctx, w.der)
-	if errors.Is(w.err, signer.ErrAuth) {
-		return signer.Step{Err: w.err}
+func (d *diagnosis) checkPassphrase(ctx context.Context) signer.Step {
+	d.private, d.keyErr = d.parse(ctx, d.der)
+	if errors.Is(d.keyErr, signer.ErrAuth) {
+		return signer.StepFail(d.keyErr)
 	}
-	if form := formOf(w.der); form != formEncrypted && form != formPKCS12 {
-		return ok("none needed")
+	if form := formOf(d.der); form != formEncrypted && form != formPKCS12 {
+		return signer.StepOK("not needed")
 	}
-	return ok("right")
+	return signer.StepOK("accepted")
 }
 
-func (w *walk) checkKey() signer.Step {
-	if w.err != nil {
-		return signer.Step{Err: w.err}
+func (d *diagnosis) checkKey(context.Context) signer.Step {
+	if d.keyErr != nil {
+		return signer.StepFail(withHint(d.keyErr))
 	}
-	der, err := x509.MarshalPKIXPublicKey(&w.private.PublicKey)
+	described, err := signer.DescribeKey(&d.private.PublicKey)
 	if err != nil {
-		return signer.Step{Err: fmt.Errorf("%w: %w", signer.ErrBadKey, err)}
+		return signer.StepFail(err)
 	}
-	return ok("RSA of %d bits; SHA-256 of its public key %x", w.private.N.BitLen(), sha256.Sum256(der))
+	return signer.StepOK("%s", described)
 }
 
-func (w *walk) checkSignature() signer.Step {
-	message := make([]byte, 32)
-	_, _ = rand.Read(message) // never fails (Go 1.24)
-	start := time.Now()
-	if _, err := signer.Sign(w.ctx, newKey(w.ref, w.private), message, crypto.SHA256); err != nil {
-		return signer.Step{Err: err}
+func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {
+	key := newKey(d.ref, d.private)
+	step := signer.StepSign(ctx, key)
+	if step.Status == signer.StatusOK {
+		d.key = key
 	}
-	return ok("made and verified in %v", time.Since(start).Round(10*time.Microsecond))
+	return step
 }

@@ -1,11 +1,7 @@
 package file
 
 import (
-	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/des" // #nosec G502 -- "openssl pkcs8 -v2 des3" made such files for twenty years; only read, never written
 	"crypto/pbkdf2"
 	"crypto/rsa"
 	"crypto/sha1" // #nosec G505 -- the default PRF of PBKDF2 (RFC 8018 appendix A.2), as HMAC
@@ -20,17 +16,19 @@ import (
 	"golang.org/x/crypto/scrypt"
 	"software.sslmate.com/src/go-pkcs12"
 
+	"hsmsign/fault"
+	"hsmsign/internal/cbc"
 	"hsmsign/signer"
 )
 
-// The bounds of a key derivation, so that a hostile file costs seconds and not minutes: 5 million rounds of
-// PBKDF2 are eight times what OWASP asks for, and scrypt may take sixteen times what OpenSSL makes by itself.
+// The limits of a key derivation, so that a hostile file costs seconds and not minutes: 5 million rounds of PBKDF2 are
+// eight times the recommendation of OWASP, and the scrypt limit is sixteen times the default of OpenSSL.
 const (
 	maxIterations = 5_000_000
 	maxScryptWork = 2 << 20 // N * r * p; the memory is 128 * N * r bytes, so at most 256 MiB
 )
 
-// RFC 8018 appendix A.4: what PBES2 says about itself.
+// The parameters of PBES2 (RFC 8018 appendix A.4).
 type (
 	encryptedInfo struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -51,28 +49,30 @@ type (
 )
 
 // parseEncrypted reads RFC 5208's EncryptedPrivateKeyInfo.
-func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+func (s *session) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
 	var info encryptedInfo
 	if _, err := asn1.Unmarshal(der, &info); err != nil {
 		return nil, fmt.Errorf("%w: damaged PKCS#8: %w", signer.ErrBadKey, err)
 	}
 	if info.Algorithm.Algorithm.String() != "1.2.840.113549.1.5.13" {
-		o.fix = o.convert()
-		return nil, fmt.Errorf("%w: PKCS#8 encrypted with %v; only PBES2 is read", signer.ErrBadKey, info.Algorithm.Algorithm)
+		return nil, fault.Errorf("%w: PKCS#8 encrypted with %v; only PBES2 is supported", signer.ErrBadKey, info.Algorithm.Algorithm).Fix(s.fixConvert())
 	}
 	var params pbes2Params
 	if _, err := asn1.Unmarshal(info.Algorithm.Parameters.FullBytes, &params); err != nil {
 		return nil, fmt.Errorf("%w: damaged PBES2 parameters: %w", signer.ErrBadKey, err)
 	}
-	newCipher, keyLength, err := blockCipher(params.Cipher)
+	mode, err := cbc.Parse(params.Cipher)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	if mode.KeySize < 16 { // DES
+		return nil, fmt.Errorf("%w: encrypted with DES, which is too weak", signer.ErrBadKey)
+	}
+	derive, err := derivation(params.KDF, mode.KeySize)
 	if err != nil {
 		return nil, err
 	}
-	derive, err := derivation(params.KDF, keyLength)
-	if err != nil {
-		return nil, err
-	}
-	passphrase, err := o.passphrase(ctx)
+	passphrase, err := s.passphrase(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -82,12 +82,15 @@ func (o *opening) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 		return nil, fmt.Errorf("%w: key derivation: %w", signer.ErrBadKey, err)
 	}
 	defer clear(derived)
-	plain, err := decryptCBC(newCipher, derived, params.Cipher, info.Data)
-	if err != nil {
-		return nil, err
+	plain, err := mode.Decrypt(derived, info.Data)
+	switch {
+	case errors.Is(err, cbc.ErrPadding):
+		return nil, errWrongPassphrase()
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	defer clear(plain)
-	// One wrong passphrase in 256 gives a good padding; what it decrypts to is then no PKCS#8.
+	// One wrong passphrase in 256 results in valid padding, but not in PKCS#8.
 	if shape(plain) == "" {
 		return nil, errWrongPassphrase()
 	}
@@ -98,22 +101,7 @@ func errWrongPassphrase() error {
 	return fmt.Errorf("%w: the passphrase is wrong, or the file is damaged", signer.ErrAuth)
 }
 
-// blockCipher knows the ciphers of RFC 8018 appendix B.2 that are still met: AES and triple DES.
-func blockCipher(alg pkix.AlgorithmIdentifier) (newCipher func([]byte) (cipher.Block, error), keyLength int, err error) {
-	switch alg.Algorithm.String() {
-	case "2.16.840.1.101.3.4.1.2":
-		return aes.NewCipher, 16, nil
-	case "2.16.840.1.101.3.4.1.22":
-		return aes.NewCipher, 24, nil
-	case "2.16.840.1.101.3.4.1.42":
-		return aes.NewCipher, 32, nil
-	case "1.2.840.113549.3.7":
-		return des.NewTripleDESCipher, 24, nil // #nosec G405 -- see the import
-	}
-	return nil, 0, fmt.Errorf("%w: encrypted with cipher %v; AES and triple DES in CBC mode are read", signer.ErrBadKey, alg.Algorithm)
-}
-
-// derivation reads the parameters of the key derivation and holds them to the bounds.
+// derivation reads the parameters of the key derivation and checks their limits.
 func derivation(alg pkix.AlgorithmIdentifier, keyLength int) (func(passphrase []byte) ([]byte, error), error) {
 	switch alg.Algorithm.String() {
 	case "1.2.840.113549.1.5.12":
@@ -126,7 +114,7 @@ func derivation(alg pkix.AlgorithmIdentifier, keyLength int) (func(passphrase []
 			return nil, err
 		}
 		if p.Iterations < 1 || p.Iterations > maxIterations {
-			return nil, fmt.Errorf("%w: PBKDF2 with %d iterations; from 1 to %d are taken", signer.ErrBadKey, p.Iterations, maxIterations)
+			return nil, fmt.Errorf("%w: PBKDF2 with %d iterations; 1 to %d are accepted", signer.ErrBadKey, p.Iterations, maxIterations)
 		}
 		return func(passphrase []byte) ([]byte, error) {
 			return pbkdf2.Key(prf, string(passphrase), p.Salt, p.Iterations, keyLength)
@@ -138,16 +126,16 @@ func derivation(alg pkix.AlgorithmIdentifier, keyLength int) (func(passphrase []
 		}
 		if min(p.N, p.R, p.P) < 1 || max(p.N, p.R, p.P) > maxScryptWork ||
 			p.N*p.R > maxScryptWork || p.N*p.R*p.P > maxScryptWork { // in this order nothing overflows
-			return nil, fmt.Errorf("%w: scrypt with N=%d, r=%d, p=%d, which is too much work", signer.ErrBadKey, p.N, p.R, p.P)
+			return nil, fmt.Errorf("%w: scrypt with N=%d, r=%d, p=%d, which is above the limit", signer.ErrBadKey, p.N, p.R, p.P)
 		}
 		return func(passphrase []byte) ([]byte, error) {
 			return scrypt.Key(passphrase, p.Salt, p.N, p.R, p.P, keyLength)
 		}, nil
 	}
-	return nil, fmt.Errorf("%w: encrypted with key derivation %v; PBKDF2 and scrypt are read", signer.ErrBadKey, alg.Algorithm)
+	return nil, fmt.Errorf("%w: encrypted with key derivation %v; PBKDF2 and scrypt are supported", signer.ErrBadKey, alg.Algorithm)
 }
 
-// pseudoRandom is PBKDF2's hash (RFC 8018 appendix B.1.2); none given means SHA-1.
+// pseudoRandom returns the hash of PBKDF2 (RFC 8018 appendix B.1.2); the default is SHA-1.
 func pseudoRandom(oid asn1.ObjectIdentifier) (func() hash.Hash, error) {
 	switch oid.String() {
 	case "", "1.2.840.113549.2.7":
@@ -162,33 +150,12 @@ func pseudoRandom(oid asn1.ObjectIdentifier) (func() hash.Hash, error) {
 	return nil, fmt.Errorf("%w: PBKDF2 with the pseudo-random function %v", signer.ErrBadKey, oid)
 }
 
-// decryptCBC decrypts data and takes the padding off (RFC 8018 section 6.1.1 step 4).
-func decryptCBC(newCipher func([]byte) (cipher.Block, error), derived []byte, alg pkix.AlgorithmIdentifier, data []byte) ([]byte, error) {
-	block, err := newCipher(derived)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
-	size := block.BlockSize()
-	var iv []byte
-	if _, err := asn1.Unmarshal(alg.Parameters.FullBytes, &iv); err != nil || len(iv) != size || len(data) == 0 || len(data)%size != 0 {
-		return nil, fmt.Errorf("%w: damaged: the initialisation vector or the ciphertext is not of whole blocks", signer.ErrBadKey)
-	}
-	plain := make([]byte, len(data))
-	cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, data)
-	n := int(plain[len(plain)-1])
-	if n < 1 || n > size || !bytes.Equal(plain[len(plain)-n:], bytes.Repeat(plain[len(plain)-1:], n)) {
-		clear(plain)
-		return nil, errWrongPassphrase()
-	}
-	return plain[:len(plain)-n], nil
-}
-
-// parsePKCS12 reads RFC 7292's PFX with one key in it.
-func (o *opening) parsePKCS12(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+// parsePKCS12 reads RFC 7292's PFX with one key.
+func (s *session) parsePKCS12(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
 	if err := checkIterations(der, 0); err != nil {
 		return nil, err
 	}
-	passphrase, err := o.passphrase(ctx)
+	passphrase, err := s.passphrase(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -198,23 +165,21 @@ func (o *opening) parsePKCS12(ctx context.Context, der []byte) (*rsa.PrivateKey,
 	case errors.Is(err, pkcs12.ErrIncorrectPassword):
 		return nil, errWrongPassphrase()
 	case err != nil:
-		o.fix = fmt.Sprintf("take the key out of it: openssl pkcs12 -in %s -nocerts -out NEW.key", o.path)
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+		return nil, fault.Errorf("%w: %w", signer.ErrBadKey, err).Fix(fmt.Sprintf("extract the key: openssl pkcs12 -in %s -nocerts -out NEW.key", s.path))
 	}
 	return asRSA(private)
 }
 
-// checkIterations looks through a PKCS#12 file, as deep as its structure goes, for the work that its key
-// derivations ask for: SEQUENCE { OID, SEQUENCE { salt, INTEGER, ... } } with an OID of PKCS#5 or PKCS#12, and
-// MacData's SEQUENCE { SEQUENCE, OCTET STRING, INTEGER }. What lies under encryption was put there by someone
-// who knows the passphrase.
+// checkIterations checks the iterations of all key derivations in a PKCS#12 file: SEQUENCE { OID, SEQUENCE { salt,
+// INTEGER, ... } } with an OID of PKCS#5 or PKCS#12, and MacData's SEQUENCE { SEQUENCE, OCTET STRING, INTEGER }. It does
+// not check encrypted parts: their author knows the passphrase.
 func checkIterations(der []byte, depth int) error {
-	const deepest = 32 // PFX, authSafe, SafeContents, SafeBag, PBES2, PBKDF2: about half of it
-	for depth < deepest && len(der) > 0 {
+	const maxDepth = 32 // PFX, authSafe, SafeContents, SafeBag, PBES2, PBKDF2: about half of it
+	for depth < maxDepth && len(der) > 0 {
 		var v asn1.RawValue
 		rest, err := asn1.Unmarshal(der, &v)
 		if err != nil {
-			return nil // not DER: a ciphertext, or a file that the decoder will refuse
+			return nil // not DER: a ciphertext, or a file that the decoder refuses
 		}
 		var alg struct {
 			OID    asn1.ObjectIdentifier
@@ -229,10 +194,10 @@ func checkIterations(der []byte, depth int) error {
 			Iterations int
 		}
 		if _, err := asn1.Unmarshal(v.FullBytes, &alg); err == nil && alg.Params.Iterations > maxIterations {
-			return fmt.Errorf("%w: %d iterations; at most %d are taken", signer.ErrBadKey, alg.Params.Iterations, maxIterations)
+			return fmt.Errorf("%w: %d iterations; at most %d are accepted", signer.ErrBadKey, alg.Params.Iterations, maxIterations)
 		}
 		if _, err := asn1.Unmarshal(v.FullBytes, &mac); err == nil && mac.Iterations > maxIterations {
-			return fmt.Errorf("%w: %d iterations; at most %d are taken", signer.ErrBadKey, mac.Iterations, maxIterations)
+			return fmt.Errorf("%w: %d iterations; at most %d are accepted", signer.ErrBadKey, mac.Iterations, maxIterations)
 		}
 		if v.IsCompound || v.Tag == asn1.TagOctetString {
 			if err := checkIterations(v.Bytes, depth+1); err != nil {

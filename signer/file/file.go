@@ -1,19 +1,20 @@
-// Package file is the backend for a key in a file: for tests, for CI, and for a machine that has no HSM.
+// Package file is the backend for keys in files: for tests, for CI, and for a machine without an HSM.
 //
 //	file:vendor.key                                            relative to the working directory
 //	file:/etc/hsmsign/vendor.key                               absolute
-//	file:///etc/hsmsign/vendor.key?passphrase-file=/run/pass   the same with its passphrase
+//	file:///etc/hsmsign/vendor.key?passphrase-file=/run/pass   absolute, with the file of its passphrase
 //
-// The path is percent-decoded ("%3F" is a question mark). Three attributes are known. passphrase-file names the
-// file that holds the passphrase; without it HSMSIGN_PASSPHRASE is read, then the person at the terminal is
-// asked, and both only when the key is encrypted. insecure-mode=allow reads files that group or others can
-// read, and warns. unencrypted=allow lets Generate write a key without a passphrase where none is given.
+// The path is percent-decoded ("%3F" is a question mark). The query attributes are:
 //
-// A key is RSA of 2048 to 8192 bits, in PKCS#8 or PKCS#1, PEM or DER; in PKCS#8 encrypted with PBES2 (PBKDF2
-// or scrypt; AES or triple DES in CBC mode); or in PKCS#12. Whatever else the file holds is refused by name.
+//	passphrase-file      file with the passphrase; default: HSMSIGN_PASSPHRASE, then a prompt, if the key is encrypted
+//	insecure-mode=allow  also read files that group or others can read, with a warning
+//	unencrypted=allow    Generate may write a key without a passphrase if none is given
 //
-// The private key is in this process's memory from Open to Close, and Go gives no promise that nothing of it
-// stays there: that is what an HSM is for. Everything here is safe for concurrent use.
+// A key is RSA of 2048 to 8192 bits, in PKCS#8 or PKCS#1, PEM or DER; in PKCS#8 encrypted with PBES2 (PBKDF2 or scrypt;
+// AES or triple DES in CBC mode); or in PKCS#12. The error for any other content names what it is.
+//
+// The private key is in the memory of this process from Open to Close, and Go does not guarantee that no copy of it
+// remains: that needs an HSM. Everything here is safe for concurrent use.
 package file
 
 import (
@@ -32,48 +33,173 @@ import (
 	"hsmsign/signer"
 )
 
-// maxFile is more than a PKCS#12 file with an RSA-8192 key and its chain has.
+// maxFile is the limit of a file, in bytes: more than a PKCS#12 file with an RSA-8192 key and its chain needs.
 const maxFile = 64 << 10
 
-// Options is what the backend needs from the program around it. The zero value reads keys that are not
-// encrypted, and those whose reference names a passphrase file.
+// Options configures the backend. The zero value reads keys that are not encrypted, and those whose reference names a
+// passphrase file.
 type Options struct {
 	Secrets secret.Reader        // where a passphrase comes from
-	Warn    func(message string) // told when insecure-mode=allow is made use of; nil: silent
+	Warn    func(message string) // reports that insecure-mode=allow or unencrypted=allow was used; nil: silent
 }
 
-// Backend opens keys that lie in files. Errors are *signer.Error: ErrReference for a reference it cannot read,
-// ErrKeyNotFound where there is no such file, ErrAmbiguousKey for a file with several keys, ErrAuth for a
-// missing or wrong passphrase, and ErrBadKey for any other file that it does not sign with. List also takes a
-// folder, whose keys it gives, and asks for no passphrase.
+// Backend opens keys in files. Errors are *signer.Error: ErrReference for a malformed reference, ErrKeyNotFound if there
+// is no such file, ErrAmbiguousKey for a file with several keys, ErrAuth for a missing or wrong passphrase, and ErrBadKey
+// for any other file that cannot be used. List also accepts a folder and describes the keys in it; it asks for no
+// passphrase.
 func Backend(opts Options) signer.Backend {
 	return signer.Backend{
 		Open: func(ctx context.Context, ref signer.Ref, _ signer.OpenOptions) (signer.Signer, error) {
-			o := opening{Options: opts, ref: ref}
-			private, err := o.open(ctx)
-			if err != nil {
-				return nil, o.fail("open", err)
-			}
-			return newKey(ref, private), nil
+			return run(ctx, opts, "open", ref, func(s *session) (signer.Signer, error) { return s.open(ctx) })
 		},
 		Generate: func(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
-			o := opening{Options: opts, ref: ref}
-			private, err := o.generate(ctx, spec)
-			if err != nil {
-				return nil, o.fail("generate", err)
-			}
-			return newKey(ref, private), nil
+			return run(ctx, opts, "generate", ref, func(s *session) (signer.Signer, error) { return s.generate(ctx, spec) })
 		},
 		List: func(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
-			o := opening{Options: opts, ref: ref}
-			infos, err := o.list(ctx)
-			if err != nil {
-				return nil, o.fail("list", err)
-			}
-			return infos, nil
+			return run(ctx, opts, "list", ref, func(s *session) ([]signer.KeyInfo, error) { return s.list(ctx) })
 		},
 		Diagnose: opts.diagnose,
 	}
+}
+
+// run is one operation: it reads the reference and does the work.
+func run[T any](ctx context.Context, opts Options, op string, ref signer.Ref, work func(*session) (T, error)) (T, error) {
+	s := &session{Options: opts, ref: ref}
+	err := ctx.Err()
+	if err == nil {
+		s.reference, err = parseReference(ref)
+	}
+	var value T
+	if err == nil {
+		value, err = work(s)
+	}
+	if err != nil {
+		var zero T
+		return zero, &signer.Error{Op: op, Ref: ref, Err: withHint(err)}
+	}
+	return value, nil
+}
+
+// withHint adds a hint to an unusable key whose error has none.
+func withHint(err error) error {
+	if fault.Hint(err) == "" && errors.Is(err, signer.ErrBadKey) {
+		return fault.WithHint(err, "name an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; restore a damaged key from its backup")
+	}
+	return err
+}
+
+// session is one operation of the backend.
+type session struct {
+	Options
+	reference
+	ref signer.Ref
+}
+
+// reference is a parsed key reference.
+type reference struct {
+	path           string
+	passphraseFile string // "": not named
+	insecure       bool   // read files that others can read
+	unencrypted    bool   // generate a key without a passphrase
+}
+
+// parseReference reads a reference. The error wraps ErrReference.
+func parseReference(ref signer.Ref) (reference, error) {
+	var r reference
+	if err := ref.CheckQuery("passphrase-file", "insecure-mode", "unencrypted"); err != nil {
+		return r, err
+	}
+	for _, name := range []string{"insecure-mode", "unencrypted"} {
+		if value, ok := ref.Query(name); ok && value != "allow" {
+			return r, fmt.Errorf("%w: %s is %q; the only value is \"allow\"", signer.ErrReference, name, value)
+		}
+	}
+	_, r.insecure = ref.Query("insecure-mode")
+	_, r.unencrypted = ref.Query("unencrypted")
+	var ok bool
+	if r.passphraseFile, ok = ref.Query("passphrase-file"); ok && r.passphraseFile == "" {
+		return r, fmt.Errorf("%w: passphrase-file is empty", signer.ErrReference)
+	}
+	raw := ref.Path
+	if authority, ok := strings.CutPrefix(raw, "//"); ok {
+		if !strings.HasPrefix(authority, "/") { // RFC 8089 section 2: file://host/path
+			return r, fmt.Errorf("%w: it names a host; write file:///PATH with three slashes", signer.ErrReference)
+		}
+		raw = authority
+	}
+	var err error
+	if r.path, err = signer.Unescape(raw); err != nil || strings.ContainsRune(r.path, 0) {
+		return r, fmt.Errorf("%w: in its path a %% must be followed by two hexadecimal digits other than 00", signer.ErrReference)
+	}
+	return r, nil
+}
+
+// open reads the key.
+func (s *session) open(ctx context.Context) (signer.Signer, error) {
+	data, err := s.readKey()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	der, err := s.keyBlock(data)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	private, err := s.parse(ctx, der)
+	if err != nil {
+		return nil, err
+	}
+	return newKey(s.ref, private), nil
+}
+
+// readKey returns the content of the key's file. The caller clears it.
+func (s *session) readKey() ([]byte, error) {
+	data, err := s.read(func(anyMode bool) ([]byte, error) {
+		return secret.ReadFile(s.path, maxFile, anyMode)
+	})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: %w", signer.ErrKeyNotFound, err)
+	case errors.Is(err, secret.ErrInsecureMode):
+		return nil, fault.Errorf("%w: %w", signer.ErrBadKey, err).Fix(fmt.Sprintf("chmod 600 %s, or add ?insecure-mode=allow to the reference", s.path))
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	return data, nil
+}
+
+// read reads a file that contains a secret. If the reference allows that others can read the file, and they can, it
+// warns.
+func (s *session) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) {
+	data, err := file(false)
+	if !s.insecure || !errors.Is(err, secret.ErrInsecureMode) {
+		return data, err
+	}
+	if s.Warn != nil {
+		s.Warn(fmt.Sprintf("insecure-mode=allow: %v", err))
+	}
+	return file(true)
+}
+
+// passphrase returns the passphrase of a key that is known to be encrypted. The caller clears it.
+func (s *session) passphrase(ctx context.Context) ([]byte, error) {
+	src := secret.Source{Label: fmt.Sprintf("passphrase of %q", s.path), Env: envPassphrase}
+	if s.passphraseFile != "" {
+		src.From = "file:" + s.passphraseFile
+	}
+	passphrase, err := s.read(func(anyMode bool) ([]byte, error) {
+		src.AnyMode = anyMode
+		return s.Secrets.Read(ctx, src)
+	})
+	if err != nil {
+		return nil, fault.Errorf("%w: %w", signer.ErrAuth, err).Fix("add ?passphrase-file=PATH to the reference, or set " + envPassphrase)
+	}
+	if err := ctx.Err(); err != nil { // the caller did not wait for the person at the terminal
+		clear(passphrase)
+		return nil, err
+	}
+	return passphrase, nil
 }
 
 func newKey(ref signer.Ref, private *rsa.PrivateKey) *key {
@@ -82,132 +208,7 @@ func newKey(ref signer.Ref, private *rsa.PrivateKey) *key {
 	return k
 }
 
-// opening is one call of Open, or of what else reads the reference.
-type opening struct {
-	Options
-	ref      signer.Ref
-	path     string
-	insecure bool
-	// unencrypted: a key may be generated without a passphrase.
-	unencrypted bool
-	fix         string // what to do about the error
-}
-
-func (o *opening) fail(op string, err error) error {
-	if o.fix == "" && errors.Is(err, signer.ErrBadKey) {
-		o.fix = "name an RSA key of 2048 bits or more as PKCS#8, PKCS#1 or PKCS#12; a damaged one has to come from its backup"
-	}
-	return &signer.Error{Op: op, Ref: o.ref, Err: fault.WithHint(err, o.fix)}
-}
-
-func (o *opening) open(ctx context.Context) (*rsa.PrivateKey, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := o.settings(); err != nil {
-		return nil, err
-	}
-	data, err := o.readKey()
-	if err != nil {
-		return nil, err
-	}
-	defer clear(data)
-	der, err := o.keyBlock(data)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(der)
-	return o.parse(ctx, der)
-}
-
-// readKey reads the key's file. The caller clears it.
-func (o *opening) readKey() ([]byte, error) {
-	data, err := o.read(func(anyMode bool) ([]byte, error) {
-		return secret.ReadFile(o.path, maxFile, anyMode)
-	})
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%w: %w", signer.ErrKeyNotFound, err)
-	case errors.Is(err, secret.ErrInsecureMode):
-		o.fix = fmt.Sprintf("chmod 600 %s, or add ?insecure-mode=allow to the reference", o.path)
-		fallthrough
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
-	return data, nil
-}
-
-// settings reads the reference.
-func (o *opening) settings() error {
-	if err := o.ref.CheckQuery("passphrase-file", "insecure-mode", "unencrypted"); err != nil {
-		return err
-	}
-	if v, ok := o.ref.Query("unencrypted"); ok {
-		if v != "allow" {
-			return fmt.Errorf("%w: unencrypted is %q; it can only be \"allow\"", signer.ErrReference, v)
-		}
-		o.unencrypted = true
-	}
-	if mode, ok := o.ref.Query("insecure-mode"); ok {
-		if mode != "allow" {
-			return fmt.Errorf("%w: insecure-mode is %q; it can only be \"allow\"", signer.ErrReference, mode)
-		}
-		o.insecure = true
-	}
-	if path, ok := o.ref.Query("passphrase-file"); ok && path == "" {
-		return fmt.Errorf("%w: passphrase-file is empty", signer.ErrReference)
-	}
-	raw := o.ref.Path
-	if authority, ok := strings.CutPrefix(raw, "//"); ok {
-		if !strings.HasPrefix(authority, "/") { // RFC 8089 section 2: file://host/path
-			return fmt.Errorf("%w: it names a host; write file:///PATH with three slashes", signer.ErrReference)
-		}
-		raw = authority
-	}
-	path, err := signer.Unescape(raw)
-	if err != nil || strings.ContainsRune(path, 0) {
-		return fmt.Errorf("%w: in its path a %% must be followed by two hexadecimal digits other than 00", signer.ErrReference)
-	}
-	o.path = path
-	return nil
-}
-
-// read reads a file that holds a secret. Where the reference allows that others can read it, it says so once
-// that is the case.
-func (o *opening) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) {
-	data, err := file(false)
-	if !o.insecure || !errors.Is(err, secret.ErrInsecureMode) {
-		return data, err
-	}
-	if o.Warn != nil {
-		o.Warn(fmt.Sprintf("insecure-mode=allow: %v", err))
-	}
-	return file(true)
-}
-
-// passphrase is asked for only once the key is known to be encrypted. The caller clears it.
-func (o *opening) passphrase(ctx context.Context) ([]byte, error) {
-	src := secret.Source{Label: fmt.Sprintf("passphrase of %q", o.path), Env: envPassphrase}
-	if path, ok := o.ref.Query("passphrase-file"); ok {
-		src.From = "file:" + path
-	}
-	o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase
-	passphrase, err := o.read(func(anyMode bool) ([]byte, error) {
-		src.AnyMode = anyMode
-		return o.Secrets.Read(ctx, src)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
-	}
-	if err := ctx.Err(); err != nil { // the person took longer than the caller would wait
-		clear(passphrase)
-		return nil, err
-	}
-	o.fix = ""
-	return passphrase, nil
-}
-
-// key is an opened file. Close lets go of the private key; signatures in flight end as they would have.
+// key is an opened file. Close drops the private key; signatures in flight are completed.
 type key struct {
 	ref     signer.Ref
 	public  *rsa.PublicKey

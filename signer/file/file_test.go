@@ -15,58 +15,63 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/signertest"
 )
 
-// passphrase is that of every encrypted file in testdata, all of which hold the key of pkcs1.pem.
+// passphrase is that of every encrypted file in testdata. All of them contain the key of pkcs1.pem.
 const passphrase = "tr0ub4dor"
 
-// private copies a file to where only its owner can read it, as git keeps no such mode.
-func private(t *testing.T, name string) string {
-	t.Helper()
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return write(t, filepath.Base(name), data)
+// sample returns a file of testdata.
+func sample(tb testing.TB, name string) []byte {
+	tb.Helper()
+	data := testkit.Value(os.ReadFile(filepath.Join("testdata", name)))(tb)
+	return data
 }
 
-func write(t *testing.T, name string, data []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+// private copies a file of testdata to a path that only its owner can read, as git stores no such mode.
+func private(tb testing.TB, name string) string {
+	tb.Helper()
+	return write(tb, name, sample(tb, name))
+}
+
+func write(tb testing.TB, name string, data []byte) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), name)
+	testkit.OK(tb, os.WriteFile(path, data, 0o600))
 	return path
 }
 
-// sampleKey is the key of testdata, read by the standard library alone.
-func sampleKey(t testing.TB) *rsa.PrivateKey {
-	t.Helper()
-	data, err := os.ReadFile("testdata/pkcs1.pem")
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(data)
-	key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
+// sampleKey returns the key of testdata, read by the standard library alone.
+func sampleKey(tb testing.TB) *rsa.PrivateKey {
+	tb.Helper()
+	block, _ := pem.Decode(sample(tb, "pkcs1.pem"))
+	key := testkit.Value(x509.ParsePKCS1PrivateKey(block.Bytes))(tb)
 	return key
 }
 
-func ref(t testing.TB, s string) signer.Ref {
-	t.Helper()
-	r, err := signer.ParseRef(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+func ref(tb testing.TB, s string) signer.Ref {
+	tb.Helper()
+	r := testkit.Value(signer.ParseRef(s))(tb)
 	return r
 }
 
-// env is an environment with a passphrase in it.
+func open(tb testing.TB, opts Options, reference string) (signer.Signer, error) {
+	tb.Helper()
+	return Backend(opts).Open(tb.Context(), ref(tb, reference), signer.OpenOptions{})
+}
+
+// opens requires that a reference opens a key with this public key.
+func opens(tb testing.TB, opts Options, reference string, public *rsa.PublicKey) {
+	tb.Helper()
+	if key, err := open(tb, opts, reference); err != nil || !public.Equal(key.Public()) {
+		tb.Errorf("%s: %v, or a different key", reference, err)
+	}
+}
+
+// env returns options with an environment that contains a passphrase.
 func env(value string) Options {
 	return Options{Secrets: secret.Reader{Getenv: func(name string) string {
 		if name == "HSMSIGN_PASSPHRASE" {
@@ -77,10 +82,7 @@ func env(value string) Options {
 }
 
 func TestConformance(t *testing.T) {
-	plain, err := os.ReadFile("testdata/pkcs1.pem")
-	if err != nil {
-		t.Fatal(err)
-	}
+	plain := sample(t, "pkcs1.pem")
 	two := write(t, "two.pem", append(append([]byte("# first\n"), plain...), plain...))
 	second := fmt.Sprintf("line %d", 2+strings.Count(string(plain), "\n"))
 	pass := write(t, "pass", []byte(passphrase+"\n"))
@@ -88,7 +90,7 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			signertest.Run(t, signertest.Fixture{
 				Backend:   Backend(Options{}),
-				Ref:       "file://" + private(t, "testdata/"+name) + "?passphrase-file=" + pass,
+				Ref:       "file://" + private(t, name) + "?passphrase-file=" + pass,
 				Public:    &sampleKey(t).PublicKey,
 				Missing:   "file:" + filepath.Join(t.TempDir(), "missing.key"),
 				Ambiguous: "file:" + two,
@@ -100,25 +102,16 @@ func TestConformance(t *testing.T) {
 }
 
 func TestPath(t *testing.T) {
-	path := private(t, "testdata/pkcs1.pem")
-	public := sampleKey(t).PublicKey
+	path := private(t, "pkcs1.pem")
+	public := &sampleKey(t).PublicKey
 	t.Chdir(filepath.Dir(path))
-	if err := os.Link("pkcs1.pem", "a b?+%.key"); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Link("pkcs1.pem", "a b?+%.key"))
 	for _, good := range []string{"file:pkcs1.pem", "file:./pkcs1.pem", "file:" + path, "file://" + path, "FILE:pkcs1.pem", "file:a%20b%3f+%25.key", "file:a b%3F+%25.key"} {
-		key, err := Backend(Options{}).Open(t.Context(), ref(t, good), signer.OpenOptions{})
-		if err != nil {
-			t.Errorf("%s: %v", good, err)
-			continue
-		}
-		if !public.Equal(key.Public()) {
-			t.Errorf("%s: another key", good)
-		}
+		opens(t, Options{}, good, public)
 	}
 	for _, bad := range []string{"file://host" + path, "file://pkcs1.pem", "file://localhost" + path, "file://", "file:%zz", "file:a%00b",
 		"file:pkcs1.pem?insecure-mode=yes", "file:pkcs1.pem?insecure-mode=", "file:pkcs1.pem?passphrase-file=", "file:pkcs1.pem?pass=x"} {
-		_, err := Backend(Options{}).Open(t.Context(), ref(t, bad), signer.OpenOptions{})
+		_, err := open(t, Options{}, bad)
 		if !errors.Is(err, signer.ErrReference) {
 			t.Errorf("%s: %v; want ErrReference", bad, err)
 		}
@@ -126,7 +119,7 @@ func TestPath(t *testing.T) {
 }
 
 func TestInsecureMode(t *testing.T) {
-	path := private(t, "testdata/pbes2-aes256.pem")
+	path := private(t, "pbes2-aes256.pem")
 	pass := write(t, "pass", []byte(passphrase))
 	for _, f := range []string{path, pass} {
 		if err := os.Chmod(f, 0o640); err != nil { // #nosec G302 -- that is the test
@@ -134,46 +127,31 @@ func TestInsecureMode(t *testing.T) {
 		}
 	}
 	var warned []string
-	backend := Backend(Options{Warn: func(message string) { warned = append(warned, message) }})
+	opts := Options{Warn: func(message string) { warned = append(warned, message) }}
 
-	_, err := backend.Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{})
-	if !errors.Is(err, signer.ErrBadKey) || !errors.Is(err, secret.ErrInsecureMode) {
-		t.Errorf("without the attribute: %v; want ErrBadKey and ErrInsecureMode", err)
+	_, err := open(t, opts, "file:"+path)
+	if !errors.Is(err, signer.ErrBadKey) || !errors.Is(err, secret.ErrInsecureMode) || len(warned) > 0 {
+		t.Errorf("without the attribute: %v, warned %q", err, warned)
 	}
-	if want := "chmod 600 " + path + ", or add ?insecure-mode=allow to the reference"; fix(err) != want {
-		t.Errorf("fix %q, want %q", fix(err), want)
+	if want := "chmod 600 " + path + ", or add ?insecure-mode=allow to the reference"; fault.Hint(err) != want {
+		t.Errorf("hint %q, want %q", fault.Hint(err), want)
 	}
-	if len(warned) > 0 {
-		t.Errorf("warned without use: %q", warned)
-	}
-
-	if _, err := backend.Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass), signer.OpenOptions{}); err != nil {
-		t.Errorf("with the attribute: %v", err)
-	}
+	allowed := "file:" + path + "?insecure-mode=allow&passphrase-file=" + pass
+	opens(t, opts, allowed, &sampleKey(t).PublicKey)
 	if len(warned) != 2 || !strings.Contains(warned[0], path) || !strings.Contains(warned[1], pass) {
 		t.Errorf("warned %q; want once for the key and once for the passphrase", warned)
 	}
-	if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path+"?insecure-mode=allow&passphrase-file="+pass), signer.OpenOptions{}); err != nil {
-		t.Errorf("silent: %v", err)
-	}
-
+	opens(t, Options{}, allowed, &sampleKey(t).PublicKey)
 	warned = nil
-	if _, err := backend.Open(t.Context(), ref(t, "file:"+private(t, "testdata/pkcs1.pem")+"?insecure-mode=allow"), signer.OpenOptions{}); err != nil || len(warned) > 0 {
-		t.Errorf("a file of mode 0600: %v, warned %q; want neither", err, warned)
+	opens(t, opts, "file:"+private(t, "pkcs1.pem")+"?insecure-mode=allow", &sampleKey(t).PublicKey)
+	if len(warned) > 0 {
+		t.Errorf("a file of mode 0600: warned %q", warned)
 	}
-}
-
-func fix(err error) string {
-	var carrier *signer.Error
-	if !errors.As(err, &carrier) {
-		return ""
-	}
-	return fault.Hint(carrier)
 }
 
 func TestPassphrase(t *testing.T) {
-	encrypted := "file:" + private(t, "testdata/scrypt.pem")
-	plain := "file:" + private(t, "testdata/pkcs1.pem")
+	encrypted := "file:" + private(t, "scrypt.pem")
+	plain := "file:" + private(t, "pkcs1.pem")
 	prompted := 0
 	prompt := func(answer string) Options {
 		return Options{Secrets: secret.Reader{Prompt: func(_ context.Context, label string) ([]byte, error) {
@@ -197,22 +175,22 @@ func TestPassphrase(t *testing.T) {
 		{"none", Options{}, encrypted, signer.ErrAuth, 0},
 		{"wrong", env("tr0ub4dor&3"), encrypted, signer.ErrAuth, 0},
 		{"wrong at the prompt: asked once", prompt("tr0ub4dor&3"), encrypted, signer.ErrAuth, 1},
-		{"missing file does not fall back", env(passphrase), encrypted + missing, signer.ErrAuth, 0},
+		{"a missing file is not replaced by the environment", env(passphrase), encrypted + missing, signer.ErrAuth, 0},
 		{"not asked for a plain key", prompt(passphrase), plain, nil, 0},
 		{"missing file of a plain key", Options{}, plain + missing, nil, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			prompted = 0
-			_, err := Backend(tt.opts).Open(t.Context(), ref(t, tt.ref), signer.OpenOptions{})
+			_, err := open(t, tt.opts, tt.ref)
 			if !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
 			if prompted != tt.prompted {
 				t.Errorf("asked %d times, want %d", prompted, tt.prompted)
 			}
-			if err != nil && strings.Contains(err.Error()+fix(err), passphrase) {
-				t.Errorf("the error tells the passphrase: %v", err)
+			if err != nil && strings.Contains(err.Error()+fault.Hint(err), passphrase) {
+				t.Errorf("the error contains the passphrase: %v", err)
 			}
 		})
 	}
@@ -229,26 +207,23 @@ func TestPassphrase(t *testing.T) {
 	})
 }
 
-// TestWrongPassphraseIsErrAuth: one wrong passphrase in 256 decrypts to a good padding; it must not be taken
-// for a damaged file, or the exit code would be another once in a while. For this file these four do.
+// TestWrongPassphraseIsErrAuth: one wrong passphrase in 256 results in valid padding. The error must not be that of a
+// damaged file, or the exit code would sometimes differ. For this file the last four do.
 func TestWrongPassphraseIsErrAuth(t *testing.T) {
-	path := private(t, "testdata/scrypt.pem")
+	path := private(t, "scrypt.pem")
 	for _, n := range []int{0, 223, 323, 385, 486} {
-		_, err := Backend(env(fmt.Sprintf("wrong %d", n))).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{})
+		_, err := open(t, env(fmt.Sprintf("wrong %d", n)), "file:"+path)
 		if !errors.Is(err, signer.ErrAuth) {
 			t.Fatalf("passphrase %d: %v, want ErrAuth", n, err)
 		}
 	}
 }
 
-// BenchmarkSign reports what the backend costs beside the bare signature, measured in the same run.
+// BenchmarkSign reports the ratio to the bare signature, measured in the same run.
 func BenchmarkSign(b *testing.B) {
 	key := sampleKey(b)
 	digest := make([]byte, 32)
-	k, err := Backend(Options{}).Open(b.Context(), ref(b, "file:"+benchmarkFile(b)), signer.OpenOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
+	k := testkit.Value(Backend(Options{}).Open(b.Context(), ref(b, "file:"+private(b, "pkcs1.pem")), signer.OpenOptions{}))(b)
 	var bare time.Duration
 	for b.Loop() {
 		if _, err := k.SignContext(b.Context(), digest, crypto.SHA256); err != nil {
@@ -265,25 +240,12 @@ func BenchmarkSign(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed())/float64(bare), "x-bare")
 }
 
-// BenchmarkOpen is the other half of what one run of the command line pays.
+// BenchmarkOpen measures the other half of the cost of one run of the command line.
 func BenchmarkOpen(b *testing.B) {
-	r := ref(b, "file:"+benchmarkFile(b))
+	r := ref(b, "file:"+private(b, "pkcs1.pem"))
 	for b.Loop() {
 		if _, err := Backend(Options{}).Open(b.Context(), r, signer.OpenOptions{}); err != nil {
 			b.Fatal(err)
 		}
 	}
-}
-
-func benchmarkFile(b *testing.B) string {
-	b.Helper()
-	path := filepath.Join(b.TempDir(), "vendor.key")
-	data, err := os.ReadFile("testdata/pkcs1.pem")
-	if err == nil {
-		err = os.WriteFile(path, data, 0o600)
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
-	return path
 }

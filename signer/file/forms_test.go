@@ -2,7 +2,6 @@ package file
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,7 +10,6 @@ import (
 	"errors"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +17,8 @@ import (
 	"github.com/youmark/pkcs8"
 	"software.sslmate.com/src/go-pkcs12"
 
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -27,14 +27,8 @@ func TestSamples(t *testing.T) {
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "pbes2-aes128-sha512.der", "pbes2-des3-sha1.pem",
 		"scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
 		t.Run(name, func(t *testing.T) {
-			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)), signer.OpenOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !sampleKey(t).PublicKey.Equal(key.Public()) {
-				t.Error("another key")
-			}
-			_, err = Backend(env("wrong")).Open(t.Context(), ref(t, "file:"+private(t, "testdata/"+name)), signer.OpenOptions{})
+			opens(t, env(passphrase), "file:"+private(t, name), &sampleKey(t).PublicKey)
+			_, err := open(t, env("wrong"), "file:"+private(t, name))
 			if encrypted := name != "pkcs1.pem"; errors.Is(err, signer.ErrAuth) != encrypted {
 				t.Errorf("with a wrong passphrase: %v", err)
 			}
@@ -42,18 +36,10 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// TestOpenSSL opens what the OpenSSL of this machine makes, in every form that all its versions know.
+// TestOpenSSL opens what the OpenSSL of this machine writes, in every form that all its versions know.
 func TestOpenSSL(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Fatal("there is no openssl here: run make deps")
-	}
 	t.Chdir(t.TempDir())
-	openssl := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil { // #nosec G204 -- the arguments stand below
-			t.Fatalf("openssl %s: %v: %s", strings.Join(args, " "), err, out)
-		}
-	}
+	openssl := func(args ...string) { testkit.OpenSSL(t, ".", nil, args...) }
 	openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", "key.pem")
 	openssl("req", "-x509", "-new", "-key", "key.pem", "-subj", "/CN=sample", "-out", "cert.pem")
 	openssl("pkey", "-in", "key.pem", "-pubout", "-outform", "DER", "-out", "public.der")
@@ -72,35 +58,21 @@ func TestOpenSSL(t *testing.T) {
 		"default.p12":   {"pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 		"keylength.p12": {"pkcs12", "-export", "-keypbe", "AES-256-CBC", "-certpbe", "NONE", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
 	}
-	der, err := os.ReadFile("public.der")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := testkit.Value(os.ReadFile("public.der"))(t)
+	want := testkit.Value(x509.ParsePKIXPublicKey(der))(t)
 	forms["key.pem"] = nil
 	for name, args := range forms {
 		t.Run(name, func(t *testing.T) {
 			if args != nil {
 				openssl(append(args, "-out", name)...)
 			}
-			if err := os.Chmod(name, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+name), signer.OpenOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !want.(*rsa.PublicKey).Equal(key.Public()) {
-				t.Error("another key")
-			}
+			testkit.OK(t, os.Chmod(name, 0o600))
+			opens(t, env(passphrase), "file:"+name, want.(*rsa.PublicKey))
 		})
 	}
 }
 
-// TestPEMAround: a key among certificates, comments and Windows line ends is found.
+// TestPEMAround: the key is found among certificates, comments and Windows line ends.
 func TestPEMAround(t *testing.T) {
 	key, cert := sample(t, "pkcs1.pem"), sample(t, "certificate.pem")
 	for name, data := range map[string][]byte{
@@ -109,19 +81,8 @@ func TestPEMAround(t *testing.T) {
 		"comment":           append([]byte("Bag Attributes\n    friendlyName: vendor\n"), key...),
 		"CRLF":              bytes.ReplaceAll(key, []byte("\n"), []byte("\r\n")),
 	} {
-		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.pem", data)), signer.OpenOptions{}); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		opens(t, Options{}, "file:"+write(t, name+".pem", data), &sampleKey(t).PublicKey)
 	}
-}
-
-func sample(t *testing.T, name string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
 }
 
 func TestRefusals(t *testing.T) {
@@ -137,27 +98,27 @@ func TestRefusals(t *testing.T) {
 		text string // in the error
 		fix  string // in the hint
 	}{
-		{"EC, SEC 1", sample(t, "ec-sec1.pem"), signer.ErrBadKey, "an EC key; Apple takes RSA only", ""},
-		{"EC, PKCS#8", sample(t, "ec.pem"), signer.ErrBadKey, "an EC key (P-256); Apple takes RSA only", ""},
-		{"Ed25519", sample(t, "ed25519.pem"), signer.ErrBadKey, "an Ed25519 key; Apple takes RSA only", ""},
+		{"EC, SEC 1", sample(t, "ec-sec1.pem"), signer.ErrBadKey, "an EC key; Apple accepts RSA only", ""},
+		{"EC, PKCS#8", sample(t, "ec.pem"), signer.ErrBadKey, "an EC key (P-256); Apple accepts RSA only", ""},
+		{"Ed25519", sample(t, "ed25519.pem"), signer.ErrBadKey, "an Ed25519 key; Apple accepts RSA only", ""},
 		{"RSA-PSS", sample(t, "rsa-pss.pem"), signer.ErrBadKey, "unknown algorithm", ""},
 		{"RSA-1024", sample(t, "rsa1024.pem"), signer.ErrBadKey, "RSA of 1024 bits", ""},
 		{"RSA-8704", pkcs1OfSize(t, 8704), signer.ErrBadKey, "RSA of more than 8192 bits", ""},
 		{"RSA-8704 in PKCS#8", inPKCS8(t, pkcs1OfSize(t, 8704)), signer.ErrBadKey, "RSA of more than 8192 bits", ""},
 		{"RSA of 8200 bits", pkcs1OfSize(t, 8200), signer.ErrBadKey, "", ""},
-		{"certificate", sample(t, "certificate.pem"), signer.ErrBadKey, "no private key but: CERTIFICATE", ""},
-		{"certificate request", sample(t, "request.pem"), signer.ErrBadKey, "no private key but: CERTIFICATE REQUEST", ""},
-		{"public key", sample(t, "public.pem"), signer.ErrBadKey, "no private key but: PUBLIC KEY", ""},
-		{"certificate, DER", decoded(t, "certificate.pem"), signer.ErrBadKey, "holds a certificate, not", ""},
-		{"certificate request, DER", decoded(t, "request.pem"), signer.ErrBadKey, "holds a certificate request, not", ""},
-		{"public key, DER", decoded(t, "public.pem"), signer.ErrBadKey, "holds a public key, not", ""},
-		{"PKCS#1 public key, DER", decoded(t, "public-pkcs1.pem"), signer.ErrBadKey, "holds a public key, not", ""},
-		{"old encrypted PEM", sample(t, "rfc1421.pem"), signer.ErrBadKey, "old PEM way", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
-		{"PBES1", sample(t, "pbes1.pem"), signer.ErrBadKey, "only PBES2 is read", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
-		{"OpenSSH", sample(t, "openssh.pem"), signer.ErrBadKey, "OpenSSH's own format", "ssh-keygen"},
+		{"certificate", sample(t, "certificate.pem"), signer.ErrBadKey, "no private key, only: CERTIFICATE", ""},
+		{"certificate request", sample(t, "request.pem"), signer.ErrBadKey, "no private key, only: CERTIFICATE REQUEST", ""},
+		{"public key", sample(t, "public.pem"), signer.ErrBadKey, "no private key, only: PUBLIC KEY", ""},
+		{"certificate, DER", decoded(t, "certificate.pem"), signer.ErrBadKey, "contains a certificate, not", ""},
+		{"certificate request, DER", decoded(t, "request.pem"), signer.ErrBadKey, "contains a certificate request, not", ""},
+		{"public key, DER", decoded(t, "public.pem"), signer.ErrBadKey, "contains a public key, not", ""},
+		{"PKCS#1 public key, DER", decoded(t, "public-pkcs1.pem"), signer.ErrBadKey, "contains a public key, not", ""},
+		{"old encrypted PEM", sample(t, "rfc1421.pem"), signer.ErrBadKey, "old PEM encryption", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
+		{"PBES1", sample(t, "pbes1.pem"), signer.ErrBadKey, "only PBES2", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
+		{"OpenSSH", sample(t, "openssh.pem"), signer.ErrBadKey, "the format of OpenSSH", "ssh-keygen"},
 		{"PKCS#12 without a certificate", sample(t, "no-certificate.p12"), signer.ErrBadKey, "certificate missing", "openssl pkcs12 -in "},
 		{"two keys", append(bytes.Clone(key), key...), signer.ErrAmbiguousKey, `"RSA PRIVATE KEY" in line 1, "RSA PRIVATE KEY" in line 28`, ""},
-		{"two keys of other kinds", append(bytes.Clone(key), sample(t, "scrypt.pem")...), signer.ErrAmbiguousKey, `"ENCRYPTED PRIVATE KEY" in line 28`, ""},
+		{"two keys of different kinds", append(bytes.Clone(key), sample(t, "scrypt.pem")...), signer.ErrAmbiguousKey, `"ENCRYPTED PRIVATE KEY" in line 28`, ""},
 		{"two keys run together", joined, signer.ErrBadKey, "damaged PEM", ""},
 		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", ""},
 		{"one bit flipped", tampered, signer.ErrBadKey, "", ""},
@@ -168,19 +129,19 @@ func TestRefusals(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "vendor.key", tt.data)), signer.OpenOptions{})
+			_, err := open(t, env(passphrase), "file:"+write(t, "vendor.key", tt.data))
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("error %v, want %v with %q", err, tt.want, tt.text)
 			}
-			if !strings.Contains(fix(err), tt.fix) {
-				t.Errorf("fix %q, want %q", fix(err), tt.fix)
+			if !strings.Contains(fault.Hint(err), tt.fix) {
+				t.Errorf("fix %q, want %q", fault.Hint(err), tt.fix)
 			}
 		})
 	}
 
 	dir := t.TempDir()
 	for path, want := range map[string]error{dir: signer.ErrBadKey, filepath.Join(dir, "missing"): signer.ErrKeyNotFound} {
-		if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, want) {
+		if _, err := open(t, Options{}, "file:"+path); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
 	}
@@ -192,7 +153,7 @@ func decoded(t *testing.T, name string) []byte {
 	return block.Bytes
 }
 
-// pkcs1OfSize is an RSAPrivateKey whose numbers have a size and no meaning.
+// pkcs1OfSize returns an RSAPrivateKey whose numbers have a size and no meaning.
 func pkcs1OfSize(t *testing.T, bits uint) []byte {
 	t.Helper()
 	n := new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1)    // #nosec G115 -- a few thousand
@@ -226,7 +187,7 @@ func inPKCS8(t *testing.T, pkcs1 []byte) []byte {
 	return der
 }
 
-// TestModulusSize looks at the sizes that a key cannot quickly be made of.
+// TestModulusSize checks sizes for which no key can be generated quickly.
 func TestModulusSize(t *testing.T) {
 	for bits, want := range map[uint]error{2047: signer.ErrBadKey, 2048: nil, 8192: nil, 8193: signer.ErrBadKey} {
 		key := &rsa.PrivateKey{PublicKey: rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), bits-1)}}
@@ -236,32 +197,19 @@ func TestModulusSize(t *testing.T) {
 	}
 }
 
-// TestOtherEncoder reads what a second implementation of PBES2 writes.
+// TestOtherEncoder reads the output of a second implementation of PBES2.
 func TestOtherEncoder(t *testing.T) {
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := testkit.GoldenKey(t)
 	for name, opts := range map[string]*pkcs8.Opts{
 		"PBKDF2": pkcs8.DefaultOpts,
 		"scrypt": {Cipher: pkcs8.TripleDESCBC, KDFOpts: pkcs8.ScryptOpts{SaltSize: 16, CostParameter: 1 << 10, BlockSize: 8, ParallelizationParameter: 2}},
 	} {
-		der, err := pkcs8.MarshalPrivateKey(private, []byte(passphrase), opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.der", der)), signer.OpenOptions{})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		if !private.PublicKey.Equal(key.Public()) {
-			t.Errorf("%s: another key", name)
-		}
+		der := testkit.Value(pkcs8.MarshalPrivateKey(private, []byte(passphrase), opts))(t)
+		opens(t, env(passphrase), "file:"+write(t, name+".der", der), &private.PublicKey)
 	}
 }
 
-// TestHostilePKCS8: a file that asks for hours of work is refused before a passphrase is asked for.
+// TestHostilePKCS8: a file whose key derivation takes hours is refused before the prompt for a passphrase.
 func TestHostilePKCS8(t *testing.T) {
 	var (
 		pbkdf2OID = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
@@ -274,11 +222,11 @@ func TestHostilePKCS8(t *testing.T) {
 		params any
 		want   error
 	}{
-		{"the most PBKDF2", pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: maxIterations}, signer.ErrAuth},
+		{"maximum PBKDF2", pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: maxIterations}, signer.ErrAuth},
 		{"too much PBKDF2", pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: maxIterations + 1}, signer.ErrBadKey},
 		{"no PBKDF2", pbkdf2OID, pbkdf2Params{Salt: salt}, signer.ErrBadKey},
 		{"negative PBKDF2", pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: -1}, signer.ErrBadKey},
-		{"the most scrypt", scryptOID, scryptParams{Salt: salt, N: 1 << 18, R: 8, P: 1}, signer.ErrAuth},
+		{"maximum scrypt", scryptOID, scryptParams{Salt: salt, N: 1 << 18, R: 8, P: 1}, signer.ErrAuth},
 		{"too much scrypt memory", scryptOID, scryptParams{Salt: salt, N: 1 << 19, R: 8, P: 1}, signer.ErrBadKey},
 		{"too much scrypt work", scryptOID, scryptParams{Salt: salt, N: 1 << 17, R: 8, P: 3}, signer.ErrBadKey},
 		{"scrypt that overflows", scryptOID, scryptParams{Salt: salt, N: 1 << 62, R: 8, P: 8}, signer.ErrBadKey},
@@ -287,35 +235,40 @@ func TestHostilePKCS8(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			path := write(t, "x.der", pbes2File(t, tt.kdf, tt.params, make([]byte, 16), make([]byte, 64)))
-			// No passphrase is to be had: what is refused for its work is refused before it is asked for.
-			if _, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, tt.want) {
+			path := write(t, "x.der", pbes2File(t, tt.kdf, tt.params, aes256, make([]byte, 16), make([]byte, 64)))
+			// There is no passphrase: ErrAuth means that the limits were passed.
+			if _, err := open(t, Options{}, "file:"+path); !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
 		})
 	}
-	for name, sizes := range map[string][2]int{"IV": {15, 64}, "no IV": {0, 64}, "ragged": {16, 63}, "empty": {16, 0}} {
-		path := write(t, "x.der", pbes2File(t, pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: 1}, make([]byte, sizes[0]), make([]byte, sizes[1])))
-		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+path), signer.OpenOptions{}); !errors.Is(err, signer.ErrBadKey) {
+	for name, tt := range map[string]struct {
+		cipher   asn1.ObjectIdentifier
+		iv, data int
+	}{
+		"IV": {aes256, 15, 64}, "no IV": {aes256, 0, 64}, "ragged": {aes256, 16, 63}, "empty": {aes256, 16, 0},
+		"DES": {asn1.ObjectIdentifier{1, 3, 14, 3, 2, 7}, 8, 64}, "unknown cipher": {asn1.ObjectIdentifier{1, 2, 3}, 16, 64},
+	} {
+		path := write(t, "x.der", pbes2File(t, pbkdf2OID, pbkdf2Params{Salt: salt, Iterations: 1}, tt.cipher, make([]byte, tt.iv), make([]byte, tt.data)))
+		if _, err := open(t, env(passphrase), "file:"+path); !errors.Is(err, signer.ErrBadKey) {
 			t.Errorf("%s: error %v, want ErrBadKey", name, err)
 		}
 	}
 }
 
-// pbes2File is an EncryptedPrivateKeyInfo with AES-256 and the parameters given.
-func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []byte) []byte {
+var aes256 = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
+
+// pbes2File returns an EncryptedPrivateKeyInfo.
+func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, cipher asn1.ObjectIdentifier, iv, data []byte) []byte {
 	t.Helper()
 	algorithm := func(oid asn1.ObjectIdentifier, params any) pkix.AlgorithmIdentifier {
-		der, err := asn1.Marshal(params)
-		if err != nil {
-			t.Fatal(err)
-		}
+		der := testkit.Value(asn1.Marshal(params))(t)
 		return pkix.AlgorithmIdentifier{Algorithm: oid, Parameters: asn1.RawValue{FullBytes: der}}
 	}
 	der, err := asn1.Marshal(encryptedInfo{
 		Algorithm: algorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, pbes2Params{
 			KDF:    algorithm(kdf, params),
-			Cipher: algorithm(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}, iv),
+			Cipher: algorithm(cipher, iv),
 		}),
 		Data: data,
 	})
@@ -325,21 +278,13 @@ func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, iv, data []b
 	return der
 }
 
-// TestHostilePKCS12: each of the places where PKCS#12 counts iterations is held to the bound.
+// TestHostilePKCS12: the limit applies to every iteration count in a PKCS#12 file.
 func TestHostilePKCS12(t *testing.T) {
-	cert, err := x509.ParseCertificate(decoded(t, "certificate.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cert := testkit.Value(x509.ParseCertificate(decoded(t, "certificate.pem")))(t)
 	for name, encoder := range map[string]*pkcs12.Encoder{"2023": pkcs12.Modern2023, "2026": pkcs12.Modern2026, "3DES": pkcs12.LegacyDES, "RC2": pkcs12.LegacyRC2} {
 		t.Run(name, func(t *testing.T) {
-			good, err := encoder.WithIterations(100_000).Encode(sampleKey(t), cert, nil, passphrase)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", good)), signer.OpenOptions{}); err != nil {
-				t.Errorf("100000 iterations: %v", err)
-			}
+			good := testkit.Value(encoder.WithIterations(100_000).Encode(sampleKey(t), cert, nil, passphrase))(t)
+			opens(t, env(passphrase), "file:"+write(t, "x.p12", good), &sampleKey(t).PublicKey)
 			places := 0
 			for i := range good {
 				rest, ok := bytes.CutPrefix(good[i:], []byte{2, 3, 0x01, 0x86, 0xa0}) // INTEGER 100000
@@ -348,7 +293,7 @@ func TestHostilePKCS12(t *testing.T) {
 				}
 				places++
 				hostile := append(append(bytes.Clone(good[:i]), 2, 3, 0x4c, 0x4b, 0x41), rest...) // INTEGER 5000001
-				_, err := Backend(Options{}).Open(t.Context(), ref(t, "file:"+write(t, "x.p12", hostile)), signer.OpenOptions{})
+				_, err := open(t, Options{}, "file:"+write(t, "x.p12", hostile))
 				if !errors.Is(err, signer.ErrBadKey) || !strings.Contains(err.Error(), "5000001 iterations") {
 					t.Errorf("at byte %d: %v", i, err)
 				}

@@ -18,33 +18,30 @@ import (
 	"path/filepath"
 	"slices"
 
+	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
 	"hsmsign/signer"
 )
 
-// iterations of PBKDF2-HMAC-SHA256 for a new key: OWASP's Password Storage Cheat Sheet asks for 600,000.
+// iterations of PBKDF2-HMAC-SHA256 for a new key, as the Password Storage Cheat Sheet of OWASP recommends.
 const iterations = 600_000
 
-// envPassphrase is read where the reference names no passphrase file.
+// envPassphrase is read if the reference names no passphrase file.
 const envPassphrase = "HSMSIGN_PASSPHRASE" // #nosec G101 -- the name of a variable
 
-// generate makes an RSA key and writes it to the file that the reference names, which must not exist yet.
-func (o *opening) generate(ctx context.Context, spec signer.KeySpec) (*rsa.PrivateKey, error) {
-	if err := o.settings(); err != nil {
-		return nil, err
-	}
+// generate creates an RSA key and writes it to the file that the reference names, which must not exist.
+func (s *session) generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
-		return nil, fmt.Errorf("%w: RSA of %d bits; 2048, 3072 or 4096 are generated", signer.ErrUnsupported, spec.Bits)
+		return nil, fmt.Errorf("%w: RSA of %d bits; keys of 2048, 3072 or 4096 bits are created", signer.ErrUnsupported, spec.Bits)
 	}
-	// Before anybody is asked for a passphrase; that it is still so is for write to say.
-	if _, err := os.Lstat(o.path); err == nil {
-		return nil, o.exists()
+	// Before the prompt for a passphrase; write checks it again.
+	if _, err := os.Lstat(s.path); err == nil {
+		return nil, s.exists()
 	}
-	if dir := filepath.Dir(o.path); !isFolder(dir) {
-		o.fix = "make the folder first"
-		return nil, fmt.Errorf("%w: there is no folder %q", signer.ErrReference, dir)
+	if dir := filepath.Dir(s.path); !isFolder(dir) {
+		return nil, fault.Errorf("%w: there is no folder %q", signer.ErrReference, dir).Fix("create the folder")
 	}
-	passphrase, err := o.newPassphrase(ctx)
+	passphrase, err := s.newPassphrase(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +58,10 @@ func (o *opening) generate(ctx context.Context, spec signer.KeySpec) (*rsa.Priva
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return private, o.write(text)
+	if err := s.write(text); err != nil {
+		return nil, err
+	}
+	return newKey(s.ref, private), nil
 }
 
 func isFolder(path string) bool {
@@ -69,43 +69,42 @@ func isFolder(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-func (o *opening) exists() error {
-	o.fix = "name another file; nothing is replaced"
-	return fmt.Errorf("%w: file %q", signer.ErrKeyExists, o.path)
+func (s *session) exists() error {
+	return fault.Errorf("%w: file %q", signer.ErrKeyExists, s.path).Fix("name another file; nothing is replaced")
 }
 
-// write makes the file whole or not at all.
-func (o *opening) write(text []byte) error {
-	err := wholefile.Write(o.path, text, 0o600, false)
+// write writes the complete file or nothing.
+func (s *session) write(text []byte) error {
+	err := wholefile.Write(s.path, text, 0o600, false)
 	if errors.Is(err, fs.ErrExist) {
-		return o.exists()
+		return s.exists()
 	}
 	return err
 }
 
-// newPassphrase gets the passphrase of a new key; nil where it may be written without one.
-func (o *opening) newPassphrase(ctx context.Context) ([]byte, error) {
-	_, fromFile := o.ref.Query("passphrase-file")
-	if fromFile || o.Secrets.Getenv != nil && o.Secrets.Getenv(envPassphrase) != "" {
-		return o.passphrase(ctx)
+// newPassphrase returns the passphrase of a new key, or nil if the key may be written without one.
+func (s *session) newPassphrase(ctx context.Context) ([]byte, error) {
+	if s.passphraseFile != "" || s.Secrets.Getenv != nil && s.Secrets.Getenv(envPassphrase) != "" {
+		return s.passphrase(ctx)
 	}
-	if o.unencrypted {
-		if o.Warn != nil {
-			o.Warn(fmt.Sprintf("unencrypted=allow: who can read %q can sign", o.path))
+	if s.unencrypted {
+		if s.Warn != nil {
+			s.Warn(fmt.Sprintf("unencrypted=allow: everyone who can read %q can sign", s.path))
 		}
 		return nil, nil
 	}
-	if o.Secrets.Prompt == nil {
-		o.fix = "add ?passphrase-file=PATH to the reference, or set " + envPassphrase + "; for a test key, add ?unencrypted=allow"
-	}
-	passphrase, err := o.Secrets.ReadNew(ctx, fmt.Sprintf("new passphrase of %q", o.path))
-	if err != nil {
+	passphrase, err := s.Secrets.ReadNew(ctx, fmt.Sprintf("new passphrase of %q", s.path))
+	switch {
+	case err != nil && s.Secrets.Prompt == nil:
+		return nil, fault.Errorf("%w: %w", signer.ErrAuth, err).
+			Fix("add ?passphrase-file=PATH to the reference, or set " + envPassphrase + "; for a test key, add ?unencrypted=allow")
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
 	return passphrase, nil
 }
 
-// encrypt makes RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.
+// encrypt returns RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.
 func encrypt(plain, passphrase []byte) ([]byte, error) {
 	random := make([]byte, 16+aes.BlockSize)
 	_, _ = rand.Read(random) // never fails (Go 1.24)

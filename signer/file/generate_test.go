@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,15 +15,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/fault"
+	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
-// answers is a terminal at which these answers are given, one after the other.
+// answers returns options with a terminal that gives these answers, one after the other.
 func answers(t *testing.T, texts ...string) Options {
 	return Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
 		if len(texts) == 0 {
-			t.Error("asked once more")
+			t.Error("an unexpected prompt")
 			return nil, errors.New("no more answers")
 		}
 		answer := texts[0]
@@ -33,7 +33,7 @@ func answers(t *testing.T, texts ...string) Options {
 	}}}
 }
 
-// What was generated is read back, here and by OpenSSL.
+// TestGenerate: this package and OpenSSL read the key that was generated.
 func TestGenerate(t *testing.T) {
 	pass := write(t, "pass", []byte(passphrase+"\n"))
 	tests := []struct {
@@ -53,10 +53,7 @@ func TestGenerate(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new.key")
 			warned := ""
 			tt.opts.Warn = func(text string) { warned += text }
-			key, err := Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048})
-			if err != nil {
-				t.Fatal(err)
-			}
+			key := testkit.Value(Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048}))(t)
 			if (warned == "") != (tt.warns == "") || !strings.Contains(warned, tt.warns) {
 				t.Errorf("warning %q; want %q", warned, tt.warns)
 			}
@@ -68,20 +65,14 @@ func TestGenerate(t *testing.T) {
 			if err != nil || bytes.HasPrefix(text, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")) != tt.encrypted {
 				t.Errorf("%.40q, %v; encrypted should be %v", text, err, tt.encrypted)
 			}
-			opened, err := Backend(tt.again).Open(t.Context(), ref(t, "file:"+path+tt.query), signer.OpenOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			opened := testkit.Value(open(t, tt.again, "file:"+path+tt.query))(t)
 			public := key.Public().(*rsa.PublicKey)
 			if !public.Equal(opened.Public()) || public.N.BitLen() != 2048 || public.E != 65537 {
-				t.Errorf("another key is read back: %v", opened.Public())
+				t.Errorf("a different key is read: %v", opened.Public())
 			}
-			der, err := exec.Command("openssl", "pkey", "-in", path, "-passin", "pass:"+passphrase, "-pubout", "-outform", "DER").Output() // #nosec G204 -- a test's own file
-			if err != nil {
-				t.Fatalf("openssl: %v", err)
-			}
+			der := testkit.OpenSSL(t, ".", nil, "pkey", "-in", path, "-passin", "pass:"+passphrase, "-pubout", "-outform", "DER")
 			if want, err := x509.MarshalPKIXPublicKey(public); err != nil || !bytes.Equal(der, want) {
-				t.Errorf("openssl reads another key: %v", err)
+				t.Errorf("openssl reads a different key: %v", err)
 			}
 		})
 	}
@@ -91,9 +82,7 @@ func TestGenerateRefuses(t *testing.T) {
 	there := write(t, "there.key", []byte("precious"))
 	dir := filepath.Dir(there)
 	link := filepath.Join(dir, "link.key")
-	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(filepath.Join(dir, "nowhere"), link))
 	fresh := filepath.Join(dir, "new.key")
 	tests := []struct {
 		name, ref string
@@ -103,65 +92,44 @@ func TestGenerateRefuses(t *testing.T) {
 		fix       string
 	}{
 		{"exists", "file:" + there, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
-		{"a link that leads nowhere", "file:" + link, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
+		{"a dangling link", "file:" + link, env(passphrase), 2048, signer.ErrKeyExists, "nothing is replaced"},
 		{"no passphrase", "file:" + fresh, Options{}, 2048, signer.ErrAuth, "unencrypted=allow"},
 		{"two passphrases", "file:" + fresh, answers(t, "one", "two"), 2048, signer.ErrAuth, ""},
 		{"empty passphrase", "file:" + fresh, answers(t, ""), 2048, signer.ErrAuth, ""},
 		{"unreadable passphrase", "file:" + fresh + "?passphrase-file=" + dir + "/none", Options{}, 2048, signer.ErrAuth, ""},
 		{"small", "file:" + fresh, env(passphrase), 1024, signer.ErrUnsupported, ""},
 		{"odd", "file:" + fresh, env(passphrase), 2049, signer.ErrUnsupported, ""},
-		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrReference, "make the folder"},
+		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrReference, "create the folder"},
 		{"bad reference", "file:" + fresh + "?unencrypted=yes", env(passphrase), 2048, signer.ErrReference, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Backend(tt.opts).Generate(t.Context(), ref(t, tt.ref), signer.KeySpec{Bits: tt.bits})
-			var carrier *signer.Error
-			if !errors.Is(err, tt.family) || !errors.As(err, &carrier) || !strings.Contains(fault.Hint(carrier), tt.fix) {
+			if !errors.Is(err, tt.family) || !strings.Contains(fault.Hint(err), tt.fix) {
 				t.Errorf("%v, want %v with hint %q", err, tt.family, tt.fix)
 			}
 			if _, err := os.Lstat(fresh); err == nil {
-				t.Error("a file was made")
+				t.Error("a file was written")
 			}
 		})
 	}
-	if text, err := os.ReadFile(there); err != nil || string(text) != "precious" {
-		t.Errorf("the file that was there holds %q, %v", text, err)
-	}
-}
-
-// A file that appears while the key is made stays as it is.
-func TestGenerateRace(t *testing.T) {
-	there := write(t, "there.key", []byte("precious"))
-	if err := (&opening{path: there}).write([]byte("new")); !errors.Is(err, signer.ErrKeyExists) {
+	// A file that appears while the key is generated is not changed either.
+	if err := (&session{reference: reference{path: there}}).write([]byte("new")); !errors.Is(err, signer.ErrKeyExists) {
 		t.Errorf("%v, want %v", err, signer.ErrKeyExists)
 	}
 	if text, err := os.ReadFile(there); err != nil || string(text) != "precious" {
-		t.Errorf("the file that was there holds %q, %v", text, err)
+		t.Errorf("the existing file contains %q, %v", text, err)
 	}
 }
 
 func TestList(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "modern.p12"} {
-		data, err := os.ReadFile(filepath.Join("testdata", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(filepath.Join(dir, name), sample(t, name), 0o600))
 	}
-	if err := os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "deeper"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	infos, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+dir))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600))
+	testkit.OK(t, os.Mkdir(filepath.Join(dir, "deeper"), 0o700))
+	infos := testkit.Value(Backend(Options{}).List(t.Context(), ref(t, "file:"+dir)))(t)
 	var got []string
 	for _, info := range infos {
 		line := info.Label
@@ -169,8 +137,8 @@ func TestList(t *testing.T) {
 			line += " " + p.Value
 		}
 		got = append(got, line)
-		if _, err := Backend(env(passphrase)).Open(t.Context(), ref(t, info.Ref), signer.OpenOptions{}); err != nil {
-			t.Errorf("the reference that it gives does not open: %v", err)
+		if _, err := open(t, env(passphrase), info.Ref); err != nil {
+			t.Errorf("its reference does not open: %v", err)
 		}
 	}
 	want := []string{"modern.p12 PKCS#12 yes 0600", "pbes2-aes256.pem encrypted PKCS#8 yes 0600", "pkcs1.pem PKCS#1 no 0600"}
@@ -187,15 +155,9 @@ func TestList(t *testing.T) {
 	}
 }
 
-// A certificate in the key's own file is told, and another key's is not.
+// TestListCertificate: a certificate in the key's file is reported if it is that of the key.
 func TestListCertificate(t *testing.T) {
-	read := func(name string) []byte {
-		data, err := os.ReadFile(filepath.Join("..", "..", "testdata", "golden", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
-	}
+	read := func(name string) []byte { return testkit.File(t, "golden/"+name) }
 	both := write(t, "both.pem", append(read("vendor.key"), read("chain.pem")...))
 	other := write(t, "other.pem", append(read("vendor.key"), read("root.pem")...))
 	for path, want := range map[string]bool{both: true, other: false} {
@@ -213,8 +175,8 @@ func TestListCertificate(t *testing.T) {
 }
 
 func TestDiagnose(t *testing.T) {
-	plain, encrypted := private(t, "testdata/pkcs1.pem"), private(t, "testdata/pbes2-aes256.pem")
-	open := private(t, "testdata/pkcs1.pem")
+	plain, encrypted := private(t, "pkcs1.pem"), private(t, "pbes2-aes256.pem")
+	open := private(t, "pkcs1.pem")
 	if err := os.Chmod(open, 0o640); err != nil { // #nosec G302 -- the mode is what is tested
 		t.Fatal(err)
 	}
@@ -227,8 +189,8 @@ func TestDiagnose(t *testing.T) {
 	}{
 		{"encrypted", "file:" + encrypted, env(passphrase), "ok ok ok ok ok ok ok", nil},
 		{"plain", "file:" + plain, Options{}, "ok ok ok warn ok ok ok", nil},
-		{"open to others", "file:" + open, Options{}, "ok ok fail skipped skipped skipped skipped", signer.ErrBadKey},
-		{"and allowed", "file:" + open + "?insecure-mode=allow", Options{}, "ok ok warn warn ok ok ok", nil},
+		{"others can read it", "file:" + open, Options{}, "ok ok fail skipped skipped skipped skipped", signer.ErrBadKey},
+		{"which is allowed", "file:" + open + "?insecure-mode=allow", Options{}, "ok ok warn warn ok ok ok", nil},
 		{"wrong passphrase", "file:" + encrypted, env("wrong"), "ok ok ok ok fail skipped skipped", signer.ErrAuth},
 		{"no passphrase", "file:" + encrypted, Options{}, "ok ok ok ok fail skipped skipped", signer.ErrAuth},
 		{"no key", "file:" + csr, Options{}, "ok ok ok ok ok fail skipped", signer.ErrBadKey},
@@ -245,10 +207,10 @@ func TestDiagnose(t *testing.T) {
 					first = s.Err
 				}
 				if s.Name == "" || s.Status != signer.StatusSkipped && s.Detail == "" || s.Status == signer.StatusWarn && s.Fix == "" {
-					t.Errorf("a step that says too little: %+v", s)
+					t.Errorf("an incomplete step: %+v", s)
 				}
 				if strings.Contains(s.Detail+s.Fix, passphrase) {
-					t.Errorf("a step tells the passphrase: %+v", s)
+					t.Errorf("a step contains the passphrase: %+v", s)
 				}
 			})
 			if got := strings.Join(statuses, " "); got != tt.want || !errors.Is(first, tt.family) {
@@ -261,13 +223,37 @@ func TestDiagnose(t *testing.T) {
 	}
 }
 
-// A context that has ended is told by the signature.
+// TestDiagnoseEnded: the step "signature" reports a context that has ended.
 func TestDiagnoseEnded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
 	var last signer.Step
-	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "testdata/pkcs1.pem")), signer.OpenOptions{}, func(s signer.Step) { last = s })
+	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "pkcs1.pem")), signer.OpenOptions{}, func(s signer.Step) { last = s })
 	if key != nil || last.Status != signer.StatusFail || !errors.Is(last.Err, context.DeadlineExceeded) {
 		t.Errorf("%v, %+v", key, last)
 	}
 }
+
+func TestExport(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.key")
+	s := testkit.Value(Backend(Options{}).Generate(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"), signer.KeySpec{Bits: 2048}))(t)
+	private, err := Export(s)
+	if err != nil || !private.PublicKey.Equal(s.Public()) {
+		t.Fatalf("%v, or not the private key of the Signer", err)
+	}
+	// EncodePEM and Generate write the same text.
+	text := testkit.Value(EncodePEM(private, nil))(t)
+	if want, err := os.ReadFile(path); err != nil || string(text) != string(want) {
+		t.Errorf("a different text than that of Generate (%v)", err)
+	}
+	testkit.OK(t, s.Close())
+	if _, err := Export(s); !errors.Is(err, signer.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	if _, err := Export(elsewhere{s}); !errors.Is(err, signer.ErrUnsupported) {
+		t.Errorf("of another backend: %v", err)
+	}
+}
+
+// elsewhere is a key of another backend.
+type elsewhere struct{ signer.Signer }

@@ -16,10 +16,10 @@ import (
 	"hsmsign/signer"
 )
 
-// maxEntries bounds how many entries of a folder are looked at.
+// maxEntries limits the entries of a folder.
 const maxEntries = 1000
 
-// The forms of a key file, as they are shown.
+// The forms of a key file, as List shows them.
 const (
 	formPKCS8     = "PKCS#8"
 	formEncrypted = "encrypted PKCS#8"
@@ -27,48 +27,45 @@ const (
 	formPKCS12    = "PKCS#12"
 )
 
-// list describes the key in the file that the reference names, or those in the folder; what is none there is left
-// out. No passphrase is asked for, so an encrypted key shows neither size nor public key.
-func (o *opening) list(ctx context.Context) ([]signer.KeyInfo, error) {
-	if err := o.settings(); err != nil {
-		return nil, err
-	}
-	stat, err := os.Stat(o.path)
+// list describes the key in the file that the reference names, or the keys in the folder; other files there are skipped.
+// It asks for no passphrase, so the size and the public key of an encrypted key are unknown.
+func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
+	stat, err := os.Stat(s.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: %w", signer.ErrKeyNotFound, err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	case !stat.IsDir():
-		info, err := o.info(o.path, o.exact())
+		info, err := s.info(s.path, s.exact())
 		if err != nil {
 			return nil, err
 		}
 		return []signer.KeyInfo{info}, nil
 	}
-	entries, err := os.ReadDir(o.path)
+	entries, err := os.ReadDir(s.path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
 	}
 	if len(entries) > maxEntries {
-		return nil, fmt.Errorf("%w: the folder %q has %d entries; at most %d are looked at", signer.ErrUnsupported, o.path, len(entries), maxEntries)
+		return nil, fmt.Errorf("%w: the folder %q has %d entries; the limit is %d", signer.ErrUnsupported, s.path, len(entries), maxEntries)
 	}
 	var infos []signer.KeyInfo
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		path := filepath.Join(o.path, e.Name())
-		if info, err := o.info(path, "file:"+escapePath(path)); err == nil {
+		path := filepath.Join(s.path, e.Name())
+		if info, err := s.info(path, "file:"+escapePath(path)); err == nil {
 			infos = append(infos, info)
 		}
 	}
 	return infos, nil
 }
 
-// exact is the reference without what is for Generate only.
-func (o *opening) exact() string {
-	base, query, _ := strings.Cut(o.ref.String(), "?")
+// exact returns the reference without the attribute that is for Generate only.
+func (s *session) exact() string {
+	base, query, _ := strings.Cut(s.ref.String(), "?")
 	sep := "?"
 	for _, attr := range strings.Split(query, "&") {
 		if attr != "" && !strings.HasPrefix(attr, "unencrypted=") {
@@ -80,25 +77,25 @@ func (o *opening) exact() string {
 }
 
 // info describes the key in one file.
-func (o *opening) info(path, ref string) (signer.KeyInfo, error) {
+func (s *session) info(path, ref string) (signer.KeyInfo, error) {
 	stat, err := os.Stat(path)
 	if err != nil {
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
-	// The mode is shown, and whoever opens the key judges it.
+	// The mode is reported; Open checks it.
 	data, err := secret.ReadFile(path, maxFile, true)
 	if err != nil {
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	defer clear(data)
-	der, err := o.keyBlock(data)
+	der, err := s.keyBlock(data)
 	if err != nil {
 		return signer.KeyInfo{}, err
 	}
 	defer clear(der)
 	form := formOf(der)
 	if form == "" {
-		return signer.KeyInfo{}, fmt.Errorf("%w: the file holds no private key", signer.ErrBadKey)
+		return signer.KeyInfo{}, fmt.Errorf("%w: the file contains no private key", signer.ErrBadKey)
 	}
 	encrypted := form == formEncrypted || form == formPKCS12
 	info := signer.KeyInfo{Ref: ref, Store: path, Label: filepath.Base(path), Properties: []signer.Property{
@@ -116,7 +113,7 @@ func (o *opening) info(path, ref string) (signer.KeyInfo, error) {
 	return info, nil
 }
 
-// formOf tells the forms of a key apart; empty for what is none.
+// formOf returns the form of a key, or "" for anything else.
 func formOf(der []byte) string {
 	switch s := shape(der); {
 	case strings.HasPrefix(s, "iso"):
@@ -139,7 +136,7 @@ func parsePlain(form string, der []byte) (*rsa.PrivateKey, error) {
 	return parsePKCS8(der)
 }
 
-// certificateOf finds the key's own certificate among the PEM blocks of its file.
+// certificateOf returns the certificate of the key among the PEM blocks of its file, or nil.
 func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
@@ -159,7 +156,7 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// escapePath percent-encodes what has a meaning in a key reference.
+// escapePath percent-encodes the characters that have a meaning in a key reference.
 func escapePath(path string) string {
 	var b strings.Builder
 	for _, c := range []byte(path) {

@@ -12,14 +12,15 @@ import (
 	"fmt"
 	"strings"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
-// The sizes of the modulus, in bits: Apple takes no RSA key under 2048, and one over 8192 signs for seconds.
+// The sizes of the modulus, in bits: Apple accepts 2048 or more, and a signature with more than 8192 takes seconds.
 const minBits, maxBits = 2048, 8192
 
-// keyBlock gives the DER of the one key in data, which is PEM or DER.
-func (o *opening) keyBlock(data []byte) ([]byte, error) {
+// keyBlock returns the DER of the one key in data, which is PEM or DER.
+func (s *session) keyBlock(data []byte) ([]byte, error) {
 	var keys []*pem.Block
 	var keyLines, others []string
 	blocks := 0
@@ -41,36 +42,34 @@ func (o *opening) keyBlock(data []byte) ([]byte, error) {
 	}
 	switch {
 	case bytes.Count(data, []byte("-----BEGIN ")) != blocks:
-		// Also two blocks without a newline between them, of which a reader would see the first only.
+		// This includes two blocks without a newline between them, of which pem.Decode finds the first only.
 		return nil, fmt.Errorf("%w: damaged PEM", signer.ErrBadKey)
 	case blocks == 0:
 		return bytes.Clone(data), nil
 	case len(keys) == 0:
-		return nil, fmt.Errorf("%w: the file holds no private key but: %s", signer.ErrBadKey, strings.Join(others, ", "))
+		return nil, fmt.Errorf("%w: the file contains no private key, only: %s", signer.ErrBadKey, strings.Join(others, ", "))
 	case len(keys) > 1:
 		for _, k := range keys {
 			clear(k.Bytes)
 		}
-		return nil, fmt.Errorf("%w: the file holds %d keys: %s", signer.ErrAmbiguousKey, len(keys), strings.Join(keyLines, ", "))
+		return nil, fmt.Errorf("%w: the file contains %d keys: %s", signer.ErrAmbiguousKey, len(keys), strings.Join(keyLines, ", "))
 	}
 	if strings.Contains(keys[0].Headers["Proc-Type"], "ENCRYPTED") {
-		o.fix = o.convert()
-		return nil, fmt.Errorf("%w: it is encrypted in the old PEM way (RFC 1421), whose key derivation is one MD5", signer.ErrBadKey)
+		return nil, fault.Errorf("%w: it uses the old PEM encryption (RFC 1421), whose key derivation is one MD5", signer.ErrBadKey).Fix(s.fixConvert())
 	}
 	if keys[0].Type == "OPENSSH PRIVATE KEY" {
-		o.fix = "convert a copy of it, in place: ssh-keygen -p -m PKCS8 -f COPY"
-		return nil, fmt.Errorf("%w: it is in OpenSSH's own format", signer.ErrBadKey)
+		return nil, fault.Errorf("%w: it is in the format of OpenSSH", signer.ErrBadKey).Fix("convert a copy of it in place: ssh-keygen -p -m PKCS8 -f COPY")
 	}
 	return keys[0].Bytes, nil
 }
 
-// convert is the command that makes a PKCS#8 file with PBES2 of whatever OpenSSL can read.
-func (o *opening) convert() string {
-	return fmt.Sprintf("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in %s -out NEW.key", o.path)
+// fixConvert returns the hint for a key that OpenSSL can convert to PKCS#8 with PBES2.
+func (s *session) fixConvert() string {
+	return fmt.Sprintf("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in %s -out NEW.key", s.path)
 }
 
-// What a DER file may be, told apart by the ASN.1 types of its outermost elements. A letter each: i INTEGER,
-// s SEQUENCE, o OCTET STRING, b BIT STRING, x any other.
+// shape returns the ASN.1 types of the elements of a SEQUENCE, which distinguish the kinds of DER files. Each is one
+// letter: i INTEGER, s SEQUENCE, o OCTET STRING, b BIT STRING, x any other. It is "" for anything else.
 func shape(der []byte) string {
 	var outer asn1.RawValue
 	rest, err := asn1.Unmarshal(der, &outer)
@@ -101,33 +100,33 @@ func shape(der []byte) string {
 	return letters.String()
 }
 
-// parse gives the RSA key in der, decrypted where need be.
-func (o *opening) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
-	switch s := shape(der); {
-	case strings.HasPrefix(s, "iso"):
+// parse returns the RSA key in der, decrypted if necessary.
+func (s *session) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+	switch form := shape(der); {
+	case strings.HasPrefix(form, "iso"):
 		return parsePKCS8(der)
-	case strings.HasPrefix(s, "iiiiiiiii"):
+	case strings.HasPrefix(form, "iiiiiiiii"):
 		return parsePKCS1(der)
-	case s == "so":
-		return o.parseEncrypted(ctx, der)
-	case s == "is" || s == "iss":
-		return o.parsePKCS12(ctx, der)
-	case strings.HasPrefix(s, "io"): // RFC 5915
+	case form == "so":
+		return s.parseEncrypted(ctx, der)
+	case form == "is" || form == "iss":
+		return s.parsePKCS12(ctx, der)
+	case strings.HasPrefix(form, "io"): // RFC 5915
 		return nil, notRSA("an EC key")
-	case s == "ssb":
+	case form == "ssb":
 		what := "a certificate"
 		if _, err := x509.ParseCertificateRequest(der); err == nil {
 			what = "a certificate request"
 		}
-		return nil, fmt.Errorf("%w: the file holds %s, not a private key", signer.ErrBadKey, what)
-	case s == "sb" || s == "ii":
-		return nil, fmt.Errorf("%w: the file holds a public key, not a private key", signer.ErrBadKey)
+		return nil, fmt.Errorf("%w: the file contains %s, not a private key", signer.ErrBadKey, what)
+	case form == "sb" || form == "ii":
+		return nil, fmt.Errorf("%w: the file contains a public key, not a private key", signer.ErrBadKey)
 	}
 	return nil, fmt.Errorf("%w: the file is neither PKCS#8, PKCS#1 nor PKCS#12", signer.ErrBadKey)
 }
 
 func notRSA(what string) error {
-	return fmt.Errorf("%w: it is %s; Apple takes RSA only", signer.ErrBadKey, what)
+	return fmt.Errorf("%w: it is %s; Apple accepts RSA only", signer.ErrBadKey, what)
 }
 
 // parsePKCS8 reads RFC 5208's PrivateKeyInfo.
@@ -163,8 +162,8 @@ func parsePKCS1(der []byte) (*rsa.PrivateKey, error) {
 	return asRSA(private)
 }
 
-// checkSizes looks at the lengths of an RSAPrivateKey's numbers before they are computed with: a parser checks
-// the key, and the time that takes grows with the cube of the length. What is no RSAPrivateKey passes.
+// checkSizes checks the lengths of the numbers in an RSAPrivateKey: the time in which a parser checks the key grows with
+// the cube of the length. Anything else than an RSAPrivateKey passes.
 func checkSizes(der []byte) error {
 	var numbers asn1.RawValue
 	if _, err := asn1.Unmarshal(der, &numbers); err != nil {
@@ -176,19 +175,19 @@ func checkSizes(der []byte) error {
 		if rest, err = asn1.Unmarshal(rest, &n); err != nil {
 			return nil
 		}
-		if n.Tag == asn1.TagInteger && len(n.Bytes) > maxBits/8+1 { // one more for the sign
+		if n.Tag == asn1.TagInteger && len(n.Bytes) > maxBits/8+1 { // one more byte for the sign
 			return fmt.Errorf("%w: RSA of more than %d bits", signer.ErrBadKey, maxBits)
 		}
 	}
 	return nil
 }
 
-// asRSA takes RSA keys of the right size.
+// asRSA returns the key if it is an RSA key of an accepted size.
 func asRSA(private any) (*rsa.PrivateKey, error) {
 	switch k := private.(type) {
 	case *rsa.PrivateKey:
 		if bits := k.N.BitLen(); bits < minBits || bits > maxBits {
-			return nil, fmt.Errorf("%w: RSA of %d bits; from %d to %d are taken", signer.ErrBadKey, bits, minBits, maxBits)
+			return nil, fmt.Errorf("%w: RSA of %d bits; %d to %d bits are accepted", signer.ErrBadKey, bits, minBits, maxBits)
 		}
 		return k, nil
 	case *ecdsa.PrivateKey:

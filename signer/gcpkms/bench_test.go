@@ -1,33 +1,22 @@
 package gcpkms
 
 import (
-	"context"
-	"crypto"
 	"testing"
 	"time"
 
-	"hsmsign/signer"
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 	"hsmsign/signer/signertest"
 )
 
 func BenchmarkInFlight(b *testing.B) {
 	const delay = 10 * time.Millisecond
-	key := open(b, Options{}, at(double(b, gcpkmstest.Config{Delay: delay}), vendorOne))
-	signertest.BenchmarkInFlight(b, key, vendorKey(b), delay)
+	_, reference := start(b, gcpkmstest.Config{Delay: delay})
+	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference, nil), testkit.GoldenKey(b), delay)
 }
 
-// BenchmarkSign is one signature after the other. Its allocations are those of the client and of the double together,
-// since the double runs in this process.
 func BenchmarkSign(b *testing.B) {
-	server := double(b, gcpkmstest.Config{})
-	key := open(b, Options{}, at(server, vendorOne))
-	opened := total(server)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := signer.Sign(context.Background(), key, []byte("message"), crypto.SHA256); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(total(server)-opened)/float64(b.N), "requests/op")
+	server, reference := start(b, gcpkmstest.Config{})
+	signerkit.BenchmarkSign(b, server, mustOpen(b, Options{}, reference, nil))
 }

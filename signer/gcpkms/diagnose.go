@@ -1,12 +1,8 @@
 package gcpkms
 
 import (
+	"cmp"
 	"context"
-	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -16,135 +12,109 @@ import (
 	"hsmsign/signer"
 )
 
-// walk is one diagnosis: what the steps so far have got hold of.
-type walk struct {
+// diagnosis is one call of Diagnose and what its steps have found.
+type diagnosis struct {
 	*session
+	open   signer.OpenOptions
 	answer *kmspb.PublicKey
-	err    error // why there is no answer
-	took   time.Duration
-	public *rsa.PublicKey
-	key    *key
+	keyErr error // why there is no answer
+	key    signer.Signer
 }
 
-// diagnose walks from the reference to a signature; see signer.Diagnose. It asks the service for the public key even
-// where Options has one.
+// diagnose implements signer.Backend.Diagnose. It always asks the service for the public key, and compares it with that
+// of the certificate.
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
-	o.PublicKey = open.PublicKey
-	w := &walk{session: &session{Options: o, ref: ref}}
-	failed := false
-	for _, s := range []struct {
-		name  string
-		check func(context.Context) (string, error)
-	}{
-		{"reference", w.checkReference}, {"credentials", w.checkCredentials}, {"reach", w.checkReach}, {"access", w.checkAccess},
-		{"key", w.checkKey}, {"algorithm", w.checkAlgorithm}, {"protection", w.checkProtection}, {"signature", w.checkSignature},
-	} {
-		step := signer.Step{Name: s.name, Status: signer.StatusSkipped}
-		if !failed {
-			detail, err := s.check(ctx)
-			step.Status, step.Detail = signer.StatusOK, detail
-			if err != nil {
-				failed = true
-				step.Status, step.Detail, step.Err = signer.StatusFail, oneLine(err.Error()), err
-				if f, ok := errors.AsType[*faultError](err); ok {
-					step.Fix = f.fix
-				}
-			} else if s.name == "protection" && !isHSM(w.answer.GetProtectionLevel()) {
-				step.Status, step.Fix = signer.StatusWarn, "a key of protection level HSM never leaves Cloud HSM; say require-hsm=yes in the reference"
-			}
-		}
-		report(step)
+	d := &diagnosis{session: &session{Options: o, ref: ref}, open: open}
+	if signer.RunSteps(ctx, report, []signer.Check{
+		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},
+		{Name: "access", Run: d.checkAccess}, {Name: "key", Run: d.checkEnabled}, {Name: "algorithm", Run: d.checkAlgorithm},
+		{Name: "protection", Run: d.checkLevel}, {Name: "signature", Run: d.checkSignature},
+	}) {
+		return d.key
 	}
-	if failed {
-		if w.client != nil {
-			_ = w.client.Close()
-		}
-		return nil
+	if d.client != nil {
+		_ = d.Close() // never fails
 	}
-	return w.key
+	return nil
 }
 
-func (w *walk) checkReference(ctx context.Context) (string, error) {
-	if err := ctx.Err(); err != nil {
-		return "", err
+func (d *diagnosis) checkReference(ctx context.Context) signer.Step {
+	err := ctx.Err()
+	if err == nil {
+		d.reference, err = parseReference(d.ref, d.Policy)
 	}
-	if err := w.read(); err != nil {
-		return "", err
+	if err == nil && d.name.key == "" {
+		err = errNoKey()
 	}
-	if w.name.key == "" {
-		return "", w.refuseUnversioned(ctx)
-	}
-	return w.name.String(), nil
-}
-
-func (w *walk) checkCredentials(ctx context.Context) (string, error) {
-	if err := w.connect(ctx); err != nil {
-		return "", err
-	}
-	if w.loopback {
-		return "none: the endpoint is a double on this machine", nil
-	}
-	return "application default credentials found", nil
-}
-
-// checkReach makes the one call that the next steps speak of. Whatever the service says, it has been reached.
-func (w *walk) checkReach(ctx context.Context) (string, error) {
-	start := time.Now()
-	if w.name.version == "" {
-		w.err = w.refuseUnversioned(ctx)
-	} else {
-		w.answer, w.err = w.publicKey(ctx)
-	}
-	w.took = time.Since(start)
-	if errors.Is(w.err, signer.ErrUnavailable) {
-		return "", w.err
-	}
-	endpoint := w.endpoint
-	if endpoint == "" {
-		endpoint = "cloudkms.googleapis.com:443"
-	}
-	return fmt.Sprintf("%s answers in %v", endpoint, w.took.Round(time.Millisecond)), nil
-}
-
-func (w *walk) checkAccess(context.Context) (string, error) {
-	if errors.Is(w.err, signer.ErrAuth) {
-		return "", w.err
-	}
-	return "allowed", nil
-}
-
-func (w *walk) checkKey(context.Context) (string, error) {
-	if w.err != nil {
-		return "", w.err
-	}
-	return "enabled", nil
-}
-
-func (w *walk) checkAlgorithm(context.Context) (string, error) {
-	free := *w.session
-	free.requireHSM = false // the next step's business
-	var err error
-	if w.public, err = free.judge(w.answer); err != nil {
-		return "", err
-	}
-	der, err := x509.MarshalPKIXPublicKey(w.public)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+		return signer.StepFail(err)
 	}
-	return fmt.Sprintf("%v; SHA-256 of its public key %x", w.answer.GetAlgorithm(), sha256.Sum256(der)), nil
+	return signer.StepOK("%s", d.name)
 }
 
-func (w *walk) checkProtection(context.Context) (string, error) {
-	return w.answer.GetProtectionLevel().String(), w.judgeProtection(w.answer.GetProtectionLevel())
+func (d *diagnosis) checkCredentials(ctx context.Context) signer.Step {
+	if err := d.dial(ctx); err != nil {
+		return signer.StepFail(err)
+	}
+	if d.loopback {
+		return signer.StepOK("none: the endpoint is a double on this machine")
+	}
+	return signer.StepOK("application default credentials found")
 }
 
-func (w *walk) checkSignature(ctx context.Context) (string, error) {
-	message := make([]byte, 32)
-	_, _ = rand.Read(message) // never fails (Go 1.24)
-	w.key = w.newKey(w.public, true)
+// checkReach makes the call whose answer the next steps evaluate: any answer shows that the service is reachable.
+func (d *diagnosis) checkReach(ctx context.Context) signer.Step {
 	start := time.Now()
-	if _, err := signer.Sign(ctx, w.key, message, crypto.SHA256); err != nil {
-		return "", errors.Join(err, w.key.Close())
+	if d.keyErr = d.requireVersion(ctx); d.keyErr == nil {
+		d.answer, d.keyErr = d.publicKey(ctx)
 	}
-	return fmt.Sprintf("made and verified in %v", time.Since(start).Round(10*time.Microsecond)), nil
+	if errors.Is(d.keyErr, signer.ErrUnavailable) {
+		return signer.StepFail(d.keyErr)
+	}
+	return signer.StepOK("%s answered in %v", cmp.Or(d.endpoint, "cloudkms.googleapis.com:443"), time.Since(start).Round(time.Millisecond))
+}
+
+func (d *diagnosis) checkAccess(context.Context) signer.Step {
+	if errors.Is(d.keyErr, signer.ErrAuth) {
+		return signer.StepFail(d.keyErr)
+	}
+	return signer.StepOK("allowed")
+}
+
+func (d *diagnosis) checkEnabled(context.Context) signer.Step {
+	if d.keyErr != nil {
+		return signer.StepFail(d.keyErr)
+	}
+	return signer.StepOK("enabled")
+}
+
+func (d *diagnosis) checkAlgorithm(context.Context) signer.Step {
+	var err error
+	if d.public, err = checkKey(d.answer); err != nil {
+		return signer.StepFail(err)
+	}
+	if d.open.PublicKey != nil && !d.public.Equal(d.open.PublicKey) {
+		return signer.StepFail(fmt.Errorf("%w: it is not the key of the vendor's certificate", signer.ErrBadKey))
+	}
+	described, err := signer.DescribeKey(d.public)
+	if err != nil {
+		return signer.StepFail(err)
+	}
+	return signer.StepOK("%v, %s", d.answer.GetAlgorithm(), described)
+}
+
+func (d *diagnosis) checkLevel(context.Context) signer.Step {
+	level := d.answer.GetProtectionLevel()
+	if err := d.checkProtection(level); err != nil {
+		return signer.StepFail(err)
+	}
+	if !isHSM(level) {
+		return signer.StepWarn("%v", level).WithFix("use a key of protection level HSM, which never leaves Cloud HSM, and require-hsm=yes in the reference")
+	}
+	return signer.StepOK("%v", level)
+}
+
+func (d *diagnosis) checkSignature(ctx context.Context) signer.Step {
+	d.key = d.newKey(true)
+	return signer.StepSign(ctx, d.key)
 }

@@ -1,222 +1,142 @@
 package gcpkms
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
+	"hsmsign/internal/signerkit"
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
+	"hsmsign/signer/kms"
 	"hsmsign/signer/signertest"
 )
 
-// contract is what holds for the double and for the service alike.
-func contract(t *testing.T, opts Options, text string, f signertest.Fixture) {
-	key := open(t, opts, text)
-	public, ok := key.Public().(*rsa.PublicKey)
-	if !ok {
-		t.Fatalf("public key is a %T", key.Public())
+// TestConformance runs the suite of every backend on the double, and on Google's service itself if HSMSIGN_TEST_GCPKMS is
+// a reference to a key version.
+func TestConformance(t *testing.T) {
+	conform := func(t *testing.T, reference string, f signertest.Fixture) {
+		public := mustOpen(t, quick(), reference, nil).Public().(*rsa.PublicKey)
+		name, query, _ := strings.Cut(reference, "?")
+		f.Backend, f.Ref, f.Public, f.Hashes = Backend(quick()), reference, public, []crypto.Hash{crypto.SHA256}
+		f.Missing = strings.TrimSuffix(name[:strings.LastIndex(name, "/")]+"/4294967295?"+query, "?")
+		signertest.Run(t, f)
+		infos, err := f.Backend.List(t.Context(), signerkit.Ref(t, reference))
+		if err != nil || len(infos) != 1 || !public.Equal(infos[0].Public) || infos[0].Ref != reference {
+			t.Errorf("list of the version itself: %+v, %v", infos, err)
+		}
 	}
-	name, query, _ := strings.Cut(text, "?")
-	f.Backend, f.Ref, f.Public, f.Hashes = Backend(opts), text, public, []crypto.Hash{crypto.SHA256}
-	f.Missing = name[:strings.LastIndex(name, "/")] + "/4294967295"
-	if query != "" {
-		f.Missing += "?" + query
+	if reference := os.Getenv("HSMSIGN_TEST_GCPKMS"); reference != "" {
+		t.Run("service", func(t *testing.T) { conform(t, reference, signertest.Fixture{}) })
 	}
-	signertest.Run(t, f)
-	infos, err := f.Backend.List(t.Context(), reference(t, text))
-	if err != nil || len(infos) != 1 || !public.Equal(infos[0].Public) || infos[0].Ref != text {
-		t.Errorf("list of the version itself: %+v, %v", infos, err)
-	}
-}
-
-func TestContractOnTheDouble(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	if err := server.AddKey(vendorTwo, vendorKey(t)); err != nil {
-		t.Fatal(err)
-	}
-	contract(t, Options{}, at(server, vendorOne), signertest.Fixture{
-		Ambiguous: at(server, vendor), Matches: []string{"cryptoKeyVersions/1", "cryptoKeyVersions/2"},
+	t.Run("double", func(t *testing.T) {
+		server, reference := start(t, gcpkmstest.Config{})
+		testkit.Value(server.Add(gcpkmstest.Key{Name: vendorTwo, Private: testkit.GoldenKey(t), Algorithm: rsaSign}))(t)
+		conform(t, reference, signertest.Fixture{Ambiguous: at(server, vendor), Matches: []string{"cryptoKeyVersions/1", "cryptoKeyVersions/2"}})
 	})
 }
 
-// The same on Google's service, where HSMSIGN_TEST_GCPKMS names a key version of RSA_SIGN_PKCS1_n_SHA256.
-func TestContractOnTheService(t *testing.T) {
-	text := os.Getenv("HSMSIGN_TEST_GCPKMS")
-	if text == "" {
-		t.Skip("HSMSIGN_TEST_GCPKMS names no key; the double has passed the same")
-	}
-	contract(t, Options{}, text, signertest.Fixture{})
+func TestWiring(t *testing.T) {
+	server, reference := start(t, gcpkmstest.Config{})
+	faults := signerkit.Faults[gcpkmstest.Fault]{OK: gcpkmstest.OK, Throttle: gcpkmstest.Throttle, Internal: gcpkmstest.Internal, Hang: gcpkmstest.Hang}
+	signerkit.Wiring(t, server, faults, func(p kms.Policy) signer.Backend { return Backend(Options{Policy: p}) }, reference, "AsymmetricSign")
 }
 
-// RSASSA-PKCS1-v1_5 is deterministic: the signature in the golden request is what every backend must give.
-func TestGoldenSignature(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	text, err := os.ReadFile("../../testdata/golden/customer.csr")
-	if err != nil {
-		t.Fatal(err)
+// TestResets: all calls share one connection. If it breaks under load, no signature is lost or wrong.
+func TestResets(t *testing.T) {
+	server, reference := start(t, gcpkmstest.Config{Delay: time.Millisecond})
+	opts := quick()
+	opts.Policy.AttemptTimeout, opts.Policy.Timeout = 10*time.Second, 30*time.Second
+	key := mustOpen(t, opts, reference, nil)
+	for range 3 {
+		for range 60 {
+			testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.OK))
+		}
+		testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.Reset))
 	}
-	if block, _ := pem.Decode(text); block != nil {
-		text = block.Bytes
-	}
-	sig, err := signer.Sign(t.Context(), open(t, Options{}, at(server, vendorOne)), text, crypto.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plist, err := os.ReadFile("../../testdata/golden/customer.plist")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(plist, []byte(base64.StdEncoding.EncodeToString(sig))) {
-		t.Error("the golden request holds another signature")
-	}
-}
-
-// Opening is one call and each signature one more; with the certificate's public key opening is none.
-func TestCallsAreCounted(t *testing.T) {
-	for _, c := range []struct {
-		name      string
-		public    crypto.PublicKey
-		keys, max int
-	}{
-		{"without the certificate", nil, 1, 11},
-		{"with the certificate", &vendorKey(t).PublicKey, 0, 10},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			server := double(t, gcpkmstest.Config{})
-			key := open(t, Options{PublicKey: c.public}, at(server, vendorOne))
-			for range 10 {
-				if _, err := signer.Sign(t.Context(), key, []byte("message"), crypto.SHA256); err != nil {
-					t.Fatal(err)
+	var workers sync.WaitGroup
+	for range 64 {
+		workers.Go(func() {
+			for range 4 {
+				if err := signerkit.Sign(t, key); err != nil {
+					t.Error(err)
 				}
 			}
-			if n := server.Calls(gcpkmstest.GetPublicKey); n != c.keys {
-				t.Errorf("%d calls of GetPublicKey, want %d", n, c.keys)
-			}
-			if n := server.Calls(gcpkmstest.AsymmetricSign); n != 10 {
-				t.Errorf("%d calls of AsymmetricSign for 10 signatures", n)
-			}
-			if n := total(server); n != c.max {
-				t.Errorf("%d calls in all, want %d", n, c.max)
-			}
 		})
 	}
-}
-
-func total(server *gcpkmstest.Server) int {
-	n := 0
-	for _, op := range []gcpkmstest.Operation{gcpkmstest.GetPublicKey, gcpkmstest.AsymmetricSign, gcpkmstest.GetCryptoKeyVersion,
-		gcpkmstest.CreateKeyRing, gcpkmstest.CreateCryptoKey, gcpkmstest.ListKeyRings, gcpkmstest.ListCryptoKeys, gcpkmstest.ListCryptoKeyVersions} {
-		n += server.Calls(op)
-	}
-	return n
-}
-
-// A certificate of another key is found out by the first signature, which does not get out.
-func TestCertificateOfAnotherKey(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	other, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := open(t, Options{PublicKey: &other.PublicKey}, at(server, vendorOne))
-	for range 2 {
-		digest := sha256.Sum256([]byte("message"))
-		sig, err := key.SignContext(t.Context(), digest[:], crypto.SHA256)
-		wants(t, err, signer.ErrBadKey, true)
-		if sig != nil {
-			t.Error("a signature got out")
-		}
+	workers.Wait()
+	if n := server.Calls("AsymmetricSign"); n < 259 {
+		t.Errorf("%d requests: the connection was not reset", n)
 	}
 }
 
-func TestKeysThatCannotSign(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+// TestUnusableKeys: keys that exist and cannot make the signatures, and references that name no key.
+func TestUnusableKeys(t *testing.T) {
+	server, _ := start(t, gcpkmstest.Config{})
+	curve := testkit.Value(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	private := testkit.GoldenKey(t)
+	with := func(key string, k gcpkmstest.Key) string {
+		k.Name = ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1"
+		return at(server, testkit.Value(server.Add(k))(t))
 	}
-	private := vendorKey(t)
-	add := func(key string, v gcpkmstest.Version) string {
-		v.Name = ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1"
-		if err := server.AddVersion(v); err != nil {
-			t.Fatal(err)
-		}
-		return at(server, v.Name)
-	}
-	for _, c := range []struct {
+	for _, tt := range []struct {
 		name, ref string
 		family    error
-		says      string
+		text, fix string
 	}{
-		{"PSS", add("pss", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}), signer.ErrBadKey, "RSA_SIGN_PSS_2048_SHA256"},
-		{"SHA-512", add("sha512", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA512}), signer.ErrBadKey, "RSA_SIGN_PKCS1_4096_SHA512"},
-		{"for decryption", add("oaep", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_DECRYPT_OAEP_2048_SHA256}), signer.ErrBadKey, "RSA_DECRYPT_OAEP_2048_SHA256"},
-		{"EC", add("ec", gcpkmstest.Version{Key: curve, Algorithm: kmspb.CryptoKeyVersion_EC_SIGN_P256_SHA256}), signer.ErrBadKey, "EC_SIGN_P256_SHA256"},
-		{"symmetric", add("aes", gcpkmstest.Version{Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION}), signer.ErrBadKey, "FAILED_PRECONDITION"},
-		{"disabled", add("disabled", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DISABLED}), signer.ErrBadKey, "DISABLED"},
-		{"destroyed", add("destroyed", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_DESTROYED}), signer.ErrBadKey, "DESTROYED"},
-		{"pending import", add("import", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, State: kmspb.CryptoKeyVersion_PENDING_IMPORT}), signer.ErrBadKey, "PENDING_IMPORT"},
-		{"software where an HSM is required", add("software", gcpkmstest.Version{Key: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}) + "&require-hsm=yes", signer.ErrBadKey, "SOFTWARE"},
-		{"no such version", at(server, vendorThree), signer.ErrKeyNotFound, "not found"},
-		{"no such key", at(server, ring+"/cryptoKeys/none/cryptoKeyVersions/1"), signer.ErrKeyNotFound, "not found"},
-		{"no such key, no version", at(server, ring+"/cryptoKeys/none"), signer.ErrKeyNotFound, "not found"},
-		{"wrong location", at(server, strings.Replace(vendorOne, "europe-west1", "europe-west3", 1)), signer.ErrKeyNotFound, "europe-west3"},
-		{"no version that is enabled", at(server, ring+"/cryptoKeys/disabled"), signer.ErrBadKey, "no version that is enabled"},
-		{"one version, not named", at(server, vendor), signer.ErrAmbiguousKey, "cryptoKeyVersions/1"},
-		{"no key named", at(server, ring), signer.ErrReference, "no key"},
+		{"PSS", with("pss", gcpkmstest.Key{Private: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PSS_2048_SHA256}), signer.ErrBadKey, "RSA_SIGN_PSS_2048_SHA256", "RSA_SIGN_PKCS1"},
+		{"SHA-512", with("sha512", gcpkmstest.Key{Private: private, Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_4096_SHA512}), signer.ErrBadKey, "RSA_SIGN_PKCS1_4096_SHA512", "RSA_SIGN_PKCS1"},
+		{"decryption", with("oaep", gcpkmstest.Key{Private: private, Algorithm: kmspb.CryptoKeyVersion_RSA_DECRYPT_OAEP_2048_SHA256}), signer.ErrBadKey, "RSA_DECRYPT_OAEP_2048_SHA256", "RSA_SIGN_PKCS1"},
+		{"EC", with("ec", gcpkmstest.Key{Private: curve, Algorithm: kmspb.CryptoKeyVersion_EC_SIGN_P256_SHA256}), signer.ErrBadKey, "EC_SIGN_P256_SHA256", "RSA_SIGN_PKCS1"},
+		{"symmetric", with("aes", gcpkmstest.Key{Algorithm: kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION}), signer.ErrBadKey, "FAILED_PRECONDITION", "ENABLED"},
+		{"disabled", with("disabled", gcpkmstest.Key{Private: private, Algorithm: rsaSign, State: kmspb.CryptoKeyVersion_DISABLED}), signer.ErrBadKey, "DISABLED", "versions enable"},
+		{"destroyed", with("destroyed", gcpkmstest.Key{Private: private, Algorithm: rsaSign, State: kmspb.CryptoKeyVersion_DESTROYED}), signer.ErrBadKey, "DESTROYED", "new key"},
+		{"pending import", with("import", gcpkmstest.Key{Private: private, Algorithm: rsaSign, State: kmspb.CryptoKeyVersion_PENDING_IMPORT}), signer.ErrBadKey, "PENDING_IMPORT", "try again"},
+		{"software, HSM required", with("software", gcpkmstest.Key{Private: private, Algorithm: rsaSign, Protection: kmspb.ProtectionLevel_SOFTWARE}) + "&require-hsm=yes", signer.ErrBadKey, "SOFTWARE", "HSM"},
+		{"no such version", at(server, vendorThree), signer.ErrKeyNotFound, "not found", "gcloud"},
+		{"no such key", at(server, ring+"/cryptoKeys/none/cryptoKeyVersions/1"), signer.ErrKeyNotFound, "not found", "gcloud"},
+		{"no such key, no version", at(server, ring+"/cryptoKeys/none"), signer.ErrKeyNotFound, "not found", "gcloud"},
+		{"another location", at(server, strings.Replace(vendorOne, "europe-west1", "europe-west3", 1)), signer.ErrKeyNotFound, "europe-west3", "gcloud"},
+		{"no version is enabled", at(server, ring+"/cryptoKeys/disabled"), signer.ErrBadKey, "no version that is enabled", ""},
+		{"one version, not named", at(server, vendor), signer.ErrAmbiguousKey, "cryptoKeyVersions/1", "add the version"},
+		{"no key named", at(server, ring), signer.ErrReference, "no key", "key list"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, err := Backend(Options{Policy: brisk()}).Open(t.Context(), reference(t, c.ref), signer.OpenOptions{})
-			wants(t, err, c.family, c.name != "no version that is enabled")
-			if !strings.Contains(err.Error(), c.says) {
-				t.Errorf("%v: it does not say %q", err, c.says)
-			}
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := open(t, quick(), tt.ref, nil)
+			signerkit.WantError(t, err, tt.family, tt.text, tt.fix)
 		})
 	}
-}
+	// With the certificate's key no request tells the protection level, but each signature does.
+	public := &private.PublicKey
+	err := signerkit.Sign(t, mustOpen(t, quick(), at(server, ring+"/cryptoKeys/software/cryptoKeyVersions/1")+"&require-hsm=yes", public))
+	signerkit.WantError(t, err, signer.ErrBadKey, "SOFTWARE", "HSM")
+	signerkit.MustSign(t, mustOpen(t, quick(), at(server, vendorOne)+"&require-hsm=yes", public))
 
-// With the certificate's public key there is no GetPublicKey to tell the protection level; each signature does.
-func TestRequireHSMWithoutGetPublicKey(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	name := ring + "/cryptoKeys/soft/cryptoKeyVersions/1"
-	if err := server.AddVersion(gcpkmstest.Version{Name: name, Key: vendorKey(t), Algorithm: kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256, Protection: kmspb.ProtectionLevel_SOFTWARE}); err != nil {
-		t.Fatal(err)
-	}
-	opts := Options{PublicKey: &vendorKey(t).PublicKey}
-	_, err := signer.Sign(t.Context(), open(t, opts, at(server, name)+"&require-hsm=yes"), []byte("m"), crypto.SHA256)
-	wants(t, err, signer.ErrBadKey, true)
-	if _, err := signer.Sign(t.Context(), open(t, opts, at(server, vendorOne)+"&require-hsm=yes"), []byte("m"), crypto.SHA256); err != nil {
-		t.Error(err)
+	// A version that is disabled after Open is refused, and signs again once it is enabled.
+	key := mustOpen(t, quick(), at(server, vendorOne), nil)
+	for _, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
+		testkit.OK(t, server.SetState(vendorOne, state))
+		if state == kmspb.CryptoKeyVersion_DISABLED {
+			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "DISABLED", "versions enable")
+		} else {
+			signerkit.MustSign(t, key)
+		}
 	}
 }
 
 func TestNoCredentials(t *testing.T) {
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", filepath.Join(t.TempDir(), "none.json"))
-	_, err := Backend(Options{}).Open(t.Context(), reference(t, "gcpkms://"+vendorOne), signer.OpenOptions{})
-	wants(t, err, signer.ErrAuth, true)
-}
-
-// Cloud KMS has no PKCS#1 key with SHA-1, so the service is not even asked.
-func TestNoSHA1(t *testing.T) {
-	server := double(t, gcpkmstest.Config{})
-	digest := sha1.Sum([]byte("message"))
-	_, err := open(t, Options{}, at(server, vendorOne)).SignContext(t.Context(), digest[:], crypto.SHA1)
-	wants(t, err, signer.ErrUnsupported, false)
-	if n := server.Calls(gcpkmstest.AsymmetricSign); n != 0 {
-		t.Errorf("%d calls", n)
-	}
+	_, err := open(t, quick(), "gcpkms://"+vendorOne, nil)
+	signerkit.WantError(t, err, signer.ErrAuth, "", "gcloud auth application-default login")
 }

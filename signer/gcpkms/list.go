@@ -10,17 +10,19 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/api/iterator"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
+	"hsmsign/signer/kms"
 )
 
-// The bounds of a listing. Read requests have the lowest quota, hundreds a minute, and every key costs one.
+// The limits of a listing. Read requests have the lowest quota, hundreds per minute, and every key costs one.
 const (
 	pageSize    = 500
 	maxListed   = 1000 // key rings, keys or versions, each
-	maxMentions = 20   // versions named in an error
+	maxMentions = 20   // versions that an error names
 )
 
-// pages gives all that a List method gives, one call a page.
+// pages returns all entries of a List method, with one call for each page.
 func pages[T any](ctx context.Context, s *session, list func(ctx context.Context) iterator.Pageable) ([]T, error) {
 	type page struct {
 		items []T
@@ -28,7 +30,7 @@ func pages[T any](ctx context.Context, s *session, list func(ctx context.Context
 	}
 	var all []T
 	for token := ""; ; {
-		p, err := call(ctx, s.caller, func(ctx context.Context) (page, error) {
+		p, err := kms.Do(ctx, s.caller, func(ctx context.Context) (page, error) {
 			var p page
 			var err error
 			p.next, err = iterator.NewPager(list(ctx), pageSize, token).NextPage(&p.items)
@@ -38,7 +40,7 @@ func pages[T any](ctx context.Context, s *session, list func(ctx context.Context
 			return nil, err
 		}
 		if all = append(all, p.items...); len(all) > maxListed {
-			return nil, &faultError{fmt.Errorf("%w: more than %d entries", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
+			return nil, tooMany("entries")
 		}
 		if p.next == "" {
 			return all, nil
@@ -47,8 +49,12 @@ func pages[T any](ctx context.Context, s *session, list func(ctx context.Context
 	}
 }
 
-// list describes the versions under the reference's name. Their public keys are left out but where one version is
-// named: each would cost one more call.
+func tooMany(what string) error {
+	return fault.Errorf("%w: more than %d %s", signer.ErrUnsupported, maxListed, what).Fix("name the key ring or the key in the reference")
+}
+
+// list describes the key versions that the reference matches. The public key is included only if the reference names
+// one version: each key would cost one more call.
 func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 	if s.name.version != "" {
 		info, err := s.describe(ctx)
@@ -71,14 +77,14 @@ func (s *session) list(ctx context.Context) ([]signer.KeyInfo, error) {
 			infos = append(infos, s.info(v.GetName(), v.GetAlgorithm(), v.GetProtectionLevel(), v.GetState().String()))
 		}
 		if len(infos) > maxListed {
-			return nil, &faultError{fmt.Errorf("%w: more than %d key versions", signer.ErrUnsupported, maxListed), "name the key ring or the key"}
+			return nil, tooMany("key versions")
 		}
 	}
 	return infos, nil
 }
 
-// describe is the one version that the reference names. GetPublicKey tells all of it, and whoever may sign may
-// call it; GetCryptoKeyVersion takes a further permission.
+// describe describes the version that the reference names. GetPublicKey returns all of it and needs no permission
+// beyond those for signing; GetCryptoKeyVersion does.
 func (s *session) describe(ctx context.Context) (signer.KeyInfo, error) {
 	answer, err := s.publicKey(ctx)
 	if err != nil {
@@ -87,13 +93,13 @@ func (s *session) describe(ctx context.Context) (signer.KeyInfo, error) {
 	info := s.info(s.name.String(), answer.GetAlgorithm(), answer.GetProtectionLevel(), kmspb.CryptoKeyVersion_ENABLED.String())
 	if block, _ := pem.Decode([]byte(answer.GetPem())); block != nil {
 		if info.Public, err = x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-			return info, fmt.Errorf("%w: its public key cannot be read: %w", signer.ErrBadKey, err)
+			return info, fmt.Errorf("%w: damaged public key: %w", signer.ErrBadKey, err)
 		}
 	}
 	return info, nil
 }
 
-// keys gives the names of the signing keys under the reference's name.
+// keys returns the names of the signing keys that the reference matches.
 func (s *session) keys(ctx context.Context) ([]string, error) {
 	if s.name.key != "" {
 		return []string{s.name.String()}, nil
@@ -149,13 +155,13 @@ func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVe
 	return info
 }
 
-// exact is a reference that names this version and speaks to it as the session does.
+// exact returns a reference to this version with the attributes of the session.
 func (s *session) exact(name string) string {
 	text := s.ref.Scheme + "://" + name
 	_, query, _ := strings.Cut(s.ref.String(), "?")
 	sep := "?"
 	for _, attr := range strings.Split(query, "&") {
-		if attr != "" && !strings.HasPrefix(attr, "protection=") { // that is for Generate only
+		if attr != "" && !strings.HasPrefix(attr, "protection=") { // for Generate only
 			text += sep + attr
 			sep = "&"
 		}
@@ -163,31 +169,35 @@ func (s *session) exact(name string) string {
 	return text
 }
 
-// refuseUnversioned lists what the reference may have meant. It does not choose, even where there is only one
-// version today: tomorrow there may be two, and a certificate belongs to one.
-func (s *session) refuseUnversioned(ctx context.Context) error {
+// requireVersion returns an error that lists the versions of the key if the reference names none. It does not choose,
+// even if there is only one version today: tomorrow there may be two, and a certificate belongs to one.
+func (s *session) requireVersion(ctx context.Context) error {
+	if s.name.version != "" {
+		return nil
+	}
 	if s.name.key == "" {
-		return &faultError{fmt.Errorf("%w: it names no key", signer.ErrReference), "hsmsign key list with this reference shows the keys"}
+		return errNoKey()
 	}
 	versions, err := s.versions(ctx, s.name.String())
 	if err != nil {
-		return fmt.Errorf("the reference names no version, and they cannot be listed: %w", err)
+		return fmt.Errorf("the reference names no version, and the versions cannot be listed: %w", err)
 	}
 	var enabled []string
-	more := ""
 	for _, v := range versions {
-		if v.GetState() != kmspb.CryptoKeyVersion_ENABLED {
-			continue
+		if v.GetState() == kmspb.CryptoKeyVersion_ENABLED {
+			enabled = append(enabled, v.GetName()[strings.LastIndex(v.GetName(), "cryptoKeyVersions/"):])
 		}
-		if len(enabled) == maxMentions {
-			more = ", ..."
-			break
-		}
-		enabled = append(enabled, v.GetName()[strings.LastIndex(v.GetName(), "cryptoKeyVersions/"):])
 	}
 	if len(enabled) == 0 {
 		return fmt.Errorf("%w: key %q has no version that is enabled", signer.ErrBadKey, s.name.key)
 	}
-	return &faultError{fmt.Errorf("%w: it names no version of key %q; enabled are %s%s", signer.ErrAmbiguousKey, s.name.key, strings.Join(enabled, ", "), more),
-		"add the version that the vendor certificate was made for: /cryptoKeyVersions/NUMBER"}
+	if len(enabled) > maxMentions {
+		enabled = append(enabled[:maxMentions], "...")
+	}
+	return fault.Errorf("%w: it names no version of key %q; these are enabled: %s", signer.ErrAmbiguousKey, s.name.key, strings.Join(enabled, ", ")).
+		Fix("add the version that the vendor certificate was issued for: /cryptoKeyVersions/NUMBER")
+}
+
+func errNoKey() error {
+	return fault.Errorf("%w: it names no key", signer.ErrReference).Fix("list the keys: hsmsign key list with this reference")
 }

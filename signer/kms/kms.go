@@ -1,17 +1,19 @@
-// Package remote is what a backend needs around the calls of a network key store: bounds in time, number and rate,
-// retries of what may be retried, and a breaker that fails fast while the store is down.
+// Package kms is what the backends of network key stores share: time limits, rate limits, retries, a circuit breaker,
+// and the Signer around the store's own request.
 //
-//	caller := kms.New(kms.Policy{MaxConcurrent: 64})
-//	sig, err := kms.Do(ctx, caller, func(ctx context.Context) ([]byte, error) { return client.Sign(ctx, ...) })
+// A backend has one Caller for each endpoint and sends every request with Do, or with Once if the request must not be
+// repeated. Its classify function maps the errors of its SDK to the families of package signer. Only
+// signer.ErrUnavailable is retried. A store that refuses a request because of its quota is alive: such an error wraps
+// ErrThrottled, which is retried and does not open the breaker, so that a batch waits for its quota instead of failing.
+// The SDK's own retries must be off: this package decides alone, and every request passes the limits.
 //
-// The backend's function maps its SDK's errors into the families of package signer; only ErrUnavailable is retried.
-// A store that answers that it is asked too often is alive: wrap ErrThrottled, which is retried as well and leaves
-// the breaker closed, so that a batch waits for its quota and does not fail. The SDK's own retries must be off: one
-// place decides, and every request passes the limits. A Caller is safe for concurrent use.
+// Key is the Signer of an open key. Policy.WithReference, Attributes and Loopback are the part of a key reference that
+// all network stores have in common.
+//
+// Everything here is safe for concurrent use.
 package kms
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,92 +24,55 @@ import (
 	"github.com/sony/gobreaker/v2"
 	"golang.org/x/time/rate"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
-// ErrThrottled is the ErrUnavailable of a store that is asked too often.
+// ErrThrottled is a signer.ErrUnavailable: the store refused a request because of its quota.
 var ErrThrottled = fmt.Errorf("%w: throttled", signer.ErrUnavailable)
 
-// Policy bounds the calls. A field that is not above zero means its default.
-type Policy struct {
-	Attempt       time.Duration // of one attempt; 5 s
-	Total         time.Duration // of a call with its retries and waits; 20 s
-	MaxRPS        float64       // attempts a second; no limit. Quotas are shared by account and region: a setting, not a constant
-	MaxConcurrent int           // attempts under way; 64
-	Wait          time.Duration // before the first retry, doubled for each further one, with jitter; 100 ms
-	Trip          uint32        // attempts in a row that find the store unavailable and open the breaker; 10
-	Recover       time.Duration // how long the breaker stays open before one attempt probes; 5 s
-}
+// maxRetryDelay limits the doubling of Policy.RetryDelay.
+const maxRetryDelay = 5 * time.Second
 
-// WithDefaults is the policy with every default filled in.
-func (p Policy) WithDefaults() Policy {
-	p.Attempt = orDefault(p.Attempt, 5*time.Second)
-	p.Total = orDefault(p.Total, 20*time.Second)
-	p.MaxConcurrent = orDefault(p.MaxConcurrent, 64)
-	p.Wait = orDefault(p.Wait, 100*time.Millisecond)
-	p.Trip = orDefault(p.Trip, 10)
-	p.Recover = orDefault(p.Recover, 5*time.Second)
-	return p
-}
-
-// InFlight is how many callers at once are served in time: with more the last would wait for their turn under MaxRPS
-// until Total is over. Half of it is left for the calls themselves.
-func (p Policy) InFlight() int {
-	p = p.WithDefaults()
-	if p.MaxRPS > 0 {
-		return max(1, int(min(float64(p.MaxConcurrent), p.MaxRPS*p.Total.Seconds()/2)))
-	}
-	return p.MaxConcurrent
-}
-
-func orDefault[T cmp.Ordered](value, standard T) T {
-	var zero T
-	if value <= zero {
-		return standard
-	}
-	return value
-}
-
-// maxWait bounds the doubling.
-const maxWait = 5 * time.Second
-
-// Caller makes calls under one Policy. Its breaker and its limits are shared by all that use it.
+// Caller makes calls under one Policy. All its users share its limits and its breaker.
 type Caller struct {
-	policy  Policy
-	limiter *rate.Limiter // nil: no limit
-	slots   chan struct{}
-	breaker *gobreaker.TwoStepCircuitBreaker[any]
+	policy   Policy
+	classify func(error) error
+	limiter  *rate.Limiter // nil: unlimited
+	slots    chan struct{} // one for each attempt in flight
+	breaker  *gobreaker.TwoStepCircuitBreaker[any]
 
-	mu     sync.Mutex
-	last   error     // the failure that was last counted against the store
-	lastAt time.Time // when
+	mu          sync.Mutex
+	lastFailure error // the failure that the breaker counted last
+	failedAt    time.Time
 }
 
-// New makes a Caller.
-func New(p Policy) *Caller {
+// New returns a Caller. classify maps an error of the SDK to a family; it is not called for errors that have one.
+func New(p Policy, classify func(error) error) *Caller {
 	p = p.WithDefaults()
-	c := &Caller{policy: p, slots: make(chan struct{}, p.MaxConcurrent)}
+	c := &Caller{policy: p, classify: classify, slots: make(chan struct{}, p.MaxConcurrent)}
 	if p.MaxRPS > 0 {
 		c.limiter = rate.NewLimiter(rate.Limit(p.MaxRPS), max(1, int(p.MaxRPS/10)))
 	}
 	c.breaker = gobreaker.NewTwoStepCircuitBreaker[any](gobreaker.Settings{
-		Timeout:     p.Recover,
-		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= p.Trip },
-		IsExcluded:  func(err error) bool { return errors.Is(err, errNoEvidence) },
+		Timeout:     p.BreakerCooldown,
+		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= p.BreakerThreshold },
+		IsExcluded:  func(err error) bool { return errors.Is(err, errNotCounted) },
 	})
 	return c
 }
 
-// Do calls until the call succeeds, fails for good, or time is up. Errors wrap a family; when ctx ends first also
-// ctx.Err(); while the breaker is open ErrUnavailable at once.
+// Do repeats call until it succeeds, fails with an error that is not retried, or Policy.Timeout is over. Errors wrap a
+// family. If ctx ends first, the error also wraps ctx.Err(). While the breaker is open, Do fails at once with
+// signer.ErrUnavailable.
 func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T, error)) (T, error) {
 	var zero T
-	total, cancel := context.WithTimeout(ctx, c.policy.Total)
+	total, cancel := context.WithTimeout(ctx, c.policy.Timeout)
 	defer cancel()
-	wait := c.policy.Wait
-	var before error
+	delay := c.policy.RetryDelay
+	var previous error
 	for attempts := 1; ; attempts++ {
-		value, err := attempt(ctx, total, c, c.policy.Attempt, call)
+		value, err := attempt(ctx, total, c, c.policy.AttemptTimeout, call)
 		if err == nil {
 			return value, nil
 		}
@@ -117,27 +82,27 @@ func Do[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T
 		if !errors.Is(err, signer.ErrUnavailable) || errors.Is(err, errOpen) {
 			return zero, err
 		}
-		if before != nil && over(total) {
-			err = before // an attempt that was cut off says less than the one that failed
+		if previous != nil && over(total) {
+			err = previous // this attempt was cut off; the previous error says more
 		}
-		before = err
-		// Half of the wait is fixed and half is chance, so that many callers do not come back at one time.
-		pause := wait/2 + rand.N(wait/2+1) // #nosec G404 -- jitter is no secret
+		previous = err
+		// Half of the delay is random, so that many callers do not return at the same moment.
+		pause := delay/2 + rand.N(delay/2+1) // #nosec G404 -- jitter is not secret
 		if errors.Is(err, errNoTurn) || !sleep(total, pause) {
-			return zero, fmt.Errorf("given up at attempt %d: %w", attempts, lateFor(ctx, total, err))
+			return zero, fmt.Errorf("given up at attempt %d: %w", attempts, withDeadline(ctx, total, err))
 		}
-		wait = min(2*wait, maxWait)
+		delay = min(2*delay, maxRetryDelay)
 	}
 }
 
-// Once is Do for a call that must not be made twice. It has the whole time for one attempt.
+// Once is Do for a call that must not be repeated. Its one attempt may use the whole Policy.Timeout.
 func Once[T any](ctx context.Context, c *Caller, call func(ctx context.Context) (T, error)) (T, error) {
-	total, cancel := context.WithTimeout(ctx, c.policy.Total)
+	total, cancel := context.WithTimeout(ctx, c.policy.Timeout)
 	defer cancel()
-	return attempt(ctx, total, c, c.policy.Total, call)
+	return attempt(ctx, total, c, c.policy.Timeout, call)
 }
 
-// sleep waits, or says at once that ctx would end before.
+// sleep waits and returns true. It returns false, at once, if ctx would end first.
 func sleep(ctx context.Context, pause time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
 		return false
@@ -152,9 +117,9 @@ func sleep(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// lateFor says whose time has run out: the error also wraps what ends ctx when that is the caller's doing, and not
-// the policy's.
-func lateFor(ctx, total context.Context, err error) error {
+// withDeadline returns err. If the time limit was that of the caller's ctx and not Policy.Timeout, it also wraps what
+// ends ctx.
+func withDeadline(ctx, total context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
 	}
@@ -166,77 +131,88 @@ func lateFor(ctx, total context.Context, err error) error {
 }
 
 var (
-	// errOpen is the answer of the breaker, after what the store last failed with.
-	errOpen = errors.New("it failed again and again, so it is left alone for a moment")
-	// errNoTurn: the limits would not let the attempt begin in time.
-	errNoTurn = fmt.Errorf("%w: no attempt was free in time", signer.ErrUnavailable)
-	// errNoEvidence tells the breaker to count an attempt neither for the store nor against it.
-	errNoEvidence = errors.New("no evidence")
+	// errOpen: the breaker is open. It follows the error that the store failed with last.
+	errOpen = errors.New("it failed repeatedly, so no request is sent for a moment")
+	// errNoTurn: under the limits the attempt could not begin in time.
+	errNoTurn = fmt.Errorf("%w: no attempt could begin in time", signer.ErrUnavailable)
+	// errNotCounted tells the breaker to ignore an attempt.
+	errNotCounted = errors.New("not counted")
 )
 
-// attempt makes one call within total, when the limits and the breaker let it. ctx is the caller's own.
-func attempt[T any](ctx, total context.Context, c *Caller, most time.Duration, call func(ctx context.Context) (T, error)) (T, error) {
+// attempt makes one call when the limits and the breaker allow it. ctx is that of the caller; total ends with
+// Policy.Timeout.
+func attempt[T any](ctx, total context.Context, c *Caller, timeout time.Duration, call func(ctx context.Context) (T, error)) (T, error) {
 	var zero T
-	// Before the queues: while the store is down nobody shall wait for a turn to be told so.
+	// Before the queues: while the store is down, no caller waits for a turn.
 	if c.breaker.State() == gobreaker.StateOpen {
-		return zero, c.open()
+		return zero, c.openError()
 	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
 	case <-total.Done():
-		return zero, fmt.Errorf("%w: %d calls are under way", errNoTurn, cap(c.slots))
+		return zero, fmt.Errorf("%w: %d calls are in flight", errNoTurn, cap(c.slots))
 	}
 	if c.limiter != nil {
 		if err := c.limiter.Wait(total); err != nil {
-			return zero, fmt.Errorf("%w: the limit is %v calls a second", errNoTurn, c.limiter.Limit())
+			return zero, fmt.Errorf("%w: the limit is %v calls per second", errNoTurn, c.limiter.Limit())
 		}
 	}
 	done, err := c.breaker.Allow()
 	if err != nil {
-		return zero, c.open()
+		return zero, c.openError()
 	}
-	// It counts for nothing unless it gets to its end: a call that panics must not keep the one place of a probe.
-	evidence := errNoEvidence
-	defer func() { done(evidence) }()
-	bounded, cancel := context.WithTimeout(total, most)
+	// A call that panics is not counted either: it must not block the one slot of a probe.
+	outcome := errNotCounted
+	defer func() { done(outcome) }()
+	limited, cancel := context.WithTimeout(total, timeout)
 	defer cancel()
 	began := time.Now()
-	value, err := call(bounded)
-	if err != nil && bounded.Err() != nil && !errors.Is(err, signer.ErrUnavailable) {
-		err = fmt.Errorf("%w: %w", signer.ErrUnavailable, err)
+	value, err := call(limited)
+	if err != nil {
+		err = c.inFamily(limited, err)
 	}
 	switch {
 	case !errors.Is(err, signer.ErrUnavailable) || errors.Is(err, ErrThrottled):
-		evidence = nil // a refusal is an answer: the store is alive
-	case !over(ctx) && c.counts(err, began, over(bounded)): // a caller who lost patience says nothing about the store
-		evidence = err
+		outcome = nil // a refusal is an answer: the store is alive
+	case !over(ctx) && c.counts(err, began, over(limited)): // a caller that gave up says nothing about the store
+		outcome = err
 	}
 	return value, err
 }
 
-// counts says whether a failure is one more against the store. When a connection that all calls share breaks, or the
-// way to the store, whatever is under way fails in one moment, and would open the breaker though the next attempts may
-// be well; so that counts once. Silence is not of one moment.
-func (c *Caller) counts(err error, began time.Time, silence bool) bool {
+// inFamily returns the error of a call with its family.
+func (c *Caller) inFamily(ctx context.Context, err error) error {
+	if _, ok := errors.AsType[*fault.Failure](err); ok {
+		return err
+	}
+	if ctx.Err() != nil { // whatever the SDK reports then is a consequence
+		return fmt.Errorf("%w: no answer in time", signer.ErrUnavailable)
+	}
+	return c.classify(err)
+}
+
+// counts reports whether the breaker counts a failure. If a shared connection breaks, all calls in flight fail at the
+// same moment; the next attempts may succeed, so those failures count once. A call without an answer always counts.
+func (c *Caller) counts(err error, began time.Time, noAnswer bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !silence && c.lastAt.After(began) {
+	if !noAnswer && c.failedAt.After(began) {
 		return false
 	}
-	c.last, c.lastAt = err, time.Now()
+	c.lastFailure, c.failedAt = err, time.Now()
 	return true
 }
 
-// open is what is said while the breaker is open.
-func (c *Caller) open() error {
+// openError is the error of a call while the breaker is open.
+func (c *Caller) openError() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return fmt.Errorf("%w; %w", c.last, errOpen)
+	return fmt.Errorf("%w; %w", c.lastFailure, errOpen)
 }
 
-// over says whether ctx has ended. The clock is asked as well: SDK and store look at the deadline themselves, and may
-// be ahead of ctx's timer.
+// over reports whether ctx has ended. It also compares the clock: SDK and store check the deadline themselves and may
+// be earlier than the timer of ctx.
 func over(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline)

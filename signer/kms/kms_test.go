@@ -4,32 +4,57 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"hsmsign/signer"
 )
 
-var errDown = errors.Join(signer.ErrUnavailable, errors.New("down"))
+var (
+	errDown = fmt.Errorf("%w: down", signer.ErrUnavailable)
+	errSDK  = errors.New("an error of the SDK")
+)
 
-// quick keeps the tests short.
-func quick() Policy {
-	return Policy{Attempt: 50 * time.Millisecond, Total: 500 * time.Millisecond, Wait: time.Millisecond, Trip: 1000, Recover: 50 * time.Millisecond}
+// caller returns a Caller whose breaker opens late unless change says otherwise.
+func caller(change func(*Policy)) *Caller {
+	p := Policy{AttemptTimeout: time.Second, Timeout: 10 * time.Second, RetryDelay: 10 * time.Millisecond, BreakerThreshold: 1000}
+	if change != nil {
+		change(&p)
+	}
+	return New(p, func(err error) error { return fmt.Errorf("%w: classified: %w", signer.ErrBadKey, err) })
 }
 
-// failing gives these errors in turn, and the number of the call after them.
-func failing(n *atomic.Int64, errs ...error) func(context.Context) (int64, error) {
+// failing returns a call that fails with the errors in turn, then returns its own number.
+func failing(n *int64, errs ...error) func(context.Context) (int64, error) {
 	return func(context.Context) (int64, error) {
-		i := n.Add(1)
+		i := atomic.AddInt64(n, 1)
 		if int(i) <= len(errs) {
 			return 0, errs[i-1]
 		}
 		return i, nil
 	}
+}
+
+func good(context.Context) (int, error) { return 1, nil }
+func down(context.Context) (int, error) { return 0, errDown }
+func hang(ctx context.Context) (int, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// refusing refuses once its context has ended.
+func refusing(ctx context.Context) (int, error) {
+	<-ctx.Done()
+	return 0, signer.ErrAuth
+}
+
+// bubble runs a test under a fake clock.
+func bubble(t *testing.T, name string, test func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
 
 func TestRetries(t *testing.T) {
@@ -39,346 +64,309 @@ func TestRetries(t *testing.T) {
 		calls int64
 		want  error
 	}{
-		{"at once", nil, 1, nil},
+		{"succeeds", nil, 1, nil},
 		{"unavailable twice", []error{errDown, errDown}, 3, nil},
 		{"throttled twice", []error{ErrThrottled, ErrThrottled}, 3, nil},
 		{"refused", []error{signer.ErrAuth}, 1, signer.ErrAuth},
+		{"refused by the SDK", []error{errSDK}, 1, signer.ErrBadKey},
 		{"unavailable, then refused", []error{errDown, signer.ErrBadKey}, 2, signer.ErrBadKey},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var calls atomic.Int64
-			value, err := Do(t.Context(), New(quick()), failing(&calls, tt.errs...))
-			if !errors.Is(err, tt.want) || calls.Load() != tt.calls || err == nil && value != tt.calls {
-				t.Errorf("%d, %v after %d calls; want %v after %d", value, err, calls.Load(), tt.want, tt.calls)
+		bubble(t, tt.name, func(t *testing.T) {
+			var calls int64
+			value, err := Do(t.Context(), caller(nil), failing(&calls, tt.errs...))
+			if !errors.Is(err, tt.want) || calls != tt.calls || err == nil && value != tt.calls {
+				t.Errorf("%d, %v after %d calls; want %v after %d", value, err, calls, tt.want, tt.calls)
 			}
 		})
 	}
 }
 
-// TestEnds: whatever the store does a call ends in time, and the error says whose time it was.
-func TestEnds(t *testing.T) {
-	hang := func(ctx context.Context) (int, error) { <-ctx.Done(); return 0, ctx.Err() }
-	down := func(context.Context) (int, error) { return 0, errDown }
+// TestRetryDelay: the delay doubles, and up to half of it is random.
+func TestRetryDelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var at []time.Duration
+		_, err := Do(t.Context(), caller(func(p *Policy) { p.RetryDelay, p.Timeout = 4*time.Second, time.Minute }), func(context.Context) (int, error) {
+			at = append(at, time.Since(began))
+			return 0, errDown
+		})
+		for i := 1; i < len(at); i++ {
+			full := min(4*time.Second<<(i-1), maxRetryDelay)
+			if pause := at[i] - at[i-1]; pause < full/2 || pause > full {
+				t.Errorf("delay %d is %v, want %v to %v", i, pause, full/2, full)
+			}
+		}
+		if len(at) < 11 || !strings.Contains(err.Error(), fmt.Sprintf("given up at attempt %d", len(at))) {
+			t.Errorf("%d attempts: %v", len(at), err)
+		}
+	})
+}
+
+// TestTimeLimits: a call ends in time whatever the store does, and the error names the limit that ended it.
+func TestTimeLimits(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		call func(context.Context) (int, error)
-		own  time.Duration // deadline of the caller; 0: none
-		end  time.Duration // cancelled by the caller; 0: not
-		most time.Duration
-		want error // besides ErrUnavailable; nil: no error of a context
+		name     string
+		call     func(context.Context) (int, error)
+		deadline time.Duration // of the caller; 0: none
+		cancel   time.Duration // by the caller; 0: never
+		limit    time.Duration
+		want     error // besides ErrUnavailable; nil: no error of a context
 	}{
-		{"hangs", hang, 0, 0, 600 * time.Millisecond, nil},
-		{"down", down, 0, 0, 600 * time.Millisecond, nil},
-		{"hangs, deadline", hang, 120 * time.Millisecond, 0, 200 * time.Millisecond, context.DeadlineExceeded},
-		{"down, deadline", down, 120 * time.Millisecond, 0, 200 * time.Millisecond, context.DeadlineExceeded},
-		{"hangs, cancelled", hang, 0, 120 * time.Millisecond, 200 * time.Millisecond, context.Canceled},
-		{"down, cancelled", down, 0, 120 * time.Millisecond, 200 * time.Millisecond, context.Canceled},
+		{"hangs", hang, 0, 0, 10 * time.Second, nil},
+		{"down", down, 0, 0, 10 * time.Second, nil},
+		{"hangs, deadline", hang, 1500 * time.Millisecond, 0, 1500 * time.Millisecond, context.DeadlineExceeded},
+		{"down, deadline", down, 1500 * time.Millisecond, 0, 1500 * time.Millisecond, context.DeadlineExceeded},
+		{"hangs, canceled", hang, 0, 1500 * time.Millisecond, 1500 * time.Millisecond, context.Canceled},
+		{"refused, canceled", refusing, 0, 500 * time.Millisecond, 500 * time.Millisecond, context.Canceled},
+		{"down, canceled", down, 0, 1500 * time.Millisecond, 1500 * time.Millisecond, context.Canceled},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		bubble(t, tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			if tt.own > 0 {
-				ctx, cancel = context.WithTimeout(ctx, tt.own)
+			if tt.deadline > 0 {
+				ctx, cancel = context.WithTimeout(ctx, tt.deadline)
 				defer cancel()
 			}
-			if tt.end > 0 {
-				time.AfterFunc(tt.end, cancel)
+			if tt.cancel > 0 {
+				time.AfterFunc(tt.cancel, cancel)
 			}
 			began := time.Now()
-			_, err := Do(ctx, New(quick()), tt.call)
-			if took := time.Since(began); took > tt.most+100*time.Millisecond {
-				t.Errorf("took %v", took)
+			_, err := Do(ctx, caller(nil), tt.call)
+			if took := time.Since(began); took > tt.limit {
+				t.Errorf("took %v, want at most %v", took, tt.limit)
 			}
 			if !errors.Is(err, signer.ErrUnavailable) || tt.want != nil && !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
+			ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+			if ended != (tt.want != nil) {
+				t.Errorf("got %v; the caller's context ended: %v", err, tt.want != nil)
+			}
 		})
 	}
 }
 
-// TestCutOff: what the last attempt could not say before time was up, the one before has said.
-func TestCutOff(t *testing.T) {
-	policy := quick()
-	policy.Attempt = policy.Total
-	calls := 0
-	_, err := Do(t.Context(), New(policy), func(ctx context.Context) (int, error) {
-		if calls++; calls == 1 {
-			return 0, errDown
+// TestAttemptTimeout: an attempt without an answer is given up and repeated, whatever the SDK makes of it. If the total
+// time ends meanwhile, the error is that of the attempt before.
+func TestAttemptTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		call := func(first error) func(ctx context.Context) (string, error) {
+			calls = 0
+			return func(ctx context.Context) (string, error) {
+				if calls++; calls == 2 && first == nil {
+					return "signed", nil
+				}
+				if calls == 1 && first != nil {
+					return "", first
+				}
+				<-ctx.Done()
+				return "", errSDK
+			}
 		}
-		<-ctx.Done()
-		return 0, fmt.Errorf("%w: silence: %w", signer.ErrUnavailable, ctx.Err())
+		value, err := Do(t.Context(), caller(nil), call(nil))
+		if value != "signed" || err != nil || calls != 2 {
+			t.Errorf("%q, %v after %d calls", value, err, calls)
+		}
+		_, err = Do(t.Context(), caller(func(p *Policy) { p.AttemptTimeout = p.Timeout }), call(errDown))
+		if !errors.Is(err, errDown) || calls != 2 {
+			t.Errorf("after %d calls: %v; want %v", calls, err, errDown)
+		}
+		_, err = Do(t.Context(), caller(func(p *Policy) { p.AttemptTimeout = p.Timeout }), hang)
+		if err == nil || !strings.Contains(err.Error(), "no answer in time") {
+			t.Errorf("got %v", err)
+		}
 	})
-	if !errors.Is(err, errDown) || calls != 2 {
-		t.Errorf("after %d calls: %v; want %v", calls, err, errDown)
-	}
 }
 
-// TestAttempts: an attempt that hangs makes room for the next one.
-func TestAttempts(t *testing.T) {
-	var calls atomic.Int64
-	value, err := Do(t.Context(), New(quick()), func(ctx context.Context) (string, error) {
-		if calls.Add(1) == 1 {
-			<-ctx.Done()
-			return "", errors.New("an SDK's own error")
-		}
-		return "signed", nil
-	})
-	if value != "signed" || err != nil || calls.Load() != 2 {
-		t.Errorf("%q, %v after %d calls", value, err, calls.Load())
-	}
-}
-
+// TestBreaker: it opens after consecutive failures, then calls fail at once and even before the queues, and one probe
+// closes it again.
 func TestBreaker(t *testing.T) {
-	policy := quick()
-	policy.Trip, policy.Total = 3, 20*time.Millisecond
-	c := New(policy)
-	var calls atomic.Int64
-	down := func(context.Context) (int, error) { calls.Add(1); return 0, errDown }
-	for range 3 {
-		_, _ = Do(t.Context(), c, down)
-	}
-	tripped := calls.Load()
-	began := time.Now()
-	for range 100 {
-		if _, err := Do(t.Context(), c, down); !errors.Is(err, errOpen) {
-			t.Fatalf("got %v", err)
+	synctest.Test(t, func(t *testing.T) {
+		c := caller(func(p *Policy) { p.BreakerThreshold, p.BreakerCooldown, p.MaxRPS = 3, 20*time.Second, 10 })
+		var calls int64
+		_, err := Do(t.Context(), c, failing(&calls, errDown, errDown, errDown, errDown))
+		if !errors.Is(err, errOpen) || !errors.Is(err, errDown) || calls != 3 {
+			t.Errorf("after %d attempts: %v", calls, err)
 		}
-	}
-	if took := time.Since(began); took > 50*time.Millisecond || calls.Load() != tripped || tripped != 3 {
-		t.Errorf("100 calls took %v; %d attempts before and %d after", took, tripped, calls.Load())
-	}
-	time.Sleep(policy.Recover + 20*time.Millisecond)
-	if value, err := Do(t.Context(), c, failing(new(atomic.Int64))); value != 1 || err != nil {
-		t.Errorf("the probe: %d, %v", value, err)
-	}
-	if value, err := Do(t.Context(), c, failing(new(atomic.Int64))); value != 1 || err != nil {
-		t.Errorf("after the probe: %d, %v", value, err)
-	}
+		began := time.Now()
+		for range 100 {
+			if _, err := Do(t.Context(), c, failing(&calls)); !errors.Is(err, errOpen) || !errors.Is(err, signer.ErrUnavailable) {
+				t.Fatalf("got %v", err)
+			}
+		}
+		if took := time.Since(began); took > 0 || calls != 3 {
+			t.Errorf("100 calls took %v and %d attempts", took, calls-3)
+		}
+		time.Sleep(21 * time.Second)
+		for range 2 {
+			if value, err := Do(t.Context(), c, good); value != 1 || err != nil {
+				t.Errorf("after the cooldown: %d, %v", value, err)
+			}
+		}
+	})
 }
 
-// TestOneMoment: calls that fail in one moment are one failure, those that fail one after the other and those that get
-// no answer are as many; and whoever is told that the breaker is open is told what the store failed with.
-func TestOneMoment(t *testing.T) {
+// TestFailuresAtTheSameMoment: calls that fail together count as one failure. Calls without an answer count each.
+func TestFailuresAtTheSameMoment(t *testing.T) {
 	const callers = 20
 	for _, tt := range []struct {
-		name    string
-		fail    func(ctx context.Context, all *sync.WaitGroup) error
-		trip    uint32
-		refused bool   // by the breaker, afterwards
-		told    string // then
+		name      string
+		call      func(context.Context) (int, error)
+		threshold uint32
+		open      string // the last failure, which the error of an open breaker contains; "": the breaker is closed
 	}{
-		{"one moment", func(_ context.Context, all *sync.WaitGroup) error { all.Done(); all.Wait(); return errDown }, 2, false, ""},
-		{"one moment, one is enough", func(_ context.Context, all *sync.WaitGroup) error { all.Done(); all.Wait(); return errDown }, 1, true, "down"},
-		{"silence", func(ctx context.Context, _ *sync.WaitGroup) error { <-ctx.Done(); return ctx.Err() }, callers, true, "deadline"},
+		{"together", func(context.Context) (int, error) { time.Sleep(time.Second / 2); return 0, errDown }, 2, ""},
+		{"together, threshold 1", func(context.Context) (int, error) { time.Sleep(time.Second / 2); return 0, errDown }, 1, "down"},
+		{"no answer", hang, callers, "no answer"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			policy := quick()
-			policy.Trip, policy.Recover, policy.Total = tt.trip, time.Minute, 200*time.Millisecond
-			c := New(policy)
-			var all, workers sync.WaitGroup
-			all.Add(callers)
+		bubble(t, tt.name, func(t *testing.T) {
+			c := caller(func(p *Policy) { p.BreakerThreshold, p.BreakerCooldown = tt.threshold, time.Minute })
+			var workers sync.WaitGroup
 			for range callers {
-				workers.Go(func() {
-					_, _ = Once(t.Context(), c, func(ctx context.Context) (int, error) { return 0, tt.fail(ctx, &all) })
-				})
+				workers.Go(func() { _, _ = Once(t.Context(), c, tt.call) })
 			}
 			workers.Wait()
-			_, err := Do(t.Context(), c, failing(new(atomic.Int64)))
-			if errors.Is(err, errOpen) != tt.refused {
-				t.Errorf("afterwards: %v", err)
-			}
-			if tt.refused && (!errors.Is(err, signer.ErrUnavailable) || !strings.Contains(err.Error(), tt.told)) {
-				t.Errorf("%v does not tell %q", err, tt.told)
+			_, err := Do(t.Context(), c, good)
+			if errors.Is(err, errOpen) != (tt.open != "") || tt.open != "" && !strings.Contains(err.Error(), tt.open) {
+				t.Errorf("afterwards: %v, want %q", err, tt.open)
 			}
 		})
 	}
 }
 
-// lateTimer is a context whose deadline has passed while its timer has not fired.
+// lateTimer is a context whose deadline has passed before its timer fires.
 type lateTimer struct{ context.Context }
 
 func (lateTimer) Deadline() (time.Time, bool) { return time.Now().Add(-time.Nanosecond), true }
 
-// TestOnce: a call that must not be made twice is not, has more time than an attempt, and passes the same gates.
-func TestOnce(t *testing.T) {
-	policy := quick()
-	policy.MaxRPS, policy.Trip = 0.5, 1
-	c := New(policy)
-	var calls atomic.Int64
-	if _, err := Once(t.Context(), c, func(ctx context.Context) (int, error) {
-		calls.Add(1)
-		select {
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-time.After(2 * policy.Attempt):
-			return 0, ErrThrottled
-		}
-	}); !errors.Is(err, ErrThrottled) || calls.Load() != 1 {
-		t.Errorf("%v after %d calls", err, calls.Load())
-	}
-	if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errNoTurn) || calls.Load() != 1 {
-		t.Errorf("beyond the limit: %v after %d calls", err, calls.Load())
-	}
-	policy.MaxRPS = 0
-	c = New(policy)
-	_, _ = Once(t.Context(), c, func(context.Context) (int, error) { return 0, errDown })
-	if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errOpen) || calls.Load() != 1 {
-		t.Errorf("while the store is down: %v after %d calls", err, calls.Load())
-	}
-}
-
-// TestNoEvidence: neither refusals nor throttling nor impatient callers open the breaker, nor does a call that
-// panics keep the place of the probe.
-func TestNoEvidence(t *testing.T) {
-	policy := quick()
-	policy.Trip, policy.Total = 2, 20*time.Millisecond
-	c := New(policy)
+// TestNotCounted: refusals, throttling and callers that give up do not open the breaker, and a call that panics does
+// not block the probe.
+func TestNotCounted(t *testing.T) {
 	for name, call := range map[string]func(cancel func()) error{
 		"refused":   func(func()) error { return signer.ErrAuth },
 		"throttled": func(func()) error { return ErrThrottled },
-		"cancelled": func(cancel func()) error { cancel(); return errDown },
+		"canceled":  func(cancel func()) error { cancel(); return errDown },
 		"late":      func(func()) error { return errDown },
 	} {
-		for range 5 {
-			ctx, cancel := context.WithCancel(t.Context())
-			if name == "late" {
-				ctx = lateTimer{ctx}
-			}
-			_, err := Do(ctx, c, func(context.Context) (int, error) { return 0, call(cancel) })
-			cancel()
-			if err == nil || errors.Is(err, errOpen) {
-				t.Fatalf("%s: %v", name, err)
-			}
-		}
-	}
-	_, _ = Do(t.Context(), c, func(context.Context) (int, error) { return 0, errDown })
-	_, _ = Do(t.Context(), c, func(context.Context) (int, error) { return 0, errDown })
-	time.Sleep(policy.Recover + 20*time.Millisecond)
-	func() {
-		defer func() { _ = recover() }()
-		_, _ = Do(t.Context(), c, func(context.Context) (int, error) { panic("in the SDK") })
-	}()
-	if value, err := Do(t.Context(), c, failing(new(atomic.Int64))); value != 1 || err != nil {
-		t.Errorf("after a panic: %v", err)
-	}
-}
-
-// TestOpenBreakerBeforeQueues: while the store is down nobody waits for a turn to be told so.
-func TestOpenBreakerBeforeQueues(t *testing.T) {
-	policy := quick()
-	policy.MaxRPS, policy.Trip, policy.Total, policy.Recover = 1, 1, 5*time.Second, 5*time.Second
-	began := time.Now()
-	_, err := Do(t.Context(), New(policy), func(context.Context) (int, error) { return 0, errDown })
-	if took := time.Since(began); !errors.Is(err, errOpen) || took > 500*time.Millisecond {
-		t.Errorf("got %v after %v", err, took)
-	}
-}
-
-func TestConcurrency(t *testing.T) {
-	policy := quick()
-	policy.MaxConcurrent = 3
-	c := New(policy)
-	var under, most atomic.Int64
-	var workers sync.WaitGroup
-	for range 30 {
-		workers.Go(func() {
-			_, err := Do(t.Context(), c, func(context.Context) (int, error) {
-				n := under.Add(1)
-				for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		bubble(t, name, func(t *testing.T) {
+			c := caller(func(p *Policy) { p.BreakerThreshold = 2 })
+			for range 5 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if name == "late" {
+					ctx = lateTimer{ctx}
 				}
-				time.Sleep(2 * time.Millisecond)
-				under.Add(-1)
-				return 0, nil
-			})
-			if err != nil {
-				t.Error(err)
+				_, err := Do(ctx, c, func(context.Context) (int, error) { return 0, call(cancel) })
+				cancel()
+				if err == nil || errors.Is(err, errOpen) {
+					t.Fatal(err)
+				}
 			}
 		})
 	}
-	workers.Wait()
-	if most.Load() != 3 {
-		t.Errorf("%d at a time, want 3", most.Load())
-	}
+	bubble(t, "panic", func(t *testing.T) {
+		c := caller(func(p *Policy) { p.BreakerThreshold, p.BreakerCooldown = 2, time.Minute })
+		_, _ = Do(t.Context(), c, down)
+		time.Sleep(61 * time.Second)
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = Do(t.Context(), c, func(context.Context) (int, error) { panic("in the SDK") })
+		}()
+		_, _ = Once(t.Context(), c, down)
+		if _, err := Do(t.Context(), c, good); !errors.Is(err, errOpen) {
+			t.Errorf("the panic closed the breaker: %v", err)
+		}
+		time.Sleep(61 * time.Second)
+		if _, err := Do(t.Context(), c, good); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
-// TestNoTurn: who cannot begin in time is told so, and does not wait for a turn again.
+// TestOnce: the call is not repeated, may use the whole time, and passes the limits and the breaker.
+func TestOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := caller(func(p *Policy) { p.MaxRPS, p.BreakerThreshold = 0.05, 1 })
+		var calls int64
+		_, err := Once(t.Context(), c, func(ctx context.Context) (int, error) {
+			calls++
+			select {
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(9 * time.Second):
+				return 0, ErrThrottled
+			}
+		})
+		if !errors.Is(err, ErrThrottled) || calls != 1 {
+			t.Errorf("%v after %d calls", err, calls)
+		}
+		if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errNoTurn) || calls != 1 {
+			t.Errorf("above max-rps: %v after %d calls", err, calls)
+		}
+		c = caller(func(p *Policy) { p.BreakerThreshold = 1 })
+		_, _ = Once(t.Context(), c, down)
+		if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errOpen) || calls != 1 {
+			t.Errorf("breaker open: %v after %d calls", err, calls)
+		}
+	})
+}
+
+func TestMaxConcurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := caller(func(p *Policy) { p.MaxConcurrent = 3 })
+		began := time.Now()
+		var workers sync.WaitGroup
+		for range 30 {
+			workers.Go(func() {
+				if _, err := Do(t.Context(), c, func(context.Context) (int, error) { time.Sleep(time.Second / 2); return 0, nil }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		workers.Wait()
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("30 calls of 500 ms took %v, want 5 s with 3 in flight", took)
+		}
+	})
+}
+
+// TestNoTurn: a call that cannot begin in time fails, and does not queue again.
 func TestNoTurn(t *testing.T) {
-	policy := quick()
-	policy.MaxConcurrent, policy.Attempt = 1, time.Second
-	c := New(policy)
-	busy, free := make(chan struct{}), make(chan struct{})
-	go func() {
-		_, _ = Do(context.Background(), c, func(context.Context) (int, error) { close(busy); <-free; return 0, nil })
-	}()
-	<-busy
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err := Do(ctx, c, failing(new(atomic.Int64)))
-	if !errors.Is(err, signer.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("got %v", err)
-	}
-	close(free)
-
-	policy.MaxRPS = 0.5
-	c = New(policy)
-	if _, err := Do(t.Context(), c, failing(new(atomic.Int64))); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	_, err = Do(t.Context(), c, failing(new(atomic.Int64)))
-	if !errors.Is(err, errNoTurn) || time.Since(began) > 200*time.Millisecond {
-		t.Errorf("got %v after %v", err, time.Since(began))
-	}
-}
-
-func TestRate(t *testing.T) {
-	policy := quick()
-	policy.MaxRPS = 100 // of which 10 may come at once
-	c := New(policy)
-	began := time.Now()
-	for range 20 {
-		if _, err := Do(t.Context(), c, failing(new(atomic.Int64))); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		c := caller(func(p *Policy) { p.MaxConcurrent = 1 })
+		go func() {
+			_, _ = Once(t.Context(), c, func(context.Context) (int, error) { time.Sleep(9 * time.Second); return 0, nil })
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := Do(ctx, c, good); !errors.Is(err, signer.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		c = caller(func(p *Policy) { p.MaxRPS = 0.05 })
+		if _, err := Do(t.Context(), c, good); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if took := time.Since(began); took < 80*time.Millisecond {
-		t.Errorf("20 calls at 100 a second took %v", took)
-	}
-}
-
-func TestInFlight(t *testing.T) {
-	for _, tt := range []struct {
-		policy Policy
-		want   int
-	}{
-		{Policy{}, 64},
-		{Policy{MaxConcurrent: 8}, 8},
-		{Policy{MaxRPS: 1000}, 64},
-		{Policy{MaxRPS: 2}, 20},
-		{Policy{MaxRPS: 2, Total: 2 * time.Second}, 2},
-		{Policy{MaxRPS: 0.01}, 1},
-		{Policy{MaxRPS: 1e300}, 64},
-	} {
-		if got := tt.policy.InFlight(); got != tt.want {
-			t.Errorf("%+v: %d, want %d", tt.policy, got, tt.want)
+		began := time.Now()
+		if _, err := Do(t.Context(), c, good); !errors.Is(err, errNoTurn) || time.Since(began) > 0 {
+			t.Errorf("got %v after %v", err, time.Since(began))
 		}
-	}
+		time.Sleep(time.Minute) // the first call ends
+	})
 }
 
-func TestDefaults(t *testing.T) {
-	want := Policy{Attempt: 5 * time.Second, Total: 20 * time.Second, MaxConcurrent: 64, Wait: 100 * time.Millisecond, Trip: 10, Recover: 5 * time.Second}
-	if got := (Policy{}).WithDefaults(); got != want {
-		t.Errorf("%+v", got)
-	}
-	if got := (Policy{MaxConcurrent: -1, Wait: -1, Attempt: -1}).WithDefaults(); got != want {
-		t.Errorf("below zero: %+v", got)
-	}
-	own := Policy{Attempt: 1, Total: 2, MaxRPS: 3, MaxConcurrent: 4, Wait: 5, Trip: 6, Recover: 7}
-	if got := own.WithDefaults(); got != own {
-		t.Errorf("%+v", got)
-	}
-	// Nothing a caller writes there makes New panic, or limits where it should not.
-	if New(Policy{MaxRPS: math.NaN(), MaxConcurrent: -5}).limiter != nil {
-		t.Error("a limit that is no number")
-	}
+// TestMaxRPS: every attempt passes the limit, retries included.
+func TestMaxRPS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := caller(func(p *Policy) { p.MaxRPS, p.RetryDelay = 100, time.Nanosecond }) // 10 of them may come at once
+		began := time.Now()
+		for range 20 {
+			if _, err := Do(t.Context(), c, failing(new(int64), errDown)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(began).Round(time.Millisecond); took != 300*time.Millisecond {
+			t.Errorf("40 attempts at 100 per second took %v, want 300 ms", took)
+		}
+	})
 }

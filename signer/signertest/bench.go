@@ -15,9 +15,9 @@ import (
 	"hsmsign/signer"
 )
 
-// BenchmarkInFlight makes 1,000 signatures with 64 in flight through a key whose store, a double in this process, holds
-// private and answers delay late. It compares with what cannot be less: the waits, and the double's own signatures,
-// which are measured turn about on all processors. The ratio is the median of the rounds.
+// BenchmarkInFlight makes 1,000 signatures, 64 at a time, with a key whose store is a double in this process. The double
+// has the private key and answers after delay. The metric "ratio" compares the time with its lower limit: the delays, and
+// the double's own signatures on all processors, measured in turn. It is the median of the rounds.
 func BenchmarkInFlight(b *testing.B, key signer.Signer, private *rsa.PrivateKey, delay time.Duration) {
 	const signatures, inFlight = 1000, 64
 	digest := sha256.Sum256(nil)

@@ -38,7 +38,7 @@ func checks() []check {
 	}
 }
 
-// digestOf is the digest of the n-th test message.
+// digestOf returns the digest of the n-th test message.
 func digestOf(h crypto.Hash, n int) []byte {
 	hash := h.New()
 	_, _ = fmt.Fprintf(hash, "message %d", n) // a hash never fails
@@ -53,12 +53,12 @@ func publicKey(p *probe) {
 		}
 		pub, ok := key.Public().(*rsa.PublicKey)
 		if !ok || !pub.Equal(p.Public) {
-			p.failf("public key: a %T that is not the fixture's", key.Public())
+			p.failf("public key: a %T that is not that of the fixture", key.Public())
 		}
 	}
 }
 
-// signature: PKCS#1 v1.5 is deterministic (RFC 8017 section 8.2.1), so every way to sign gives the same bytes.
+// signature: PKCS#1 v1.5 is deterministic (RFC 8017 section 8.2.1), so every way to sign returns the same bytes.
 func signature(p *probe) {
 	key, other := p.key(), p.key()
 	if key == nil || other == nil {
@@ -68,11 +68,11 @@ func signature(p *probe) {
 		digest := digestOf(h, 0)
 		var first []byte
 		ways := map[string]func() ([]byte, error){
-			"SignContext":               func() ([]byte, error) { return p.sign(context.Background(), key, digest, h) },
-			"SignContext again":         func() ([]byte, error) { return p.sign(context.Background(), key, digest, h) },
-			"SignContext of a second":   func() ([]byte, error) { return p.sign(context.Background(), other, digest, h) },
-			"Sign with a random source": func() ([]byte, error) { return key.Sign(rand.Reader, digest, h) },
-			"Sign without one":          func() ([]byte, error) { return key.Sign(nil, digest, h) },
+			"SignContext":                    func() ([]byte, error) { return p.sign(context.Background(), key, digest, h) },
+			"SignContext again":              func() ([]byte, error) { return p.sign(context.Background(), key, digest, h) },
+			"SignContext of a second Signer": func() ([]byte, error) { return p.sign(context.Background(), other, digest, h) },
+			"Sign with a random source":      func() ([]byte, error) { return key.Sign(rand.Reader, digest, h) },
+			"Sign without a random source":   func() ([]byte, error) { return key.Sign(nil, digest, h) },
 		}
 		for way, sign := range ways {
 			sig, err := sign()
@@ -82,7 +82,7 @@ func signature(p *probe) {
 			if first == nil {
 				first = sig
 			} else if !bytes.Equal(first, sig) {
-				p.failf("%s, %v: other bytes than before", way, h)
+				p.failf("%s, %v: a different signature", way, h)
 			}
 		}
 	}
@@ -131,7 +131,7 @@ func endedBefore(p *probe) {
 		_, err = p.open(ctx, p.Ref)
 		p.refused("open", err, ctx.Err())
 		if took := time.Since(began); took > atOnce {
-			p.failf("%v: sign and open took %v to see it", ctx.Err(), took)
+			p.failf("%v: sign and open took %v to notice it", ctx.Err(), took)
 		}
 	}
 }
@@ -156,8 +156,8 @@ func closedInFlight(p *probe) {
 	})
 }
 
-// inFlight keeps many signatures going, ends them, and waits until all have seen it: each is valid, or an error
-// that wraps want, and none is made by a call that began after the end.
+// inFlight makes many signatures at the same time, ends them, and waits for all callers. Each result is valid or an error
+// that wraps want. A call that begins after the end must fail.
 func (p *probe) inFlight(ctx context.Context, want error, end func(signer.Signer)) {
 	key := p.key()
 	if key == nil {
@@ -172,7 +172,7 @@ func (p *probe) inFlight(ctx context.Context, want error, end func(signer.Signer
 				copy(digest, digestOf(crypto.SHA256, n))
 				late := ended.Load()
 				sig, err := p.sign(ctx, key, digest, crypto.SHA256)
-				clear(digest) // under -race this finds a call that reads on after it has returned
+				clear(digest) // under -race this detects a call that still reads the digest after it has returned
 				if err != nil {
 					p.refused("in flight", err, want)
 					return
@@ -181,16 +181,16 @@ func (p *probe) inFlight(ctx context.Context, want error, end func(signer.Signer
 					return
 				}
 				if late {
-					p.failf("in flight: signed by a call that began after the end; it must wrap %q", want)
+					p.failf("in flight: a call that began after the end succeeded; it must wrap %q", want)
 					return
 				}
 			}
 		})
 	}
-	time.Sleep(20 * time.Millisecond) // no condition: the end may come at any moment
+	time.Sleep(20 * time.Millisecond) // any moment will do
 	end(key)
 	ended.Store(true)
-	workers.Wait() // every call has its own limit
+	workers.Wait() // every call has a time limit
 }
 
 func concurrent(p *probe) {
@@ -205,15 +205,15 @@ func concurrent(p *probe) {
 				h := p.Hashes[(n+i)%len(p.Hashes)]
 				digest := digestOf(h, 3*n+i)
 				sig, err := p.sign(context.Background(), key, digest, h)
-				p.signed("one of many", h, digest, sig, err)
+				p.signed("concurrent", h, digest, sig, err)
 			}
 		})
 	}
 	workers.Wait()
 }
 
-// digestIsTheCallers: the buffer belongs to the caller, who uses it again as soon as the call has returned. So
-// does the signature.
+// digestIsTheCallers: the digest's buffer and the signature belong to the caller, who may change both as soon as the call
+// has returned.
 func digestIsTheCallers(p *probe) {
 	key := p.key()
 	if key == nil {
@@ -223,7 +223,7 @@ func digestIsTheCallers(p *probe) {
 	buf := bytes.Clone(want)
 	first, err := p.sign(context.Background(), key, buf, crypto.SHA256)
 	if !bytes.Equal(buf, want) {
-		p.failf("digest: the call has changed it")
+		p.failf("digest: the call changed it")
 	}
 	copy(buf, digestOf(crypto.SHA256, 2))
 	second, err2 := p.sign(context.Background(), key, buf, crypto.SHA256)
@@ -250,10 +250,10 @@ func closing(p *probe) {
 	_, err = key.Sign(nil, digest, crypto.SHA256)
 	p.refused("Sign after close", err, signer.ErrClosed)
 	if pub, ok := key.Public().(*rsa.PublicKey); !ok || !pub.Equal(p.Public) {
-		p.failf("close: the public key is gone")
+		p.failf("close: the public key is not available")
 	}
 	sig, err := p.sign(context.Background(), other, digest, crypto.SHA256)
-	p.signed("another signer of the closed key", crypto.SHA256, digest, sig, err)
+	p.signed("another Signer of the closed key", crypto.SHA256, digest, sig, err)
 }
 
 func missingKey(p *probe) {
@@ -268,7 +268,7 @@ func ambiguousKey(p *probe) {
 	_, err := p.open(context.Background(), p.Ambiguous)
 	p.refused("open of an ambiguous reference", err, signer.ErrAmbiguousKey)
 	if len(p.Matches) < 2 {
-		p.failf("the fixture's Matches: %d, at least two are needed", len(p.Matches))
+		p.failf("Matches of the fixture: %d, want at least two", len(p.Matches))
 	}
 	for _, match := range p.Matches {
 		if err != nil && !strings.Contains(err.Error(), match) {

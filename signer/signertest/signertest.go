@@ -1,17 +1,8 @@
-// Package signertest is the conformance suite of the key stores: what a signer.Backend must do, whichever
-// store is behind it. A backend's own test is a Fixture and one call:
+// Package signertest is the conformance suite of the key stores: what every signer.Backend must do. The test of a backend
+// is a Fixture and a call of Run; see the example.
 //
-//	func TestConformance(t *testing.T) {
-//		signertest.Run(t, signertest.Fixture{
-//			Backend: file.Backend(file.Options{}),
-//			Ref:     "file:" + path,
-//			Public:  &key.PublicKey,
-//			Missing: "file:/no/such/file",
-//		})
-//	}
-//
-// Run makes one subtest per rule, and each of them opens the key afresh. It watches the goroutines of the
-// whole process, so a test that calls it must not run in parallel with others.
+// Run has one subtest for each rule, and each of them opens the key again. It watches the goroutines of the whole
+// process, so a test that calls it must not run in parallel with others.
 package signertest
 
 import (
@@ -33,10 +24,9 @@ import (
 	"hsmsign/signer"
 )
 
-// The bounds of one call. A slow token makes ten signatures a second, and the suite has at most a few hundred
-// in the queue.
+// The time limits of one call. A slow token makes ten signatures per second, and the suite queues a few hundred.
 const (
-	callLimit = time.Minute     // any call at all
+	callLimit = time.Minute     // any call
 	atOnce    = 2 * time.Second // a call whose context ended before it began
 )
 
@@ -44,25 +34,25 @@ const (
 type Fixture struct {
 	Backend signer.Backend
 	Ref     string         // names the test key
-	Public  *rsa.PublicKey // what its public half must be
-	Missing string         // a well-formed reference that names no key
+	Public  *rsa.PublicKey // its public key
+	Missing string         // a well-formed reference to a key that does not exist
 
-	// Ambiguous is a reference that matches several keys; "" where the backend cannot have that. Matches are
-	// the texts by which the error must list them, at least two.
+	// Ambiguous is a reference that matches several keys; "": the backend has no such references. The error must contain
+	// all texts in Matches, at least two.
 	Ambiguous string
 	Matches   []string
 
-	// Hashes is all that the key can sign with; nil means SHA-256 and SHA-1.
+	// Hashes are all hashes that the key supports; nil: SHA-256 and SHA-1.
 	Hashes []crypto.Hash
-	// Secrets (PIN, passphrase, ...) must appear in no error and in no hint.
+	// Secrets (PIN, passphrase, ...) must not appear in an error or a hint.
 	Secrets []string
-	// Leaks tells goleak which goroutines may outlive a Signer, such as the thread of a loaded module.
+	// Leaks are the goroutines that may outlive a Signer, such as the thread of a loaded module.
 	Leaks []goleak.Option
 
-	limit time.Duration // of a call; zero means callLimit
+	limit time.Duration // of a call; zero: callLimit
 }
 
-// Run holds a backend to every rule, one subtest each.
+// Run checks every rule, each in a subtest.
 func Run(t *testing.T, f Fixture) {
 	t.Helper()
 	for _, c := range checks() {
@@ -74,13 +64,13 @@ func Run(t *testing.T, f Fixture) {
 	}
 }
 
-// check is one rule: it uses the probe as a program would, and tells it what went wrong.
+// check is one rule: it uses the backend through the probe, which collects the problems.
 type check struct {
 	name string
 	run  func(p *probe)
 }
 
-// problems runs the check and gives what it found. Whatever the rule, no goroutine may be left behind.
+// problems runs the check and returns what it found. After every check no goroutine may be left.
 func (c check) problems(f Fixture) []string {
 	if f.Hashes == nil {
 		f.Hashes = []crypto.Hash{crypto.SHA256, crypto.SHA1}
@@ -102,7 +92,7 @@ func (c check) problems(f Fixture) []string {
 	return p.found
 }
 
-// probe makes bounded calls to a backend and collects what is wrong with them. Safe for concurrent use.
+// probe makes calls with a time limit to a backend and collects the problems. Safe for concurrent use.
 type probe struct {
 	Fixture
 	mu     sync.Mutex
@@ -118,7 +108,7 @@ func (p *probe) failf(format string, args ...any) {
 	}
 }
 
-// open opens a reference within the limit. The check's end closes what it gives.
+// open opens a reference within the limit. The Signer is closed at the end of the check.
 func (p *probe) open(ctx context.Context, reference string) (signer.Signer, error) {
 	ref, err := signer.ParseRef(reference)
 	if err != nil {
@@ -133,7 +123,7 @@ func (p *probe) open(ctx context.Context, reference string) (signer.Signer, erro
 	return key, err
 }
 
-// key opens the test key; nil says that it has failed and been noted.
+// key opens the test key. nil: it failed, which has been recorded.
 func (p *probe) key() signer.Signer {
 	key, err := p.open(context.Background(), p.Ref)
 	if err != nil {
@@ -147,7 +137,7 @@ func (p *probe) sign(ctx context.Context, key signer.Signer, digest []byte, opts
 	return within(p.limit, func() ([]byte, error) { return key.SignContext(ctx, digest, opts) })
 }
 
-// within waits for f, but not longer than the limit: a backend that hangs must fail its test, not stop it.
+// within waits for f up to the limit: a backend that hangs must fail its test, not block it.
 func within[T any](limit time.Duration, f func() (T, error)) (T, error) {
 	type answer struct {
 		value T
@@ -164,12 +154,12 @@ func within[T any](limit time.Duration, f func() (T, error)) (T, error) {
 	case a := <-answers:
 		return a.value, a.err
 	case <-timer.C:
-		var none T
-		return none, fmt.Errorf("no answer within %v", limit)
+		var zero T
+		return zero, fmt.Errorf("no answer within %v", limit)
 	}
 }
 
-// signed notes a signature that is missing or does not verify.
+// signed records a signature that is missing or does not verify.
 func (p *probe) signed(what string, h crypto.Hash, digest, sig []byte, err error) bool {
 	if err != nil {
 		p.failf("%s: %v", what, err)
@@ -182,7 +172,7 @@ func (p *probe) signed(what string, h crypto.Hash, digest, sig []byte, err error
 	return true
 }
 
-// refused notes an error that is missing, of the wrong family, not a *signer.Error, or that tells a secret.
+// refused records an error that is missing, of the wrong family, not a *signer.Error, or that contains a secret.
 func (p *probe) refused(what string, err, family error) {
 	if err == nil {
 		p.failf("%s: no error; it must wrap %q", what, family)
@@ -191,15 +181,13 @@ func (p *probe) refused(what string, err, family error) {
 	if !errors.Is(err, family) {
 		p.failf("%s: %q does not wrap %q", what, err, family)
 	}
-	var carrier *signer.Error
-	if !errors.As(err, &carrier) {
+	if _, ok := errors.AsType[*signer.Error](err); !ok {
 		p.failf("%s: %q (%T) is not a *signer.Error", what, err, err)
-		carrier = &signer.Error{}
 	}
 	for _, text := range []string{fmt.Sprintf("%v", err), fmt.Sprintf("%+v", err), fault.Hint(err)} {
 		for _, secret := range p.Secrets {
 			if strings.Contains(text, secret) {
-				p.failf("%s: the error tells a secret", what)
+				p.failf("%s: the error contains a secret", what)
 			}
 		}
 	}

@@ -4,26 +4,23 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
 const secret = "correct horse"
 
-// memory is a well-behaved backend, and faults are the ways in which it can misbehave.
+// memory is a correct backend. Its faults make it incorrect.
 type memory struct {
 	private *rsa.PrivateKey
 	faults  faults
@@ -32,10 +29,10 @@ type memory struct {
 type faults struct {
 	openErr   func(ref signer.Ref, err error) error         // changes the error of Open
 	ignoreCtx bool                                          // Open does not look at its context
-	sign      func(k *memoryKey, s signing) ([]byte, error) // in place of a proper signature
+	sign      func(k *memoryKey, s signing) ([]byte, error) // replaces correct
 	public    func(*memoryKey) crypto.PublicKey
 	close     func(*memoryKey) error
-	shared    bool            // all signers of the key are one
+	shared    bool            // Open returns the same Signer each time
 	leak      <-chan struct{} // a goroutine waits for it
 }
 
@@ -44,7 +41,7 @@ type memoryKey struct {
 	ref    signer.Ref
 	mu     sync.Mutex
 	closed bool
-	digest []byte // what a faulty signer has kept
+	digest []byte // that a faulty Signer kept
 	sig    []byte
 	calls  int
 }
@@ -63,7 +60,7 @@ func (m *memory) backend() signer.Backend {
 			err = ctx.Err()
 		}
 		if err != nil {
-			err = carry(ref, err)
+			err = wrap(ref, err)
 			if m.faults.openErr != nil {
 				err = m.faults.openErr(ref, err)
 			}
@@ -81,7 +78,7 @@ func (m *memory) backend() signer.Backend {
 	}}
 }
 
-func carry(ref signer.Ref, err error) error { return &signer.Error{Op: "do", Ref: ref, Err: err} }
+func wrap(ref signer.Ref, err error) error { return &signer.Error{Op: "do", Ref: ref, Err: err} }
 
 func (m *memory) find(ref signer.Ref) error {
 	switch {
@@ -110,10 +107,10 @@ func (k *memoryKey) SignContext(ctx context.Context, digest []byte, opts crypto.
 	if k.faults.sign != nil {
 		return k.faults.sign(k, signing{ctx, digest, opts})
 	}
-	return k.proper(ctx, digest, opts)
+	return k.correct(ctx, digest, opts)
 }
 
-func (k *memoryKey) proper(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (k *memoryKey) correct(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	k.mu.Lock()
 	closed := k.closed
 	k.mu.Unlock()
@@ -125,7 +122,7 @@ func (k *memoryKey) proper(ctx context.Context, digest []byte, opts crypto.Signe
 		err = ctx.Err()
 	}
 	if err != nil {
-		return nil, carry(k.ref, err)
+		return nil, wrap(k.ref, err)
 	}
 	return rsa.SignPKCS1v15(nil, k.private, h, digest)
 }
@@ -140,20 +137,6 @@ func (k *memoryKey) Close() error {
 	return nil
 }
 
-func goldenKey(t *testing.T) *rsa.PrivateKey {
-	t.Helper()
-	data, err := os.ReadFile("../../testdata/golden/vendor.key")
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(data)
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key.(*rsa.PrivateKey)
-}
-
 func fixture(m *memory) Fixture {
 	return Fixture{
 		Backend: m.backend(), Ref: "memory:key?pin=" + strings.ReplaceAll(secret, " ", "%20"), Public: &m.private.PublicKey,
@@ -163,28 +146,28 @@ func fixture(m *memory) Fixture {
 }
 
 func TestGoodBackend(t *testing.T) {
-	Run(t, fixture(&memory{private: goldenKey(t)}))
+	Run(t, fixture(&memory{private: testkit.GoldenKey(t)}))
 }
 
 // badBackend breaks one rule.
 type badBackend struct {
 	fault  string
-	check  string // that must find it
-	want   string // in what it says
+	check  string // that must find the fault
+	want   string // in the problem
 	faults faults
 	limit  time.Duration // of a call; zero: the fixture's
 }
 
-// properly is how a fault ends that concerns some calls only.
-func properly(k *memoryKey, s signing) ([]byte, error) { return k.proper(s.ctx, s.digest, s.opts) }
+// properly signs correctly: a fault may affect some calls only.
+func properly(k *memoryKey, s signing) ([]byte, error) { return k.correct(s.ctx, s.digest, s.opts) }
 
-// wrongSignatures have other keys, or do not look at what they are asked to sign.
+// wrongSignatures use another key or do not check the request.
 func wrongSignatures(other *rsa.PrivateKey) []badBackend {
 	otherKey := func(_ *memoryKey, s signing) ([]byte, error) {
 		return rsa.SignPKCS1v15(nil, other, s.opts.HashFunc(), s.digest)
 	}
 	return []badBackend{
-		{fault: "another public key", check: "public key", want: "not the fixture's",
+		{fault: "another public key", check: "public key", want: "not that of the fixture",
 			faults: faults{public: func(*memoryKey) crypto.PublicKey { return other.Public() }}},
 		{fault: "signs with another key", check: "signature", want: "does not verify", faults: faults{sign: otherKey}},
 		{fault: "another signature on the second call", check: "signature", want: "does not verify",
@@ -199,7 +182,7 @@ func wrongSignatures(other *rsa.PrivateKey) []badBackend {
 			faults: faults{sign: func(k *memoryKey, _ signing) ([]byte, error) {
 				return rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, make([]byte, 32))
 			}}},
-		{fault: "takes PSS options for a hash", check: "unsupported", want: "RSASSA-PSS: no error",
+		{fault: "accepts PSS options as a hash", check: "unsupported", want: "RSASSA-PSS: no error",
 			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
 				if pss, ok := s.opts.(*rsa.PSSOptions); ok {
 					s.opts = pss.Hash
@@ -213,37 +196,37 @@ func wrongSignatures(other *rsa.PrivateKey) []badBackend {
 	}
 }
 
-// deafToContext do not end when they should. hang blocks until the test is over.
-func deafToContext(hang <-chan struct{}) []badBackend {
+// ignoreContext do not end when they must. hang blocks until the test is over.
+func ignoreContext(hang <-chan struct{}) []badBackend {
 	noCtx := func(k *memoryKey, s signing) ([]byte, error) {
-		return k.proper(context.WithoutCancel(s.ctx), s.digest, s.opts)
+		return k.correct(context.WithoutCancel(s.ctx), s.digest, s.opts)
 	}
 	return []badBackend{
 		{fault: "ignores the context", check: "context ended before", want: "sign: no error", faults: faults{sign: noCtx}},
 		{fault: "open ignores the context", check: "context ended before", want: "open: no error", faults: faults{ignoreCtx: true}},
-		{fault: "an error of its own for the context", check: "context ended before", want: "does not wrap",
+		{fault: "another error for the context", check: "context ended before", want: "does not wrap",
 			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
 				if s.ctx.Err() != nil {
-					return nil, carry(k.ref, signer.ErrUnavailable)
+					return nil, wrap(k.ref, signer.ErrUnavailable)
 				}
 				return properly(k, s)
 			}}},
-		{fault: "slow to see the context", check: "context ended before", want: "to see it",
+		{fault: "slow to notice the context", check: "context ended before", want: "to notice it",
 			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
 				time.Sleep(atOnce)
 				return properly(k, s)
 			}}},
-		{fault: "ignores the context", check: "cancelled in flight", want: "began after the end", faults: faults{sign: noCtx}},
-		{fault: "ignores the context", check: "deadline in flight", want: "began after the end", faults: faults{sign: noCtx}},
+		{fault: "ignores the context", check: "cancelled in flight", want: "after the end succeeded", faults: faults{sign: noCtx}},
+		{fault: "ignores the context", check: "deadline in flight", want: "after the end succeeded", faults: faults{sign: noCtx}},
 		{fault: "hangs", check: "deadline in flight", want: "no answer within", limit: 300 * time.Millisecond,
 			faults: faults{sign: func(*memoryKey, signing) ([]byte, error) { <-hang; return nil, nil }}},
-		{fault: "signs after close", check: "closed in flight", want: "began after the end",
+		{fault: "signs after close", check: "closed in flight", want: "after the end succeeded",
 			faults: faults{close: func(*memoryKey) error { return nil }}},
 	}
 }
 
-// careless keep what is not theirs.
-func careless(hang <-chan struct{}) []badBackend {
+// keepBuffers keep or change what belongs to the caller, or keep state.
+func keepBuffers(hang <-chan struct{}) []badBackend {
 	return []badBackend{
 		{fault: "mixes up concurrent calls", check: "concurrent", want: "does not verify",
 			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
@@ -256,7 +239,7 @@ func careless(hang <-chan struct{}) []badBackend {
 				k.mu.Unlock()
 				return properly(k, s)
 			}}},
-		{fault: "changes the digest", check: "digest", want: "has changed it",
+		{fault: "changes the digest", check: "digest", want: "changed it",
 			faults: faults{sign: func(k *memoryKey, s signing) ([]byte, error) {
 				defer clear(s.digest)
 				return properly(k, s)
@@ -290,42 +273,39 @@ func careless(hang <-chan struct{}) []badBackend {
 				k.closed = true
 				return nil
 			}}},
-		{fault: "one closes all", check: "close", want: "another signer", faults: faults{shared: true}},
+		{fault: "one closes all", check: "close", want: "another Signer", faults: faults{shared: true}},
 		{fault: "leaves a goroutine", check: "public key", want: "goroutines outlive", faults: faults{leak: hang}},
 	}
 }
 
-// wrongAnswers find keys that they should not, or say so badly.
+// wrongAnswers open keys that they must not open, or return wrong errors.
 func wrongAnswers() []badBackend {
 	return []badBackend{
 		{fault: "another family", check: "missing key", want: "does not wrap",
-			faults: faults{openErr: func(ref signer.Ref, _ error) error { return carry(ref, signer.ErrBadKey) }}},
+			faults: faults{openErr: func(ref signer.Ref, _ error) error { return wrap(ref, signer.ErrBadKey) }}},
 		{fault: "a bare error", check: "missing key", want: "is not a *signer.Error",
 			faults: faults{openErr: func(_ signer.Ref, err error) error { return errors.Unwrap(err) }}},
-		{fault: "tells the secret", check: "context ended before", want: "tells a secret",
+		{fault: "shows the secret", check: "context ended before", want: "contains a secret",
 			faults: faults{openErr: func(ref signer.Ref, err error) error {
 				pin, _ := ref.Query("pin")
-				return carry(ref, fmt.Errorf("%w with pin %s", errors.Unwrap(err), pin))
+				return wrap(ref, fmt.Errorf("%w with pin %s", errors.Unwrap(err), pin))
 			}}},
 		{fault: "does not list the matches", check: "ambiguous key", want: "does not list",
-			faults: faults{openErr: func(ref signer.Ref, _ error) error { return carry(ref, signer.ErrAmbiguousKey) }}},
-		{fault: "takes the first of several", check: "ambiguous key", want: "no error",
+			faults: faults{openErr: func(ref signer.Ref, _ error) error { return wrap(ref, signer.ErrAmbiguousKey) }}},
+		{fault: "opens the first of several", check: "ambiguous key", want: "no error",
 			faults: faults{openErr: func(signer.Ref, error) error { return nil }}},
-		{fault: "any attribute will do", check: "unknown attribute", want: "no error",
+		{fault: "accepts any attribute", check: "unknown attribute", want: "no error",
 			faults: faults{openErr: func(signer.Ref, error) error { return nil }}},
 	}
 }
 
-// TestBadBackends: for each rule, a backend that breaks it is found out by the check of that rule.
+// TestBadBackends: the check of each rule detects a backend that breaks it.
 func TestBadBackends(t *testing.T) {
-	private := goldenKey(t)
-	other, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := testkit.GoldenKey(t)
+	other := testkit.Key("other")
 	hang := make(chan struct{})
 	defer close(hang)
-	tests := slices.Concat(wrongSignatures(other), deafToContext(hang), careless(hang), wrongAnswers())
+	tests := slices.Concat(wrongSignatures(other), ignoreContext(hang), keepBuffers(hang), wrongAnswers())
 	untested := map[string]bool{}
 	for _, c := range checks() {
 		untested[c.name] = true
@@ -344,7 +324,7 @@ func TestBadBackends(t *testing.T) {
 			}
 			found := strings.Join(all[i].problems(f), "\n")
 			if !strings.Contains(found, tt.want) {
-				t.Errorf("found %q, which does not hold %q", found, tt.want)
+				t.Errorf("found %q, want %q", found, tt.want)
 			}
 		})
 	}

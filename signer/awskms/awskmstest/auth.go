@@ -16,21 +16,21 @@ import (
 // maxSkew is how far the clocks may differ ("Common errors", AWS KMS API reference).
 const maxSkew = 5 * time.Minute
 
-// Credentials are what a client signs with. Session credentials have a token and end.
+// Credentials are those that a client signs requests with. Session credentials have a token and expire.
 type Credentials struct {
 	AccessKeyID, SecretAccessKey string
-	SessionToken                 string    // "" for lasting credentials
+	SessionToken                 string    // "": long-term credentials
 	Expires                      time.Time // zero: never
 }
 
-// AddCredentials makes the server take these as well, and replaces what it knows of the same access key.
+// AddCredentials adds credentials that the server accepts, or replaces those with the same access key.
 func (s *Server) AddCredentials(c Credentials) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.credentials[c.AccessKeyID] = c
 }
 
-// Expire ends session credentials now.
+// Expire lets session credentials expire now.
 func (s *Server) Expire(accessKeyID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,7 +40,7 @@ func (s *Server) Expire(accessKeyID string) {
 	}
 }
 
-// authorization is the header of that name ("Signature Version 4", IAM user guide).
+// authorization is the header Authorization ("Signature Version 4", IAM user guide).
 type authorization struct {
 	accessKey, date, region, service string
 	headers                          []string
@@ -69,7 +69,7 @@ func parseAuthorization(header string) (authorization, error) {
 	return a, nil
 }
 
-// authenticate checks who has signed the request, and gives the region it was signed for.
+// authenticate checks the signature of a request and returns the region of the signature.
 func (s *Server) authenticate(r *http.Request, body []byte, service string) (region string, err error) {
 	if r.Header.Get("Authorization") == "" {
 		return "", fail("MissingAuthenticationTokenException", "Missing Authentication Token")
@@ -109,12 +109,12 @@ func (s *Server) authenticate(r *http.Request, body []byte, service string) (reg
 	return a.region, nil
 }
 
-// signatureOf is the signature that the request should have.
+// signatureOf returns the signature that the request must have.
 func signatureOf(secret string, a authorization, r *http.Request, body []byte) []byte {
 	var headers strings.Builder
 	for _, name := range a.headers {
 		value := strings.Join(r.Header.Values(name), ",")
-		switch name { // Go's server keeps these two elsewhere
+		switch name { // Go's server removes these two from the header
 		case "host":
 			value = r.Host
 		case "content-length":
@@ -148,7 +148,7 @@ func fail(code, format string, args ...any) error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// formAction is the Action of a request of STS; empty for any other.
+// formAction returns the Action of a request to STS, or "" for any other request.
 func formAction(r *http.Request, body []byte) string {
 	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
 		return ""

@@ -1,23 +1,18 @@
-// Package kmstest is a double of AWS Key Management Service, for tests of programs that sign with it. It speaks the
-// service's protocol (JSON 1.1 over HTTP) on a real socket, checks the Signature Version 4 of every request against
-// its own secret keys, does real cryptography, and fails as it is told to.
+// Package awskmstest is a double of AWS Key Management Service, for tests of programs that sign with it. It speaks the
+// service's protocol (JSON 1.1 over HTTP) on a real socket, checks the Signature Version 4 of every request against its
+// own secret keys, makes real signatures, and fails on request (Script, Stand).
 //
-//	server, err := awskmstest.NewServer(awskmstest.Config{})
-//	defer server.Close()
-//	arn, err := server.AddKey("alias/mdm-vendor", privateKey)
-//	server.Script("Sign", awskmstest.Throttle, awskmstest.Delay(2*time.Second), awskmstest.OK)
+// A client needs Endpoint as its endpoint (plain HTTP on loopback), Region, and the credentials AccessKeyID and
+// SecretAccessKey. The program cmd/awskms-double is the same server as a separate process. Package gcpkmstest is its
+// counterpart for Google Cloud and has the same functions.
 //
-// A client needs server.URL() as its endpoint (over plain http, on loopback), server.Region(), and the credentials
-// AccessKeyID and SecretAccessKey. cmd/awskms-double is the same as a process of its own.
-//
-// The operations are GetPublicKey, Sign, DescribeKey, CreateKey, CreateAlias, ListKeys and ListAliases, and
-// AssumeRole of STS, which gives out credentials of their own. Everything lies in memory. The region of a request is
-// that of its signature, so one server is all regions. It is for tests only: it has no policies, any valid
-// credentials may do anything. Everything here is safe for concurrent use.
+// The operations are GetPublicKey, Sign, DescribeKey, CreateKey, CreateAlias, ListKeys and ListAliases, and AssumeRole
+// of STS, which issues session credentials. All data is in memory. The region of a request is that of its signature, so
+// one server is all regions. It has no policies: every valid credential may do everything. Everything here is safe for
+// concurrent use.
 package awskmstest
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -28,26 +23,28 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"hsmsign/internal/double"
 )
 
-// The credentials that every server takes. They are examples and open nothing.
+// The credentials that every server accepts. They are valid for this double only.
 const (
 	AccessKeyID     = "AKIAKMSTESTEXAMPLE00"                        // #nosec G101 -- of the double alone
 	SecretAccessKey = "kmstest-secret-for-tests-only-000000EXAMPLE" // #nosec G101 -- of the double alone
 )
 
-// The bounds of a request.
+// The limits of a request.
 const (
 	maxBody    = 64 << 10
 	maxHeaders = 32 << 10
 )
 
-// Config says what a server is like. The zero value is usable.
+// Config configures a server. The zero value is usable.
 type Config struct {
-	Listen  string        // address; "127.0.0.1:0"
+	Listen  string        // HOST:PORT; "127.0.0.1:0"
+	Delay   time.Duration // added to every answer
 	Region  string        // of keys that name none; "eu-west-1"
 	Account string        // "111122223333"
-	Delay   time.Duration // added to every answer
 }
 
 // Server is a running double.
@@ -55,73 +52,76 @@ type Server struct {
 	config   Config
 	listener net.Listener
 	http     *http.Server
-	served   chan struct{}
-	ending   chan struct{} // closed by Close
+	closed   chan struct{} // closed by Close
+	done     chan struct{} // closed when the server has stopped
 	once     sync.Once
+	script   *double.Script[Fault]
 
 	mu          sync.Mutex
 	keys        map[string]*Key   // by ARN
 	aliases     map[string]string // ARN of the alias to ARN of the key
 	credentials map[string]Credentials
-	scripts     map[string][]Fault
-	standing    map[string]Fault
-	calls       map[string]int
 }
 
 // NewServer starts a double. It listens until Close.
 func NewServer(config Config) (*Server, error) {
-	set := func(field *string, standard string) {
+	set := func(field *string, def string) {
 		if *field == "" {
-			*field = standard
+			*field = def
 		}
 	}
 	set(&config.Listen, "127.0.0.1:0")
 	set(&config.Region, "eu-west-1")
 	set(&config.Account, "111122223333")
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", config.Listen)
+	listener, err := net.Listen("tcp", config.Listen)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
-		config: config, listener: listener, served: make(chan struct{}), ending: make(chan struct{}),
-		keys: map[string]*Key{}, aliases: map[string]string{}, calls: map[string]int{},
+		config: config, listener: listener, closed: make(chan struct{}), done: make(chan struct{}), script: double.NewScript(operations(), faults()...),
+		keys: map[string]*Key{}, aliases: map[string]string{},
 		credentials: map[string]Credentials{AccessKeyID: {AccessKeyID: AccessKeyID, SecretAccessKey: SecretAccessKey}},
-		scripts:     map[string][]Fault{}, standing: map[string]Fault{},
 	}
-	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders}
+	s.http = &http.Server{
+		Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,
+	}
 	go func() {
-		defer close(s.served)
-		_ = s.http.Serve(listener) // always ErrServerClosed, or the listener is gone, and clients see that
+		defer close(s.done)
+		_ = s.http.Serve(listener) // ErrServerClosed, or the listener is gone, which clients notice
 	}()
 	return s, nil
 }
 
-// Addr is the address it listens on, "127.0.0.1:PORT".
+// Addr returns the address that the server listens on, HOST:PORT.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// URL is what a client takes as its endpoint.
-func (s *Server) URL() string { return "http://" + s.Addr() }
+// Endpoint returns the value of the attribute endpoint in a key reference: a URL.
+func (s *Server) Endpoint() string { return "http://" + s.Addr() }
 
-// Region is that of keys that name none.
+// Region returns the region of keys that name none.
 func (s *Server) Region() string { return s.config.Region }
 
-// Close ends it: connections are cut. Closing twice is no error.
+// Close cuts all connections and stops the server. It may be called twice.
 func (s *Server) Close() error {
-	var err error
-	s.once.Do(func() {
-		close(s.ending)
-		err = s.http.Close()
-		<-s.served
-	})
+	s.once.Do(func() { close(s.closed) })
+	err := s.http.Close()
+	<-s.done
 	return err
 }
 
-// Calls is how many requests for an operation ("Sign") have come, refused ones and those that met a fault included.
-func (s *Server) Calls(operation string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.calls[operation]
+// Calls returns how many requests of an operation have arrived, including refused ones; "*" means all operations.
+func (s *Server) Calls(operation string) int { return s.script.Calls(operation) }
+
+// Script queues faults for the next requests of an operation ("Sign", "AssumeRole", or "*" for any), one for each
+// request and in this order. "Sign@us-east-1" means one region. An unknown operation or fault is an error, and then
+// nothing is queued.
+func (s *Server) Script(operation string, faults ...Fault) error {
+	return s.script.Add(operation, faults...)
 }
+
+// Stand sets the fault of every request of an operation, named as for Script, for which no fault is queued. OK removes
+// it.
+func (s *Server) Stand(operation string, fault Fault) error { return s.script.Stand(operation, fault) }
 
 // call is one request.
 type call struct {
@@ -148,18 +148,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, fail("UnknownOperationException", ""))
 		return
 	}
-	s.mu.Lock()
-	s.calls[c.operation]++
-	s.mu.Unlock()
+	s.script.Count(c.operation)
 	c.region, err = s.authenticate(r, body, service)
 	if err == nil {
-		c.fault = s.next(c.operation, c.region)
+		c.fault = s.script.Next(c.operation, c.region)
 		if !s.meet(w, r, c.fault) {
 			return
 		}
-	}
-	if err == nil {
-		err = c.fault.refusal()
+		err = c.fault.refusal(c.operation)
 	}
 	if service == "sts" {
 		s.serveSTS(w, c, err)
@@ -198,14 +194,14 @@ func encode(answer any) []byte {
 	return body
 }
 
-// Error is an answer that is an error, as KMS gives it: a code, a message and a status of HTTP.
+// Error is an error that KMS answers with.
 type Error struct {
 	Code, Message string
 }
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
-// refuse answers with an error. KMS writes the member "message", and "Message" where its front end refuses access.
+// refuse answers with an error. KMS names the member "message", and "Message" if its front end denies access.
 func refuse(w http.ResponseWriter, err error) {
 	var e *Error
 	if !errors.As(err, &e) {

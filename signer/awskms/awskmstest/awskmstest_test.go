@@ -3,39 +3,42 @@ package awskmstest
 import (
 	"bytes"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/xml"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
+
+	"hsmsign/internal/testkit"
 )
 
 func newServer(t *testing.T, config Config) *Server {
 	t.Helper()
-	s, err := NewServer(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testkit.Value(NewServer(config))(t)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
 
-func newKey(t *testing.T) *rsa.PrivateKey {
+// withKey returns a server with the golden key under alias/v, and the ARN of the key.
+func withKey(t *testing.T) (*Server, string) {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
+	s := newServer(t, Config{})
+	arn := testkit.Value(s.AddKey("alias/v", testkit.GoldenKey(t)))(t)
+	return s, arn
 }
 
-// request is a client's request, signed here by the steps of the IAM user guide and not by the SDK, so that two
-// readings of Signature Version 4 have to agree.
+// request is a client's request. It is signed here by the steps of the IAM user guide and not by the SDK, so that two
+// implementations of Signature Version 4 must agree.
 type request struct {
 	operation, region, service string
 	body                       string
@@ -59,10 +62,7 @@ func (s *Server) do(t *testing.T, r request) (int, map[string]any) {
 
 func (s *Server) raw(t *testing.T, r request) (int, []byte) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL()+"/", strings.NewReader(r.body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testkit.Value(http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint()+"/", strings.NewReader(r.body)))(t)
 	if r.service == "sts" {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	} else {
@@ -76,15 +76,9 @@ func (s *Server) raw(t *testing.T, r request) (int, []byte) {
 	if r.change != nil {
 		r.change(req)
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testkit.Value(http.DefaultClient.Do(req))(t)
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := testkit.Value(io.ReadAll(resp.Body))(t)
 	return resp.StatusCode, body
 }
 
@@ -120,19 +114,16 @@ func (r *request) sign(req *http.Request) {
 	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential="+r.id+"/"+scope+", SignedHeaders="+names+", Signature="+hex.EncodeToString(mac(key, text)))
 }
 
-// TestAuthentication: a request that is not properly signed is refused with the code that KMS has for it.
+// TestAuthentication: a request without a valid signature is refused with the error code of KMS.
 func TestAuthentication(t *testing.T) {
-	s := newServer(t, Config{})
-	if _, err := s.AddKey("alias/v", newKey(t)); err != nil {
-		t.Fatal(err)
-	}
+	s, _ := withKey(t)
 	s.AddCredentials(Credentials{AccessKeyID: "ASIASESSION", SecretAccessKey: "s", SessionToken: "tok", Expires: time.Now().Add(time.Hour)})
 	s.AddCredentials(Credentials{AccessKeyID: "ASIAENDED", SecretAccessKey: "s", SessionToken: "tok", Expires: time.Now().Add(-time.Hour)})
 	header := func(name, value string) func(*http.Request) {
 		return func(r *http.Request) { r.Header.Set(name, value) }
 	}
 	for _, tt := range []struct {
-		name, code string // code "": it is answered
+		name, code string // code "": it succeeds
 		request    request
 	}{
 		{"signed", "", request{}},
@@ -146,7 +137,7 @@ func TestAuthentication(t *testing.T) {
 		{"no token", "UnrecognizedClientException", request{id: "ASIASESSION", secret: "s"}},
 		{"expired", "ExpiredTokenException", request{id: "ASIAENDED", secret: "s", token: "tok"}},
 		{"old", "InvalidSignatureException", request{date: time.Now().Add(-10 * time.Minute)}},
-		{"of the future", "InvalidSignatureException", request{date: time.Now().Add(10 * time.Minute)}},
+		{"in the future", "InvalidSignatureException", request{date: time.Now().Add(10 * time.Minute)}},
 		{"for another operation", "InvalidSignatureException", request{change: header("X-Amz-Target", "TrentService.CreateKey")}},
 		{"another body", "InvalidSignatureException", request{change: func(r *http.Request) {
 			body := []byte(`{"KeyId":"alias/w"}`)
@@ -175,21 +166,11 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-// TestOperations: what is answered to requests that are right in form.
+// TestOperations: the answers to well-formed requests.
 func TestOperations(t *testing.T) {
-	s := newServer(t, Config{})
-	arn, err := s.AddKey("alias/v", newKey(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	encrypting, err := s.Add(Key{Private: newKey(t), Usage: EncryptDecrypt})
-	if err != nil {
-		t.Fatal(err)
-	}
-	symmetric, err := s.Add(Key{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, arn := withKey(t)
+	encrypting := testkit.Value(s.Add(Key{Private: testkit.GoldenKey(t), Usage: EncryptDecrypt}))(t)
+	symmetric := testkit.Value(s.Add(Key{}))(t)
 	const sign = `{"KeyId":"%","Message":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","MessageType":"DIGEST","SigningAlgorithm":"RSASSA_PKCS1_V1_5_SHA_256"}`
 	signWith := func(from, to string) string {
 		return strings.Replace(strings.Replace(sign, "%", "alias/v", 1), from, to, 1)
@@ -222,12 +203,12 @@ func TestOperations(t *testing.T) {
 				t.Errorf("%d %v, want %q", status, members, tt.code)
 			}
 			if s.Calls(tt.operation) != before+1 {
-				t.Error("it was not counted")
+				t.Error("the request was not counted")
 			}
 		})
 	}
-	for state, code := range map[string]string{Disabled: "DisabledException", PendingDeletion: "KMSInvalidStateException", PendingImport: "KMSInvalidStateException", Enabled: ""} {
-		s.SetState(arn, state)
+	for state, code := range map[string]string{StateDisabled: "DisabledException", StatePendingDeletion: "KMSInvalidStateException", StatePendingImport: "KMSInvalidStateException", StateEnabled: ""} {
+		testkit.OK(t, s.SetState(arn, state))
 		_, members := s.do(t, request{operation: "Sign", body: signWith("", "")})
 		if got, _ := members["__type"].(string); got != code {
 			t.Errorf("%s: %v, want %q", state, members, code)
@@ -235,36 +216,136 @@ func TestOperations(t *testing.T) {
 	}
 }
 
-// TestSignatures: RSA over the digest, or over the message that is hashed here.
+// TestSignatures: RSA over the digest, or over the message, which the double hashes.
 func TestSignatures(t *testing.T) {
-	s := newServer(t, Config{})
-	private := newKey(t)
-	if _, err := s.AddKey("alias/v", private); err != nil {
-		t.Fatal(err)
-	}
+	s, _ := withKey(t)
+	private := testkit.GoldenKey(t)
 	message := []byte("message")
 	for name, scheme := range algorithms() {
 		h := scheme.hash.New()
 		h.Write(message)
 		digest := h.Sum(nil)
 		for kind, data := range map[string][]byte{"RAW": message, "DIGEST": digest} {
-			body, err := json.Marshal(map[string]any{"KeyId": "alias/v", "Message": data, "MessageType": kind, "SigningAlgorithm": name})
-			if err != nil {
-				t.Fatal(err)
-			}
+			body := testkit.Value(json.Marshal(map[string]any{"KeyId": "alias/v", "Message": data, "MessageType": kind, "SigningAlgorithm": name}))(t)
 			_, raw := s.raw(t, request{operation: "Sign", body: string(body)})
 			var answer struct{ Signature []byte }
-			if err := json.Unmarshal(raw, &answer); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, json.Unmarshal(raw, &answer))
+			err := rsa.VerifyPKCS1v15(&private.PublicKey, scheme.hash, digest, answer.Signature)
 			if scheme.pss {
 				err = rsa.VerifyPSS(&private.PublicKey, scheme.hash, digest, answer.Signature, nil)
-			} else {
-				err = rsa.VerifyPKCS1v15(&private.PublicKey, scheme.hash, digest, answer.Signature)
 			}
 			if err != nil {
 				t.Errorf("%s of %s: %v", name, kind, err)
 			}
 		}
+	}
+}
+
+// TestAssumeRole: KMS accepts the session credentials that STS issues.
+func TestAssumeRole(t *testing.T) {
+	s, _ := withKey(t)
+	form := url.Values{"Action": {"AssumeRole"}, "RoleArn": {"arn:aws:iam::111122223333:role/r"}, "RoleSessionName": {"test"}}
+	status, body := s.raw(t, request{service: "sts", body: form.Encode()})
+	var a assumed
+	if err := xml.Unmarshal(body, &a); err != nil || status != http.StatusOK {
+		t.Fatalf("%d %s: %v", status, body, err)
+	}
+	c := a.Result.Credentials
+	if _, members := s.do(t, request{operation: "GetPublicKey", body: `{"KeyId":"alias/v"}`, id: c.AccessKeyID, secret: c.SecretAccessKey, token: c.SessionToken}); members["KeySpec"] != "RSA_2048" {
+		t.Errorf("%v", members)
+	}
+	for _, tt := range []struct {
+		name, code string
+		request    request
+	}{
+		{"wrong secret", "SignatureDoesNotMatch", request{body: form.Encode(), id: AccessKeyID, secret: "wrong"}},
+		{"unknown access key", "InvalidClientTokenId", request{body: form.Encode(), id: "AKIAOTHER", secret: "x"}},
+		{"no role", "Validation", request{body: "Action=AssumeRole"}},
+		{"lifetime", "Validation", request{body: form.Encode() + "&DurationSeconds=1"}},
+	} {
+		tt.request.service = "sts"
+		status, body := s.raw(t, tt.request)
+		var r refused
+		if err := xml.Unmarshal(body, &r); err != nil || status < 400 || r.Error.Code != tt.code {
+			t.Errorf("%s: %d %s, want %s", tt.name, status, body, tt.code)
+		}
+	}
+}
+
+// TestFaults: a fault is answered with its code, for its operation and region only.
+func TestFaults(t *testing.T) {
+	s, _ := withKey(t)
+	for _, err := range []error{
+		s.Stand("*", Internal), s.Stand("*@us-east-1", Unavailable),
+		s.Script("GetPublicKey", Throttle, OK, Denied, Delay(time.Millisecond)), s.Script("*", Disabled),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range []string{"ThrottlingException", "", "AccessDeniedException", "", "DisabledException", "KMSInternalException"} {
+		_, members := s.do(t, request{operation: "GetPublicKey", body: `{"KeyId":"alias/v"}`})
+		if code, _ := members["__type"].(string); code != want {
+			t.Errorf("request %d: %q, want %q", i, code, want)
+		}
+	}
+	if _, members := s.do(t, request{operation: "GetPublicKey", body: `{"KeyId":"alias/v"}`, region: "us-east-1"}); members["__type"] != "KeyUnavailableException" {
+		t.Errorf("us-east-1: %v", members)
+	}
+	if s.Script("Sign", "no such fault") == nil || s.Script("Sing", OK) == nil {
+		t.Error("an unknown fault or operation is accepted")
+	}
+}
+
+// TestLimits: a request that is too long is refused, one that hangs ends with the server, and nothing is left running.
+func TestLimits(t *testing.T) {
+	s := newServer(t, Config{})
+	if status, members := s.do(t, request{operation: "Sign", body: strings.Repeat(" ", maxBody+1)}); status != http.StatusBadRequest {
+		t.Errorf("%d %v", status, members)
+	}
+	testkit.OK(t, s.Stand("*", Hang))
+	go func() {
+		for s.Calls("Sign") < 1 {
+			time.Sleep(time.Millisecond)
+		}
+		_ = s.Close()
+	}()
+	req := testkit.Value(http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint(), strings.NewReader("{}")))(t)
+	req.Header.Set("X-Amz-Target", "TrentService.Sign")
+	r := request{body: "{}", service: "kms"}
+	r.sign(req)
+	if resp, err := http.DefaultClient.Do(req); err == nil {
+		_ = resp.Body.Close()
+		t.Error("a request that hangs is answered by Close")
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("closed twice: %v", err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait")); err != nil { // it ends after 500 ms
+		t.Error(err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	if s, err := NewServer(Config{Listen: "no address"}); err == nil {
+		_ = s.Close()
+		t.Error("it listens on no address")
+	}
+	s := newServer(t, Config{Region: "us-east-1", Account: "999988887777"})
+	arn, err := s.AddKey("alias/v", testkit.GoldenKey(t))
+	if err != nil || !strings.HasPrefix(arn, "arn:aws:kms:us-east-1:999988887777:key/") || s.Region() != "us-east-1" {
+		t.Errorf("%q, %v", arn, err)
+	}
+	if _, err := s.AddKey("v", testkit.GoldenKey(t)); err == nil {
+		t.Error("an alias without alias/ is accepted")
+	}
+	if err := s.SetState("no such key", StateEnabled); err == nil {
+		t.Error("the state of an unknown key is set")
+	}
+	_, members := s.do(t, request{operation: "GetPublicKey", body: `{"KeyId":"alias/v"}`, region: "us-east-1"})
+	der, err := base64.StdEncoding.DecodeString(members["PublicKey"].(string))
+	if want, _ := x509.MarshalPKIXPublicKey(testkit.GoldenKey(t).Public()); err != nil || !bytes.Equal(der, want) {
+		t.Errorf("public key: %x, %v", der, err)
 	}
 }

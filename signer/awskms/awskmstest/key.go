@@ -9,12 +9,12 @@ import (
 	"strings"
 )
 
-// The states of a key, of those that KMS has.
+// The states of a key (KeyState) that the double knows.
 const (
-	Enabled         = "Enabled"
-	Disabled        = "Disabled"
-	PendingDeletion = "PendingDeletion"
-	PendingImport   = "PendingImport"
+	StateEnabled         = "Enabled"
+	StateDisabled        = "Disabled"
+	StatePendingDeletion = "PendingDeletion"
+	StatePendingImport   = "PendingImport"
 )
 
 // The usages of a key.
@@ -23,13 +23,13 @@ const (
 	EncryptDecrypt = "ENCRYPT_DECRYPT"
 )
 
-// Key is a key to be added. The zero value is a symmetric key without an alias.
+// Key is a key for Add. The zero value is a symmetric key without an alias.
 type Key struct {
-	Alias   string        // "alias/NAME"; "" for none
+	Name    string        // its alias, "alias/NAME"; "": no alias
 	Private crypto.Signer // *rsa.PrivateKey or *ecdsa.PrivateKey; nil for a symmetric key
-	ID      string        // "" for a new one
-	Regions []string      // nil: the server's. With more than one it is a multi-Region key
-	State   string        // "": Enabled
+	ID      string        // "": a new one
+	Regions []string      // nil: that of the server. With several it is a multi-Region key
+	State   string        // "": StateEnabled
 	Usage   string        // "": SignVerify, or EncryptDecrypt for a symmetric key
 
 	Description string
@@ -37,23 +37,23 @@ type Key struct {
 	arn string // in one region
 }
 
-// AddKey imports an enabled RSA key for signatures into the server's region, under "alias/NAME" or under no alias
-// when that is empty. It gives the key's ARN.
-func (s *Server) AddKey(alias string, private *rsa.PrivateKey) (arn string, err error) {
-	return s.Add(Key{Alias: alias, Private: private})
+// AddKey imports an enabled RSA signing key into the server's region under a name, which is an alias ("alias/NAME"), or
+// "" for no alias. It returns the key's ARN.
+func (s *Server) AddKey(name string, private *rsa.PrivateKey) (arn string, err error) {
+	return s.Add(Key{Name: name, Private: private})
 }
 
-// Add imports a key and gives its ARN, in the first of its regions. An alias that is there already points to the new
-// key afterwards, as after UpdateAlias.
+// Add imports a key and returns its ARN in the first of its regions. An alias that exists then names the new key, as
+// after UpdateAlias.
 func (s *Server) Add(k Key) (arn string, err error) {
-	if k.Alias != "" && (!strings.HasPrefix(k.Alias, "alias/") || len(k.Alias) > 256) {
-		return "", fmt.Errorf("alias %q is not of the form alias/NAME", k.Alias)
+	if k.Name != "" && (!strings.HasPrefix(k.Name, "alias/") || len(k.Name) > 256) {
+		return "", fmt.Errorf("add %q: the name of a key is its alias, alias/NAME", k.Name)
 	}
 	if k.Regions == nil {
 		k.Regions = []string{s.config.Region}
 	}
 	if k.State == "" {
-		k.State = Enabled
+		k.State = StateEnabled
 	}
 	if k.Usage == "" {
 		k.Usage = SignVerify
@@ -70,29 +70,32 @@ func (s *Server) Add(k Key) (arn string, err error) {
 		replica := k
 		replica.arn = s.arn(region, "key/"+k.ID)
 		s.keys[replica.arn] = &replica
-		if k.Alias != "" {
-			s.aliases[s.arn(region, k.Alias)] = replica.arn
+		if k.Name != "" {
+			s.aliases[s.arn(region, k.Name)] = replica.arn
 		}
 	}
 	return s.arn(k.Regions[0], "key/"+k.ID), nil
 }
 
-// SetState changes the state of the key of that ARN; an ARN that is not known changes nothing.
-func (s *Server) SetState(arn, state string) {
+// SetState changes the state of the key with this ARN.
+func (s *Server) SetState(arn, state string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k, ok := s.keys[arn]; ok {
-		changed := *k
-		changed.State = state
-		s.keys[arn] = &changed
+	k, ok := s.keys[arn]
+	if !ok {
+		return fmt.Errorf("set the state of %q: no such key", arn)
 	}
+	changed := *k
+	changed.State = state
+	s.keys[arn] = &changed
+	return nil
 }
 
 func (s *Server) arn(region, resource string) string {
 	return "arn:aws:kms:" + region + ":" + s.config.Account + ":" + resource
 }
 
-// newID has the form of KMS's own ids.
+// newID returns a random key id in the form of KMS.
 func newID(multiRegion bool) string {
 	id := requestID()
 	if multiRegion {
@@ -101,7 +104,7 @@ func newID(multiRegion bool) string {
 	return strings.Join([]string{id[:8], id[8:12], id[12:16], id[16:20], id[20:]}, "-")
 }
 
-// find looks a key up as KMS does: by id, ARN, alias or the ARN of an alias, in the region of the request.
+// find returns a key as KMS finds it: by id, ARN, alias or the ARN of an alias, in the region of the request.
 func (s *Server) find(name, region string) (Key, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,22 +138,22 @@ func (s *Server) find(name, region string) (Key, error) {
 	return *k, nil
 }
 
-// usable refuses a key that is in no state to be used.
+// usable returns an error unless the key is enabled.
 func (k *Key) usable() error {
 	switch k.State {
-	case Enabled:
+	case StateEnabled:
 		return nil
-	case Disabled:
+	case StateDisabled:
 		return fail("DisabledException", "%s is disabled.", k.arn)
-	case PendingDeletion:
+	case StatePendingDeletion:
 		return fail("KMSInvalidStateException", "%s is pending deletion.", k.arn)
-	case PendingImport:
+	case StatePendingImport:
 		return fail("KMSInvalidStateException", "%s is pending import.", k.arn)
 	}
 	return fail("KMSInvalidStateException", "%s is %s.", k.arn, k.State)
 }
 
-// spec is the KeySpec.
+// spec returns the KeySpec.
 func (k *Key) spec() string {
 	switch private := k.Private.(type) {
 	case *rsa.PrivateKey:
@@ -161,7 +164,7 @@ func (k *Key) spec() string {
 	return "SYMMETRIC_DEFAULT"
 }
 
-// algorithms are those the key signs with.
+// algorithms returns those that the key signs with.
 func (k *Key) algorithms() []string {
 	switch k.Private.(type) {
 	case *rsa.PrivateKey:

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// parameters are those of all operations together.
+// parameters are the parameters of all operations.
 type parameters struct {
 	KeyID            string `json:"KeyId"`
 	Message          []byte
@@ -31,7 +31,7 @@ type parameters struct {
 	Marker           string
 }
 
-// perform does what is asked and gives the members of the answer.
+// perform executes a request and returns the members of the answer.
 func (s *Server) perform(c call) (map[string]any, error) {
 	var p parameters
 	if err := json.Unmarshal(c.body, &p); err != nil {
@@ -127,11 +127,11 @@ func (s *Server) sign(p parameters, region string) (map[string]any, error) {
 	return map[string]any{"KeyId": k.arn, "Signature": sig, "SigningAlgorithm": p.SigningAlgorithm}, nil
 }
 
-// metadata is the KeyMetadata.
+// metadata returns the KeyMetadata.
 func (k *Key) metadata() map[string]any {
 	part := strings.Split(k.arn, ":")
 	m := map[string]any{
-		"AWSAccountId": part[4], "Arn": k.arn, "KeyId": k.ID, "Enabled": k.State == Enabled, "KeyState": k.State, "KeyUsage": k.Usage,
+		"AWSAccountId": part[4], "Arn": k.arn, "KeyId": k.ID, "Enabled": k.State == StateEnabled, "KeyState": k.State, "KeyUsage": k.Usage,
 		"KeySpec": k.spec(), "CustomerMasterKeySpec": k.spec(), "Origin": "AWS_KMS", "Description": k.Description, "KeyManager": "CUSTOMER",
 		"MultiRegion": len(k.Regions) > 1, "CreationDate": time.Now().Unix(),
 	}
@@ -144,7 +144,7 @@ func (k *Key) metadata() map[string]any {
 func (s *Server) createKey(p parameters, region string) (map[string]any, error) {
 	bits, err := strconv.Atoi(strings.TrimPrefix(p.KeySpec, "RSA_"))
 	if err != nil || !slices.Contains([]int{2048, 3072, 4096}, bits) || p.KeyUsage != SignVerify {
-		return nil, fail("UnsupportedOperationException", "this double makes RSA keys for signatures only")
+		return nil, fail("UnsupportedOperationException", "this double creates RSA signing keys only")
 	}
 	private, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
@@ -216,13 +216,13 @@ func (s *Server) listAliases(p parameters, region string) (map[string]any, error
 	})
 }
 
-// page is one page of a listing; its marker is the number of entries before it.
+// page returns one page of a listing. Its marker is the number of entries before it.
 func page(p parameters, member string, arns []string, entry func(arn string) map[string]any) (map[string]any, error) {
 	from := 0
 	if p.Marker != "" {
 		n, err := strconv.Atoi(p.Marker)
 		if err != nil || n < 0 || n > len(arns) {
-			return nil, fail("InvalidMarkerException", "the marker is not one of this service")
+			return nil, fail("InvalidMarkerException", "the marker is not valid")
 		}
 		from = n
 	}

@@ -35,7 +35,7 @@ type refused struct {
 	RequestID string `xml:"RequestId"`
 }
 
-// serveSTS answers AssumeRole with fresh session credentials; err is why not.
+// serveSTS answers AssumeRole with new session credentials, or with err.
 func (s *Server) serveSTS(w http.ResponseWriter, c call, err error) {
 	var answer any
 	if err == nil {
@@ -49,7 +49,7 @@ func (s *Server) serveSTS(w http.ResponseWriter, c call, err error) {
 		}
 		status = http.StatusForbidden
 		r := refused{RequestID: requestID()}
-		// STS writes the codes of the query protocol, which have no "Exception".
+		// The codes of the query protocol do not end with "Exception".
 		r.Error.Type, r.Error.Code, r.Error.Message = "Sender", strings.TrimSuffix(e.Code, "Exception"), strings.ReplaceAll(e.Message, "kms:", "sts:")
 		switch e.Code {
 		case "UnrecognizedClientException":

@@ -1,17 +1,12 @@
-// Package kmstest is a double of Google Cloud KMS for tests: a gRPC server on a real socket, with real cryptography,
-// real checksums and real status codes, and with faults in the order that a test asks for.
+// Package gcpkmstest is a double of Google Cloud KMS, for tests of programs that sign with it. It is a gRPC server on a
+// real socket, with real signatures, real checksums and real status codes, and it fails on request (Script, Stand).
 //
-//	server, err := gcpkmstest.NewServer(gcpkmstest.Config{})
-//	defer server.Close()
-//	err = server.AddKey("projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1", privateKey)
-//	server.Script(gcpkmstest.AsymmetricSign, gcpkmstest.Throttle, gcpkmstest.Delay(2*time.Second), gcpkmstest.OK)
-//	// use gcpkms://projects/p/.../cryptoKeyVersions/1?endpoint= and server.Addr()
+// A client needs Endpoint as its endpoint. The program cmd/gcpkms-double is the same server as a separate process.
+// Package awskmstest is its counterpart for AWS and has the same functions.
 //
-// It knows the calls that make, list, show and use signing keys: CreateKeyRing, CreateCryptoKey, GetCryptoKeyVersion,
-// ListKeyRings, ListCryptoKeys, ListCryptoKeyVersions, GetPublicKey and AsymmetricSign. All others answer
-// UNIMPLEMENTED. Its keys are in the memory of the process and gone with it.
-//
-// The program in cmd/gcpkms-double is the same server as a process of its own. A Server is safe for concurrent use.
+// The operations are CreateKeyRing, CreateCryptoKey, GetCryptoKeyVersion, ListKeyRings, ListCryptoKeys,
+// ListCryptoKeyVersions, GetPublicKey and AsymmetricSign. All others answer UNIMPLEMENTED. All data is in memory.
+// Everything here is safe for concurrent use.
 package gcpkmstest
 
 import (
@@ -25,20 +20,17 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"hsmsign/internal/double"
 )
 
-// Config is what a server is made with. The zero value listens on a free port of 127.0.0.1 and knows no key.
+// Config configures a server. The zero value is usable.
 type Config struct {
-	// Listen is HOST:PORT; "127.0.0.1:0" when empty. Without TLS it must be a loopback address.
-	Listen string
-	// TLS makes the server speak TLS; nil: plain text.
-	TLS *tls.Config
-	// Token, where it is not empty, must come with every request ("authorization: Bearer TOKEN").
-	Token string
-	// Delay is added to every answer.
-	Delay time.Duration
-	// Generation is how long a new version stays PENDING_GENERATION.
-	Generation time.Duration
+	Listen     string        // HOST:PORT; "127.0.0.1:0". Without TLS it must be a loopback address
+	Delay      time.Duration // added to every answer
+	TLS        *tls.Config   // nil: plain text
+	Token      string        // if it is not empty, every request must have it ("authorization: Bearer TOKEN")
+	Generation time.Duration // how long a new version is PENDING_GENERATION
 }
 
 // Server is a running double.
@@ -47,33 +39,33 @@ type Server struct {
 	config   Config
 	listener *listener
 	grpc     *grpc.Server
+	closed   chan struct{} // closed by Close
 	done     chan struct{} // closed when the server has stopped
+	once     sync.Once
+	script   *double.Script[Fault]
 
 	mu       sync.Mutex
 	rings    map[string]bool
 	keys     map[string]*kmspb.CryptoKey
-	versions map[string]*Version
-	scripts  map[Operation][]Fault
-	standing map[Operation]Fault
-	calls    map[Operation]int
+	versions map[string]*Key
 }
 
-// NewServer starts a double. The caller closes it.
+// NewServer starts a double. It listens until Close.
 func NewServer(config Config) (*Server, error) {
 	if config.Listen == "" {
 		config.Listen = "127.0.0.1:0"
 	}
 	inner, err := net.Listen("tcp", config.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, err
 	}
 	if addr, ok := inner.Addr().(*net.TCPAddr); config.TLS == nil && (!ok || !addr.IP.IsLoopback()) {
-		return nil, errors.Join(fmt.Errorf("listen on %q: without TLS only a loopback address will do", config.Listen), inner.Close())
+		return nil, errors.Join(fmt.Errorf("listen on %q: without TLS the address must be loopback", config.Listen), inner.Close())
 	}
 	s := &Server{
-		config: config, listener: &listener{Listener: inner, open: map[string]net.Conn{}}, done: make(chan struct{}),
-		rings: map[string]bool{}, keys: map[string]*kmspb.CryptoKey{}, versions: map[string]*Version{},
-		scripts: map[Operation][]Fault{}, standing: map[Operation]Fault{}, calls: map[Operation]int{},
+		config: config, listener: &listener{Listener: inner, open: map[string]net.Conn{}}, closed: make(chan struct{}), done: make(chan struct{}),
+		script: double.NewScript(operations(), faults()...),
+		rings:  map[string]bool{}, keys: map[string]*kmspb.CryptoKey{}, versions: map[string]*Key{},
 	}
 	opts := []grpc.ServerOption{grpc.UnaryInterceptor(s.intercept)}
 	if config.TLS != nil {
@@ -83,31 +75,39 @@ func NewServer(config Config) (*Server, error) {
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
 	go func() {
 		defer close(s.done)
-		_ = s.grpc.Serve(s.listener) // ends with Close, and then has nothing to say
+		_ = s.grpc.Serve(s.listener) // ends with Close
 	}()
 	return s, nil
 }
 
-// Addr is the address that the server listens on, as HOST:PORT.
+// Addr returns the address that the server listens on, HOST:PORT.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// Close ends all connections and stops the server. Closing twice does no harm.
-func (s *Server) Close() {
+// Endpoint returns the value of the attribute endpoint in a key reference: HOST:PORT.
+func (s *Server) Endpoint() string { return s.Addr() }
+
+// Close cuts all connections and stops the server. It may be called twice.
+func (s *Server) Close() error {
+	s.once.Do(func() { close(s.closed) })
 	s.grpc.Stop()
 	<-s.done
+	return nil
 }
 
-// Wait returns when the server has stopped.
-func (s *Server) Wait() { <-s.done }
+// Calls returns how many requests of an operation have arrived, including refused ones; "*" means all operations.
+func (s *Server) Calls(operation string) int { return s.script.Calls(operation) }
 
-// Calls says how many requests of an operation have come in, refused ones included.
-func (s *Server) Calls(op Operation) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.calls[op]
+// Script queues faults for the next requests of an operation ("AsymmetricSign", or "*" for any), one for each request
+// and in this order. An unknown operation or fault is an error, and then nothing is queued.
+func (s *Server) Script(operation string, faults ...Fault) error {
+	return s.script.Add(operation, faults...)
 }
 
-// listener remembers its connections by the peer's address, so that Reset can break the one that a request came on.
+// Stand sets the fault of every request of an operation, named as for Script, for which no fault is queued. OK removes
+// it.
+func (s *Server) Stand(operation string, fault Fault) error { return s.script.Stand(operation, fault) }
+
+// listener records its connections by the address of the peer, so that Reset can break that of a request.
 type listener struct {
 	net.Listener
 	mu   sync.Mutex
@@ -125,7 +125,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return &tracked{Conn: conn, listener: l}, nil
 }
 
-// reset breaks a connection without a word: the peer sees a TCP reset.
+// reset breaks a connection: the peer receives a TCP reset.
 func (l *listener) reset(peer string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -137,7 +137,7 @@ func (l *listener) reset(peer string) {
 	}
 }
 
-// tracked is forgotten when it is closed.
+// tracked is a connection that removes itself from its listener.
 type tracked struct {
 	net.Conn
 	listener *listener

@@ -3,7 +3,6 @@ package gcpkmstest_test
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"hash/crc32"
@@ -18,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
@@ -26,33 +26,17 @@ const (
 	name = ring + "/cryptoKeys/k/cryptoKeyVersions/1"
 )
 
-func newKey(t *testing.T) *rsa.PrivateKey {
+// start starts a double with the golden key, and returns a plain gRPC client.
+func start(t *testing.T, config gcpkmstest.Config) (*gcpkmstest.Server, kmspb.KeyManagementServiceClient) {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
+	server := testkit.Value(gcpkmstest.NewServer(config))(t)
+	t.Cleanup(func() { _ = server.Close() })
+	if full, err := server.AddKey(name, testkit.GoldenKey(t)); err != nil || full != name {
 		t.Fatal(err)
 	}
-	return key
-}
-
-// start starts a double with one key, and gives a bare client: nothing here stands between the test and the wire.
-func start(t *testing.T, config gcpkmstest.Config) (*gcpkmstest.Server, kmspb.KeyManagementServiceClient, *rsa.PrivateKey) {
-	t.Helper()
-	server, err := gcpkmstest.NewServer(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
-	private := newKey(t)
-	if err := server.AddKey(name, private); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := grpc.NewClient("passthrough:///"+server.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testkit.Value(grpc.NewClient("passthrough:///"+server.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	t.Cleanup(func() { _ = conn.Close() })
-	return server, kmspb.NewKeyManagementServiceClient(conn), private
+	return server, kmspb.NewKeyManagementServiceClient(conn)
 }
 
 func routed(t *testing.T, pairs ...string) context.Context {
@@ -68,37 +52,34 @@ func sha(text string) *kmspb.Digest {
 func crc(data []byte) int64 { return int64(crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))) }
 
 func TestSignature(t *testing.T) {
-	server, client, private := start(t, gcpkmstest.Config{})
+	server, client := start(t, gcpkmstest.Config{})
 	digest := sha256.Sum256([]byte("message"))
-	answer, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := rsa.VerifyPKCS1v15(&private.PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
+	answer := testkit.Value(client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))}))(t)
+	if err := rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
 		t.Error(err)
 	}
 	if answer.GetName() != name || !answer.GetVerifiedDigestCrc32C() || answer.GetSignatureCrc32C().GetValue() != crc(answer.GetSignature()) || answer.GetProtectionLevel() != kmspb.ProtectionLevel_HSM {
 		t.Errorf("%v", answer)
 	}
 	// Without digest_crc32c nothing has been verified, and the answer must not say so.
-	answer, err = client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message")})
+	answer, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message")})
 	if err != nil || answer.GetVerifiedDigestCrc32C() {
 		t.Errorf("%v, %v", answer, err)
 	}
-	if n := server.Calls(gcpkmstest.AsymmetricSign); n != 2 {
+	if n := server.Calls("AsymmetricSign"); n != 2 {
 		t.Errorf("%d calls", n)
 	}
 }
 
-// What Cloud KMS refuses with which code. The codes are those that the service is known to answer with.
+// TestRefusals: the codes are those that Cloud KMS is known to answer with.
 func TestRefusals(t *testing.T) {
-	server, client, private := start(t, gcpkmstest.Config{})
+	server, client := start(t, gcpkmstest.Config{})
 	version := func(key string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, signs bool, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) string {
-		v := gcpkmstest.Version{Name: ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1", Algorithm: algorithm, State: state}
+		v := gcpkmstest.Key{Name: ring + "/cryptoKeys/" + key + "/cryptoKeyVersions/1", Algorithm: algorithm, State: state}
 		if signs {
-			v.Key = private
+			v.Private = testkit.GoldenKey(t)
 		}
-		if err := server.AddVersion(v); err != nil {
+		if _, err := server.Add(v); err != nil {
 			t.Fatal(err)
 		}
 		return v.Name
@@ -122,7 +103,7 @@ func TestRefusals(t *testing.T) {
 		{"wrong checksum", &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m"), DigestCrc32C: wrapperspb.Int64(1)}, codes.InvalidArgument},
 		{"disabled", &kmspb.AsymmetricSignRequest{Name: disabled, Digest: sha("m")}, codes.FailedPrecondition},
 		{"symmetric", &kmspb.AsymmetricSignRequest{Name: symmetric, Digest: sha("m")}, codes.FailedPrecondition},
-		{"for decryption", &kmspb.AsymmetricSignRequest{Name: decrypt, Digest: sha("m")}, codes.FailedPrecondition},
+		{"decryption", &kmspb.AsymmetricSignRequest{Name: decrypt, Digest: sha("m")}, codes.FailedPrecondition},
 	} {
 		if _, err := client.AsymmetricSign(routed(t), c.req); status.Code(err) != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
@@ -142,7 +123,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestToken(t *testing.T) {
-	_, client, _ := start(t, gcpkmstest.Config{Token: "secret"})
+	_, client := start(t, gcpkmstest.Config{Token: "secret"})
 	for header, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer other": codes.Unauthenticated, "secret": codes.Unauthenticated, "Bearer secret": codes.OK} {
 		_, err := client.GetPublicKey(routed(t, "authorization", header), &kmspb.GetPublicKeyRequest{Name: name})
 		if status.Code(err) != want {
@@ -151,60 +132,67 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// A script is used up in order, one fault a request of its operation; then comes the standing fault.
-func TestScript(t *testing.T) {
-	server, client, _ := start(t, gcpkmstest.Config{})
-	server.Script(gcpkmstest.GetPublicKey, gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Fault("no-such-fault"))
-	server.Standing(gcpkmstest.GetPublicKey, gcpkmstest.Reset)
-	for i, want := range []codes.Code{codes.ResourceExhausted, codes.OK, codes.Internal, codes.Unimplemented, codes.Unavailable, codes.Unavailable} {
-		if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); i < 4 && err != nil {
-			t.Errorf("the script of another operation: %v", err)
+// TestFaults: a fault is answered with its code, for its operation only, and Close ends a request that hangs.
+func TestFaults(t *testing.T) {
+	server, client := start(t, gcpkmstest.Config{})
+	for _, err := range []error{
+		server.Script("GetPublicKey", gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Delay(time.Millisecond)),
+		server.Stand("GetPublicKey", gcpkmstest.Reset),
+	} {
+		if err != nil {
+			t.Fatal(err)
 		}
+	}
+	if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); err != nil {
+		t.Errorf("the script of another operation: %v", err)
+	}
+	for i, want := range []codes.Code{codes.ResourceExhausted, codes.OK, codes.Internal, codes.OK, codes.Unavailable} {
 		if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}); status.Code(err) != want {
 			t.Errorf("request %d: %v, want %v", i, err, want)
 		}
 	}
-	server.Standing(gcpkmstest.GetPublicKey, gcpkmstest.OK)
-	server.Script(gcpkmstest.GetPublicKey, gcpkmstest.Delay(80*time.Millisecond))
-	began := time.Now()
-	if _, err := client.GetPublicKey(routed(t), &kmspb.GetPublicKeyRequest{Name: name}, grpc.WaitForReady(true)); err != nil || time.Since(began) < 80*time.Millisecond {
-		t.Errorf("%v after %v", err, time.Since(began))
+	if server.Script("GetPublicKey", "no such fault") == nil || server.Script("Sign", gcpkmstest.OK) == nil {
+		t.Error("an unknown fault or operation is accepted")
 	}
-}
-
-func TestParseScript(t *testing.T) {
-	op, script, err := gcpkmstest.ParseScript("AsymmetricSign=throttle,delay=2s,ok")
-	if err != nil || op != gcpkmstest.AsymmetricSign || len(script) != 3 || script[0] != gcpkmstest.Throttle || script[1] != gcpkmstest.Delay(2*time.Second) {
-		t.Errorf("%v %v %v", op, script, err)
+	testkit.OK(t, server.Stand("*", gcpkmstest.Hang))
+	ended := make(chan error, 1)
+	before := server.Calls("AsymmetricSign")
+	go func() {
+		_, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}, grpc.WaitForReady(true))
+		ended <- err
+	}()
+	for server.Calls("AsymmetricSign") == before {
+		time.Sleep(time.Millisecond)
 	}
-	for _, text := range []string{"", "AsymmetricSign", "Sign=ok", "AsymmetricSign=", "AsymmetricSign=delay=", "AsymmetricSign=delay=-1s", "AsymmetricSign=ok,,ok"} {
-		if _, _, err := gcpkmstest.ParseScript(text); err == nil {
-			t.Errorf("%q is read", text)
+	for range 2 {
+		if err := server.Close(); err != nil {
+			t.Error(err)
 		}
+	}
+	if err := <-ended; err == nil {
+		t.Error("a request that hangs is answered by Close")
 	}
 }
 
 func TestNewServerRefuses(t *testing.T) {
 	for _, listen := range []string{"0.0.0.0:0", "[::]:0", ":0", "nonsense"} {
 		if server, err := gcpkmstest.NewServer(gcpkmstest.Config{Listen: listen}); err == nil {
-			server.Close()
+			_ = server.Close()
 			t.Errorf("it listens on %q in plain text", listen)
 		}
 	}
 }
 
 func TestAddKeyRefuses(t *testing.T) {
-	server, _, private := start(t, gcpkmstest.Config{})
-	small, err := rsa.GenerateKey(rand.Reader, 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server, _ := start(t, gcpkmstest.Config{})
+	private := testkit.GoldenKey(t)
+	small := testkit.KeyOf(1024, "small")
 	for key, private := range map[string]*rsa.PrivateKey{name: private, ring + "/cryptoKeys/k": private, name + "/x": private, name + "5": small} {
-		if err := server.AddKey(key, private); err == nil {
-			t.Errorf("%q is added", key)
+		if _, err := server.AddKey(key, private); err == nil {
+			t.Errorf("%q is accepted", key)
 		}
 	}
 	if err := server.SetState(name+"9", kmspb.CryptoKeyVersion_DISABLED); err == nil {
-		t.Error("the state of nothing is set")
+		t.Error("the state of an unknown version is set")
 	}
 }

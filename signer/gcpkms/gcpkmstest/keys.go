@@ -15,38 +15,39 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Version is one key version of the double.
-type Version struct {
+// Key is a key version for Add.
+type Key struct {
 	Name       string        // projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V
-	Key        crypto.Signer // nil: it has no public key, as a symmetric one
+	Private    crypto.Signer // nil: it has no public key, as a symmetric key
 	Algorithm  kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm
-	Protection kmspb.ProtectionLevel                        // HSM when left out
-	State      kmspb.CryptoKeyVersion_CryptoKeyVersionState // ENABLED when left out
+	Protection kmspb.ProtectionLevel                        // unset: HSM
+	State      kmspb.CryptoKeyVersion_CryptoKeyVersionState // unset: ENABLED
 
-	ready time.Time // of a generated one: until then it is PENDING_GENERATION
+	ready time.Time // when a generated version becomes ENABLED
 }
 
-func (v *Version) state() kmspb.CryptoKeyVersion_CryptoKeyVersionState {
+func (v *Key) state() kmspb.CryptoKeyVersion_CryptoKeyVersionState {
 	if time.Now().Before(v.ready) {
 		return kmspb.CryptoKeyVersion_PENDING_GENERATION
 	}
 	return v.State
 }
 
-// AddKey imports an RSA key of 2048, 3072 or 4096 bits as an enabled version of RSA_SIGN_PKCS1_n_SHA256 and protection
-// level HSM. Key ring and key are made with it.
-func (s *Server) AddKey(name string, private *rsa.PrivateKey) error {
+// AddKey imports an enabled RSA signing key of 2048, 3072 or 4096 bits under a name, which is that of a key version. Its
+// algorithm is RSA_SIGN_PKCS1_n_SHA256 and its protection level HSM. It returns the name.
+func (s *Server) AddKey(name string, private *rsa.PrivateKey) (string, error) {
 	algorithm, ok := kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm_value[fmt.Sprintf("RSA_SIGN_PKCS1_%d_SHA256", private.N.BitLen())]
 	if !ok {
-		return fmt.Errorf("add %q: Cloud KMS has no RSA keys of %d bits", name, private.N.BitLen())
+		return "", fmt.Errorf("add %q: Cloud KMS has no RSA keys of %d bits", name, private.N.BitLen())
 	}
-	return s.AddVersion(Version{Name: name, Key: private, Algorithm: kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm(algorithm)})
+	return s.Add(Key{Name: name, Private: private, Algorithm: kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm(algorithm)})
 }
 
-// AddVersion imports a version, in whatever state and of whatever algorithm. One of that name must not be there.
-func (s *Server) AddVersion(v Version) error {
+// Add imports a key version and returns its name. The key ring and the key are created if necessary. The version must
+// not exist.
+func (s *Server) Add(v Key) (string, error) {
 	if !matches(versionName, v.Name) {
-		return fmt.Errorf("add %q: it is not the name of a key version", v.Name)
+		return "", fmt.Errorf("add %q: this is not the name of a key version", v.Name)
 	}
 	if v.Protection == kmspb.ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED {
 		v.Protection = kmspb.ProtectionLevel_HSM
@@ -57,7 +58,7 @@ func (s *Server) AddVersion(v Version) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.versions[v.Name] != nil {
-		return fmt.Errorf("add %q: it is there", v.Name)
+		return "", fmt.Errorf("add %q: it exists", v.Name)
 	}
 	s.versions[v.Name] = &v
 	key, _, _ := strings.Cut(v.Name, "/cryptoKeyVersions/")
@@ -66,16 +67,16 @@ func (s *Server) AddVersion(v Version) error {
 	if s.keys[key] == nil {
 		s.keys[key] = &kmspb.CryptoKey{Name: key, Purpose: purposeOf(v.Algorithm)}
 	}
-	return nil
+	return v.Name, nil
 }
 
-// SetState brings a version into another state.
+// SetState changes the state of the key version with this name.
 func (s *Server) SetState(name string, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.versions[name]
 	if v == nil {
-		return fmt.Errorf("set the state of %q: it is not there", name)
+		return fmt.Errorf("set the state of %q: no such key version", name)
 	}
 	v.State, v.ready = state, time.Time{}
 	return nil
@@ -103,7 +104,7 @@ func matches(form, name string) bool {
 	return regexp.MustCompile("^" + form + "$").MatchString(name)
 }
 
-// publicPEM is the public key as GetPublicKey gives it.
+// publicPEM returns the public key in the form of GetPublicKey.
 func publicPEM(key crypto.Signer) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {

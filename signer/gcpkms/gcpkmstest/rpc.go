@@ -18,47 +18,47 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// find gives a version, in whatever state.
-func (s *Server) find(name string) (Version, error) {
+// find returns a version in any state.
+func (s *Server) find(name string) (Key, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v := s.versions[name]; v != nil {
 		return *v, nil
 	}
 	if !matches(versionName, name) {
-		return Version{}, status.Errorf(codes.InvalidArgument, "Resource name [%s] does not match pattern.", name)
+		return Key{}, status.Errorf(codes.InvalidArgument, "Resource name [%s] does not match pattern.", name)
 	}
-	return Version{}, status.Errorf(codes.NotFound, "%s not found.", name)
+	return Key{}, status.Errorf(codes.NotFound, "%s not found.", name)
 }
 
-// enabled gives a version with a key pair that can be used now.
-func (s *Server) enabled(name string) (Version, error) {
+// enabled returns a version with a key pair that can be used now.
+func (s *Server) enabled(name string) (Key, error) {
 	v, err := s.find(name)
 	switch {
 	case err != nil:
 		return v, err
 	case v.state() != kmspb.CryptoKeyVersion_ENABLED:
 		return v, notEnabled(name, v.state())
-	case v.Key == nil:
+	case v.Private == nil:
 		return v, status.Errorf(codes.FailedPrecondition, "%s has algorithm %v, which has no public key.", name, v.Algorithm)
 	}
 	return v, nil
 }
 
-// GetPublicKey is the RPC of that name.
+// GetPublicKey is the RPC of this name.
 func (s *Server) GetPublicKey(_ context.Context, req *kmspb.GetPublicKeyRequest) (*kmspb.PublicKey, error) {
 	v, err := s.enabled(req.GetName())
 	if err != nil {
 		return nil, err
 	}
-	text, err := publicPEM(v.Key)
+	text, err := publicPEM(v.Private)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &kmspb.PublicKey{Name: v.Name, Pem: text, PemCrc32C: checksum([]byte(text)), Algorithm: v.Algorithm, ProtectionLevel: v.Protection}, nil
 }
 
-// AsymmetricSign is the RPC of that name, for algorithms that sign a digest.
+// AsymmetricSign is the RPC of this name, for algorithms that sign a digest.
 func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequest) (*kmspb.AsymmetricSignResponse, error) {
 	v, err := s.enabled(req.GetName())
 	if err != nil {
@@ -70,7 +70,7 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 	h, digest := digestFor(v.Algorithm, req.GetDigest())
 	switch {
 	case h == 0 || len(req.GetData()) > 0:
-		return nil, status.Errorf(codes.InvalidArgument, "The digest's type does not fit the algorithm %v.", v.Algorithm)
+		return nil, status.Errorf(codes.InvalidArgument, "The digest's type does not match the algorithm %v.", v.Algorithm)
 	case len(digest) != h.Size():
 		return nil, status.Errorf(codes.InvalidArgument, "The digest has %d bytes; %v has %d.", len(digest), h, h.Size())
 	case req.GetDigestCrc32C() != nil && req.GetDigestCrc32C().GetValue() != checksum(digest).GetValue():
@@ -80,7 +80,7 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 	if strings.Contains(v.Algorithm.String(), "_PSS_") {
 		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: h}
 	}
-	sig, err := v.Key.Sign(rand.Reader, digest, opts)
+	sig, err := v.Private.Sign(rand.Reader, digest, opts)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -90,7 +90,7 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 	}, nil
 }
 
-// digestFor picks the digest that the algorithm takes; 0 where it takes none, or another than is given.
+// digestFor returns the digest if its hash is that of the algorithm, and otherwise the hash 0.
 func digestFor(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, d *kmspb.Digest) (crypto.Hash, []byte) {
 	name := algorithm.String()
 	switch d := d.GetDigest().(type) {
@@ -110,7 +110,7 @@ func digestFor(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, d *km
 	return 0, nil
 }
 
-// GetCryptoKeyVersion is the RPC of that name.
+// GetCryptoKeyVersion is the RPC of this name.
 func (s *Server) GetCryptoKeyVersion(_ context.Context, req *kmspb.GetCryptoKeyVersionRequest) (*kmspb.CryptoKeyVersion, error) {
 	v, err := s.find(req.GetName())
 	if err != nil {
@@ -119,11 +119,11 @@ func (s *Server) GetCryptoKeyVersion(_ context.Context, req *kmspb.GetCryptoKeyV
 	return v.resource(), nil
 }
 
-func (v *Version) resource() *kmspb.CryptoKeyVersion {
+func (v *Key) resource() *kmspb.CryptoKeyVersion {
 	return &kmspb.CryptoKeyVersion{Name: v.Name, State: v.state(), Algorithm: v.Algorithm, ProtectionLevel: v.Protection}
 }
 
-// CreateKeyRing is the RPC of that name.
+// CreateKeyRing is the RPC of this name.
 func (s *Server) CreateKeyRing(_ context.Context, req *kmspb.CreateKeyRingRequest) (*kmspb.KeyRing, error) {
 	name := req.GetParent() + "/keyRings/" + req.GetKeyRingId()
 	if !matches(ringName, name) {
@@ -138,13 +138,13 @@ func (s *Server) CreateKeyRing(_ context.Context, req *kmspb.CreateKeyRingReques
 	return &kmspb.KeyRing{Name: name}, nil
 }
 
-// CreateCryptoKey is the RPC of that name, for keys of RSA_SIGN_PKCS1_n_SHA256. It makes version 1.
+// CreateCryptoKey is the RPC of this name, for keys of RSA_SIGN_PKCS1_n_SHA256. It creates version 1.
 func (s *Server) CreateCryptoKey(_ context.Context, req *kmspb.CreateCryptoKeyRequest) (*kmspb.CryptoKey, error) {
 	name := req.GetParent() + "/cryptoKeys/" + req.GetCryptoKeyId()
 	template := req.GetCryptoKey().GetVersionTemplate()
 	bits, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(template.GetAlgorithm().String(), "RSA_SIGN_PKCS1_"), "_SHA256"))
 	if !matches(keyName, name) || bits == 0 || req.GetCryptoKey().GetPurpose() != kmspb.CryptoKey_ASYMMETRIC_SIGN {
-		return nil, status.Errorf(codes.InvalidArgument, "The double makes keys of ASYMMETRIC_SIGN with RSA_SIGN_PKCS1_n_SHA256 only; [%s] with %v.", name, template.GetAlgorithm())
+		return nil, status.Errorf(codes.InvalidArgument, "The double creates keys of ASYMMETRIC_SIGN with RSA_SIGN_PKCS1_n_SHA256 only; [%s] with %v.", name, template.GetAlgorithm())
 	}
 	if err := s.vacant(req.GetParent(), name); err != nil {
 		return nil, err
@@ -153,14 +153,14 @@ func (s *Server) CreateCryptoKey(_ context.Context, req *kmspb.CreateCryptoKeyRe
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	version := Version{Name: name + "/cryptoKeyVersions/1", Key: private, Algorithm: template.GetAlgorithm(), Protection: template.GetProtectionLevel(), ready: time.Now().Add(s.config.Generation)}
-	if err := s.AddVersion(version); err != nil {
+	version := Key{Name: name + "/cryptoKeyVersions/1", Private: private, Algorithm: template.GetAlgorithm(), Protection: template.GetProtectionLevel(), ready: time.Now().Add(s.config.Generation)}
+	if _, err := s.Add(version); err != nil {
 		return nil, status.Error(codes.AlreadyExists, err.Error())
 	}
 	return &kmspb.CryptoKey{Name: name, Purpose: kmspb.CryptoKey_ASYMMETRIC_SIGN, VersionTemplate: template}, nil
 }
 
-// vacant says whether a key can be made under this name.
+// vacant returns an error unless a key can be created under this name.
 func (s *Server) vacant(ring, key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,10 +173,10 @@ func (s *Server) vacant(ring, key string) error {
 	return nil
 }
 
-// page cuts one page out of the names under a parent, in order. The token is the last name of the page before.
+// page returns one page of the names under a parent, sorted. The token is the last name of the page before.
 func page[V any](all map[string]V, prefix, token string, size int32) (names []string, next string) {
 	if size <= 0 {
-		size = 100 // the service's own
+		size = 100 // the default of the service
 	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if !strings.HasPrefix(name, prefix) || name <= token {
@@ -190,7 +190,7 @@ func page[V any](all map[string]V, prefix, token string, size int32) (names []st
 	return names, ""
 }
 
-// ListKeyRings is the RPC of that name.
+// ListKeyRings is the RPC of this name.
 func (s *Server) ListKeyRings(_ context.Context, req *kmspb.ListKeyRingsRequest) (*kmspb.ListKeyRingsResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +202,7 @@ func (s *Server) ListKeyRings(_ context.Context, req *kmspb.ListKeyRingsRequest)
 	return answer, nil
 }
 
-// ListCryptoKeys is the RPC of that name. Filters are not known.
+// ListCryptoKeys is the RPC of this name. Filters are ignored.
 func (s *Server) ListCryptoKeys(_ context.Context, req *kmspb.ListCryptoKeysRequest) (*kmspb.ListCryptoKeysResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +217,7 @@ func (s *Server) ListCryptoKeys(_ context.Context, req *kmspb.ListCryptoKeysRequ
 	return answer, nil
 }
 
-// ListCryptoKeyVersions is the RPC of that name. Filters are not known.
+// ListCryptoKeyVersions is the RPC of this name. Filters are ignored.
 func (s *Server) ListCryptoKeyVersions(_ context.Context, req *kmspb.ListCryptoKeyVersionsRequest) (*kmspb.ListCryptoKeyVersionsResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

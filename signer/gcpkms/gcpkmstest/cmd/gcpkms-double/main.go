@@ -1,9 +1,10 @@
-// Command gcpkms-double is the double of Google Cloud KMS (package kmstest) as a process of its own:
+// Command gcpkms-double runs the double of Google Cloud KMS (package gcpkmstest) as a process until it is interrupted:
 //
 //	gcpkms-double --key vendor.key &
 //	hsmsign key test --key 'gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=127.0.0.1:9010'
 //
-// It prints its address and runs until it is interrupted. It is for tests: whoever reaches its port can sign.
+// It prints its address on one line. It is for tests: the imported key is in its memory, and everyone who can reach the
+// address can use it.
 package main
 
 import (
@@ -32,42 +33,22 @@ func main() {
 
 // run serves until ctx ends.
 func run(ctx context.Context, args []string, out io.Writer) error {
-	flags := flag.NewFlagSet("gcpkms-double", flag.ContinueOnError)
-	var config gcpkmstest.Config
-	flags.StringVar(&config.Listen, "listen", "127.0.0.1:9010", "`HOST:PORT` of a loopback address; port 0 takes a free one")
-	flags.DurationVar(&config.Delay, "delay", 0, "`TIME` added to every answer, such as 10ms")
-	flags.DurationVar(&config.Generation, "generation", 0, "`TIME` that a new key is PENDING_GENERATION, such as 5s")
+	flags, options := double.Flags("gcpkms-double", "127.0.0.1:9010", "AsymmetricSign=throttle,delay=2s,ok")
+	generation := flags.Duration("generation", 0, "`TIME` that a new key is PENDING_GENERATION, such as 5s")
 	name := flags.String("name", "projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1", "resource `NAME` of the key of --key")
 	file := flags.String("key", "", "`FILE` with an RSA key (PKCS#8 in PEM) to import")
-	scripts := map[gcpkmstest.Operation][]gcpkmstest.Fault{}
-	flags.Func("faults", "`SCRIPT` of what the next requests of an operation meet in this order, such as AsymmetricSign=throttle,delay=2s,ok; may be repeated", func(text string) error {
-		op, script, err := gcpkmstest.ParseScript(text)
-		scripts[op] = append(scripts[op], script...)
-		return err
-	})
 	if err := double.Parse(flags, args, out); err != nil {
 		return err
 	}
-	server, err := gcpkmstest.NewServer(config)
+	server, err := gcpkmstest.NewServer(gcpkmstest.Config{Listen: options.Listen, Delay: options.Delay, Generation: *generation})
 	if err != nil {
 		return err
 	}
-	defer server.Close()
+	defer server.Close() //nolint:errcheck // the process ends
 	if *file != "" {
-		private, err := double.ReadKey(*file)
-		if err != nil {
-			return err
-		}
-		if err := server.AddKey(*name, private); err != nil {
+		if _, err := double.Import(server, *name, *file); err != nil {
 			return err
 		}
 	}
-	for op, script := range scripts {
-		server.Script(op, script...)
-	}
-	if _, err := fmt.Fprintln(out, server.Addr()); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return nil
+	return double.Serve(ctx, server, options, out, server.Addr())
 }

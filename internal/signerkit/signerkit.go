@@ -1,0 +1,174 @@
+// Package signerkit is what the tests of several key stores share: opening a key, checking an error, and the test of a
+// network store's wiring. A helper fails the test that calls it.
+package signerkit
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
+	"hsmsign/signer"
+	"hsmsign/signer/kms"
+)
+
+// Policy returns a policy with short delays. A slow machine must not look like a service that is down, so its breaker
+// stays closed.
+func Policy() kms.Policy {
+	return kms.Policy{AttemptTimeout: 2 * time.Second, Timeout: 8 * time.Second, RetryDelay: 5 * time.Millisecond, BreakerThreshold: 1000}
+}
+
+// Ref parses a reference.
+func Ref(tb testing.TB, text string) signer.Ref {
+	tb.Helper()
+	return testkit.Value(signer.ParseRef(text))(tb)
+}
+
+// Open opens a key, with the public key of a certificate unless that is nil. The key is closed at the end of the test.
+func Open(tb testing.TB, backend signer.Backend, text string, public crypto.PublicKey) (signer.Signer, error) {
+	tb.Helper()
+	key, err := backend.Open(context.Background(), Ref(tb, text), signer.OpenOptions{PublicKey: public})
+	if err == nil {
+		tb.Cleanup(func() { _ = key.Close() })
+	}
+	return key, err
+}
+
+// MustOpen is Open for a key that must open.
+func MustOpen(tb testing.TB, backend signer.Backend, text string, public crypto.PublicKey) signer.Signer {
+	tb.Helper()
+	key, err := Open(tb, backend, text, public)
+	if err != nil {
+		tb.Fatalf("open %s: %v (%s)", text, err, fault.Hint(err))
+	}
+	return key
+}
+
+// Sign signs a message and verifies the signature with the key's own public key.
+func Sign(tb testing.TB, key signer.Signer) error {
+	tb.Helper()
+	_, err := signer.Sign(tb.Context(), key, []byte("message"), crypto.SHA256)
+	return err
+}
+
+// MustSign is Sign for a key that must sign.
+func MustSign(tb testing.TB, key signer.Signer) {
+	tb.Helper()
+	if err := Sign(tb, key); err != nil {
+		tb.Fatalf("sign: %v (%s)", err, fault.Hint(err))
+	}
+}
+
+// WantError checks the family, the text and the hint of an error, and that it is a *signer.Error on one line.
+func WantError(tb testing.TB, err, family error, text, fix string) {
+	tb.Helper()
+	_, ok := errors.AsType[*signer.Error](err)
+	switch {
+	case !errors.Is(err, family) || !ok:
+		tb.Errorf("%v (%T); want a *signer.Error of %q", err, err, family)
+	case !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "\n"):
+		tb.Errorf("%q does not contain %q, or more than one line", err, text)
+	case !strings.Contains(fault.Hint(err), fix):
+		tb.Errorf("hint %q does not contain %q", fault.Hint(err), fix)
+	}
+}
+
+// Double is a double of a network key store for Wiring. F is its type of faults.
+type Double[F ~string] interface {
+	Calls(operation string) int
+	Script(operation string, faults ...F) error
+	Stand(operation string, fault F) error
+}
+
+// Faults are the names of the faults that Wiring needs.
+type Faults[F ~string] struct{ OK, Throttle, Internal, Hang F }
+
+// Wiring tests that a backend uses package kms, which has its own tests, and that nothing else repeats a request.
+// reference names the golden key on the double, and operation is the one that signs.
+func Wiring[F ~string](t *testing.T, double Double[F], faults Faults[F], backend func(kms.Policy) signer.Backend, reference, operation string) {
+	t.Helper()
+	public := &testkit.GoldenKey(t).PublicKey
+	quick, standard := backend(Policy()), backend(kms.Policy{})
+	requests := func(want int, what string) {
+		t.Helper()
+		if n := double.Calls("*"); n != want {
+			t.Errorf("%s: %d requests in total, want %d", what, n, want)
+		}
+	}
+	key := MustOpen(t, quick, reference, nil)
+	requests(1, "open")
+	for range 3 {
+		MustSign(t, key)
+	}
+	requests(4, "three signatures")
+	key = MustOpen(t, quick, reference, public)
+	requests(4, "open with the certificate's key")
+	MustSign(t, key)
+	requests(5, "its first signature")
+
+	// Throttling is an ErrThrottled, or this breaker would open. Other failures open it.
+	fragile := Policy()
+	fragile.BreakerThreshold = 1
+	key = MustOpen(t, backend(fragile), reference, public)
+	testkit.OK(t, double.Script(operation, faults.Throttle, faults.Throttle, faults.OK, faults.Internal))
+	MustSign(t, key)
+	requests(8, "throttled twice")
+	WantError(t, Sign(t, key), signer.ErrUnavailable, "no request is sent", "")
+	requests(9, "breaker open")
+
+	testkit.OK(t, double.Stand(operation, faults.Throttle))
+	WantError(t, Sign(t, MustOpen(t, standard, reference+"&timeout=100ms", public)), kms.ErrThrottled, "", "max-rps")
+	testkit.OK(t, double.Stand(operation, faults.Hang))
+	began := time.Now()
+	err := Sign(t, MustOpen(t, standard, reference+"&timeout=100ms", public))
+	WantError(t, err, signer.ErrUnavailable, "", "")
+	if took := time.Since(began); took > 3*time.Second || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("timeout=100ms: %v after %v", err, took)
+	}
+	testkit.OK(t, double.Stand(operation, faults.OK))
+	WantError(t, Sign(t, MustOpen(t, standard, reference+"&max-rps=0.01", nil)), signer.ErrUnavailable, "0.01 calls per second", "")
+	WantError(t, Sign(t, MustOpen(t, quick, reference, &testkit.Key("other").PublicKey)), signer.ErrBadKey, "do not belong together", "certificate")
+	_, err = Open(t, quick, reference, "no key")
+	WantError(t, err, signer.ErrUnsupported, "string", "")
+	for query, want := range map[string]int{"": 64, "&max-concurrent=3": 3, "&max-rps=1": 10, "&max-rps=1&timeout=10s": 5} {
+		if n := standard.InFlight(Ref(t, reference+query)); n != want {
+			t.Errorf("%q: %d in flight, want %d", query, n, want)
+		}
+	}
+}
+
+// BenchmarkSign makes one signature after the other. Its allocations include those of the double, which runs in this
+// process.
+func BenchmarkSign[F ~string](b *testing.B, double Double[F], key signer.Signer) {
+	opened := double.Calls("*")
+	b.ReportAllocs()
+	for b.Loop() {
+		testkit.OK(b, Sign(b, key))
+	}
+	b.ReportMetric(float64(double.Calls("*")-opened)/float64(b.N), "requests/op")
+}
+
+// Counted returns a handler that counts the bytes of its answers.
+func Counted(handler http.Handler) (http.Handler, *atomic.Int64) {
+	sent := new(atomic.Int64)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(counted{w, sent}, r) }), sent
+}
+
+type counted struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.sent.Add(int64(n))
+	return n, err
+}
+
+func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
