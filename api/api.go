@@ -20,6 +20,12 @@ type Error struct {
 	Exit    int    `json:"exit"` // exit code of the command line
 }
 
+// Failure is the last object that a command prints with --json if it failed as a whole. The results before it, if any,
+// are complete.
+type Failure struct {
+	Error *Error `json:"error"`
+}
+
 // NewError returns the shape of an error.
 func NewError(err error) *Error {
 	e := &Error{Message: err.Error(), Fix: fault.Hint(err), Exit: fault.KindOf(err).Exit()}

@@ -24,6 +24,7 @@ type program struct {
 	getenv func(string) string
 	// prompt asks the person at the terminal for a secret; nil: there is no terminal.
 	prompt func(ctx context.Context, label string) ([]byte, error)
+	json   bool // a failure is printed as JSON too
 }
 
 // secrets reads PINs and passphrases.

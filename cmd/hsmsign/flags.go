@@ -86,6 +86,7 @@ func (p *program) bareSettings(ctx *cli.Context) (*settings, error) {
 		}
 	}
 	s.json = s.boolean("json")
+	p.json = s.json
 	return s, nil
 }
 

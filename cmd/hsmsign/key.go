@@ -10,6 +10,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/keystore"
+	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/signer"
 )
 
@@ -101,6 +102,9 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 	bits, err := job.number("bits", 2048, 2048, 4096)
 	if err != nil {
 		return err
+	}
+	if bits != vendorcert.KeyBits {
+		p.con.Warnf("Apple issues vendor certificates for RSA of %d bits only, and vendor csr refuses this key", vendorcert.KeyBits)
 	}
 	ctx, cancel := context.WithTimeout(cliCtx.Context, generateTimeout)
 	defer cancel()

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/internal/input"
@@ -35,7 +36,7 @@ func run(args []string) int {
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 	p := &program{
-		con: console.New("hsmsign", os.Stdout, os.Stderr), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
+		con: console.New("hsmsign", os.Stdout, os.Stderr, os.Getenv("NO_COLOR")), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
 	}
 	err := p.runCommand(ctx, args)
 	if err == nil {
@@ -43,6 +44,9 @@ func run(args []string) int {
 	}
 	if err != nil && !isSilent(err) {
 		p.con.Fail(err)
+		if p.json {
+			p.con.JSON(api.Failure{Error: api.NewError(err)})
+		}
 	}
 	code := exitCode(err)
 	if signal, ok := errors.AsType[signalError](context.Cause(ctx)); ok && code == fault.Interrupted.Exit() {

@@ -234,6 +234,7 @@ func (job *signJob) report(r *api.SignResult, err error) {
 	}
 	if job.json {
 		job.p.con.JSON(r)
+		job.p.json = false // the object has the error
 		return
 	}
 	job.p.con.Warnings(r.File, r.Warnings)

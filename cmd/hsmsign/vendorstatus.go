@@ -154,7 +154,8 @@ func (p *program) printVendor(s *agent.Status, several bool) {
 	if several && s.Active && s.Vendor != "" {
 		title += " (active)"
 	}
-	p.con.Printf("%s: %s", title, s.State)
+	level := map[string]console.Level{api.StateOK: console.Good, api.StateWarning: console.Warning, api.StateCritical: console.Bad}[s.State]
+	p.con.Printf("%s: %s", title, console.Styled{Level: level, Text: s.State})
 	signs := "signs"
 	if !s.Signs {
 		signs = "DOES NOT SIGN"
