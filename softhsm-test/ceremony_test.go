@@ -13,15 +13,15 @@ import (
 	softhsmtest "hsmsign/softhsm-test"
 )
 
-// TestCeremonyAfterKill kills both parts of a ceremony (SIGKILL) ever later, runs them again, and wants one key, one CSR,
-// one bundle and a transcript that holds, wherever it was cut off.
+// TestCeremonyAfterKill kills both parts of a ceremony (SIGKILL) after growing delays and runs them again. There must be
+// one key, one CSR, one bundle and a valid transcript, wherever it was interrupted.
 func TestCeremonyAfterKill(t *testing.T) {
 	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
 	dir := t.TempDir()
 	pki := filepath.Join(dir, "pki")
 	program := filepath.Join(binary, "hsmsign")
 	cut, finished := 0, 0
-	for delay := 5 * time.Millisecond; finished < 2 && cut < 60; delay += delay / 4 {
+	for delay := 5 * time.Millisecond; finished < 1 && cut < 40; delay += 7 * delay / 10 {
 		folder := filepath.Join(dir, delay.String())
 		label := "vendor-" + delay.String()
 		args := []string{
@@ -37,9 +37,9 @@ func TestCeremonyAfterKill(t *testing.T) {
 		mend()
 		first := keysOf(t, token, label)
 		if len(first) == 0 {
-			// Nor does SoftHSM2 make a key pair whole or not at all.
+			// SoftHSM2 may have made half a key pair.
 			_ = exec.Command("pkcs11-tool", "--module", token.Module, "--token-label", token.Label, "--login", "--pin", token.PIN,
-				"--delete-object", "--type", "pubkey", "--label", label).Run() // most times there is none
+				"--delete-object", "--type", "pubkey", "--label", label).Run() // usually there is none
 		}
 		run(t, program, args...)
 		run(t, program, "vendor", "ceremony", "--verify", folder)
@@ -59,11 +59,11 @@ func TestCeremonyAfterKill(t *testing.T) {
 		}
 	}
 	if cut < 5 || finished == 0 {
-		t.Errorf("%d were killed, %d had finished", cut, finished)
+		t.Errorf("%d were killed, %d finished", cut, finished)
 	}
 }
 
-// killAfter kills a program after that time, and says whether that was before its end.
+// killAfter kills a program after a delay, and reports whether that was before its end.
 func killAfter(t *testing.T, delay time.Duration, program string, args ...string) bool {
 	t.Helper()
 	killed := exec.Command(program, args...)
@@ -75,9 +75,9 @@ func killAfter(t *testing.T, delay time.Duration, program string, args ...string
 	return killed.Wait() != nil
 }
 
-// tokenMender gives a function that undoes what SoftHSM2 does to a token when it is killed in C_Login: it empties the
-// token's file before it writes it anew (ObjectFile::writeAttributes), and without that file there is no token. The keys
-// are in other files.
+// tokenMender returns a function that repairs a token if SoftHSM2 was killed in C_Login: it truncates the token's file before
+// it writes the new content (ObjectFile::writeAttributes), and without that file there is no token. The keys are in other
+// files.
 func tokenMender(t *testing.T, token *softhsmtest.Token) func() {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(token.Dir, "tokens", "*", "token.object"))
@@ -99,7 +99,7 @@ func tokenMender(t *testing.T, token *softhsmtest.Token) func() {
 	}
 }
 
-// keysOf lists the keys of a label.
+// keysOf returns the list of the keys with a label.
 func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -113,32 +113,22 @@ func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
 	return out
 }
 
-// TestCeremonyGuide runs the commands of docs/ceremony.md as they stand, with a test PKI in Apple's place.
+// TestCeremonyGuide runs the commands of docs/ceremony.md unchanged, with a test PKI instead of Apple.
 func TestCeremonyGuide(t *testing.T) {
 	token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "pin"), []byte(token.PIN+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write(t, dir, map[string][]byte{"pin": []byte(token.PIN + "\n")})
 	commands := commandsOf(t, "../docs/ceremony.md")
 	if len(commands) != 5 {
 		t.Fatalf("%d commands", len(commands))
 	}
-	for _, command := range commands {
-		command = strings.ReplaceAll(command, "/usr/lib/softhsm/libsofthsm2.so", token.Module)
+	for i, command := range commands {
 		if strings.Contains(command, "mdm.cer") {
-			command = "hsmsign testpki --csr ceremony/vendor.csr --out-dir pki && cp pki/vendor.pem mdm.cer && cp pki/wwdr.pem apple.pem && " + command
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		shell := exec.CommandContext(ctx, "bash", "-c", command)
-		shell.Dir = dir
-		shell.Env = append(os.Environ(), append(token.Env(), "PATH="+binary+":"+os.Getenv("PATH"), "HOME="+dir,
-			"XDG_CONFIG_HOME="+dir, "HSMSIGN_TRUST_ROOT="+filepath.Join(dir, "pki", "root.pem"))...)
-		if out, err := shell.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", command, err, out)
+			commands[i] = "hsmsign testpki --csr ceremony/vendor.csr --out-dir pki && cp pki/vendor.pem mdm.cer && cp pki/wwdr.pem apple.pem && " + command
 		}
 	}
+	runIn(t, dir, strings.ReplaceAll(strings.Join(commands, "\n"), debianModule, token.Module),
+		append(token.Env(), "HSMSIGN_TRUST_ROOT="+filepath.Join(dir, "pki", "root.pem"))...)
 	if _, err := os.Stat(filepath.Join(dir, "ceremony", "vendor.pem")); err != nil {
 		t.Error(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"hsmsign/internal/scripttest"
+	"hsmsign/internal/testkit"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -22,7 +23,7 @@ const (
 	goldenDir  = "../testdata/golden"
 )
 
-// binary is the folder of the real program and the doubles of the KMSs, built once for all scripts.
+// binary is the folder of the real program and the doubles of the KMSs, which are built once.
 var binary string
 
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
@@ -46,21 +47,16 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// TestScripts runs the real program against a SoftHSM2 token that holds the golden vendor key as "vendor", id 01.
-// A script finds the golden files, $REF (the key's reference), $MODULE, $TOKEN (the label), $PIN and the file pin.
+// TestScripts runs the real program with a SoftHSM2 token that has the golden vendor key as "vendor", id 01. A script has
+// the golden files, $REF (the key's reference), $MODULE, $TOKEN (the label), $PIN and the file pin.
 func TestScripts(t *testing.T) {
-	key, err := os.ReadFile(filepath.Join(goldenDir, "vendor.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {
-			token := softhsmtest.New(t, softhsmtest.WithLabel("mdm"))
-			token.Import(t, key, "vendor", []byte{1})
+			token := vendorToken(t, softhsmtest.WithLabel("mdm"))
 			testscript.Run(t, testscript.Params{
 				Files:               []string{script},
 				RequireExplicitExec: true,
@@ -84,7 +80,7 @@ func setup(env *testscript.Env, token *softhsmtest.Token) error {
 	return nil
 }
 
-// setupFiles gives a script the program, the golden files and more of its own.
+// setupFiles gives a script the program, the golden files and more files.
 func setupFiles(env *testscript.Env, more map[string]string) error {
 	entries, err := os.ReadDir(goldenDir)
 	if err != nil {
@@ -110,24 +106,13 @@ func setupFiles(env *testscript.Env, more map[string]string) error {
 	return nil
 }
 
-// TestGolden: one key gives the same request for a CSR, and the same CSR of its own, from every backend, and openssl agrees
-// with them.
+// TestGolden: with one key every backend makes the same request and the same CSR, and openssl accepts them.
 func TestGolden(t *testing.T) {
-	token := softhsmtest.New(t)
+	token := vendorToken(t)
 	dir := t.TempDir()
-	key, err := os.ReadFile(filepath.Join(goldenDir, "vendor.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	token.Import(t, key, "vendor", []byte{1})
 	keyFile := filepath.Join(dir, "vendor.key")
-	if err := os.WriteFile(keyFile, key, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	want, err := os.ReadFile(filepath.Join(goldenDir, "customer.req"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	write(t, dir, map[string][]byte{"vendor.key": testkit.File(t, "golden/vendor.key")})
+	want := testkit.File(t, "golden/customer.req")
 	hsmsign := filepath.Join(binary, "hsmsign")
 	subject := []string{"--common-name", "Example", "--email", "mdm@example.com", "--country", "US"}
 	wantCSR := run(t, hsmsign, append([]string{"push", "csr", "--push-key", keyFile}, subject...)...)
@@ -155,13 +140,11 @@ func TestGolden(t *testing.T) {
 	t.Run("openssl", func(t *testing.T) { checkGolden(t, dir) })
 }
 
-// checkGolden takes the golden request apart with other people's tools.
+// checkGolden checks the golden request with other programs.
 func checkGolden(t *testing.T, dir string) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	save := func(name string, data []byte) string {
-		if err := os.WriteFile(at(name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		write(t, dir, map[string][]byte{name: data})
 		return at(name)
 	}
 	plist := save("request.plist", run(t, "openssl", "base64", "-d", "-A", "-in", goldenDir+"/customer.req"))
@@ -185,7 +168,7 @@ func checkGolden(t *testing.T, dir string) {
 	run(t, "openssl", "verify", "-CAfile", goldenDir+"/root.pem", "-untrusted", chain, chain)
 }
 
-// run gives a program's standard output.
+// run runs a program and returns its standard output.
 func run(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -8,10 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// faultSource is C; its head says what a script can do.
+// faultSource is C; its first comment describes scripts.
 //
 //go:embed faultmodule/faultmodule.c
 var faultSource []byte
@@ -23,16 +24,36 @@ const (
 	faultLogVariable    = "SOFTHSMTEST_FAULT_LOG"
 )
 
-// FaultModule is a PKCS#11 module that hands its calls on to SoftHSM2, with faults by script and a count of its
-// calls. It is a module of its own for each test. Its methods may be used by several goroutines at once.
+// FaultModule is a PKCS#11 module that forwards its calls to SoftHSM2, with scripted faults, and counts them. Each test
+// gets a separate module. Its methods are safe for concurrent use.
 type FaultModule struct {
 	Path string // absolute path of the module
 
 	real, script, log string
 }
 
-// BuildFaultModule compiles the module with the C compiler (cc) and sets the variables that it reads until
-// the test ends. It ends the test when that fails; a build with cgo needs a C compiler anyway.
+// compiled returns the module, compiled once in a process.
+var compiled = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "faultmodule-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	source, module := filepath.Join(dir, "faultmodule.c"), filepath.Join(dir, "faultmodule.so")
+	if err := os.WriteFile(source, faultSource, 0o600); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), utilWait)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "cc", "-O1", "-Wall", "-shared", "-fPIC", "-fvisibility=hidden", "-o", module, source, "-ldl", "-pthread") // #nosec G204 -- a test's own arguments
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("cc: %w: %s; a C compiler is needed: apt-get install gcc", err, out)
+	}
+	return os.ReadFile(module)
+})
+
+// BuildFaultModule compiles the module with the C compiler (cc) and sets the variables that it reads until the test ends.
+// It ends the test if that fails; a build with cgo needs a C compiler anyway.
 func BuildFaultModule(tb testing.TB) *FaultModule {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -45,15 +66,12 @@ func BuildFaultModule(tb testing.TB) *FaultModule {
 	if f.real, err = FindModule(); err != nil {
 		tb.Fatal(err)
 	}
-	source := filepath.Join(dir, "faultmodule.c")
-	if err := os.WriteFile(source, faultSource, 0o600); err != nil {
-		tb.Fatal(err)
+	module, err := compiled()
+	if err == nil {
+		err = os.WriteFile(f.Path, module, 0o600)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), utilWait)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "cc", "-O0", "-Wall", "-shared", "-fPIC", "-fvisibility=hidden", "-o", f.Path, source, "-ldl", "-pthread") // #nosec G204 -- a test's own arguments
-	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("cc: %v: %s; a C compiler is needed: apt-get install gcc", err, out)
+	if err != nil {
+		tb.Fatal(err)
 	}
 	f.Script(tb)
 	for _, variable := range f.Env() {
@@ -63,15 +81,15 @@ func BuildFaultModule(tb testing.TB) *FaultModule {
 	return f
 }
 
-// Use makes the token's references go through this module, which stands before the one that the token has had.
+// Use makes the token's references name this module, which forwards to SoftHSM2.
 func (f *FaultModule) Use(t *Token) { t.Module = f.Path }
 
-// Env is what a child process needs beside the token's own variables, to be added to os.Environ.
+// Env returns the variables that a child process needs in addition to those of the token and os.Environ.
 func (f *FaultModule) Env() []string {
 	return []string{faultModuleVariable + "=" + f.real, faultScriptVariable + "=" + f.script, faultLogVariable + "=" + f.log}
 }
 
-// Script sets the script, from the next call on; without lines there are no faults. It counts calls anew.
+// Script sets the script from the next call on, and numbers calls from 1 again; without lines there are no faults.
 func (f *FaultModule) Script(tb testing.TB, lines ...string) {
 	tb.Helper()
 	var size int64
@@ -79,7 +97,7 @@ func (f *FaultModule) Script(tb testing.TB, lines ...string) {
 		size = info.Size()
 	}
 	text := fmt.Sprintf("since %d\n%s\n", size, strings.Join(lines, "\n"))
-	// A call that reads at this moment must see the old script or the new one.
+	// A call at this moment must read the old script or the new one.
 	next, err := os.CreateTemp(filepath.Dir(f.script), "script-")
 	if err != nil {
 		tb.Fatal(err)
@@ -95,7 +113,7 @@ func (f *FaultModule) Script(tb testing.TB, lines ...string) {
 	}
 }
 
-// Calls are the calls of all processes since the module was built, by function.
+// Calls returns the number of calls of all processes since the module was built, by function.
 func (f *FaultModule) Calls(tb testing.TB) map[string]int {
 	tb.Helper()
 	text, err := os.ReadFile(f.log)

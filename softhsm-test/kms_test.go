@@ -3,7 +3,6 @@ package softhsmtest_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,20 +10,20 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"hsmsign/internal/scripttest"
+	"hsmsign/internal/testkit"
 )
 
-// cloud is a double of a KMS in a process of its own, with the golden vendor key in it.
+// cloud is a double of a KMS in a separate process, with the golden vendor key.
 type cloud struct {
 	ref string   // names the golden vendor key
 	env []string // credentials
 }
 
-// startDouble starts a double, which prints its first lines lines and then serves until the test ends.
+// startDouble starts a double, which serves until the test ends, and returns the lines that it prints first.
 func startDouble(t *testing.T, name string, lines int, args ...string) []string {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(binary, name), args...)
@@ -71,7 +70,7 @@ func startGCP(t *testing.T, args ...string) cloud {
 	return cloud{ref: "gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + printed[0]}
 }
 
-// TestKMSDocument runs the commands of docs/kms.md that need no account, as they stand, but for the doubles' addresses.
+// TestKMSDocument runs the commands of docs/kms.md that need no account, with the addresses of the doubles.
 func TestKMSDocument(t *testing.T) {
 	text, err := os.ReadFile("../docs/kms.md")
 	if err != nil {
@@ -93,22 +92,11 @@ func TestKMSDocument(t *testing.T) {
 	_, aws, _ := strings.Cut(startAWS(t).ref, "endpoint=")
 	_, gcp, _ := strings.Cut(startGCP(t).ref, "endpoint=")
 	commands := strings.NewReplacer("http://127.0.0.1:8080", aws, "127.0.0.1:9010", gcp).Replace(script.String())
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	shell := exec.CommandContext(ctx, "bash", "-euxo", "pipefail", "-c", commands)
-	shell.Dir = dir
-	shell.Env = append(os.Environ(), "PATH="+binary+":"+os.Getenv("PATH"), "HOME="+dir, "XDG_CONFIG_HOME="+dir)
-	out, err := shell.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	out := runIn(t, dir, commands)
 	if n := strings.Count(string(out), "+ hsmsign "); n < 8 {
 		t.Errorf("%d commands were run:\n%s", n, out)
 	}
-	want, err := os.ReadFile(filepath.Join(goldenDir, "customer.req"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testkit.File(t, "golden/customer.req")
 	for _, name := range []string{"aws.req", "gcp.req"} {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s is not the golden request (%v)", name, err)
@@ -116,8 +104,8 @@ func TestKMSDocument(t *testing.T) {
 	}
 }
 
-// TestKMSScripts runs the real program against each cloud's double. A script finds the golden files, $REF (the vendor
-// key's reference), $NEW (one of a key that is not there yet), $MISSING and $MALFORMED.
+// TestKMSScripts runs the real program with each cloud's double. A script has the golden files, $REF (the vendor key's
+// reference), $NEW (the reference of a key that does not exist yet), $MISSING and $MALFORMED.
 func TestKMSScripts(t *testing.T) {
 	for name, double := range map[string]struct {
 		start                    func(*testing.T, ...string) cloud

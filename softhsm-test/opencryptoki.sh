@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the conformance suite of signer/pkcs11 on opencryptoki's soft token: another implementation of PKCS#11, which
-# makes RSA signatures by CKM_RSA_PKCS only. Its token and its daemon are the machine's, so this wants root, makes the
-# token hsmsign-test only where the slot is empty, and leaves any other one alone.
+# Runs the conformance suite of signer/pkcs11 on opencryptoki's soft token: another implementation of PKCS#11, which signs
+# with CKM_RSA_PKCS only. Token and daemon belong to the machine, so this needs root, creates the token hsmsign-test only
+# if the slot is empty, and does not touch another token.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 module=$(ls /usr/lib/*/opencryptoki/libopencryptoki.so.0 | head -1)
-label=hsmsign-test pin=648219 so_pin=87654321 # a token that was just made has this one
+label=hsmsign-test pin=648219 so_pin=87654321 # of every new token
 work=$(mktemp -d)
 daemon=
 
@@ -27,19 +27,19 @@ for _ in $(seq 50); do
 	sleep 0.1
 done
 
-# The soft token's slot, and the label of what is in it.
+# The soft token's slot, and the label of its token.
 read -r slot there < <(awk <<<"${info:-}" '
 	/^Token #/ {slot = substr($2, 2)}
 	/Label:/ {sub(/.*Label: */, ""); sub(/ *$/, ""); label = $0}
 	/IBM SoftTok/ {print slot, label; exit}') || { echo "opencryptoki shows no soft token: is libpkcs11_sw.so in /etc/opencryptoki/opencryptoki.conf?" >&2; exit 1; }
 case "$there" in
 "$label") ;;
-"IBM OS PKCS#11") # nobody has made one here
+"IBM OS PKCS#11") # the slot is empty
 	tool --slot "$slot" --init-token --label "$label" --so-pin "$so_pin"
 	tool --slot "$slot" --init-pin --login --login-type so --so-pin "$so_pin" --new-pin "$pin"
 	;;
 *)
-	echo "slot $slot of opencryptoki holds the token \"$there\", which is not ours to use; run this on another machine" >&2
+	echo "slot $slot of opencryptoki has the token \"$there\", which this must not use; run it on another machine" >&2
 	exit 1
 	;;
 esac

@@ -3,7 +3,6 @@
 package softhsmtest
 
 import (
-	"bufio"
 	"fmt"
 	"net"
 	"net/url"
@@ -18,21 +17,21 @@ import (
 	"time"
 )
 
-// serverVariable tells p11-kit's client module where the server listens.
+// serverVariable is the address of the server for p11-kit's client module.
 const serverVariable = "P11_KIT_SERVER_ADDRESS"
 
-// P11Kit is a token behind the socket of "p11-kit server". The server forks a child for each client, and a signal
-// to that child is what a network HSM does when it hangs or goes away.
+// P11Kit is a token behind the socket of "p11-kit server". The server forks a child for each client. A signal to that child
+// has the effect of a network HSM that hangs or goes away.
 type P11Kit struct {
-	Module string // absolute path of the client module; a copy of its own for each test
+	Module string // absolute path of the client module; each test has a copy
 	Socket string
 
 	token  *Token
 	server *exec.Cmd
 }
 
-// NewP11Kit serves a token until the test ends. It ends the test when p11-kit is missing (Debian: apt-get install
-// p11-kit p11-kit-modules).
+// NewP11Kit serves a token until the test ends. It ends the test if p11-kit is missing (Debian: apt-get install p11-kit
+// p11-kit-modules).
 func NewP11Kit(tb testing.TB, t *Token) *P11Kit {
 	tb.Helper()
 	found, err := filepath.Glob("/usr/lib*/*/pkcs11/p11-kit-client.so")
@@ -40,7 +39,7 @@ func NewP11Kit(tb testing.TB, t *Token) *P11Kit {
 	if found = append(found, more...); err != nil || len(found) == 0 {
 		tb.Fatalf("no p11-kit-client.so in the usual places: apt-get install p11-kit p11-kit-modules")
 	}
-	// The client reads the socket's address once, when it is loaded: each test needs one that was not loaded yet.
+	// The client reads the socket's address once, when it is loaded: each test needs a client that was not loaded yet.
 	client, err := os.ReadFile(found[0])
 	if err != nil {
 		tb.Fatal(err)
@@ -66,7 +65,7 @@ func NewP11Kit(tb testing.TB, t *Token) *P11Kit {
 		_ = p.server.Process.Kill()
 		_ = p.server.Wait() // it was killed
 	})
-	// The file is there before the server listens. Nor must the child of this connection be taken for a client's.
+	// The file exists before the server listens. The child of this connection must not be taken for that of a client.
 	var conn net.Conn
 	await(tb, "p11-kit's socket", func() bool {
 		conn, err = net.Dial("unix", p.Socket)
@@ -84,16 +83,16 @@ func NewP11Kit(tb testing.TB, t *Token) *P11Kit {
 	return p
 }
 
-// Env is what a child process needs to see the token, to be added to os.Environ.
+// Env returns the variables that a child process needs to see the token, in addition to os.Environ.
 func (p *P11Kit) Env() []string { return []string{serverVariable + "=unix:path=" + p.Socket} }
 
-// Ref is Token.Ref by way of the socket.
+// Ref is Token.Ref through the socket.
 func (p *P11Kit) Ref(object string) string {
 	return strings.Replace(p.token.Ref(object), escape(p.token.Module), escape(p.Module), 1)
 }
 
-// Signal sends a signal to the children that serve the clients, and gives how many there were. After SIGKILL it
-// waits until they are gone.
+// Signal sends a signal to the children that serve the clients, and returns their number. After SIGKILL it waits until they
+// are gone.
 func (p *P11Kit) Signal(tb testing.TB, sig syscall.Signal) int {
 	tb.Helper()
 	children := p.children(tb)
@@ -111,47 +110,28 @@ func (p *P11Kit) Signal(tb testing.TB, sig syscall.Signal) int {
 	return len(children)
 }
 
-// children are the processes whose parent is the server, zombies excepted.
+// children returns the child processes of the server, except zombies (proc(5)).
 func (p *P11Kit) children(tb testing.TB) []int {
 	tb.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/status")
-	if err != nil {
-		tb.Fatal(err)
-	}
+	pid := p.server.Process.Pid
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // missing: the server is gone
 	var children []int
-	for _, file := range files {
-		status := processStatus(file)
-		if status["PPid"] != strconv.Itoa(p.server.Process.Pid) || strings.HasPrefix(status["State"], "Z") {
-			continue
-		}
-		if pid, err := strconv.Atoi(status["Pid"]); err == nil {
-			children = append(children, pid)
+	for _, field := range strings.Fields(string(text)) {
+		stat, err := os.ReadFile("/proc/" + field + "/stat") // #nosec G304 -- a file of /proc
+		child, convErr := strconv.Atoi(field)
+		if err == nil && convErr == nil && !strings.Contains(string(stat), ") Z ") {
+			children = append(children, child)
 		}
 	}
 	return children
 }
 
-// processStatus reads /proc/PID/status (proc(5)); a process that is gone has none.
-func processStatus(path string) map[string]string {
-	f, err := os.Open(path) // #nosec G304 -- a file of /proc
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	status := map[string]string{}
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		name, value, _ := strings.Cut(lines.Text(), ":")
-		status[name] = strings.TrimSpace(value)
-	}
-	return status
-}
-
-// await polls for something that comes soon.
+// await waits for a condition.
 func await(tb testing.TB, what string, there func() bool) {
 	tb.Helper()
 	for end := time.Now().Add(10 * time.Second); !there(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			tb.Fatal(fmt.Errorf("%s has not come", what))
+			tb.Fatalf("%s: not within 10 s", what)
 		}
 	}
 }

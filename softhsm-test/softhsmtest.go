@@ -1,24 +1,18 @@
-// Package softhsmtest gives a test a PKCS#11 token of its own: a SoftHSM2 token in a temporary folder, which
-// is gone when the test ends.
+// Package softhsmtest creates a PKCS#11 token for a test: a SoftHSM2 token in a temporary folder, which is removed when the
+// test ends. Import stores a key in it, and Ref returns the reference that signer/pkcs11 opens.
 //
-//	tok := softhsmtest.New(t)
-//	tok.Import(t, keyPEM, "vendor", []byte{1})
-//	ref, err := signer.ParseRef(tok.Ref("vendor"))
-//	key, err := pkcs11.Backend(pkcs11.Options{}).Open(ctx, ref, signer.OpenOptions{})
+// There are two ways to add faults. BuildFaultModule returns a PKCS#11 module that forwards to SoftHSM2 and follows a
+// script: return values, wrong attributes, locked PINs, hangs, crashes. NewP11Kit puts the token behind p11-kit's socket,
+// whose server can be stopped and killed.
 //
-// Faults come from two rigs around such a token: BuildFaultModule makes a PKCS#11 module that stands before
-// SoftHSM2 and does what a script says (return values, locked PINs, hangs, crashes), and NewP11Kit puts the token
-// behind p11-kit's socket, whose server can be stopped and killed.
+// SoftHSM2 must be installed (Debian: apt-get install softhsm2). If it is missing, the test fails and is not skipped: a
+// build that signs with an HSM is not tested without one.
 //
-// SoftHSM2 must be installed (Debian: apt-get install softhsm2). A missing one fails the test rather than
-// skipping it: a build that signs with an HSM is not tested without one.
+// SoftHSM2 finds its tokens by the variable SOFTHSM2_CONF, which New sets for the process. So a test that uses this package
+// must not run in parallel, and must close its keys before it calls New again. Child processes get the variable from Env.
 //
-// SoftHSM2 finds its tokens by the variable SOFTHSM2_CONF, which New sets for the process. So a test that uses
-// this package must not run in parallel, and close its keys before it calls New again. Child processes get the
-// variable from Env.
-//
-// The PIN goes to softhsm2-util on its command line, where every process list shows it. That is fine for a
-// token that lives for one test and holds a test key, and for nothing else.
+// The PIN is passed to softhsm2-util on its command line, where every process list shows it. Use these tokens for test keys
+// only.
 package softhsmtest
 
 import (
@@ -37,34 +31,33 @@ import (
 // confVariable names the configuration file for SoftHSM2.
 const confVariable = "SOFTHSM2_CONF"
 
-// utilWait bounds one run of softhsm2-util; an import takes some 30 ms.
+// utilWait is the time limit of one run of softhsm2-util or cc; an import takes about 30 ms.
 const utilWait = 30 * time.Second
 
-// Token is a SoftHSM2 token that lives as long as its test. Its fields are not to be changed. Its methods may
-// be used by several goroutines at once.
+// Token is a SoftHSM2 token that exists as long as its test. Do not change its fields. Its methods are safe for concurrent
+// use.
 type Token struct {
-	Dir     string // the folder of everything below
+	Dir     string // contains all files below
 	Conf    string // SOFTHSM2_CONF
 	Module  string // absolute path of libsofthsm2
-	Label   string // of the token: CKA_LABEL's counterpart, 1 to 32 bytes
+	Label   string // of the token, 1 to 32 bytes
 	PIN     string // the user PIN
-	PINFile string // holds PIN and a newline; mode 0600
+	PINFile string // contains PIN and a newline; mode 0600
 }
 
-// Option changes what New makes.
+// Option changes the token that New creates.
 type Option func(*Token)
 
-// WithLabel names the token, in 1 to 32 bytes. Without it the label is "hsmsign-test".
+// WithLabel sets the label of the token, 1 to 32 bytes. The default is "hsmsign-test".
 func WithLabel(label string) Option { return func(t *Token) { t.Label = label } }
 
-// WithPIN sets the user PIN, in 4 to 255 bytes. Without it the PIN is "648219".
+// WithPIN sets the user PIN, 4 to 255 bytes. The default is "648219".
 func WithPIN(pin string) Option { return func(t *Token) { t.PIN = pin } }
 
-// WithDir adds the token to those in the folder of another one, so that one module shows them all.
+// WithDir adds the token to those in the folder of another token, so that one module shows all of them.
 func WithDir(other *Token) Option { return func(t *Token) { t.Dir = other.Dir } }
 
-// New makes an empty token and sets SOFTHSM2_CONF until the test ends. It ends the test when SoftHSM2 is
-// missing or refuses.
+// New creates an empty token and sets SOFTHSM2_CONF until the test ends. It ends the test if SoftHSM2 is missing or fails.
 func New(tb testing.TB, opts ...Option) *Token {
 	tb.Helper()
 	t := &Token{Label: "hsmsign-test", PIN: "648219"}
@@ -103,10 +96,8 @@ func New(tb testing.TB, opts ...Option) *Token {
 	return t
 }
 
-// Import puts a private key into the token, with its public key beside it.
-//
-// keyPEM is one PKCS#8 key, "BEGIN PRIVATE KEY", not encrypted; label becomes CKA_LABEL and the bytes of id
-// CKA_ID. The same label or id may be used again, for a test of what happens then.
+// Import stores a private key and its public key in the token. keyPEM is one PKCS#8 key, "BEGIN PRIVATE KEY", not
+// encrypted; label becomes CKA_LABEL and the bytes of id become CKA_ID. The same label or id may be used again.
 func (t *Token) Import(tb testing.TB, keyPEM []byte, label string, id []byte) {
 	tb.Helper()
 	f, err := os.CreateTemp(t.Dir, "import-*.pem")
@@ -120,12 +111,12 @@ func (t *Token) Import(tb testing.TB, keyPEM []byte, label string, id []byte) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	// --force: without it softhsm2-util refuses an id that is there already.
+	// Without --force softhsm2-util refuses an id that exists.
 	t.util(tb, "--import", f.Name(), "--token", t.Label, "--pin", t.PIN, "--label", label, "--id", hex.EncodeToString(id), "--force")
 }
 
-// Ref is the key reference of an object: a PKCS#11 URI (RFC 7512) with module-path and pin-source. An empty
-// object names whatever key the token holds.
+// Ref returns the key reference of an object: a PKCS#11 URI (RFC 7512) with module-path and pin-source. An empty object
+// matches every key of the token.
 func (t *Token) Ref(object string) string {
 	ref := "pkcs11:token=" + url.PathEscape(t.Label)
 	if object != "" {
@@ -134,12 +125,12 @@ func (t *Token) Ref(object string) string {
 	return ref + "?module-path=" + escape(t.Module) + "&pin-source=file:" + escape(t.PINFile)
 }
 
-// escape makes a file's path fit for a query attribute (RFC 7512 section 2.3, pk11-qchar).
+// escape encodes a path for a query attribute (RFC 7512 section 2.3, pk11-qchar).
 func escape(path string) string {
 	return strings.ReplaceAll((&url.URL{Path: path}).EscapedPath(), "&", "%26")
 }
 
-// Env is what a child process needs to see the token, to be added to os.Environ.
+// Env returns the variables that a child process needs to see the token, in addition to os.Environ.
 func (t *Token) Env() []string { return []string{confVariable + "=" + t.Conf} }
 
 // util runs softhsm2-util on this token.
@@ -160,8 +151,8 @@ func (t *Token) util(tb testing.TB, args ...string) {
 
 const installHint = "SoftHSM2 is needed: apt-get install softhsm2 (Debian, Ubuntu), dnf install softhsm (Fedora), brew install softhsm (macOS), pacman -S softhsm (Arch)"
 
-// FindModule finds SoftHSM2's PKCS#11 module in the places where the packages of Debian, Fedora, Arch and
-// Homebrew put it. The path is absolute. The error says how to install it.
+// FindModule returns the absolute path of SoftHSM2's PKCS#11 module, where the packages of Debian, Fedora, Arch and Homebrew
+// install it. The error says how to install it.
 func FindModule() (string, error) {
 	for _, pattern := range []string{
 		"/usr/lib/softhsm/libsofthsm2.so",           // Debian, Ubuntu

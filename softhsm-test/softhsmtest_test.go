@@ -11,19 +11,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
-func testKey(t *testing.T) []byte {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "testdata", "golden", "vendor.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
-}
-
-// tokens is what softhsm2-util, a program of its own, sees with the token's environment.
+// slots returns what softhsm2-util, another program, sees with the token's environment.
 func slots(t *testing.T, tok *Token) string {
 	t.Helper()
 	cmd := exec.Command("softhsm2-util", "--show-slots")
@@ -52,21 +44,21 @@ func TestToken(t *testing.T) {
 			t.Errorf("PIN file: %v, %v; want mode 0600", info, err)
 		}
 		if pin, err := os.ReadFile(tok.PINFile); string(pin) != "4711-4711\n" {
-			t.Errorf("PIN file holds %q, %v", pin, err)
+			t.Errorf("PIN file contains %q, %v", pin, err)
 		}
 		if out := slots(t, tok); !strings.Contains(out, "a label") {
 			t.Errorf("no token of that label:\n%s", out)
 		}
 	})
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("the folder is still there: %v", err)
+		t.Errorf("the folder still exists: %v", err)
 	}
 	if got := os.Getenv(confVariable); got != before {
 		t.Errorf("%s is %q after the test; want %q", confVariable, got, before)
 	}
 }
 
-// Every object in a token's folder is a file of its own.
+// objects counts the objects in a token's folder, which are separate files.
 func objects(t *testing.T, tok *Token) int {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(tok.Dir, "tokens", "*", "*-*.object"))
@@ -79,24 +71,16 @@ func objects(t *testing.T, tok *Token) int {
 func TestImport(t *testing.T) {
 	tok := New(t)
 	if n := objects(t, tok); n != 0 {
-		t.Fatalf("a new token holds %d objects", n)
+		t.Fatalf("a new token has %d objects", n)
 	}
-	for want := 2; want <= 4; want += 2 { // a private and a public key each time, whatever is there
-		tok.Import(t, testKey(t), "vendor", []byte{0x01, 0xff})
+	for want := 2; want <= 4; want += 2 { // a private and a public key each time, even if they exist
+		tok.Import(t, testkit.File(t, "golden/vendor.key"), "vendor", []byte{0x01, 0xff})
 		if n := objects(t, tok); n != want {
 			t.Errorf("%d objects; want %d", n, want)
 		}
 	}
 	if left, err := filepath.Glob(filepath.Join(tok.Dir, "*.pem")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
-	}
-}
-
-func TestWithDir(t *testing.T) {
-	first := New(t, WithLabel("first"))
-	second := New(t, WithDir(first), WithLabel("second"))
-	if out := slots(t, first); second.Conf != first.Conf || !strings.Contains(out, "first") || !strings.Contains(out, "second") {
-		t.Errorf("not both tokens are there:\n%s", out)
 	}
 }
 
@@ -125,7 +109,7 @@ func TestRef(t *testing.T) {
 	}
 }
 
-// recorder is a test that notes why it was ended, in place of ending.
+// recorder is a test that records why it was ended.
 type recorder struct {
 	testing.TB
 	fatal string
@@ -138,7 +122,7 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	panic(r)
 }
 
-// A missing SoftHSM2 fails the test, and says what to install.
+// A missing SoftHSM2 fails the test, with what to install.
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	r := &recorder{TB: t}

@@ -40,6 +40,15 @@ func (p *program) keystore(modules []string) *keystore.Store {
 	})
 }
 
+// read reads an input file; an error refuses the input.
+func (p *program) read(ctx context.Context, name string, limit int64, fix string) ([]byte, error) {
+	data, err := p.in.Read(ctx, name, limit)
+	if err != nil {
+		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix(fix)
+	}
+	return data, nil
+}
+
 func (p *program) app() *cli.App {
 	app := &cli.App{
 		Name:  "hsmsign",

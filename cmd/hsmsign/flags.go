@@ -118,7 +118,16 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 
 // start returns the settings and the file arguments of a command.
 func (p *program) start(ctx *cli.Context, want files) (*settings, []string, error) {
-	s, err := p.settings(ctx)
+	return withArguments(ctx, want, p.settings)
+}
+
+// startBare is start for a command that reads nothing from the configuration file.
+func (p *program) startBare(ctx *cli.Context, want files) (*settings, []string, error) {
+	return withArguments(ctx, want, p.bareSettings)
+}
+
+func withArguments(ctx *cli.Context, want files, read func(*cli.Context) (*settings, error)) (*settings, []string, error) {
+	s, err := read(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

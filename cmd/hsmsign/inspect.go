@@ -27,11 +27,10 @@ func (p *program) inspectCommand() *cli.Command {
 }
 
 func (p *program) inspect(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
+	s, args, err := p.startBare(ctx, anyFiles)
 	if err != nil {
 		return err
 	}
-	args := ctx.Args().Slice()
 	if len(args) == 0 {
 		return fault.Usage.Errorf("no file given").Fix("name a file, or - for standard input")
 	}

@@ -71,11 +71,8 @@ type orderJob struct {
 }
 
 func (p *program) mdmcertRequest(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
+	s, _, err := p.startBare(ctx, noFiles)
 	if err != nil {
-		return err
-	}
-	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	job := &orderJob{p: p, s: s}
@@ -264,9 +261,9 @@ func (p *program) mdmcertDecrypt(ctx *cli.Context) error {
 }
 
 func (p *program) decryptAttachment(ctx context.Context, s *settings, name, keyName string) ([]byte, error) {
-	data, err := p.in.Read(ctx, name, mdmcert.MaxAttachment)
+	data, err := p.read(ctx, name, mdmcert.MaxAttachment, "name the mail's attachment")
 	if err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name the mail's attachment")
+		return nil, err
 	}
 	private, err := p.exportKey(ctx, s, keyName, "name the file recipient.key that mdmcert request made")
 	if err != nil {

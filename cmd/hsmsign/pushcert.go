@@ -16,9 +16,9 @@ import (
 
 // readPush reads the push certificate in a file.
 func (p *program) readPush(ctx context.Context, name string) (*pushcert.Certificate, error) {
-	data, err := p.in.Read(ctx, name, pushcert.MaxCertificate)
+	data, err := p.read(ctx, name, pushcert.MaxCertificate, "name a readable push certificate")
 	if err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix("name a readable push certificate")
+		return nil, err
 	}
 	cert, err := pushcert.ParseCertificate(data)
 	if err != nil {
@@ -74,11 +74,8 @@ func (p *program) showPush(r api.PushResult, asJSON bool) {
 }
 
 func (p *program) pushRenew(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
+	s, _, err := p.startBare(ctx, noFiles)
 	if err != nil {
-		return err
-	}
-	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	oldName, _ := s.str("old")

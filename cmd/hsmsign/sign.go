@@ -204,8 +204,8 @@ func (job *signJob) newResult(file string) *api.SignResult {
 func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent.Prepared, error) {
 	order := job.order
 	var err error
-	if order.CSR, err = job.p.in.Read(ctx, result.File, request.MaxCSR); err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", result.File, err).Fix("name a readable CSR file")
+	if order.CSR, err = job.p.read(ctx, result.File, request.MaxCSR, "name a readable CSR file"); err != nil {
+		return nil, err
 	}
 	prepared, err := job.vendor.Prepare(ctx, agent.Caller{}, order)
 	if err != nil {

@@ -34,11 +34,8 @@ func (p *program) testpkiCommand() *cli.Command {
 }
 
 func (p *program) testpki(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
+	s, _, err := p.startBare(ctx, noFiles)
 	if err != nil {
-		return err
-	}
-	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	csrFile, _ := s.str("csr")

@@ -30,11 +30,8 @@ func (p *program) issuePushCommand() *cli.Command {
 }
 
 func (p *program) issuePush(ctx *cli.Context) error {
-	s, err := p.bareSettings(ctx)
+	s, _, err := p.startBare(ctx, noFiles)
 	if err != nil {
-		return err
-	}
-	if _, err := arguments(ctx, noFiles); err != nil {
 		return err
 	}
 	requestFile, _ := s.str("request")
@@ -50,9 +47,9 @@ func (p *program) issuePush(ctx *cli.Context) error {
 	if err != nil {
 		return fault.Usage.Errorf("%w", err).Fix("name the folder of a test authority; hsmsign testpki --csr vendor.csr --out-dir FOLDER makes one")
 	}
-	data, err := p.in.Read(ctx.Context, requestFile, request.MaxRequest)
+	data, err := p.read(ctx.Context, requestFile, request.MaxRequest, "name a readable request file")
 	if err != nil {
-		return fault.Refused.Errorf("%s: %w", requestFile, err).Fix("name a readable request file")
+		return err
 	}
 	opts := request.VerifyOptions{TrustRoots: []*x509.Certificate{authority.Root}, Now: time.Now()}
 	report := request.Verify(data, opts)

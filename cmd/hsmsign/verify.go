@@ -50,9 +50,8 @@ func (p *program) verify(ctx *cli.Context) error {
 	}
 	var failed error
 	for _, file := range args {
-		data, err := p.in.Read(ctx.Context, file, request.MaxRequest)
+		data, err := p.read(ctx.Context, file, request.MaxRequest, "name a readable request file")
 		if err != nil {
-			err = fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable request file")
 			if len(args) == 1 || fault.KindOf(err) == fault.Interrupted {
 				return err
 			}
@@ -71,9 +70,9 @@ func (p *program) verify(ctx *cli.Context) error {
 
 // readCSR reads a CSR that only has to be readable: defects of it are findings of the request.
 func (p *program) readCSR(ctx context.Context, file string) (*request.CSR, error) {
-	data, err := p.in.Read(ctx, file, request.MaxCSR)
+	data, err := p.read(ctx, file, request.MaxCSR, "name a readable CSR file")
 	if err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", file, err).Fix("name a readable CSR file")
+		return nil, err
 	}
 	csr, err := request.ParseCSR(data)
 	if err != nil {

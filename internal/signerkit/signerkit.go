@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -154,12 +156,63 @@ func BenchmarkSign[F ~string](b *testing.B, double Double[F], key signer.Signer)
 	b.ReportMetric(float64(double.Calls("*")-opened)/float64(b.N), "requests/op")
 }
 
-// Counted returns a handler that counts the bytes of its answers.
-func Counted(handler http.Handler) (http.Handler, *atomic.Int64) {
-	sent := new(atomic.Int64)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(counted{w, sent}, r) }), sent
+// OtherAnswer is a server that is not the store, and the error of a backend that opens a key there.
+type OtherAnswer struct {
+	Name   string
+	Answer http.HandlerFunc
+	Family error
+	Text   string // in the error
 }
 
+// OtherAnswers tests that a call ends in time whatever answers, with an error of one line, and that the backend reads at
+// most limit bytes. reference is that of a key on the server; its timeout is below one second.
+func OtherAnswers(t *testing.T, backend signer.Backend, limit int64, reference func(*httptest.Server) string, answers ...OtherAnswer) {
+	t.Helper()
+	for _, a := range answers {
+		t.Run(a.Name, func(t *testing.T) {
+			var sent atomic.Int64
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				// When an answer begins, a client may close the body of its request, and net/http hangs up if it has not sent
+				// all of it by then. No service answers as fast as this one.
+				if r.ContentLength > 0 {
+					_, _ = io.Copy(io.Discard, r.Body)
+					time.Sleep(10 * time.Millisecond)
+				}
+				a.Answer(counted{w, &sent}, r)
+			}))
+			server.Config.Protocols = new(http.Protocols)
+			server.Config.Protocols.SetHTTP1(true)
+			server.Config.Protocols.SetUnencryptedHTTP2(true)
+			server.Start()
+			defer server.Close()
+			began := time.Now()
+			_, err := Open(t, backend, reference(server), nil)
+			WantError(t, err, a.Family, a.Text, "")
+			if errors.Is(err, kms.ErrThrottled) {
+				t.Errorf("%v: the service does not throttle", err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("took %v", took)
+			}
+			if n := sent.Load(); n > limit {
+				t.Errorf("%d bytes were read", n)
+			}
+		})
+	}
+}
+
+// Endless writes text repeatedly until the client leaves.
+func Endless(w http.ResponseWriter, r *http.Request, text string, pause time.Duration) {
+	for r.Context().Err() == nil {
+		if _, err := io.WriteString(w, text); err != nil {
+			return
+		}
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(pause)
+	}
+}
+
+// counted counts the bytes of an answer.
 type counted struct {
 	http.ResponseWriter
 	sent *atomic.Int64

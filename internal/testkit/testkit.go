@@ -131,6 +131,16 @@ func OpenSSL(t testing.TB, dir string, stdin []byte, args ...string) []byte {
 	return out
 }
 
+// Eventually waits for a condition that must become true, for 30 seconds at most.
+func Eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
 // FindingID returns the ID of the finding that err wraps, or "".
 func FindingID(err error) string {
 	if f, ok := errors.AsType[*fault.Finding](err); ok {

@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -27,7 +28,7 @@ func TestConformance(t *testing.T) {
 		t.Run("service", func(t *testing.T) {
 			r := testkit.Value(parseReference(signerkit.Ref(t, reference), kms.Policy{}))(t)
 			signertest.Run(t, signertest.Fixture{
-				Backend: Backend(Options{}), Ref: reference, Public: mustOpen(t, Options{}, reference, nil).Public().(*rsa.PublicKey),
+				Backend: Backend(Options{}), Ref: reference, Public: signerkit.MustOpen(t, Backend(Options{}), reference, nil).Public().(*rsa.PublicKey),
 				Missing: strings.Replace(reference, r.id, "alias/hsmsign-there-is-no-such-alias", 1), Hashes: []crypto.Hash{crypto.SHA256},
 			})
 		})
@@ -54,18 +55,18 @@ func TestReferenceForms(t *testing.T) {
 	id := strings.TrimPrefix(resource(arn), "key/")
 	for _, name := range []string{arn, id, strings.Replace(arn, "key/"+id, "alias/Form", 1)} {
 		for _, public := range []crypto.PublicKey{nil, &testkit.GoldenKey(t).PublicKey} {
-			signerkit.MustSign(t, mustOpen(t, Options{}, at(server, name), public))
+			signerkit.MustSign(t, signerkit.MustOpen(t, Backend(Options{}), at(server, name), public))
 		}
 	}
-	_, err := open(t, Options{}, "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil)
+	_, err := signerkit.Open(t, Backend(Options{}), "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil)
 	signerkit.WantError(t, err, signer.ErrReference, "no region", "region=")
-	_, err = open(t, Options{}, "awskms:///alias/Vendor?region=us-east-1&endpoint="+server.Endpoint(), nil)
+	_, err = signerkit.Open(t, Backend(Options{}), "awskms:///alias/Vendor?region=us-east-1&endpoint="+server.Endpoint(), nil)
 	signerkit.WantError(t, err, signer.ErrKeyNotFound, "us-east-1", "us-east-1")
-	_, err = open(t, Options{}, at(server, ""), nil)
+	_, err = signerkit.Open(t, Backend(Options{}), at(server, ""), nil)
 	signerkit.WantError(t, err, signer.ErrReference, "no key", "")
-	signerkit.MustSign(t, mustOpen(t, Options{}, "awskms:///"+arn+"?endpoint="+server.Endpoint(), nil)) // the region of the ARN
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(Options{}), "awskms:///"+arn+"?endpoint="+server.Endpoint(), nil)) // the region of the ARN
 	t.Setenv("AWS_REGION", server.Region())
-	signerkit.MustSign(t, mustOpen(t, Options{}, "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil))
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(Options{}), "awskms:///alias/Vendor?endpoint="+server.Endpoint(), nil))
 }
 
 // TestUnusableKeys: keys that exist and cannot make the signatures, when they are opened, at the first signature if Open
@@ -87,13 +88,13 @@ func TestUnusableKeys(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			arn := testkit.Value(server.Add(tt.key))(t)
-			_, err := open(t, quick(), at(server, arn), nil)
+			_, err := signerkit.Open(t, Backend(quick()), at(server, arn), nil)
 			signerkit.WantError(t, err, signer.ErrBadKey, tt.text, tt.fix)
-			signerkit.WantError(t, signerkit.Sign(t, mustOpen(t, quick(), at(server, arn), &private.PublicKey)), signer.ErrBadKey, "", "")
+			signerkit.WantError(t, signerkit.Sign(t, signerkit.MustOpen(t, Backend(quick()), at(server, arn), &private.PublicKey)), signer.ErrBadKey, "", "")
 		})
 	}
 	arn := testkit.Value(server.Add(awskmstest.Key{Private: private}))(t)
-	key := mustOpen(t, quick(), at(server, arn), nil)
+	key := signerkit.MustOpen(t, Backend(quick()), at(server, arn), nil)
 	testkit.OK(t, server.SetState(arn, awskmstest.StateDisabled))
 	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrBadKey, "disabled", "kms:EnableKey")
 }
@@ -102,7 +103,7 @@ func TestUnusableKeys(t *testing.T) {
 func TestMovedAlias(t *testing.T) {
 	for _, public := range []crypto.PublicKey{nil, &testkit.GoldenKey(t).PublicKey} {
 		server, reference := start(t, awskmstest.Config{})
-		key := mustOpen(t, quick(), reference, public)
+		key := signerkit.MustOpen(t, Backend(quick()), reference, public)
 		signerkit.MustSign(t, key)
 		testkit.Value(server.Add(awskmstest.Key{Name: "alias/Vendor", Private: testkit.Key("other")}))(t)
 		signerkit.MustSign(t, key)
@@ -123,14 +124,14 @@ func TestRegions(t *testing.T) {
 	for _, name := range []string{id, "alias/Multi", "arn:aws:kms:us-east-1:111122223333:key/" + id} {
 		t.Run(name, func(t *testing.T) {
 			warned = ""
-			key := mustOpen(t, opts, "awskms:///"+name+query, nil)
+			key := signerkit.MustOpen(t, Backend(opts), "awskms:///"+name+query, nil)
 			signerkit.MustSign(t, key)
 			testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Internal))
 			signerkit.MustSign(t, key)
 			if !strings.Contains(warned, `"us-east-1" signs now, not "eu-west-1"`) {
 				t.Errorf("warning %q", warned)
 			}
-			signerkit.MustSign(t, mustOpen(t, opts, "awskms:///"+name+query, nil))
+			signerkit.MustSign(t, signerkit.MustOpen(t, Backend(opts), "awskms:///"+name+query, nil))
 			testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Denied))
 			before := server.Calls("Sign")
 			signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrAuth, "AccessDenied", "kms:Sign")
@@ -142,13 +143,15 @@ func TestRegions(t *testing.T) {
 		})
 	}
 	// The first region does not answer; time is left for the second.
-	key := mustOpen(t, opts, "awskms:///"+id+query, nil)
+	key := signerkit.MustOpen(t, Backend(opts), "awskms:///"+id+query, nil)
 	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.Hang))
-	signerkit.MustSign(t, key)
+	ctx, cancel := context.WithTimeout(t.Context(), opts.Policy.Timeout)
+	defer cancel()
+	testkit.Value(signer.Sign(ctx, key, []byte("message"), crypto.SHA256))(t)
 	testkit.OK(t, server.Stand("*@eu-west-1", awskmstest.OK))
 
 	testkit.Value(server.Add(awskmstest.Key{Private: testkit.Key("other"), Name: "alias/Multi", Regions: regions[1:]}))(t)
-	key = mustOpen(t, opts, "awskms:///alias/Multi"+query, nil)
+	key = signerkit.MustOpen(t, Backend(opts), "awskms:///alias/Multi"+query, nil)
 	testkit.OK(t, server.Stand("Sign@eu-west-1", awskmstest.Internal))
 	signerkit.WantError(t, signerkit.Sign(t, key), signer.ErrUnavailable, fmt.Sprintf("the key in region %q is a different one", regions[1]), "")
 }

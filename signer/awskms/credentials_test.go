@@ -43,7 +43,7 @@ func TestCredentials(t *testing.T) {
 			for name, value := range tt.env {
 				t.Setenv(name, value)
 			}
-			key, err := open(t, quick(), reference+tt.query, nil)
+			key, err := signerkit.Open(t, Backend(quick()), reference+tt.query, nil)
 			if tt.text == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -68,13 +68,13 @@ func TestRoleFaults(t *testing.T) {
 	server, reference := start(t, awskmstest.Config{})
 	t.Setenv("AWS_ENDPOINT_URL_STS", server.Endpoint())
 	testkit.OK(t, server.Script("AssumeRole", awskmstest.Denied))
-	_, err := open(t, quick(), reference+roleAttribute, nil)
+	_, err := signerkit.Open(t, Backend(quick()), reference+roleAttribute, nil)
 	signerkit.WantError(t, err, signer.ErrAuth, "sts:AssumeRole: AccessDenied", "grant sts:AssumeRole")
 	testkit.OK(t, server.Script("AssumeRole", awskmstest.Internal, awskmstest.Reset, awskmstest.Throttle))
-	signerkit.MustSign(t, mustOpen(t, quick(), reference+roleAttribute, nil))
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(quick()), reference+roleAttribute, nil))
 	testkit.OK(t, server.Stand("AssumeRole", awskmstest.Internal))
 	opts := quick()
 	opts.Policy.Timeout = 500 * time.Millisecond
-	_, err = open(t, opts, reference+roleAttribute, nil)
+	_, err = signerkit.Open(t, Backend(opts), reference+roleAttribute, nil)
 	signerkit.WantError(t, err, signer.ErrUnavailable, "", "")
 }

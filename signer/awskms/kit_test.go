@@ -1,7 +1,6 @@
 package awskms
 
 import (
-	"crypto"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,7 +8,6 @@ import (
 
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
-	"hsmsign/signer"
 	"hsmsign/signer/awskms/awskmstest"
 )
 
@@ -45,14 +43,4 @@ func start(tb testing.TB, config awskmstest.Config) (*awskmstest.Server, string)
 // at returns a reference to a key on the double.
 func at(server *awskmstest.Server, id string) string {
 	return "awskms:///" + id + "?endpoint=" + server.Endpoint() + "&region=" + server.Region()
-}
-
-func open(tb testing.TB, opts Options, reference string, public crypto.PublicKey) (signer.Signer, error) {
-	tb.Helper()
-	return signerkit.Open(tb, Backend(opts), reference, public)
-}
-
-func mustOpen(tb testing.TB, opts Options, reference string, public crypto.PublicKey) signer.Signer {
-	tb.Helper()
-	return signerkit.MustOpen(tb, Backend(opts), reference, public)
 }

@@ -36,7 +36,7 @@ func TestList(t *testing.T) {
 	if !private.PublicKey.Equal(vendor.Public) || vendor.Properties[0] != (signer.Property{Name: "KeyState", Value: "Enabled"}) {
 		t.Errorf("%+v", vendor)
 	}
-	signerkit.MustSign(t, mustOpen(t, Options{}, vendor.Ref, nil))
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(Options{}), vendor.Ref, nil))
 	old := byLabel["alias/Old"]
 	if old.Public != nil || !strings.Contains(old.Ref, disabled) || old.Properties[0].Value != "Disabled" {
 		t.Errorf("%+v", old)

@@ -22,29 +22,23 @@ const (
 )
 
 func TestParseReference(t *testing.T) {
-	for _, tt := range []struct {
-		in   string
-		want reference
-	}{
-		{"awskms:///alias/mdm-Vendor?region=eu-west-1", reference{id: "alias/mdm-Vendor", regions: []string{"eu-west-1"}}},
-		{"awskms:///alias/a/b_c", reference{id: "alias/a/b_c"}},
-		{"awskms:///" + testARN, reference{id: testARN, regions: []string{"eu-west-1"}}},
-		{"awskms:///" + testARN + "?region=eu-west-1", reference{id: testARN, regions: []string{"eu-west-1"}}},
-		{"awskms:///arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x", reference{id: "arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x", regions: []string{"us-gov-west-1"}}},
-		{"awskms:///" + testID + "?region=cn-north-1&endpoint=http://127.0.0.1:8080", reference{id: testID, regions: []string{"cn-north-1"}, endpoint: "http://127.0.0.1:8080"}},
-		{"awskms:///" + testMRK + "?regions=eu-west-1,us-east-1", reference{id: testMRK, regions: []string{"eu-west-1", "us-east-1"}}},
-		{"awskms:///?region=eu-west-1", reference{regions: []string{"eu-west-1"}}},
-		{"awskms:///" + testID + "?endpoint=https://vpce-1.kms.eu-west-1.vpce.amazonaws.com&profile=my profile", reference{id: testID, endpoint: "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", profile: "my profile"}},
-		{"awskms:///" + testID + "?endpoint=http://[::1]:8080", reference{id: testID, endpoint: "http://[::1]:8080"}},
-		{"awskms:///" + testID + "?role-arn=arn:aws:iam::111122223333:role/team/hsmsign", reference{id: testID, role: "arn:aws:iam::111122223333:role/team/hsmsign"}},
-		{"awskms:///" + testID + "?max-rps=12.5&max-concurrent=8&timeout=1m", reference{id: testID, policy: kms.Policy{MaxRPS: 12.5, MaxConcurrent: 8, Timeout: time.Minute}}},
+	for in, want := range map[string]reference{
+		"awskms:///alias/mdm-Vendor?region=eu-west-1":                                                          reference{id: "alias/mdm-Vendor", regions: []string{"eu-west-1"}},
+		"awskms:///alias/a/b_c":                                                                                reference{id: "alias/a/b_c"},
+		"awskms:///" + testARN:                                                                                 reference{id: testARN, regions: []string{"eu-west-1"}},
+		"awskms:///" + testARN + "?region=eu-west-1":                                                           reference{id: testARN, regions: []string{"eu-west-1"}},
+		"awskms:///arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x":                                      reference{id: "arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/x", regions: []string{"us-gov-west-1"}},
+		"awskms:///" + testID + "?region=cn-north-1&endpoint=http://127.0.0.1:8080":                            reference{id: testID, regions: []string{"cn-north-1"}, endpoint: "http://127.0.0.1:8080"},
+		"awskms:///" + testMRK + "?regions=eu-west-1,us-east-1":                                                reference{id: testMRK, regions: []string{"eu-west-1", "us-east-1"}},
+		"awskms:///?region=eu-west-1":                                                                          reference{regions: []string{"eu-west-1"}},
+		"awskms:///" + testID + "?endpoint=https://vpce-1.kms.eu-west-1.vpce.amazonaws.com&profile=my profile": reference{id: testID, endpoint: "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", profile: "my profile"},
+		"awskms:///" + testID + "?endpoint=http://[::1]:8080":                                                  reference{id: testID, endpoint: "http://[::1]:8080"},
+		"awskms:///" + testID + "?role-arn=arn:aws:iam::111122223333:role/team/hsmsign":                        reference{id: testID, role: "arn:aws:iam::111122223333:role/team/hsmsign"},
+		"awskms:///" + testID + "?max-rps=12.5&max-concurrent=8&timeout=1m":                                    reference{id: testID, policy: kms.Policy{MaxRPS: 12.5, MaxConcurrent: 8, Timeout: time.Minute}},
 	} {
-		got, err := parseReference(signerkit.Ref(t, tt.in), kms.Policy{})
-		if err != nil {
-			t.Errorf("%s: %v", tt.in, err)
-		}
-		if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(reference{})); diff != "" {
-			t.Errorf("%s: (-want +got)\n%s", tt.in, diff)
+		got, err := parseReference(signerkit.Ref(t, in), kms.Policy{})
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(reference{})); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got)\n%s", in, err, diff)
 		}
 	}
 }

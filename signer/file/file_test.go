@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -52,15 +53,9 @@ func sampleKey(tb testing.TB) *rsa.PrivateKey {
 	return key
 }
 
-func ref(tb testing.TB, s string) signer.Ref {
-	tb.Helper()
-	r := testkit.Value(signer.ParseRef(s))(tb)
-	return r
-}
-
 func open(tb testing.TB, opts Options, reference string) (signer.Signer, error) {
 	tb.Helper()
-	return Backend(opts).Open(tb.Context(), ref(tb, reference), signer.OpenOptions{})
+	return Backend(opts).Open(tb.Context(), signerkit.Ref(tb, reference), signer.OpenOptions{})
 }
 
 // opens requires that a reference opens a key with this public key.
@@ -122,9 +117,7 @@ func TestInsecureMode(t *testing.T) {
 	path := private(t, "pbes2-aes256.pem")
 	pass := write(t, "pass", []byte(passphrase))
 	for _, f := range []string{path, pass} {
-		if err := os.Chmod(f, 0o640); err != nil { // #nosec G302 -- that is the test
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.Chmod(f, 0o640)) // #nosec G302 -- that is the test
 	}
 	var warned []string
 	opts := Options{Warn: func(message string) { warned = append(warned, message) }}
@@ -201,7 +194,7 @@ func TestPassphrase(t *testing.T) {
 			cancel()
 			return []byte(passphrase), nil
 		}}}
-		if _, err := Backend(opts).Open(ctx, ref(t, encrypted), signer.OpenOptions{}); !errors.Is(err, context.Canceled) {
+		if _, err := Backend(opts).Open(ctx, signerkit.Ref(t, encrypted), signer.OpenOptions{}); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v, want %v", err, context.Canceled)
 		}
 	})
@@ -223,7 +216,7 @@ func TestWrongPassphraseIsErrAuth(t *testing.T) {
 func BenchmarkSign(b *testing.B) {
 	key := sampleKey(b)
 	digest := make([]byte, 32)
-	k := testkit.Value(Backend(Options{}).Open(b.Context(), ref(b, "file:"+private(b, "pkcs1.pem")), signer.OpenOptions{}))(b)
+	k := testkit.Value(Backend(Options{}).Open(b.Context(), signerkit.Ref(b, "file:"+private(b, "pkcs1.pem")), signer.OpenOptions{}))(b)
 	var bare time.Duration
 	for b.Loop() {
 		if _, err := k.SignContext(b.Context(), digest, crypto.SHA256); err != nil {
@@ -242,7 +235,7 @@ func BenchmarkSign(b *testing.B) {
 
 // BenchmarkOpen measures the other half of the cost of one run of the command line.
 func BenchmarkOpen(b *testing.B) {
-	r := ref(b, "file:"+private(b, "pkcs1.pem"))
+	r := signerkit.Ref(b, "file:"+private(b, "pkcs1.pem"))
 	for b.Loop() {
 		if _, err := Backend(Options{}).Open(b.Context(), r, signer.OpenOptions{}); err != nil {
 			b.Fatal(err)

@@ -120,7 +120,7 @@ func TestRefusals(t *testing.T) {
 		{"two keys", append(bytes.Clone(key), key...), signer.ErrAmbiguousKey, `"RSA PRIVATE KEY" in line 1, "RSA PRIVATE KEY" in line 28`, ""},
 		{"two keys of different kinds", append(bytes.Clone(key), sample(t, "scrypt.pem")...), signer.ErrAmbiguousKey, `"ENCRYPTED PRIVATE KEY" in line 28`, ""},
 		{"two keys run together", joined, signer.ErrBadKey, "damaged PEM", ""},
-		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", ""},
+		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", "name an RSA key"},
 		{"one bit flipped", tampered, signer.ErrBadKey, "", ""},
 		{"empty", nil, signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
 		{"text", []byte("hello\n"), signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
@@ -158,19 +158,15 @@ func pkcs1OfSize(t *testing.T, bits uint) []byte {
 	t.Helper()
 	n := new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1)    // #nosec G115 -- a few thousand
 	half := new(big.Int).SetBit(big.NewInt(1), int(bits)/2, 1) // #nosec G115 -- the same
-	der, err := asn1.Marshal(struct {
+	return testkit.Value(asn1.Marshal(struct {
 		Version                  int
 		N, E, D, P, Q, DP, DQ, I *big.Int
-	}{0, n, big.NewInt(65537), n, half, half, half, half, half})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	}{0, n, big.NewInt(65537), n, half, half, half, half, half}))(t)
 }
 
 func inPKCS8(t *testing.T, pkcs1 []byte) []byte {
 	t.Helper()
-	der, err := asn1.Marshal(struct {
+	return testkit.Value(asn1.Marshal(struct {
 		Version   int
 		Algorithm struct {
 			OID  asn1.ObjectIdentifier
@@ -180,11 +176,7 @@ func inPKCS8(t *testing.T, pkcs1 []byte) []byte {
 	}{Algorithm: struct {
 		OID  asn1.ObjectIdentifier
 		Null asn1.RawValue
-	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue}, Key: pkcs1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}, asn1.NullRawValue}, Key: pkcs1}))(t)
 }
 
 // TestModulusSize checks sizes for which no key can be generated quickly.
@@ -265,17 +257,13 @@ func pbes2File(t *testing.T, kdf asn1.ObjectIdentifier, params any, cipher asn1.
 		der := testkit.Value(asn1.Marshal(params))(t)
 		return pkix.AlgorithmIdentifier{Algorithm: oid, Parameters: asn1.RawValue{FullBytes: der}}
 	}
-	der, err := asn1.Marshal(encryptedInfo{
+	return testkit.Value(asn1.Marshal(encryptedInfo{
 		Algorithm: algorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, pbes2Params{
 			KDF:    algorithm(kdf, params),
 			Cipher: algorithm(cipher, iv),
 		}),
 		Data: data,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	}))(t)
 }
 
 // TestHostilePKCS12: the limit applies to every iteration count in a PKCS#12 file.

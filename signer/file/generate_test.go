@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/fault"
+	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -53,7 +54,7 @@ func TestGenerate(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new.key")
 			warned := ""
 			tt.opts.Warn = func(text string) { warned += text }
-			key := testkit.Value(Backend(tt.opts).Generate(t.Context(), ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048}))(t)
+			key := testkit.Value(Backend(tt.opts).Generate(t.Context(), signerkit.Ref(t, "file:"+path+tt.query), signer.KeySpec{Bits: 2048}))(t)
 			if (warned == "") != (tt.warns == "") || !strings.Contains(warned, tt.warns) {
 				t.Errorf("warning %q; want %q", warned, tt.warns)
 			}
@@ -104,7 +105,7 @@ func TestGenerateRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Backend(tt.opts).Generate(t.Context(), ref(t, tt.ref), signer.KeySpec{Bits: tt.bits})
+			_, err := Backend(tt.opts).Generate(t.Context(), signerkit.Ref(t, tt.ref), signer.KeySpec{Bits: tt.bits})
 			if !errors.Is(err, tt.family) || !strings.Contains(fault.Hint(err), tt.fix) {
 				t.Errorf("%v, want %v with hint %q", err, tt.family, tt.fix)
 			}
@@ -129,7 +130,7 @@ func TestList(t *testing.T) {
 	}
 	testkit.OK(t, os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600))
 	testkit.OK(t, os.Mkdir(filepath.Join(dir, "deeper"), 0o700))
-	infos := testkit.Value(Backend(Options{}).List(t.Context(), ref(t, "file:"+dir)))(t)
+	infos := testkit.Value(Backend(Options{}).List(t.Context(), signerkit.Ref(t, "file:"+dir)))(t)
 	var got []string
 	for _, info := range infos {
 		line := info.Label
@@ -149,7 +150,7 @@ func TestList(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 	for path, family := range map[string]error{dir + "/none": signer.ErrKeyNotFound, dir + "/README": signer.ErrBadKey} {
-		if _, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+path)); !errors.Is(err, family) {
+		if _, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, "file:"+path)); !errors.Is(err, family) {
 			t.Errorf("%s: %v, want %v", path, err, family)
 		}
 	}
@@ -161,7 +162,7 @@ func TestListCertificate(t *testing.T) {
 	both := write(t, "both.pem", append(read("vendor.key"), read("chain.pem")...))
 	other := write(t, "other.pem", append(read("vendor.key"), read("root.pem")...))
 	for path, want := range map[string]bool{both: true, other: false} {
-		infos, err := Backend(Options{}).List(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"))
+		infos, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, "file:"+path+"?unencrypted=allow"))
 		if err != nil || len(infos) != 1 {
 			t.Fatalf("%v, %v", infos, err)
 		}
@@ -177,9 +178,7 @@ func TestListCertificate(t *testing.T) {
 func TestDiagnose(t *testing.T) {
 	plain, encrypted := private(t, "pkcs1.pem"), private(t, "pbes2-aes256.pem")
 	open := private(t, "pkcs1.pem")
-	if err := os.Chmod(open, 0o640); err != nil { // #nosec G302 -- the mode is what is tested
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Chmod(open, 0o640)) // #nosec G302 -- the mode is what is tested
 	csr := write(t, "csr", []byte("no key"))
 	tests := []struct {
 		name, ref string
@@ -201,7 +200,7 @@ func TestDiagnose(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var statuses []string
 			var first error
-			key := Backend(tt.opts).Diagnose(t.Context(), ref(t, tt.ref), signer.OpenOptions{}, func(s signer.Step) {
+			key := Backend(tt.opts).Diagnose(t.Context(), signerkit.Ref(t, tt.ref), signer.OpenOptions{}, func(s signer.Step) {
 				statuses = append(statuses, string(s.Status))
 				if s.Err != nil {
 					first = s.Err
@@ -228,7 +227,7 @@ func TestDiagnoseEnded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
 	var last signer.Step
-	key := Backend(Options{}).Diagnose(ctx, ref(t, "file:"+private(t, "pkcs1.pem")), signer.OpenOptions{}, func(s signer.Step) { last = s })
+	key := Backend(Options{}).Diagnose(ctx, signerkit.Ref(t, "file:"+private(t, "pkcs1.pem")), signer.OpenOptions{}, func(s signer.Step) { last = s })
 	if key != nil || last.Status != signer.StatusFail || !errors.Is(last.Err, context.DeadlineExceeded) {
 		t.Errorf("%v, %+v", key, last)
 	}
@@ -236,7 +235,7 @@ func TestDiagnoseEnded(t *testing.T) {
 
 func TestExport(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.key")
-	s := testkit.Value(Backend(Options{}).Generate(t.Context(), ref(t, "file:"+path+"?unencrypted=allow"), signer.KeySpec{Bits: 2048}))(t)
+	s := testkit.Value(Backend(Options{}).Generate(t.Context(), signerkit.Ref(t, "file:"+path+"?unencrypted=allow"), signer.KeySpec{Bits: 2048}))(t)
 	private, err := Export(s)
 	if err != nil || !private.PublicKey.Equal(s.Public()) {
 		t.Fatalf("%v, or not the private key of the Signer", err)
@@ -250,10 +249,7 @@ func TestExport(t *testing.T) {
 	if _, err := Export(s); !errors.Is(err, signer.ErrClosed) {
 		t.Errorf("closed: %v", err)
 	}
-	if _, err := Export(elsewhere{s}); !errors.Is(err, signer.ErrUnsupported) {
+	if _, err := Export(testkit.NewSigner(private)); !errors.Is(err, signer.ErrUnsupported) {
 		t.Errorf("of another backend: %v", err)
 	}
 }
-
-// elsewhere is a key of another backend.
-type elsewhere struct{ signer.Signer }

@@ -13,10 +13,10 @@ import (
 func BenchmarkInFlight(b *testing.B) {
 	const delay = 10 * time.Millisecond
 	_, reference := start(b, gcpkmstest.Config{Delay: delay})
-	signertest.BenchmarkInFlight(b, mustOpen(b, Options{}, reference, nil), testkit.GoldenKey(b), delay)
+	signertest.BenchmarkInFlight(b, signerkit.MustOpen(b, Backend(Options{}), reference, nil), testkit.GoldenKey(b), delay)
 }
 
 func BenchmarkSign(b *testing.B) {
 	server, reference := start(b, gcpkmstest.Config{})
-	signerkit.BenchmarkSign(b, server, mustOpen(b, Options{}, reference, nil))
+	signerkit.BenchmarkSign(b, server, signerkit.MustOpen(b, Backend(Options{}), reference, nil))
 }

@@ -14,7 +14,6 @@ import (
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
-	"hsmsign/signer/kms"
 )
 
 // TestFaults: the family and the hint of each failure, and how many requests it costs. A damaged answer is requested
@@ -51,7 +50,7 @@ func TestFaults(t *testing.T) {
 		t.Run(tt.operation+" "+string(tt.faults[len(tt.faults)-1]), func(t *testing.T) {
 			server, reference := start(t, gcpkmstest.Config{})
 			testkit.OK(t, server.Script(tt.operation, tt.faults...))
-			key, err := open(t, quick(), reference, nil)
+			key, err := signerkit.Open(t, Backend(quick()), reference, nil)
 			if err == nil {
 				err = signerkit.Sign(t, key)
 			}
@@ -75,7 +74,7 @@ func TestFaults(t *testing.T) {
 	}
 	server, reference := start(t, gcpkmstest.Config{})
 	_ = server.Close()
-	_, err := open(t, quick(), reference+"&timeout=100ms", nil)
+	_, err := signerkit.Open(t, Backend(quick()), reference+"&timeout=100ms", nil)
 	signerkit.WantError(t, err, signer.ErrUnavailable, "connection refused", "")
 }
 
@@ -90,49 +89,22 @@ func TestOtherAnswers(t *testing.T) {
 			w.Header().Set("Grpc-Status", "0")
 		}
 	}
-	for _, tt := range []struct {
-		name   string
-		answer http.HandlerFunc
-		family error
-		text   string
-	}{
-		{"page", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html></html>") }, signer.ErrUnavailable, "content-type"},
-		{"not found", http.NotFound, signer.ErrUnsupported, "404"},
-		{"failure of a proxy", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, signer.ErrUnavailable, "502"},
-		{"no protocol buffer", message(4, "\xff\xff\xff\xff"), signer.ErrUnavailable, "unmarshal"},
-		{"empty message", message(0, ""), signer.ErrBadKey, `that of ""`},
-		{"long message", message(100<<20, strings.Repeat("a", 8<<20)), signer.ErrUnavailable, "larger than max"},
-		{"half a message", message(100, "a"), signer.ErrUnavailable, "unexpected EOF"},
-		{"endless", func(w http.ResponseWriter, r *http.Request) {
+	at := func(s *httptest.Server) string {
+		return "gcpkms://" + vendorOne + "?timeout=500ms&endpoint=" + s.Listener.Addr().String()
+	}
+	signerkit.OtherAnswers(t, Backend(quick()), 16*maxAnswer, at, []signerkit.OtherAnswer{ // the sockets buffer some of it
+		{Name: "page", Answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html></html>") }, Family: signer.ErrUnavailable, Text: "content-type"},
+		{Name: "not found", Answer: http.NotFound, Family: signer.ErrUnsupported, Text: "404"},
+		{Name: "failure of a proxy", Answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, Family: signer.ErrUnavailable, Text: "502"},
+		{Name: "no protocol buffer", Answer: message(4, "\xff\xff\xff\xff"), Family: signer.ErrUnavailable, Text: "unmarshal"},
+		{Name: "empty message", Answer: message(0, ""), Family: signer.ErrBadKey, Text: `that of ""`},
+		{Name: "long message", Answer: message(100<<20, strings.Repeat("a", 8<<20)), Family: signer.ErrUnavailable, Text: "larger than max"},
+		{Name: "half a message", Answer: message(100, "a"), Family: signer.ErrUnavailable, Text: "unexpected EOF"},
+		{Name: "endless", Answer: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/grpc")
 			_, _ = w.Write([]byte{0, 0, 0, 0xff, 0xff})
-			for r.Context().Err() == nil {
-				_, _ = w.Write([]byte{0})
-				_ = http.NewResponseController(w).Flush()
-				time.Sleep(20 * time.Millisecond)
-			}
-		}, signer.ErrUnavailable, ""},
-		{"long headers", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("a", 2*maxHeaders)) }, signer.ErrUnavailable, "UNAVAILABLE"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			handler, sent := signerkit.Counted(tt.answer)
-			server := httptest.NewUnstartedServer(handler)
-			server.Config.Protocols = new(http.Protocols)
-			server.Config.Protocols.SetUnencryptedHTTP2(true)
-			server.Start()
-			defer server.Close()
-			began := time.Now()
-			_, err := open(t, quick(), "gcpkms://"+vendorOne+"?timeout=500ms&endpoint="+server.Listener.Addr().String(), nil)
-			if took := time.Since(began); took > 5*time.Second {
-				t.Errorf("took %v", took)
-			}
-			signerkit.WantError(t, err, tt.family, tt.text, "")
-			if errors.Is(err, kms.ErrThrottled) {
-				t.Errorf("%v: the service does not throttle", err)
-			}
-			if n := sent.Load(); n > 16*maxAnswer {
-				t.Errorf("%d bytes were read", n)
-			}
-		})
-	}
+			signerkit.Endless(w, r, "\x00", 20*time.Millisecond)
+		}, Family: signer.ErrUnavailable, Text: ""},
+		{Name: "long headers", Answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("a", 2*maxHeaders)) }, Family: signer.ErrUnavailable, Text: "UNAVAILABLE"},
+	}...)
 }

@@ -9,9 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
@@ -27,7 +25,7 @@ import (
 // a reference to a key version.
 func TestConformance(t *testing.T) {
 	conform := func(t *testing.T, reference string, f signertest.Fixture) {
-		public := mustOpen(t, quick(), reference, nil).Public().(*rsa.PublicKey)
+		public := signerkit.MustOpen(t, Backend(quick()), reference, nil).Public().(*rsa.PublicKey)
 		name, query, _ := strings.Cut(reference, "?")
 		f.Backend, f.Ref, f.Public, f.Hashes = Backend(quick()), reference, public, []crypto.Hash{crypto.SHA256}
 		f.Missing = strings.TrimSuffix(name[:strings.LastIndex(name, "/")]+"/4294967295?"+query, "?")
@@ -51,34 +49,6 @@ func TestWiring(t *testing.T) {
 	server, reference := start(t, gcpkmstest.Config{})
 	faults := signerkit.Faults[gcpkmstest.Fault]{OK: gcpkmstest.OK, Throttle: gcpkmstest.Throttle, Internal: gcpkmstest.Internal, Hang: gcpkmstest.Hang}
 	signerkit.Wiring(t, server, faults, func(p kms.Policy) signer.Backend { return Backend(Options{Policy: p}) }, reference, "AsymmetricSign")
-}
-
-// TestResets: all calls share one connection. If it breaks under load, no signature is lost or wrong.
-func TestResets(t *testing.T) {
-	server, reference := start(t, gcpkmstest.Config{Delay: time.Millisecond})
-	opts := quick()
-	opts.Policy.AttemptTimeout, opts.Policy.Timeout = 10*time.Second, 30*time.Second
-	key := mustOpen(t, opts, reference, nil)
-	for range 3 {
-		for range 60 {
-			testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.OK))
-		}
-		testkit.OK(t, server.Script("AsymmetricSign", gcpkmstest.Reset))
-	}
-	var workers sync.WaitGroup
-	for range 64 {
-		workers.Go(func() {
-			for range 4 {
-				if err := signerkit.Sign(t, key); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	workers.Wait()
-	if n := server.Calls("AsymmetricSign"); n < 259 {
-		t.Errorf("%d requests: the connection was not reset", n)
-	}
 }
 
 // TestUnusableKeys: keys that exist and cannot make the signatures, and references that name no key.
@@ -113,18 +83,18 @@ func TestUnusableKeys(t *testing.T) {
 		{"no key named", at(server, ring), signer.ErrReference, "no key", "key list"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := open(t, quick(), tt.ref, nil)
+			_, err := signerkit.Open(t, Backend(quick()), tt.ref, nil)
 			signerkit.WantError(t, err, tt.family, tt.text, tt.fix)
 		})
 	}
 	// With the certificate's key no request tells the protection level, but each signature does.
 	public := &private.PublicKey
-	err := signerkit.Sign(t, mustOpen(t, quick(), at(server, ring+"/cryptoKeys/software/cryptoKeyVersions/1")+"&require-hsm=yes", public))
+	err := signerkit.Sign(t, signerkit.MustOpen(t, Backend(quick()), at(server, ring+"/cryptoKeys/software/cryptoKeyVersions/1")+"&require-hsm=yes", public))
 	signerkit.WantError(t, err, signer.ErrBadKey, "SOFTWARE", "HSM")
-	signerkit.MustSign(t, mustOpen(t, quick(), at(server, vendorOne)+"&require-hsm=yes", public))
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(quick()), at(server, vendorOne)+"&require-hsm=yes", public))
 
 	// A version that is disabled after Open is refused, and signs again once it is enabled.
-	key := mustOpen(t, quick(), at(server, vendorOne), nil)
+	key := signerkit.MustOpen(t, Backend(quick()), at(server, vendorOne), nil)
 	for _, state := range []kmspb.CryptoKeyVersion_CryptoKeyVersionState{kmspb.CryptoKeyVersion_DISABLED, kmspb.CryptoKeyVersion_ENABLED} {
 		testkit.OK(t, server.SetState(vendorOne, state))
 		if state == kmspb.CryptoKeyVersion_DISABLED {
@@ -137,6 +107,6 @@ func TestUnusableKeys(t *testing.T) {
 
 func TestNoCredentials(t *testing.T) {
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", filepath.Join(t.TempDir(), "none.json"))
-	_, err := open(t, quick(), "gcpkms://"+vendorOne, nil)
+	_, err := signerkit.Open(t, Backend(quick()), "gcpkms://"+vendorOne, nil)
 	signerkit.WantError(t, err, signer.ErrAuth, "", "gcloud auth application-default login")
 }

@@ -87,7 +87,7 @@ func TestGenerateLostAnswer(t *testing.T) {
 	ref := signerkit.Ref(t, at(server, vendorOne))
 	_, err := Backend(quick()).Generate(t.Context(), ref, signer.KeySpec{Bits: 2048})
 	signerkit.WantError(t, err, signer.ErrKeyExists, "may have created it", "gcloud kms keys describe")
-	signerkit.MustSign(t, mustOpen(t, quick(), ref.String(), nil))
+	signerkit.MustSign(t, signerkit.MustOpen(t, Backend(quick()), ref.String(), nil))
 }
 
 func TestGenerateEndsWithItsContext(t *testing.T) {

@@ -1,14 +1,12 @@
 package gcpkms
 
 import (
-	"crypto"
 	"testing"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
-	"hsmsign/signer"
 	"hsmsign/signer/gcpkms/gcpkmstest"
 )
 
@@ -43,14 +41,4 @@ func start(tb testing.TB, config gcpkmstest.Config) (*gcpkmstest.Server, string)
 // at returns a reference to a resource on the double.
 func at(server *gcpkmstest.Server, name string) string {
 	return "gcpkms://" + name + "?endpoint=" + server.Endpoint()
-}
-
-func open(tb testing.TB, opts Options, reference string, public crypto.PublicKey) (signer.Signer, error) {
-	tb.Helper()
-	return signerkit.Open(tb, Backend(opts), reference, public)
-}
-
-func mustOpen(tb testing.TB, opts Options, reference string, public crypto.PublicKey) signer.Signer {
-	tb.Helper()
-	return signerkit.MustOpen(tb, Backend(opts), reference, public)
 }

@@ -82,7 +82,7 @@ func TestListPages(t *testing.T) {
 	if n := server.Calls("ListCryptoKeyVersions"); n != maxListed/pageSize+1 {
 		t.Errorf("%d requests", n)
 	}
-	_, err = open(t, quick(), ref.String(), nil)
+	_, err = signerkit.Open(t, Backend(quick()), ref.String(), nil)
 	signerkit.WantError(t, err, signer.ErrAmbiguousKey, "...", "add the version")
 	if n := strings.Count(err.Error(), "cryptoKeyVersions/"); n != maxMentions {
 		t.Errorf("the error names %d versions: %v", n, err)
@@ -90,6 +90,6 @@ func TestListPages(t *testing.T) {
 	fill(maxListed+1, maxListed+1)
 	_, err = Backend(Options{}).List(t.Context(), ref)
 	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
-	_, err = open(t, quick(), ref.String(), nil)
+	_, err = signerkit.Open(t, Backend(quick()), ref.String(), nil)
 	signerkit.WantError(t, err, signer.ErrUnsupported, "more than 1000", "name the key")
 }

@@ -39,10 +39,8 @@ func TestParseReference(t *testing.T) {
 			c.want.protection = kmspb.ProtectionLevel_HSM
 		}
 		got, err := parseReference(signerkit.Ref(t, "gcpkms:"+c.ref), kms.Policy{AttemptTimeout: time.Second})
-		if err != nil {
-			t.Errorf("%s: %v", c.ref, err)
-		} else if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(reference{}, resource{})); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", c.ref, diff)
+		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(reference{}, resource{})); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", c.ref, err, diff)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 )
 
 // memory is a Store over a key in memory.
-func memory(t *testing.T, released *int) Store {
+func memory(t *testing.T, released *atomic.Int64) Store {
 	key := testkit.GoldenKey(t)
 	return Store{
 		Sign: func(ctx context.Context, digest []byte) ([]byte, error) {
@@ -28,7 +29,7 @@ func memory(t *testing.T, released *int) Store {
 		},
 		Release: func() {
 			if released != nil {
-				*released++
+				released.Add(1)
 			}
 		},
 	}
@@ -72,9 +73,7 @@ func TestProof(t *testing.T) {
 	}
 	key := NewKey(signer.Ref{}, &testkit.GoldenKey(t).PublicKey, false, store)
 	for range 2 {
-		if _, err := key.SignContext(t.Context(), digest, crypto.SHA256); err != nil {
-			t.Error(err)
-		}
+		testkit.Value(key.SignContext(t.Context(), digest, crypto.SHA256))(t)
 		wrong = true // which signer.Sign detects
 	}
 	if _, err := signer.Sign(t.Context(), key, []byte("message"), crypto.SHA256); !errors.Is(err, signer.ErrBadSignature) {
@@ -93,7 +92,7 @@ func TestKeyRefusesOtherHashes(t *testing.T) {
 
 // TestClose: it ends a call that waits for its next attempt, and releases the connections again after that call.
 func TestClose(t *testing.T) {
-	released := 0
+	var released atomic.Int64
 	store := memory(t, &released)
 	c := New(Policy{RetryDelay: time.Minute, Timeout: time.Hour}, nil)
 	waits := make(chan struct{})
@@ -110,11 +109,9 @@ func TestClose(t *testing.T) {
 		ended <- err
 	}()
 	<-waits
-	if err := key.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released != 2 {
-		t.Errorf("%v; released %d times", err, released)
+	testkit.OK(t, key.Close())
+	if err := <-ended; !errors.Is(err, signer.ErrClosed) || released.Load() != 2 {
+		t.Errorf("%v; released %d times", err, released.Load())
 	}
 }
 

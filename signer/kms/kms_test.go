@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -150,30 +151,29 @@ func TestTimeLimits(t *testing.T) {
 // time ends meanwhile, the error is that of the attempt before.
 func TestAttemptTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		errs := []error{errSDK, nil}
 		calls := 0
-		call := func(first error) func(ctx context.Context) (string, error) {
-			calls = 0
-			return func(ctx context.Context) (string, error) {
-				if calls++; calls == 2 && first == nil {
-					return "signed", nil
-				}
-				if calls == 1 && first != nil {
-					return "", first
-				}
+		value, err := Do(t.Context(), caller(nil), func(ctx context.Context) (int, error) {
+			if calls++; calls == 1 {
 				<-ctx.Done()
-				return "", errSDK
 			}
+			return calls, errs[calls-1]
+		})
+		if value != 2 || err != nil {
+			t.Errorf("%d, %v", value, err)
 		}
-		value, err := Do(t.Context(), caller(nil), call(nil))
-		if value != "signed" || err != nil || calls != 2 {
-			t.Errorf("%q, %v after %d calls", value, err, calls)
-		}
-		_, err = Do(t.Context(), caller(func(p *Policy) { p.AttemptTimeout = p.Timeout }), call(errDown))
+		whole := caller(func(p *Policy) { p.AttemptTimeout = p.Timeout })
+		calls = 0
+		_, err = Do(t.Context(), whole, func(ctx context.Context) (int, error) {
+			if calls++; calls == 1 {
+				return 0, errDown
+			}
+			return hang(ctx)
+		})
 		if !errors.Is(err, errDown) || calls != 2 {
 			t.Errorf("after %d calls: %v; want %v", calls, err, errDown)
 		}
-		_, err = Do(t.Context(), caller(func(p *Policy) { p.AttemptTimeout = p.Timeout }), hang)
-		if err == nil || !strings.Contains(err.Error(), "no answer in time") {
+		if _, err = Do(t.Context(), whole, hang); err == nil || !strings.Contains(err.Error(), "no answer in time") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -277,9 +277,7 @@ func TestNotCounted(t *testing.T) {
 			t.Errorf("the panic closed the breaker: %v", err)
 		}
 		time.Sleep(61 * time.Second)
-		if _, err := Do(t.Context(), c, good); err != nil {
-			t.Error(err)
-		}
+		testkit.Value(Do(t.Context(), c, good))(t)
 	})
 }
 
@@ -290,14 +288,10 @@ func TestOnce(t *testing.T) {
 		var calls int64
 		_, err := Once(t.Context(), c, func(ctx context.Context) (int, error) {
 			calls++
-			select {
-			case <-ctx.Done():
-				return 0, ctx.Err()
-			case <-time.After(9 * time.Second):
-				return 0, ErrThrottled
-			}
+			time.Sleep(9 * time.Second)
+			return 0, errors.Join(ctx.Err(), ErrThrottled)
 		})
-		if !errors.Is(err, ErrThrottled) || calls != 1 {
+		if !errors.Is(err, ErrThrottled) || errors.Is(err, context.DeadlineExceeded) || calls != 1 {
 			t.Errorf("%v after %d calls", err, calls)
 		}
 		if _, err := Once(t.Context(), c, failing(&calls)); !errors.Is(err, errNoTurn) || calls != 1 {
@@ -344,9 +338,7 @@ func TestNoTurn(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		c = caller(func(p *Policy) { p.MaxRPS = 0.05 })
-		if _, err := Do(t.Context(), c, good); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(Do(t.Context(), c, good))(t)
 		began := time.Now()
 		if _, err := Do(t.Context(), c, good); !errors.Is(err, errNoTurn) || time.Since(began) > 0 {
 			t.Errorf("got %v after %v", err, time.Since(began))
@@ -361,9 +353,7 @@ func TestMaxRPS(t *testing.T) {
 		c := caller(func(p *Policy) { p.MaxRPS, p.RetryDelay = 100, time.Nanosecond }) // 10 of them may come at once
 		began := time.Now()
 		for range 20 {
-			if _, err := Do(t.Context(), c, failing(new(int64), errDown)); err != nil {
-				t.Fatal(err)
-			}
+			testkit.Value(Do(t.Context(), c, failing(new(int64), errDown)))(t)
 		}
 		if took := time.Since(began).Round(time.Millisecond); took != 300*time.Millisecond {
 			t.Errorf("40 attempts at 100 per second took %v, want 300 ms", took)

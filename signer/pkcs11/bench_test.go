@@ -1,4 +1,4 @@
-//go:build cgo
+//go:build cgo && linux
 
 package pkcs11
 
@@ -14,27 +14,11 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsmsign/signer"
-	softhsmtest "hsmsign/softhsm-test"
 )
 
-// BenchmarkSign signs by 1, 2 and 8 callers. It reports the rate as a share of what bare C_SignInit and C_Sign reach
-// with as many callers on the same number of sessions in the same run ("x-raw"), and so the time that 99 of 100
-// signatures stay within ("p99-x-raw").
-func BenchmarkSign(b *testing.B) {
-	benchmarkSign(b, newToken(b).Ref("vendor"))
-}
-
-// BenchmarkSignP11Kit is BenchmarkSign through p11-kit's socket.
-func BenchmarkSignP11Kit(b *testing.B) {
-	benchmarkSign(b, softhsmtest.NewP11Kit(b, newToken(b)).Ref("vendor"))
-}
-
-func benchmarkSign(b *testing.B, ref string) {
-	k := mustOpen(b, ref).(*key)
-	compareWithRaw(b, k, k)
-}
-
-// compareWithRaw compares signer with bare calls of the module that k has loaded.
+// compareWithRaw signs with 1, 2 and 8 callers. It reports the rate as a share of bare C_SignInit and C_Sign with as many
+// callers on the same number of sessions of k's module in the same run ("x-raw"), and the ratio of the times that 99 of
+// 100 signatures do not exceed ("p99-x-raw").
 func compareWithRaw(b *testing.B, k *key, signer signer.Signer) {
 	b.Helper()
 	for _, callers := range []int{1, 2, 8} {
@@ -51,7 +35,7 @@ func compareWithRaw(b *testing.B, k *key, signer signer.Signer) {
 	}
 }
 
-// bareSign is C_SignInit and C_Sign on as many sessions as the key's pool has.
+// bareSign returns a function that calls C_SignInit and C_Sign on as many sessions as the key's pool has.
 func bareSign(b *testing.B, k *key) func() error {
 	b.Helper()
 	size := cap(k.sessions.permits)
@@ -76,8 +60,7 @@ func bareSign(b *testing.B, k *key) func() error {
 	}
 }
 
-// compare lets ours and raw turn about in small portions, so that both meet the same load of the machine, and
-// reports the median of the ratios of their times, and the ratio of the times that are exceeded once in a hundred.
+// compare runs ours and raw alternately in small portions, so that both see the same load of the machine.
 func compare(b *testing.B, callers int, raw, ours func() error) {
 	b.Helper()
 	const portion = 32
@@ -107,7 +90,7 @@ func compare(b *testing.B, callers int, raw, ours func() error) {
 	b.ReportMetric(float64(b.N)/total.Seconds(), "signatures/s")
 }
 
-// stopwatch takes the time of each call.
+// stopwatch measures the time of each call.
 type stopwatch struct {
 	mu    sync.Mutex
 	times []time.Duration
@@ -125,13 +108,13 @@ func (s *stopwatch) time(call func() error) func() error {
 	}
 }
 
-// p99 is the time in seconds that 99 of 100 calls stay within.
+// p99 returns the time in seconds that 99 of 100 calls do not exceed.
 func (s *stopwatch) p99() float64 {
 	slices.Sort(s.times)
 	return s.times[(len(s.times)-1)*99/100].Seconds()
 }
 
-// share lets workers make n calls between them, and gives the time that took.
+// share makes n calls with some workers, and returns the time of all.
 func share(b *testing.B, workers, n int, call func() error) time.Duration {
 	b.Helper()
 	began := time.Now()

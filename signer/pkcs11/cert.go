@@ -13,23 +13,23 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
-// The bounds of what is read: certificates of one search, and bytes of one.
+// The limits: certificates of one search, and bytes of one certificate.
 const (
 	maxCertificates = 64
 	maxCertificate  = 64 << 10
 )
 
-// The operations, as errors name them.
 const (
 	opLoadCert   = "load the certificate of"
 	opImportCert = "import a certificate to"
 )
 
-// loadCertificates gives the certificates that the reference names; see signer.CertificateStore. The reference may
-// say type=cert (RFC 7512 section 2.3).
+// loadCertificates returns the certificates that the reference names; see signer.CertificateStore. The reference may have
+// type=cert (RFC 7512 section 2.3).
 func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.Certificate, error) {
 	attrs := slices.DeleteFunc(strings.Split(ref.Path, ";"), func(a string) bool { return a == "type=cert" })
 	ref.Path = strings.Join(attrs, ";")
@@ -37,73 +37,73 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 	if err != nil {
 		return nil, err
 	}
-	return await(ctx, r, opLoadCert, func() ([]*x509.Certificate, error) { return loadCertificates(ctx, r, o) }, func([]*x509.Certificate) {})
+	return await(ctx, r, opLoadCert, func() ([]*x509.Certificate, error) { return o.certificatesIn(ctx, r) }, func([]*x509.Certificate) {})
 }
 
-// importCertificate stores a certificate beside the key that the reference names; see signer.CertificateStore.
+// importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
 	r, err := o.reference(opImportCert, ref)
 	if err != nil {
 		return err
 	}
-	_, err = await(ctx, r, opImportCert, func() (struct{}, error) { return struct{}{}, importCertificate(ctx, r, o, cert) }, func(struct{}) {})
+	_, err = await(ctx, r, opImportCert, func() (struct{}, error) { return struct{}{}, o.importInto(ctx, r, cert) }, func(struct{}) {})
 	return err
 }
 
-// loadCertificates gives the X.509 certificates that r names. They are public objects: it logs in only where the
-// reference itself brings a PIN.
-func loadCertificates(ctx context.Context, r reference, opts Options) (certs []*x509.Certificate, err error) {
-	as := stranger
+// certificatesIn returns the X.509 certificates that r names. They are public objects: it logs in only if the reference
+// has a PIN.
+func (o Options) certificatesIn(ctx context.Context, r reference) (certs []*x509.Certificate, err error) {
+	as := public
 	if r.pinSource != "" || r.pinValue != "" {
-		as = user
+		as = loggedIn
 	}
-	err = visitToken(ctx, r, opLoadCert, opts, as, func(_ *module, f finder, t foundToken) error {
+	err = withToken(ctx, r, opLoadCert, o, as, func(_ *module, f finder, t foundToken) error {
 		if certs, err = f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]); err != nil {
-			return r.fail(opLoadCert, err, "")
+			return r.wrap(opLoadCert, err)
 		}
 		if len(certs) == 0 {
-			return r.fail(opLoadCert, fmt.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id),
-				"put it there with hsmsign key import-cert; correct object= and id=")
+			return r.wrap(opLoadCert, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
+				Fix("store it with hsmsign key import-cert; correct object= and id="))
 		}
 		return nil
 	})
 	return certs, err
 }
 
-// importCertificate stores cert beside the private key that r names, with its label and id.
-func importCertificate(ctx context.Context, r reference, opts Options, cert *x509.Certificate) error {
-	return visitToken(ctx, r, opImportCert, opts, writer, func(_ *module, f finder, _ foundToken) error {
+// importInto stores cert with the private key that r names, with its label and id.
+func (o Options) importInto(ctx context.Context, r reference, cert *x509.Certificate) error {
+	return withToken(ctx, r, opImportCert, o, writer, func(_ *module, f finder, _ foundToken) error {
 		object, pub, err := f.privateKey()
 		if err != nil {
 			return err
 		}
 		if !pub.Equal(cert.PublicKey) {
-			return r.fail(opImportCert, fmt.Errorf("%w: the certificate %q is another key's", signer.ErrBadKey, cert.Subject.CommonName),
-				"name the key that the certificate was issued for")
+			return r.wrap(opImportCert, fault.Errorf("%w: the certificate %q belongs to another key", signer.ErrBadKey, cert.Subject.CommonName).
+				Fix("name the key that the certificate was issued for"))
 		}
 		attrs, err := f.attributes(object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 		if err != nil {
-			return r.fail(opImportCert, err, "")
+			return r.wrap(opImportCert, err)
 		}
-		there, err := f.certificates([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1])})
+		existing, err := f.certificates([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1])})
 		if err != nil {
-			return r.fail(opImportCert, err, "")
+			return r.wrap(opImportCert, err)
 		}
-		if slices.ContainsFunc(there, cert.Equal) {
+		if slices.ContainsFunc(existing, cert.Equal) {
 			return nil
 		}
 		template, err := certificateTemplate(cert, attrs[0], attrs[1])
 		if err != nil {
-			return r.fail(opImportCert, err, "")
+			return r.wrap(opImportCert, err)
 		}
 		if _, err := f.lib.CreateObject(f.sh, template); err != nil {
-			return r.fail(opImportCert, call("C_CreateObject", err), "")
+			return r.wrap(opImportCert, call("C_CreateObject", err))
 		}
 		return nil
 	})
 }
 
-// certificateTemplate is an X.509 certificate object (PKCS#11 3.0 section 4.6.3): names and serial number in DER.
+// certificateTemplate returns an X.509 certificate object (PKCS#11 3.0 section 4.6.3): names and serial number are DER.
 func certificateTemplate(cert *x509.Certificate, label, id []byte) ([]*pkcs11.Attribute, error) {
 	serial, err := asn1.Marshal(cert.SerialNumber)
 	if err != nil {
@@ -118,7 +118,7 @@ func certificateTemplate(cert *x509.Certificate, label, id []byte) ([]*pkcs11.At
 	}, nil
 }
 
-// certificates finds the X.509 certificates with these attributes, each once.
+// certificates returns the X.509 certificates with these attributes, each once.
 func (f finder) certificates(template []*pkcs11.Attribute) ([]*x509.Certificate, error) {
 	objects, err := f.objectsUpTo(maxCertificates+1, append([]*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE), pkcs11.NewAttribute(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
@@ -143,7 +143,7 @@ func (f finder) certificates(template []*pkcs11.Attribute) ([]*x509.Certificate,
 		}
 		cert, err := x509.ParseCertificate(values[0])
 		if err != nil {
-			return nil, fmt.Errorf("%w: a certificate object that is none: %w", signer.ErrBadKey, err)
+			return nil, fmt.Errorf("%w: a certificate object cannot be read: %w", signer.ErrBadKey, err)
 		}
 		certs = append(certs, cert)
 	}

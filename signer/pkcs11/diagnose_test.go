@@ -1,104 +1,71 @@
-//go:build cgo
+//go:build cgo && linux
 
 package pkcs11
 
 import (
-	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
-	softhsmtest "hsmsign/softhsm-test"
 )
 
-// diagnosed are the steps of one diagnosis.
-func diagnosed(ctx context.Context, t *testing.T, ref string) []signer.Step {
+// diagnosed returns the steps of one diagnosis by name. It returns a key if no step fails.
+func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 	t.Helper()
-	var steps []signer.Step
-	key := Backend(Options{}).Diagnose(ctx, parse(t, ref), signer.OpenOptions{}, func(s signer.Step) { steps = append(steps, s) })
-	last := steps[len(steps)-1].Status
-	if (key != nil) != (last == signer.StatusOK || last == signer.StatusWarn) {
-		t.Errorf("key %v after a last step that is %s", key, last)
+	steps, failed := map[string]signer.Step{}, false
+	key := Backend(Options{}).Diagnose(t.Context(), parse(t, ref), signer.OpenOptions{}, func(s signer.Step) {
+		steps[s.Name] = s
+		failed = failed || s.Status == signer.StatusFail
+	})
+	if (key == nil) != failed || len(steps) != 13 {
+		t.Errorf("key %v after %d steps, one of which failed: %v", key, len(steps), failed)
 	}
 	if key != nil {
-		if err := key.Close(); err != nil {
-			t.Error(err)
-		}
+		closeKey(t, key)
 	}
 	return steps
 }
 
-// bad is the one step that is not ok, before those that are skipped; none is the zero Step.
-func bad(t *testing.T, steps []signer.Step) signer.Step {
-	t.Helper()
-	var found signer.Step
-	for _, s := range steps {
-		switch {
-		case s.Status == signer.StatusSkipped && found.Status != signer.StatusFail:
-			t.Errorf("%s is skipped after no failure", s.Name)
-		case s.Status != signer.StatusSkipped && found.Status == signer.StatusFail:
-			t.Errorf("%s is %s after a failure", s.Name, s.Status)
-		case s.Status == signer.StatusOK || s.Status == signer.StatusSkipped:
-		case found.Name != "":
-			t.Errorf("%s is %s, and so is %s", found.Name, found.Status, s.Name)
-		default:
-			found = s
-		}
-	}
-	if len(steps) != 13 {
-		t.Errorf("%d steps", len(steps))
-	}
-	return found
-}
-
+// A generated key has no defects, and the diagnosis releases everything.
 func TestDiagnose(t *testing.T) {
-	tok := newToken(t)
-	if step := bad(t, diagnosed(t.Context(), t, tok.Ref("vendor"))); step.Name != "key attributes" || step.Status != signer.StatusWarn || !strings.Contains(step.Detail, "CKA_LOCAL no") {
-		t.Errorf("an imported key: %+v", step)
-	}
-	key, err := generateKey(t, tok.Ref("made"), 2048)
+	tok, f := faulty(t)
+	key, err := generate(t, tok.Ref("made"), 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := key.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s := script(t, tok.Module)
-	steps := diagnosed(t.Context(), t, tok.Ref("made"))
-	if step := bad(t, steps); step.Name != "" {
-		t.Errorf("a good key: %+v", step)
-	}
-	for _, s := range steps {
-		if s.Detail == "" || strings.Contains(s.Detail+s.Fix, tok.PIN) {
-			t.Errorf("a step that says too little or too much: %+v", s)
+	closeKey(t, key)
+	logins := f.Calls(t)["C_Login"]
+	for _, s := range diagnosed(t, tok.Ref("made")) {
+		if s.Status != signer.StatusOK || s.Detail == "" || strings.Contains(s.Detail+s.Fix, tok.PIN) {
+			t.Errorf("a step that is not ok, without detail or with the PIN: %+v", s)
 		}
 	}
-	c := s.counts()
-	if c["C_Login"] != 1 || c["C_Initialize"] != c["C_Finalize"] || c["C_OpenSession"] != c["C_CloseSession"] {
-		t.Errorf("calls %v; want one login, and all given back", c)
+	c := f.Calls(t)
+	if c["C_Login"] != logins+1 || c["C_Initialize"] != c["C_Finalize"] || c["C_OpenSession"] != c["C_CloseSession"] {
+		t.Errorf("calls %v; want one login, and everything released", c)
 	}
 }
 
-func TestDiagnoseReferences(t *testing.T) {
-	tok := newToken(t)
-	text, _ := vendorKey(t)
-	tok.Import(t, text, "twin", []byte{2})
-	tok.Import(t, text, "twin", []byte{3})
-	dir := t.TempDir()
-	lib, err := os.ReadFile(tok.Module)
+// Each step finds its defect, with what to do. No PIN is sent to a token that it might lock.
+func TestDiagnoseDefects(t *testing.T) {
+	tok, f := faulty(t)
+	for id := range byte(2) {
+		tok.Import(t, testkit.File(t, "golden/vendor.key"), "twin", []byte{2 + id})
+	}
+	tok.Import(t, keyPEM(t, testkit.KeyOf(1024, "short")), "short", []byte{9})
+	lib, err := os.ReadFile(f.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary.NativeEndian.PutUint16(lib[18:], 43) // e_machine: EM_SPARCV9
-	file := func(name string, content []byte, mode os.FileMode) string {
+	dir := t.TempDir()
+	module := func(name string, content []byte, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -106,137 +73,69 @@ func TestDiagnoseReferences(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		return path
+		return strings.Replace(tok.Ref("vendor"), f.Path, path, 1)
 	}
-	module := func(path string) string { return strings.Replace(tok.Ref("vendor"), tok.Module, path, 1) }
-	symbols := bytes.ReplaceAll(lib, []byte(entryPoint), []byte("C_GetFunctionLisp"))
-	binary.NativeEndian.PutUint16(symbols[18:], binary.NativeEndian.Uint16(readFile(t, tok.Module)[18:]))
+	foreign := append([]byte{}, lib...)
+	binary.NativeEndian.PutUint16(foreign[18:], 43) // e_machine: EM_SPARCV9
+	other := []byte(strings.ReplaceAll(string(lib), entryPoint, "C_GetFunctionLisp"))
+	const fail, warn = signer.StatusFail, signer.StatusWarn
+	const noLogin = -1
 	for name, tt := range map[string]struct {
-		ref, step string
-		family    error
-		says      string
-	}{
-		"bad reference":      {"pkcs11:objekt=x?module-path=/m.so", "reference", signer.ErrReference, "objekt"},
-		"no module":          {module("/none.so"), "module file", signer.ErrKeyNotFound, "no such file"},
-		"wrong architecture": {module(file("sparc.so", lib, 0o600)), "architecture", signer.ErrUnsupported, "EM_SPARCV9"},
-		"text":               {module(file("text.so", []byte("#!/bin/sh\n"), 0o600)), "architecture", signer.ErrUnsupported, "not a shared library"},
-		"no PKCS#11 module":  {module(file("other.so", symbols, 0o600)), "load", signer.ErrUnsupported, "exports no"},
-		"no token":           {strings.Replace(tok.Ref("vendor"), tok.Label, "nope", 1), "token", signer.ErrKeyNotFound, tok.Label},
-		"no key":             {tok.Ref("none"), "key", signer.ErrKeyNotFound, `"vendor"`},
-		"two keys":           {tok.Ref("twin"), "key", signer.ErrAmbiguousKey, "%02"},
-		"no PIN file":        {tok.Ref("vendor") + "-none", "login", signer.ErrAuth, "no such file"},
-	} {
-		step := bad(t, diagnosed(t.Context(), t, tt.ref))
-		if step.Name != tt.step || step.Status != signer.StatusFail || !errors.Is(step.Err, tt.family) || !strings.Contains(step.Detail, tt.says) || step.Fix == "" && name != "bad reference" && name != "no PIN file" {
-			t.Errorf("%s: %+v; want %s to fail with %v, %q", name, step, tt.step, tt.family, tt.says)
-		}
-	}
-	open := file("open.so", readFile(t, tok.Module), 0o666)
-	if steps := diagnosed(t.Context(), t, module(open)); steps[1].Status != signer.StatusWarn || !strings.Contains(steps[1].Fix, "chmod go-w") {
-		t.Errorf("a module that others can write to: %+v", steps[1])
-	}
-}
-
-func readFile(t *testing.T, path string) []byte {
-	t.Helper()
-	lib, err := os.ReadFile(path) // #nosec G304 -- a test's own file
-	if err != nil {
-		t.Fatal(err)
-	}
-	return lib
-}
-
-// SoftHSM2 never locks and sets no counters, so the flags are set on the way. No PIN is sent where it might lock.
-func TestDiagnoseTokenState(t *testing.T) {
-	tok := newToken(t)
-	s := script(t, tok.Module)
-	for flag, want := range map[uint]signer.Step{
-		pkcs11.CKF_USER_PIN_LOCKED:    {Name: "token state", Status: signer.StatusFail, Detail: "CKF_USER_PIN_LOCKED"},
-		pkcs11.CKF_USER_PIN_FINAL_TRY: {Name: "token state", Status: signer.StatusFail, Detail: "CKF_USER_PIN_FINAL_TRY"},
-	} {
-		s.flags = flag
-		step := bad(t, diagnosed(t.Context(), t, tok.Ref("vendor")))
-		if step.Name != want.Name || step.Status != want.Status || !strings.Contains(step.Detail, want.Detail) || !errors.Is(step.Err, signer.ErrAuth) || step.Fix == "" {
-			t.Errorf("%+v; want %+v", step, want)
-		}
-	}
-	if n := s.counts()["C_Login"]; n != 0 {
-		t.Errorf("%d logins", n)
-	}
-	s.flags = pkcs11.CKF_USER_PIN_COUNT_LOW
-	if steps := diagnosed(t.Context(), t, tok.Ref("vendor")); steps[7].Name != "token state" || steps[7].Status != signer.StatusWarn || !strings.Contains(steps[7].Detail, "COUNT_LOW") {
-		t.Errorf("%+v; want a warning", steps[7])
-	}
-	if n := s.counts()["C_Login"]; n != 1 {
-		t.Errorf("%d logins; want 1", n)
-	}
-	s.flags = pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH
-	if steps := diagnosed(t.Context(), t, tok.Ref("vendor")); steps[7].Status != signer.StatusOK || !strings.Contains(steps[7].Detail, "PIN pad") {
-		t.Errorf("%+v; want the PIN pad told", steps[7])
-	}
-}
-
-func TestDiagnoseWrongPIN(t *testing.T) {
-	tok := newToken(t, softhsmtest.WithLabel("wrong-pin"))
-	s := script(t, tok.Module)
-	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
-	for range 2 {
-		steps := diagnosed(t.Context(), t, bare+"&pin-value=91735")
-		if step := steps[8]; step.Name != "login" || step.Status != signer.StatusFail || !errors.Is(step.Err, signer.ErrAuth) || strings.Contains(step.Detail+step.Fix, "91735") {
-			t.Errorf("%+v", step)
-		}
-	}
-	if n := s.counts()["C_Login"]; n != 1 {
-		t.Errorf("%d logins; a wrong PIN is sent once", n)
-	}
-}
-
-// What is asked of the key's protection and of the mechanisms.
-func TestDiagnoseKey(t *testing.T) {
-	tok := newToken(t)
-	s := script(t, tok.Module)
-	honest := s.cryptoki
-	for _, tt := range []struct {
-		says   map[uint][]byte
+		ref    string
+		script string
+		step   string
 		status signer.Status
-		want   string
+		family error
+		says   string // in the detail or the hint
+		logins int
 	}{
-		{map[uint][]byte{pkcs11.CKA_EXTRACTABLE: {1}}, signer.StatusWarn, "can leave the token"},
-		{map[uint][]byte{pkcs11.CKA_SENSITIVE: {0}}, signer.StatusWarn, "can leave the token"},
-		{map[uint][]byte{pkcs11.CKA_SIGN: {0}}, signer.StatusFail, "CKA_SIGN"},
+		"bad reference":      {"pkcs11:objekt=x?module-path=/m.so", "", "reference", fail, signer.ErrReference, "objekt", noLogin},
+		"no module":          {strings.Replace(tok.Ref("vendor"), f.Path, "/none.so", 1), "", "module file", fail, signer.ErrKeyNotFound, "no such file", noLogin},
+		"wrong architecture": {module("sparc.so", foreign, 0o600), "", "architecture", fail, signer.ErrUnsupported, "EM_SPARCV9", noLogin},
+		"text":               {module("text.so", []byte("#!/bin/sh\n"), 0o600), "", "architecture", fail, signer.ErrUnsupported, "not a shared library", noLogin},
+		"no PKCS#11 module":  {module("other.so", other, 0o600), "", "load", fail, signer.ErrUnsupported, "does not export", noLogin},
+		"does not start":     {tok.Ref("vendor"), "C_Initialize * return 5", "initialize", fail, signer.ErrUnavailable, "C_Initialize", noLogin},
+		"no token":           {strings.Replace(tok.Ref("vendor"), tok.Label, "nope", 1), "", "token", fail, signer.ErrKeyNotFound, tok.Label, noLogin},
+		"locked":             {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x40000", "token state", fail, signer.ErrAuth, "CKF_USER_PIN_LOCKED", noLogin},
+		"final try":          {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x20000", "token state", fail, signer.ErrAuth, "CKF_USER_PIN_FINAL_TRY", noLogin},
+		"no key":             {tok.Ref("none"), "", "key", fail, signer.ErrKeyNotFound, `"vendor"`, 1},
+		"two keys":           {tok.Ref("twin"), "", "key", fail, signer.ErrAmbiguousKey, "%02", 1},
+		"no PIN file":        {tok.Ref("vendor") + "-none", "", "login", fail, signer.ErrAuth, "no such file", noLogin},
+		"imported":           {tok.Ref("vendor"), "", "key attributes", warn, nil, "CKA_LOCAL no", 1},
+		"extractable":        {tok.Ref("vendor"), lie(pkcs11.CKA_EXTRACTABLE, "01"), "key attributes", warn, nil, "can leave the token", 1},
+		"not sensitive":      {tok.Ref("vendor"), lie(pkcs11.CKA_SENSITIVE, "00"), "key attributes", warn, nil, "can leave the token", 1},
+		"not for signing":    {tok.Ref("vendor"), lie(pkcs11.CKA_SIGN, "00"), "key attributes", fail, signer.ErrBadKey, "CKA_SIGN", 1},
+		"writable module":    {module("open.so", lib, 0o666), "", "module file", warn, nil, "chmod go-w", 1},
+		"PIN in reference":   {bare(tok.Ref("vendor")) + "&pin-value=" + tok.PIN, "", "reference", warn, nil, "pin-source", 1},
+		"wrong PIN sent":     {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x10000", "token state", warn, nil, "COUNT_LOW", 1},
+		"PIN pad":            {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x100", "token state", signer.StatusOK, nil, "PIN pad", 1},
+		"short key":          {tok.Ref("short"), "", "key", warn, nil, "2048 bits or more", 1},
+		"no mechanism":       {tok.Ref("vendor"), "C_GetMechanismInfo * return 0x70", "mechanisms", fail, signer.ErrUnsupported, "CKM_RSA_PKCS", 1},
 	} {
-		s.cryptoki = liar{honest, tt.says}
-		step := bad(t, diagnosed(t.Context(), t, tok.Ref("vendor")))
-		if step.Name != "key attributes" || step.Status != tt.status || !strings.Contains(step.Detail+step.Fix, tt.want) {
-			t.Errorf("%v: %+v", tt.says, step)
+		f.Script(t, tt.script)
+		before := f.Calls(t)["C_Login"]
+		step := diagnosed(t, tt.ref)[tt.step]
+		noHint := tt.status == signer.StatusOK || name == "bad reference" || name == "no PIN file"
+		if step.Status != tt.status || !errors.Is(step.Err, tt.family) || !strings.Contains(step.Detail+step.Fix, tt.says) ||
+			(step.Fix == "") != noHint || strings.Contains(step.Detail+step.Fix, tok.PIN) {
+			t.Errorf("%s: %+v; want %s %s, %v, %q", name, step, tt.step, tt.status, tt.family, tt.says)
+		}
+		if n := f.Calls(t)["C_Login"] - before; n != max(0, tt.logins) {
+			t.Errorf("%s: %d logins", name, n)
 		}
 	}
-	s.cryptoki = mute{honest}
-	if steps := diagnosed(t.Context(), t, tok.Ref("vendor")); steps[11].Name != "mechanisms" || !errors.Is(steps[11].Err, signer.ErrUnsupported) {
-		t.Errorf("%+v; want no mechanism", steps[11])
-	}
 }
 
-// mute offers no mechanism.
-type mute struct{ cryptoki }
-
-func (mute) GetMechanismInfo(uint, []*pkcs11.Mechanism) (pkcs11.MechanismInfo, error) {
-	return pkcs11.MechanismInfo{}, pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID)
-}
-
-// A module that hangs fails its step when the context ends, and all is given back once it answers.
-func TestDiagnoseHangs(t *testing.T) {
-	tok := newToken(t)
-	s := script(t, tok.Module)
-	held := make(chan struct{})
-	s.login = func() error { <-held; return nil }
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	start := time.Now()
-	step := bad(t, diagnosed(ctx, t, tok.Ref("vendor")))
-	if took := time.Since(start); took > 3*time.Second || !errors.Is(step.Err, context.DeadlineExceeded) || !errors.Is(step.Err, signer.ErrUnavailable) {
-		t.Errorf("%+v after %v", step, took)
+// A wrong PIN is sent once, and not shown.
+func TestDiagnoseWrongPIN(t *testing.T) {
+	tok, f := faulty(t)
+	for range 2 {
+		Backend(Options{}).Diagnose(t.Context(), parse(t, bare(tok.Ref("vendor"))+"&pin-value="+wrong), signer.OpenOptions{}, func(s signer.Step) {
+			failed := s.Status == signer.StatusFail && errors.Is(s.Err, signer.ErrAuth)
+			if failed != (s.Name == "login") || strings.Contains(s.Detail+s.Fix, wrong) {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
-	close(held)
-	awaitTrue(t, func() bool { c := s.counts(); return c["C_Finalize"] == 1 && c["C_OpenSession"] == c["C_CloseSession"] })
+	calls(t, f, map[string]int{"C_Login": 1})
 }

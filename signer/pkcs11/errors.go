@@ -10,40 +10,41 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
+	"hsmsign/signer/isolate"
 )
 
-// class says what a return value means for what comes after it.
+// class says what to do after a return value.
 type class int
 
 const (
-	classRequest class = iota // this call failed; the session is as good as before
+	classRequest class = iota // only this call failed; the session is still good
 	classSession              // the session, or a handle in it, is dead: open another, find the key again
-	classModule               // the module or its device is in doubt: C_Finalize and C_Initialize
-	classAuth                 // about the PIN; never tried again, because tokens lock themselves
+	classModule               // the module or its device may be dead: C_Finalize and C_Initialize
+	classAuth                 // the PIN was refused: never retry, because tokens lock themselves
 )
 
-// Return values of PKCS#11 3.0 and 3.1 that miekg/pkcs11 does not name yet.
+// Return values of PKCS#11 3.0 and 3.1 that miekg/pkcs11 does not name.
 const (
 	ckrAEADDecryptFailed     pkcs11.Error = 0x42
 	ckrTokenResourceExceeded pkcs11.Error = 0x201
-	ckrOperationCancelFailed pkcs11.Error = 0x202
 	ckrKeyExhausted          pkcs11.Error = 0x203
 )
 
-// judge is the one table of PKCS#11 return values (PKCS#11 3.0 section 5.1): the class, and the family the
-// caller is told. What is not listed, vendor-defined values included, counts against the session.
-func judge(code pkcs11.Error) (c class, family error) {
+// classify returns class and error family of a PKCS#11 return value (PKCS#11 3.0 section 5.1). Values that are not listed,
+// CKR_SESSION_HANDLE_INVALID, CKR_KEY_HANDLE_INVALID and vendor-defined ones for example, count against the session.
+func classify(code pkcs11.Error) (c class, family error) {
 	switch code {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE, pkcs11.CKR_PIN_EXPIRED,
 		pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_TOO_WEAK,
 		pkcs11.CKR_NEW_PIN_MODE, pkcs11.CKR_NEXT_OTP:
 		return classAuth, signer.ErrAuth
 	case pkcs11.CKR_USER_NOT_LOGGED_IN:
-		return classSession, signer.ErrAuth // somebody logged out, or the token did by itself
+		return classSession, signer.ErrAuth // another program logged out, or the token did
 	case pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_USER_TOO_MANY_TYPES, pkcs11.CKR_USER_TYPE_INVALID,
 		pkcs11.CKR_SESSION_READ_ONLY_EXISTS:
-		return classRequest, signer.ErrAuth // another program of this token must log out first
+		return classRequest, signer.ErrAuth // another program must log out first
 	case pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
 		return classRequest, signer.ErrAuth // there is no PIN that a wrong one could lock
 	case pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
@@ -77,22 +78,17 @@ func judge(code pkcs11.Error) (c class, family error) {
 		pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_HOST_MEMORY,
 		pkcs11.CKR_MUTEX_BAD, pkcs11.CKR_MUTEX_NOT_LOCKED, pkcs11.CKR_FIPS_SELF_TEST_FAILED:
 		return classModule, signer.ErrUnavailable
-	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_READ_ONLY,
-		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_KEY_CHANGED,
-		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, ckrOperationCancelFailed,
-		pkcs11.CKR_SAVED_STATE_INVALID, pkcs11.CKR_USER_ALREADY_LOGGED_IN, pkcs11.CKR_FUNCTION_FAILED:
-		return classSession, signer.ErrUnavailable
 	}
 	return classSession, signer.ErrUnavailable
 }
 
-// callError says which function of the module answered what.
+// callError is the return value of a function of the module.
 type callError struct {
 	function string // "C_Sign"
 	code     pkcs11.Error
 }
 
-// call turns what miekg/pkcs11 returned for a function into an error that wraps its family, or nil.
+// call converts an error of miekg/pkcs11 for a function into one that wraps its family; nil stays nil.
 func call(function string, err error) error {
 	var code pkcs11.Error
 	switch {
@@ -105,18 +101,21 @@ func call(function string, err error) error {
 }
 
 func (e *callError) Error() string {
-	_, family := judge(e.code)
-	return family.Error() + ": " + e.function + " gives " + ckrName(e.code)
+	_, family := classify(e.code)
+	return family.Error() + ": " + e.function + " returns " + ckrName(e.code)
 }
 
 func (e *callError) Unwrap() []error {
-	_, family := judge(e.code)
+	c, family := classify(e.code)
+	if c == classAuth {
+		return []error{family, e.code, isolate.ErrSecretRefused}
+	}
 	return []error{family, e.code}
 }
 
-// ckrName is the name of a return value in the PKCS#11 headers, or its number where it has none.
+// ckrName returns the name of a return value in the PKCS#11 headers, or its number if it has no name.
 func ckrName(code pkcs11.Error) string {
-	// miekg/pkcs11 prints "pkcs11: 0xA0: CKR_PIN_INCORRECT" and keeps its table to itself.
+	// miekg/pkcs11 prints "pkcs11: 0xA0: CKR_PIN_INCORRECT" and does not export its table.
 	s := code.Error()
 	if name := s[strings.LastIndexByte(s, ' ')+1:]; name != "" {
 		return name
@@ -124,37 +123,38 @@ func ckrName(code pkcs11.Error) string {
 	return fmt.Sprintf("CKR 0x%08X", uint(code))
 }
 
-// is: the error is this return value of some function.
+// is reports whether the error is this return value of some function.
 func is(err error, code pkcs11.Error) bool { return errors.Is(err, code) }
 
-// classOf is the class of an error. One that holds no return value was made here: what this package refuses is
-// refused again the next time, and no session is to blame.
+// classOf returns the class of an error. An error without a return value is of this package: it would refuse the same
+// request again, and the session is still good.
 func classOf(err error) class {
 	var code pkcs11.Error
 	if !errors.As(err, &code) {
 		return classRequest
 	}
-	c, _ := judge(code)
+	c, _ := classify(code)
 	return c
 }
 
-// fixFor is what to do about a key that does not sign.
-func fixFor(err error) string {
+// advise adds to an error what to do about it, unless it says so already or the caller has left.
+func advise(err error) error {
+	var hint string
 	switch {
-	case errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
-		return ""
-	case errors.Is(err, errBusy):
-		return "the module hangs: start the program anew; with isolate=yes in the reference it is spared that"
+	case fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
+		return err
 	case errors.Is(err, signer.ErrAuth):
-		return "check the PIN, then start the program anew; a token locks itself after a few wrong ones"
+		hint = "check the PIN, then restart the program; a token locks itself after a few wrong PINs"
 	case errors.Is(err, signer.ErrUnsupported):
-		return "\"pkcs11-tool --list-mechanisms\" shows what the token offers; mechanism= in the reference chooses"
+		hint = "\"pkcs11-tool --list-mechanisms\" shows what the token offers; mechanism= in the reference selects one"
 	case errors.Is(err, signer.ErrKeyNotFound):
-		return "check that the token still holds the key of the reference"
+		hint = "check that the token still has the key of the reference"
 	case errors.Is(err, signer.ErrBadKey):
-		return "the key must be an RSA key with CKA_SIGN"
+		hint = "the key must be an RSA key with CKA_SIGN"
 	case errors.Is(err, signer.ErrBadSignature):
-		return "do not use this token until its vendor has explained it"
+		hint = "do not use this token until its vendor has explained the error"
+	default:
+		hint = "check that the HSM answers and that its client is connected, then try again"
 	}
-	return "check that the HSM answers and that its client is connected, then try again"
+	return fault.WithHint(err, hint)
 }

@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,11 +12,12 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
 // Every return value of PKCS#11 3.0 section 5.1 that is an error, and one of a vendor.
-func TestJudge(t *testing.T) {
+func TestClassify(t *testing.T) {
 	rows := []struct {
 		class  class
 		family error
@@ -36,7 +38,7 @@ func TestJudge(t *testing.T) {
 		for _, text := range strings.Fields(row.codes) {
 			var code pkcs11.Error
 			if _, err := fmt.Sscanf(text, "%x", (*uint)(&code)); err != nil || seen[code] {
-				t.Fatalf("%q: %v, or it stands here twice", text, err)
+				t.Fatalf("%q: %v, or it is repeated here", text, err)
 			}
 			seen[code] = true
 			err := call("C_Sign", code)
@@ -49,7 +51,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	if len(seen) < 97 {
-		t.Errorf("%d return values are looked at; the standard has more", len(seen))
+		t.Errorf("%d return values are checked; the standard has more", len(seen))
 	}
 }
 
@@ -75,8 +77,8 @@ func TestCall(t *testing.T) {
 		says  string
 		class class
 	}{
-		{call("C_Sign", pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)), "C_Sign gives CKR_DEVICE_ERROR", classModule},
-		{call("C_Sign", pkcs11.Error(0x80000042)), "C_Sign gives CKR 0x80000042", classSession},
+		{call("C_Sign", pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)), "C_Sign returns CKR_DEVICE_ERROR", classModule},
+		{call("C_Sign", pkcs11.Error(0x80000042)), "C_Sign returns CKR 0x80000042", classSession},
 		{call("C_Sign", errors.New("not a return value")), "C_Sign: not a return value", classRequest},
 	}
 	for _, tt := range tests {
@@ -86,19 +88,28 @@ func TestCall(t *testing.T) {
 	}
 }
 
-// Whatever stops a signature, the error says what to do; only who cancelled it himself knows.
-func TestFixFor(t *testing.T) {
-	var fixes []string
+// Each family has a hint of its own; an error that has one keeps it, and a caller that has left needs none.
+func TestAdvise(t *testing.T) {
+	var hints []string
 	for _, family := range []error{
 		signer.ErrAuth, signer.ErrUnsupported, signer.ErrKeyNotFound, signer.ErrBadKey, signer.ErrBadSignature, signer.ErrUnavailable,
 	} {
-		fix := fixFor(fmt.Errorf("%w: for a test", family))
-		if fix == "" || slices.Contains(fixes, fix) {
-			t.Errorf("%v: fix %q; want one of its own", family, fix)
+		hint := fault.Hint(advise(fmt.Errorf("%w: for a test", family)))
+		if hint == "" || slices.Contains(hints, hint) {
+			t.Errorf("%v: hint %q; want another one", family, hint)
 		}
-		fixes = append(fixes, fix)
+		hints = append(hints, hint)
 	}
-	if fix := fixFor(signer.ErrClosed); fix != "" {
-		t.Errorf("closed: fix %q", fix)
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{signer.ErrClosed, ""},
+		{fmt.Errorf("%w: %w", signer.ErrUnavailable, context.Canceled), ""},
+		{fault.WithHint(signer.ErrAuth, "its own"), "its own"},
+	} {
+		if got := fault.Hint(advise(tt.err)); got != tt.want {
+			t.Errorf("%v: hint %q; want %q", tt.err, got, tt.want)
+		}
 	}
 }

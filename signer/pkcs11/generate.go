@@ -10,46 +10,47 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
+	"hsmsign/signer/pkcs11/internal/uri"
 )
 
-// idSize is the length in bytes of a random CKA_ID: nobody has the same by chance.
+// idSize is the length in bytes of a random CKA_ID; two of them never collide.
 const idSize = 16
 
-// opGenerate is the name of the operation in errors.
 const opGenerate = "generate"
 
-// generate makes the RSA key that the reference names; see signer.Backend. The reference must have object=; without
-// id= the key gets a random one. When ctx ends first the token may still finish the key.
+// generate generates the RSA key that the reference names; see signer.Backend. The reference must have object=; without
+// id= the key gets a random id. If ctx ends first, the token may still finish the key.
 func (o Options) generate(ctx context.Context, ref signer.Ref, spec signer.KeySpec) (signer.Signer, error) {
 	r, err := o.reference(opGenerate, ref)
 	if err != nil {
 		return nil, err
 	}
-	return await(ctx, r, opGenerate, func() (signer.Signer, error) { return generate(ctx, r, o, spec) },
+	return await(ctx, r, opGenerate, func() (signer.Signer, error) { return o.generateIn(ctx, r, spec) },
 		func(k signer.Signer) { _ = k.Close() })
 }
 
-// generate makes an RSA key pair in the token that r names, and opens it.
-func generate(ctx context.Context, r reference, opts Options, spec signer.KeySpec) (signer.Signer, error) {
-	label, ok := r.path.get("object")
-	if !ok || label == "" {
-		return nil, r.fail(opGenerate, fmt.Errorf("%w: the new key has no name", signer.ErrReference), "add object=NAME to the reference")
+// generateIn generates an RSA key pair in the token that r names, and opens it.
+func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpec) (signer.Signer, error) {
+	label, _ := r.path.Get("object")
+	if label == "" {
+		return nil, r.wrap(opGenerate, fault.Errorf("%w: the new key has no name", signer.ErrReference).Fix("add object=NAME to the reference"))
 	}
 	if !slices.Contains([]int{2048, 3072, 4096}, spec.Bits) {
-		return nil, r.fail(opGenerate, fmt.Errorf("%w: RSA of %d bits; 2048, 3072 or 4096 are generated", signer.ErrUnsupported, spec.Bits), "")
+		return nil, r.wrap(opGenerate, fmt.Errorf("%w: RSA of %d bits, want 2048, 3072 or 4096", signer.ErrUnsupported, spec.Bits))
 	}
-	id, ok := r.path.get("id")
+	id, ok := r.path.Get("id")
 	if !ok {
 		random := make([]byte, idSize)
 		_, _ = rand.Read(random) // never fails (Go 1.24)
 		id = string(random)
 	}
 	if id == "" {
-		return nil, r.fail(opGenerate, fmt.Errorf("%w: id= is empty", signer.ErrReference), "give it a value, or leave it out for a random one")
+		return nil, r.wrap(opGenerate, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one"))
 	}
 	var made *key
-	err := visitToken(ctx, r, opGenerate, opts, writer, func(m *module, f finder, t foundToken) error {
+	err := withToken(ctx, r, opGenerate, o, writer, func(m *module, f finder, t foundToken) error {
 		if err := f.refuseExisting(label, id); err != nil {
 			return err
 		}
@@ -58,8 +59,14 @@ func generate(ctx context.Context, r reference, opts Options, spec signer.KeySpe
 		}
 		exact := r
 		exact.path = exactPath(t.id, label, id)
-		// The visit is still logged in, so that opening the key asks for no PIN again.
-		k, err := m.openRetained(ctx, exact, opts)
+		// The session is still logged in, so opening the key needs no PIN. The reference is exact, so it needs no public key.
+		if err := m.retain(r); err != nil {
+			return err
+		}
+		k, err := m.openKey(ctx, exact, o, signer.OpenOptions{})
+		if err != nil {
+			_ = m.release() // the first error is reported
+		}
 		made = k
 		return err
 	})
@@ -67,62 +74,50 @@ func generate(ctx context.Context, r reference, opts Options, spec signer.KeySpe
 		return nil, err
 	}
 	if made.pub.N.BitLen() != spec.Bits || made.pub.E != 65537 {
-		_ = made.Close() // the first error is the one to tell
-		return nil, r.fail(opGenerate, fmt.Errorf("%w: the token made RSA of %d bits with exponent %d", signer.ErrBadKey, made.pub.N.BitLen(), made.pub.E), fixDelete)
+		_ = made.Close() // the first error is reported
+		return nil, r.wrap(opGenerate, fault.Errorf("%w: the token made RSA of %d bits with exponent %d", signer.ErrBadKey, made.pub.N.BitLen(), made.pub.E).Fix(hintDelete))
 	}
 	return made, nil
 }
 
-// openRetained is openKey for a module that is retained already. The caller holds m.mu.
-func (m *module) openRetained(ctx context.Context, r reference, opts Options) (*key, error) {
-	if err := m.retain(r); err != nil {
-		return nil, err
-	}
-	opts.PublicKey = nil // the reference is exact
-	k, err := m.openKey(ctx, r, opts)
-	if err != nil {
-		_ = m.release() // the first error is the one to tell
-	}
-	return k, err
-}
+const hintDelete = "the key is still on the token: look at it with hsmsign key show, and delete it with the vendor's own tool"
 
-const fixDelete = "the key was left on the token: look at it with hsmsign key show, and delete it with the vendor's own tool"
-
-// exactPath is the path of the one key with this label and id in this token.
-func exactPath(t tokenID, label, id string) uri {
-	path := uri{{"token", t.label}, {"serial", t.serial}}
+// exactPath returns the path of the one key with this label and id in this token.
+func exactPath(t tokenID, label, id string) uri.Path {
+	path := uri.Path{{Name: "token", Value: t.label}, {Name: "serial", Value: t.serial}}
 	if label != "" {
-		path = append(path, pathAttr{"object", label})
+		path = append(path, uri.Attr{Name: "object", Value: label})
 	}
 	if id != "" {
-		path = append(path, pathAttr{"id", id})
+		path = append(path, uri.Attr{Name: "id", Value: id})
 	}
 	return path
 }
 
-// refuseExisting looks for keys that have the label or the id already: two keys of one name are found by chance.
+// refuseExisting returns signer.ErrKeyExists if a key has the label or the id already: of two keys with one name, either
+// may be found.
 func (f finder) refuseExisting(label, id string) error {
 	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
 		for _, name := range []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id)} {
-			there, err := f.objects([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), name})
+			existing, err := f.objects([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), name})
 			if err != nil {
-				return f.ref.fail(opGenerate, err, "")
+				return f.ref.wrap(opGenerate, err)
 			}
 			switch {
-			case len(there) == 0:
+			case len(existing) == 0:
 			case class == pkcs11.CKO_PUBLIC_KEY:
-				return f.ref.fail(opGenerate, fmt.Errorf("%w: a public key without its private one: %s", signer.ErrKeyExists, list(f.describe(there))),
-					"if a generation was cut off there, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id=")
+				return f.ref.wrap(opGenerate, fault.Errorf("%w: a public key without its private key: %s", signer.ErrKeyExists, list(f.describe(existing))).
+					Fix("if a generation was interrupted, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id="))
 			default:
-				return f.ref.fail(opGenerate, fmt.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(there))),
-					"choose another object= and id=; nothing is replaced")
+				return f.ref.wrap(opGenerate, fault.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(existing))).
+					Fix("choose another object= and id=; nothing is replaced"))
 			}
 		}
 	}
 	return nil
 }
 
-// generate makes the key pair and holds the token to what it was asked for.
+// generate makes the key pair and checks that the token obeyed.
 func (f finder) generate(label, id string, bits int) error {
 	attr := pkcs11.NewAttribute
 	public := []*pkcs11.Attribute{
@@ -138,7 +133,7 @@ func (f finder) generate(label, id string, bits int) error {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}
 	_, object, err := f.lib.GenerateKeyPair(f.sh, mechanism, public, private)
 	if err != nil {
-		return f.ref.fail(opGenerate, call("C_GenerateKeyPair", err), "")
+		return f.ref.wrap(opGenerate, call("C_GenerateKeyPair", err))
 	}
 	var wrong []string
 	for _, p := range protections() {
@@ -150,7 +145,7 @@ func (f finder) generate(label, id string, bits int) error {
 		}
 	}
 	if len(wrong) > 0 {
-		return f.ref.fail(opGenerate, fmt.Errorf("%w: the token did not do as it was asked: %s", signer.ErrBadKey, list(wrong)), fixDelete)
+		return f.ref.wrap(opGenerate, fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete))
 	}
 	return nil
 }
@@ -159,10 +154,10 @@ func (f finder) generate(label, id string, bits int) error {
 type protection struct {
 	name      string
 	attribute uint
-	generated string // what a key that was generated here must say; empty: shown only
+	generated string // what it must be for a key that was generated here; empty: it is only shown
 }
 
-// protections is in the order in which it is shown.
+// protections returns the attributes in the order in which they are shown.
 func protections() []protection {
 	return []protection{
 		{"CKA_LOCAL", pkcs11.CKA_LOCAL, yes},
@@ -179,14 +174,14 @@ func protections() []protection {
 	}
 }
 
-// The values of a CK_BBOOL, as they are shown.
+// The values of a CK_BBOOL as they are shown.
 const (
 	yes     = "yes"
 	no      = "no"
 	unknown = "unknown" // the token does not say
 )
 
-// boolean reads a CK_BBOOL.
+// boolean returns the value of a CK_BBOOL as it is shown.
 func (f finder) boolean(o pkcs11.ObjectHandle, attribute uint) string {
 	values, err := f.attributes(o, attribute)
 	switch {

@@ -3,212 +3,204 @@
 package pkcs11
 
 import (
-	"bytes"
+	"context"
+	"crypto"
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"math/big"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
 	"hsmsign/signer"
 )
 
-// The RSA keys that are taken. crypto/rsa verifies nothing below 1024 bits; PKCS#11 knows no upper bound.
-const (
-	minModulusBits = 1024
-	maxModulusBits = 16384
-)
+// key is a private key in a token.
+type key struct {
+	ref        reference
+	wanted     crypto.PublicKey // that Open looked for; nil: not known
+	module     *module
+	token      *token
+	pub        *rsa.PublicKey
+	binding    atomic.Pointer[binding] // nil while the key is not found
+	mechanisms mechanisms
+	messages   atomic.Bool // the token receives messages, not digests
+	sessions   *pool
+	closeWait  time.Duration
 
-// finder looks for objects in one session.
-type finder struct {
-	lib cryptoki
-	sh  pkcs11.SessionHandle
-	ref reference
+	// The figures when the key was opened.
+	reconnects, reinitialized uint64
+
+	closing sync.Once
+	ended   chan struct{} // closed when everything is released
+	endErr  error         // readable after ended
 }
 
-// privateKey finds the one RSA private key that the reference names, and its public half.
-func (f finder) privateKey() (pkcs11.ObjectHandle, *rsa.PublicKey, error) {
-	const op = "find"
-	template := []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-	}
-	if label, ok := f.ref.path.get("object"); ok {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
-	}
-	if id, ok := f.ref.path.get("id"); ok {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id))
-	}
-	matches, err := f.objects(template)
-	if pub, ok := f.ref.public.(*rsa.PublicKey); ok && len(matches) > 1 && len(template) == 2 {
-		matches, err = f.keysOf(pub)
-	}
+// Public returns the *rsa.PublicKey, which was read when the key was opened.
+func (k *key) Public() crypto.PublicKey { return k.pub }
+
+// Sign is SignContext without a deadline.
+func (k *key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.SignContext(context.Background(), digest, opts)
+}
+
+// SignContext signs a SHA-256 or SHA-1 digest; see signer.Signer. If ctx ends while the module works, the call goes on in
+// the background and its signature is dropped. With a token that hashes messages itself the error wraps
+// signer.ErrUnsupported; it needs SignMessageContext.
+func (k *key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	h, err := signer.CheckDigest(digest, opts, crypto.SHA256, crypto.SHA1)
 	if err != nil {
-		return 0, nil, f.ref.fail(op, err, "")
+		return nil, k.fail(err)
 	}
-	switch len(matches) {
-	case 0:
-		there, err := f.objects(template[:1])
+	return k.run(ctx, newPayload(h, digest))
+}
+
+// SignMessageContext is SignContext over a message, which is hashed here, or in the token if it insists.
+func (k *key) SignMessageContext(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	var digest []byte
+	if h, ok := opts.(crypto.Hash); ok && (h == crypto.SHA256 || h == crypto.SHA1) {
+		hash := h.New()
+		hash.Write(message)
+		digest = hash.Sum(nil)
+	}
+	h, err := signer.CheckDigest(digest, opts, crypto.SHA256, crypto.SHA1)
+	if err != nil {
+		return nil, k.fail(err)
+	}
+	p := newPayload(h, digest)
+	p.message = append([]byte{}, message...)
+	return k.run(ctx, p)
+}
+
+// run signs in the background, so that the caller returns when ctx ends.
+func (k *key) run(ctx context.Context, p payload) ([]byte, error) {
+	if err := k.sessions.acquire(ctx); err != nil {
+		return nil, k.fail(err)
+	}
+	if ctx.Done() == nil { // it cannot end
+		defer k.sessions.release()
+		sig, err := k.sign(ctx, p)
 		if err != nil {
-			return 0, nil, f.ref.fail(op, err, "")
+			return nil, k.fail(err)
 		}
-		return 0, nil, f.ref.fail(op, fmt.Errorf("%w: no RSA private key matches; private keys there: %s", signer.ErrKeyNotFound, list(f.describe(there))),
-			"correct object= and id= of the reference")
-	case 1:
-	default:
-		return 0, nil, f.ref.fail(op, fmt.Errorf("%w: several private keys match: %s", signer.ErrAmbiguousKey, list(f.describe(matches))),
-			"name one of them with object= and id=")
+		return sig, nil
 	}
-	pub, err := f.publicKey(matches[0])
-	if err != nil {
-		return 0, nil, f.ref.fail(op, err, "")
+	type result struct {
+		sig []byte
+		err error
 	}
-	return matches[0], pub, nil
-}
-
-// keysOf finds the private keys that belong to a public key, by their modulus; where the token does not show that of
-// private keys, by the id of the public key.
-func (f finder) keysOf(pub *rsa.PublicKey) ([]pkcs11.ObjectHandle, error) {
-	template := func(class uint, t uint, value any) []*pkcs11.Attribute {
-		return []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), pkcs11.NewAttribute(t, value),
-		}
-	}
-	found, err := f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
-	if err != nil || len(found) > 0 {
-		return found, err
-	}
-	public, err := f.objects(template(pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_MODULUS, pub.N.Bytes()))
-	if err != nil || len(public) == 0 {
-		return nil, err
-	}
-	id, err := f.attributes(public[0], pkcs11.CKA_ID)
-	if err != nil {
-		return nil, err
-	}
-	return f.objects(template(pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, id[0]))
-}
-
-// objects finds up to maxListed+1 objects.
-func (f finder) objects(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
-	return f.objectsUpTo(maxListed+1, template)
-}
-
-// objectsUpTo finds up to limit objects.
-func (f finder) objectsUpTo(limit int, template []*pkcs11.Attribute) (found []pkcs11.ObjectHandle, err error) {
-	if err := f.lib.FindObjectsInit(f.sh, template); err != nil {
-		return nil, call("C_FindObjectsInit", err)
-	}
-	defer func() {
-		// A search that is left open makes the next one fail.
-		err = errors.Join(err, call("C_FindObjectsFinal", f.lib.FindObjectsFinal(f.sh)))
+	done := make(chan result, 1)
+	go func() {
+		defer k.sessions.release()
+		sig, err := k.sign(ctx, p)
+		done <- result{sig, err}
 	}()
-	for len(found) < limit {
-		// A module may give fewer than it is asked for; only none means that there are no more (PKCS#11 3.0 section 5.7.8).
-		some, _, err := f.lib.FindObjects(f.sh, limit-len(found))
-		if err != nil {
-			return nil, call("C_FindObjects", err)
+	select {
+	case res := <-done:
+		if res.err != nil {
+			return nil, k.fail(res.err)
 		}
-		if len(some) == 0 {
-			break
-		}
-		found = append(found, some...)
+		return res.sig, nil
+	case <-ctx.Done():
+		return nil, k.fail(fmt.Errorf("%w: C_Sign has not returned: %w", signer.ErrUnavailable, ctx.Err()))
 	}
-	return found, nil
 }
 
-// describe names keys for an error. A key whose attributes cannot be read is named by its handle.
-func (f finder) describe(objects []pkcs11.ObjectHandle) []string {
-	var names []string
-	for _, o := range objects {
-		attrs, err := f.attributes(o, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE)
-		if err != nil {
-			names = append(names, fmt.Sprintf("object %d, where %v", o, err))
-			continue
+// sign makes one signature, and makes it once more if the session or the module has died. The caller has a permit.
+func (k *key) sign(ctx context.Context, p payload) ([]byte, error) {
+	b, ok := k.bound()
+	var cause error
+	if ok {
+		var sig []byte
+		if sig, cause = k.attempt(ctx, b, p); cause == nil {
+			return sig, nil
 		}
-		id := uri{{"id", string(attrs[1])}}
-		name := fmt.Sprintf("object=%q %v", attrs[0], id)
-		if !bytes.Equal(attrs[2], pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA).Value) {
-			name += " (not RSA)"
+		if c := classOf(cause); c != classSession && c != classModule {
+			return nil, cause
 		}
-		names = append(names, name)
 	}
-	return names
-}
-
-// publicKey reads the public half from the private key, or from the public key of the same id where the
-// private one does not show it.
-func (f finder) publicKey(private pkcs11.ObjectHandle) (*rsa.PublicKey, error) {
-	attrs, err := f.attributes(private, pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT)
-	if err == nil && len(attrs[0]) > 0 && len(attrs[1]) > 0 {
-		return parsePublicKey(attrs[0], attrs[1])
-	}
-	if err != nil && classOf(err) != classRequest {
+	if err := k.recover(ctx, b, cause); err != nil {
 		return nil, err
 	}
-	id, err := f.attributes(private, pkcs11.CKA_ID)
+	b, ok = k.bound()
+	if !ok {
+		return nil, errLost
+	}
+	return k.attempt(ctx, b, p)
+}
+
+// errLost: the login ended after the key was found and before it was used.
+var errLost = fmt.Errorf("%w: the token was logged out in the meantime", signer.ErrUnavailable)
+
+// attempt makes one signature under a binding.
+func (k *key) attempt(ctx context.Context, b *binding, p payload) (sig []byte, err error) {
+	if k.module.serial.Load() {
+		if err := k.module.mu.LockContext(ctx); err != nil {
+			return nil, err
+		}
+		defer k.module.mu.Unlock()
+	}
+	if err := k.module.signing.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer k.module.signing.leave()
+	if now, ok := k.bound(); !ok || now != b {
+		return nil, &callError{"C_SignInit", pkcs11.CKR_SESSION_CLOSED} // a recovery came between
+	}
+	s, err := k.sessions.take(ctx, b.login)
 	if err != nil {
 		return nil, err
 	}
-	objects, err := f.objects([]*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-		pkcs11.NewAttribute(pkcs11.CKA_ID, id[0]),
+	defer func() { k.sessions.put(s, err) }()
+	return k.signWith(s, b, p)
+}
+
+// fail returns the error of a signature, unless it is that of an operation before it.
+func (k *key) fail(err error) error { return k.ref.wrap(opSign, advise(err)) }
+
+const opSign = "sign with"
+
+// Stats returns the figures of this key.
+func (k *key) Stats() signer.Stats {
+	p := k.sessions
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return signer.Stats{
+		Open: p.open, Idle: len(p.idle), InUse: p.open - len(p.idle), Evicted: p.evicted,
+		Reconnects: k.token.reconnects.Load() - k.reconnects, Reinitialized: k.module.reinitialized.Load() - k.reinitialized,
+		ReadWrite: k.token.readWrite.Load(), Serialized: k.module.serial.Load(), Messages: k.messages.Load(),
+	}
+}
+
+// Close releases sessions, login and module. It waits a few seconds for signatures in flight. If the module has not
+// finished by then, the rest is released later, and the error wraps signer.ErrUnavailable.
+func (k *key) Close() error {
+	k.closing.Do(func() {
+		go func() {
+			k.endErr = k.end()
+			close(k.ended)
+		}()
 	})
-	if err != nil {
-		return nil, err
-	}
-	if len(objects) != 1 {
-		return nil, fmt.Errorf("%w: the private key does not show its modulus, and %d public keys have its id where one is due", signer.ErrBadKey, len(objects))
-	}
-	if attrs, err = f.attributes(objects[0], pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT); err != nil {
-		return nil, err
-	}
-	return parsePublicKey(attrs[0], attrs[1])
-}
-
-// alwaysAuthenticate is CKA_ALWAYS_AUTHENTICATE, which many tokens do not have.
-func (f finder) alwaysAuthenticate(private pkcs11.ObjectHandle) (bool, error) {
-	attrs, err := f.attributes(private, pkcs11.CKA_ALWAYS_AUTHENTICATE)
-	if err != nil {
-		if classOf(err) == classRequest {
-			return false, nil
+	timer := time.NewTimer(k.closeWait)
+	defer timer.Stop()
+	select {
+	case <-k.ended:
+		if k.endErr != nil {
+			return k.ref.wrap("close", k.endErr)
 		}
-		return false, err
+		return nil
+	case <-timer.C:
+		return k.ref.wrap("close", fmt.Errorf("%w: module %q still works on a call after %v", signer.ErrUnavailable, k.ref.module, k.closeWait))
 	}
-	return len(attrs[0]) > 0 && attrs[0][0] != 0, nil
 }
 
-// attributes reads at least one attribute of an object; one that it does not have comes back empty.
-func (f finder) attributes(o pkcs11.ObjectHandle, types ...uint) ([][]byte, error) {
-	template := make([]*pkcs11.Attribute, len(types))
-	for i, t := range types {
-		template[i] = &pkcs11.Attribute{Type: t}
-	}
-	attrs, err := f.lib.GetAttributeValue(f.sh, o, template)
-	if err != nil {
-		return nil, call("C_GetAttributeValue", err)
-	}
-	values := make([][]byte, len(attrs))
-	for i, a := range attrs {
-		values[i] = a.Value
-	}
-	return values, nil
-}
-
-// parsePublicKey makes a public key of two big-endian numbers.
-func parsePublicKey(modulus, exponent []byte) (*rsa.PublicKey, error) {
-	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
-	if bits := n.BitLen(); bits < minModulusBits || bits > maxModulusBits {
-		return nil, fmt.Errorf("%w: an RSA modulus of %d bits; %d to %d are taken", signer.ErrBadKey, bits, minModulusBits, maxModulusBits)
-	}
-	if n.Bit(0) == 0 {
-		return nil, fmt.Errorf("%w: the RSA modulus is even", signer.ErrBadKey)
-	}
-	// crypto/rsa takes exponents that are odd, at least 3 and less than 2^31.
-	if e.BitLen() > 31 || e.Int64() < 3 || e.Bit(0) == 0 {
-		return nil, fmt.Errorf("%w: an RSA public exponent that is even, below 3 or above 2^31", signer.ErrBadKey)
-	}
-	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
+// end releases everything, in the order that the module needs.
+func (k *key) end() error {
+	k.sessions.drain()
+	k.module.mu.Lock()
+	defer k.module.mu.Unlock()
+	return errors.Join(k.sessions.close(), k.module.releaseToken(k.token), k.module.release())
 }

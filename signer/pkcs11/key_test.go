@@ -1,191 +1,361 @@
-//go:build cgo
+//go:build cgo && linux
 
 package pkcs11
 
 import (
+	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
-	"math/big"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/testkit"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
-func TestFindKey(t *testing.T) {
-	tok := newToken(t)
-	text, _ := vendorKey(t)
-	tok.Import(t, text, "R&D a+b", []byte{0xff, 0x00})
-	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// Two keys of a token share the module and the login, which end with the last key.
+func TestSharedLogin(t *testing.T) {
+	tok, f := faulty(t)
+	first, err := open(t, Options{}, tok.Ref("vendor"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(ec)
+	second, err := open(t, Options{}, bare(tok.Ref("vendor"))) // it needs no PIN
 	if err != nil {
 		t.Fatal(err)
 	}
-	tok.Import(t, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "curve", []byte{9})
+	closeKey(t, first)
+	mustSign(t, second)
+	closeKey(t, second)
+	calls(t, f, map[string]int{"C_Initialize": 1, "C_Login": 1, "C_OpenSession": 2, "C_CloseSession": 2, "C_Finalize": 1})
+	openFails(t, bare(tok.Ref("vendor")), signer.ErrAuth)
+}
 
-	ref := func(path string) string { return strings.Replace(tok.Ref(""), "?", ";"+path+"?", 1) }
-	for _, path := range []string{"object=vendor", "id=%01", "object=vendor;id=%01;type=private", "object=R&D%20a+b", "id=%ff%00"} {
-		mustOpen(t, ref(path))
+// A module that another part of the process has initialized and logged in to is used, and left to it to finalize and to
+// initialize again.
+func TestForeignModule(t *testing.T) {
+	tok, f := faulty(t)
+	lib := pkcs11.New(f.Path)
+	if err := lib.Initialize(); err != nil {
+		t.Fatal(err)
 	}
-	mustOpen(t, tok.Ref("R&D a+b"))
-
-	all := []string{`object="vendor" id=%01`, `object="R&D a+b" id=%FF%00`, `object="curve" id=%09 (not RSA)`}
-	bad := []struct {
-		path   string
-		family error
-		says   []string
-	}{
-		{"object=vendor;id=%02", signer.ErrKeyNotFound, all},
-		{"object=vendo", signer.ErrKeyNotFound, all},
-		{"id=", signer.ErrKeyNotFound, all},
-		{"object=curve", signer.ErrKeyNotFound, all},
-		{"type=private", signer.ErrAmbiguousKey, all[:2]},
+	found, err := (&module{lib: lib}).findToken(reference{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, tt := range bad {
-		_, err := Backend(Options{}).Open(t.Context(), parse(t, ref(tt.path)), signer.OpenOptions{})
-		refused(t, err, tt.family, tt.says...)
+	sh, err := lib.OpenSession(found.slot, pkcs11.CKF_SERIAL_SESSION)
+	if err == nil {
+		err = lib.Login(sh, pkcs11.CKU_USER, tok.PIN)
 	}
-
-	for n := range 12 {
-		tok.Import(t, text, "many", []byte{0x40, byte(n)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("many")), signer.OpenOptions{})
-	refused(t, err, signer.ErrAmbiguousKey, "; and more")
-	if n := strings.Count(err.Error(), `object="many" id=`); n != maxListed {
-		t.Errorf("%d keys listed; want %d", n, maxListed)
+	key, err := open(t, Options{}, tok.Ref("vendor"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSign(t, key)
+	f.Script(t, "C_Sign 1 return 0x30")
+	_, err = key.Sign(nil, digest, crypto.SHA256)
+	hinted(t, err, signer.ErrUnavailable, "CKR_DEVICE_ERROR", "another part of this program")
+	mustSign(t, key)
+	closeKey(t, key)
+	if _, _, err := (finder{lib: lib, sh: sh}).privateKey(); err != nil {
+		t.Errorf("the other user's session after Close: %v", err)
+	}
+	calls(t, f, map[string]int{"C_Initialize": 2, "C_Finalize": 0})
+	if err := lib.Finalize(); err != nil {
+		t.Error(err)
 	}
 }
 
-// The certificate's key chooses where the reference names no object, whether or not the token shows the modulus of
-// private keys.
-func TestFindKeyByPublicKey(t *testing.T) {
-	tok := newToken(t)
-	_, private := vendorKey(t)
-	for n := range 12 { // more than an error lists
-		other, err := rsa.GenerateKey(rand.Reader, 1024)
-		if err != nil {
-			t.Fatal(err)
-		}
-		der, err := x509.MarshalPKCS8PrivateKey(other)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tok.Import(t, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "other", []byte{0x40, byte(n)})
-	}
-	s := script(t, tok.Module)
-	open := func(pub crypto.PublicKey, ref string) (signer.Signer, error) {
-		return Backend(Options{}).Open(t.Context(), parse(t, ref), signer.OpenOptions{PublicKey: pub})
-	}
-	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, hidden := range []bool{false, true} {
-		s.hideModulus = hidden
-		key, err := open(&private.PublicKey, tok.Ref(""))
-		if err != nil {
-			t.Fatalf("hidden %v: %v", hidden, err)
-		}
-		if !private.PublicKey.Equal(key.Public()) {
-			t.Error("it is another key")
-		}
-		if err := key.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	s.hideModulus = false
-	unknown, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+// What each class of return values of C_Sign causes: nothing, a new session, or a new C_Initialize; and the error.
+func TestReturnValues(t *testing.T) {
+	type steps struct{ Signed, Evicted, Initialized, Logins int }
+	var (
+		nothing = steps{Signed: 1}
+		session = steps{Signed: 2, Evicted: 2}
+		module  = steps{Signed: 2, Evicted: 2, Initialized: 1, Logins: 1}
+	)
+	tok, f := faulty(t)
+	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=1")
+	k.module.pause = 0
 	for _, tt := range []struct {
-		pub    crypto.PublicKey
-		ref    string
+		code   uint
+		name   string
 		family error
+		want   steps
 	}{
-		{nil, tok.Ref(""), signer.ErrAmbiguousKey},
-		{ec.Public(), tok.Ref(""), signer.ErrAmbiguousKey},
-		{&unknown.PublicKey, tok.Ref(""), signer.ErrKeyNotFound},
-		{&private.PublicKey, tok.Ref("other"), signer.ErrAmbiguousKey}, // the reference comes first
+		{pkcs11.CKR_SESSION_HANDLE_INVALID, "CKR_SESSION_HANDLE_INVALID", signer.ErrUnavailable, session},
+		{pkcs11.CKR_KEY_HANDLE_INVALID, "CKR_KEY_HANDLE_INVALID", signer.ErrUnavailable, session},
+		{pkcs11.CKR_OPERATION_ACTIVE, "CKR_OPERATION_ACTIVE", signer.ErrUnavailable, session},
+		{pkcs11.CKR_USER_NOT_LOGGED_IN, "CKR_USER_NOT_LOGGED_IN", signer.ErrAuth, session},
+		{0x80000042, "CKR 0x80000042", signer.ErrUnavailable, session},
+		{pkcs11.CKR_DEVICE_REMOVED, "CKR_DEVICE_REMOVED", signer.ErrUnavailable, module},
+		{pkcs11.CKR_DEVICE_ERROR, "CKR_DEVICE_ERROR", signer.ErrUnavailable, module},
+		{pkcs11.CKR_GENERAL_ERROR, "CKR_GENERAL_ERROR", signer.ErrUnavailable, module},
+		{pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, "CKR_CRYPTOKI_NOT_INITIALIZED", signer.ErrUnavailable, module},
+		{pkcs11.CKR_DATA_LEN_RANGE, "CKR_DATA_LEN_RANGE", signer.ErrUnsupported, nothing},
+		{pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, "CKR_KEY_FUNCTION_NOT_PERMITTED", signer.ErrBadKey, nothing},
+		{pkcs11.CKR_FUNCTION_CANCELED, "CKR_FUNCTION_CANCELED", signer.ErrUnavailable, nothing},
+		{pkcs11.CKR_PIN_EXPIRED, "CKR_PIN_EXPIRED", signer.ErrAuth, steps{Signed: 1, Evicted: 1}},
 	} {
-		_, err := open(tt.pub, tt.ref)
-		refused(t, err, tt.family)
-	}
-}
-
-// Some tokens show the modulus of the public key only.
-func TestPublicKeyObject(t *testing.T) {
-	tok := newToken(t)
-	text, private := vendorKey(t)
-	s := script(t, tok.Module)
-	tok.Import(t, text, "other", []byte{9})
-	hide := func(code pkcs11.Error) {
-		hidden := false
-		s.attribute = func(a *pkcs11.Attribute) error {
-			if a.Type == pkcs11.CKA_MODULUS && !hidden {
-				hidden = true
-				return code
-			}
-			return nil
+		f.Script(t)
+		mustSign(t, k)
+		before, figures := f.Calls(t), stats(k)
+		f.Script(t, fmt.Sprintf("C_Sign * return %#x", tt.code))
+		_, err := k.Sign(nil, digest, crypto.SHA256)
+		hinted(t, err, tt.family, "C_Sign returns "+tt.name)
+		after := f.Calls(t)
+		got := steps{
+			after["C_Sign"] - before["C_Sign"], int(stats(k).Evicted - figures.Evicted),
+			after["C_Initialize"] - before["C_Initialize"], after["C_Login"] - before["C_Login"],
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", tt.name, diff)
 		}
 	}
-	hide(pkcs11.CKR_ATTRIBUTE_SENSITIVE)
-	key := mustOpen(t, tok.Ref("vendor"))
-	if !private.PublicKey.Equal(key.Public()) {
-		t.Error("the public key is another one")
-	}
-	tok.Import(t, text, "twin", []byte{1})
-	if err := key.Close(); err != nil {
-		t.Fatal(err)
-	}
-	hide(pkcs11.CKR_ATTRIBUTE_SENSITIVE)
-	_, err := Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
-	refused(t, err, signer.ErrBadKey, "2 public keys have its id")
-	hide(pkcs11.CKR_DEVICE_ERROR) // no reason to look elsewhere
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, tok.Ref("vendor")), signer.OpenOptions{})
-	refused(t, err, signer.ErrUnavailable, "C_GetAttributeValue", "CKR_DEVICE_ERROR")
+	f.Script(t, "C_Sign 2 length 255")
+	_, err := k.Sign(nil, digest, crypto.SHA256)
+	refused(t, err, signer.ErrBadSignature, "255 bytes; the modulus has 256")
 }
 
-func TestParsePublicKey(t *testing.T) {
-	_, private := vendorKey(t)
-	n := private.N.Bytes()
-	odd := func(bits int) []byte { return new(big.Int).SetBit(big.NewInt(1), bits-1, 1).Bytes() }
-	tests := []struct {
-		name string
-		n, e []byte
-		says string
-	}{
-		{"the test key", n, []byte{1, 0, 1}, ""},
-		{"leading zeros", append([]byte{0, 0}, n...), []byte{0, 3}, ""},
-		{"1024 bits", odd(1024), []byte{3}, ""},
-		{"1023 bits", odd(1023), []byte{3}, "1023 bits"},
-		{"16385 bits", odd(16385), []byte{3}, "16385 bits"},
-		{"empty", nil, []byte{3}, "0 bits"},
-		{"even modulus", append(n[:len(n):len(n)], 0), []byte{3}, "modulus is even"},
-		{"no exponent", n, nil, "exponent"},
-		{"exponent 1", n, []byte{1}, "exponent"},
-		{"even exponent", n, []byte{4}, "exponent"},
-		{"large exponent", n, []byte{0x80, 0, 0, 1}, "exponent"},
-		{"huge exponent", n, n, "exponent"},
+// C_Sign hangs: callers and Close return in time, and everything is released when the module returns.
+func TestHangingModule(t *testing.T) {
+	tok, f := faulty(t)
+	opened, err := open(t, Options{}, tok.Ref("vendor")+"&max-sessions=2")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, tt := range tests {
-		pub, err := parsePublicKey(tt.n, tt.e)
-		switch {
-		case tt.says == "" && (err != nil || pub.N.Cmp(new(big.Int).SetBytes(tt.n)) != 0):
-			t.Errorf("%s: %v, %v", tt.name, pub, err)
-		case tt.says != "" && (!errors.Is(err, signer.ErrBadKey) || !strings.Contains(err.Error(), tt.says)):
-			t.Errorf("%s: error %v; want %q", tt.name, err, tt.says)
+	k := opened.(*key)
+	k.closeWait = 100 * time.Millisecond
+	f.Script(t, "C_Sign * hang")
+	for _, says := range []string{"C_Sign has not returned", "C_Sign has not returned", "all 2 sessions are busy"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, err := k.SignContext(ctx, digest, crypto.SHA256)
+		cancel()
+		refused(t, err, context.DeadlineExceeded, says)
+		refused(t, err, signer.ErrUnavailable)
+	}
+	if got := stats(k); got.InUse != 2 {
+		t.Errorf("%+v; want both sessions in use", got)
+	}
+	refused(t, k.Close(), signer.ErrUnavailable, "still works on a call")
+	_, err = k.Sign(nil, digest, crypto.SHA256)
+	refused(t, err, signer.ErrClosed)
+	calls(t, f, map[string]int{"C_Finalize": 0})
+	f.Script(t)
+	k.closeWait = 20 * time.Second
+	closeKey(t, k)
+	calls(t, f, map[string]int{"C_Finalize": 1})
+}
+
+// A caller whose context ends returns at once, though the login hangs; what is opened later is released.
+func TestAbandoned(t *testing.T) {
+	for name, do := range map[string]func(ctx context.Context, b signer.Backend, ref signer.Ref) error{
+		"open": func(ctx context.Context, b signer.Backend, ref signer.Ref) error {
+			_, err := b.Open(ctx, ref, signer.OpenOptions{})
+			return err
+		},
+		"generate": func(ctx context.Context, b signer.Backend, ref signer.Ref) error {
+			ref.Path = strings.Replace(ref.Path, "vendor", "new", 1)
+			_, err := b.Generate(ctx, ref, signer.KeySpec{Bits: 2048})
+			return err
+		},
+		"list": func(ctx context.Context, b signer.Backend, ref signer.Ref) error {
+			_, err := b.List(ctx, ref)
+			return err
+		},
+		"diagnose": func(ctx context.Context, b signer.Backend, ref signer.Ref) (err error) {
+			b.Diagnose(ctx, ref, signer.OpenOptions{}, func(s signer.Step) {
+				if s.Name == "login" {
+					err = &signer.Error{Op: s.Name, Ref: ref, Err: s.Err}
+				}
+			})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tok, f := faulty(t)
+			f.Script(t, "C_Login 1 hang")
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			err := do(ctx, Backend(Options{}), parse(t, tok.Ref("vendor")))
+			refused(t, err, signer.ErrUnavailable)
+			refused(t, err, context.DeadlineExceeded)
+			f.Script(t)
+			testkit.Eventually(t, "the release", func() bool {
+				c := f.Calls(t)
+				return c["C_Login"] == 1 && c["C_Finalize"] == 1 && c["C_OpenSession"] == c["C_CloseSession"]
+			})
+		})
+	}
+}
+
+// A PIN that comes after its caller has left is not sent.
+func TestNoLoginAfterTheEnd(t *testing.T) {
+	tok, f := faulty(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	opts := Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
+		cancel()
+		return []byte(tok.PIN), nil
+	}}}
+	_, err := Backend(opts).Open(ctx, parse(t, bare(tok.Ref("vendor"))), signer.OpenOptions{})
+	refused(t, err, context.Canceled)
+	testkit.Eventually(t, "the release", func() bool { return f.Calls(t)["C_Finalize"] == 1 })
+	_, err = Backend(Options{}).Open(ctx, parse(t, tok.Ref("vendor")), signer.OpenOptions{}) // it has ended before
+	refused(t, err, context.Canceled)
+	calls(t, f, map[string]int{"C_Initialize": 1, "C_Login": 0})
+}
+
+// A token that refuses read-only sessions gets read-write sessions; others do not.
+func TestReadWriteSessions(t *testing.T) {
+	for _, script := range []string{
+		"", "C_OpenSession * without 0x2 0xB5", "C_OpenSession * without 0x2 0xB8", "C_OpenSession * without 0x2 0x54",
+		"C_OpenSession * without 0x2 0xE2", "C_SignInit 1 return 0xB5",
+	} {
+		t.Run("script "+script, func(t *testing.T) {
+			tok, f := faulty(t)
+			f.Script(t, script)
+			k := mustOpen(t, tok.Ref("vendor"))
+			mustSign(t, k)
+			if got := stats(k).ReadWrite; got != (script != "") {
+				t.Errorf("read-write sessions: %v", got)
+			}
+			if strings.HasPrefix(script, "C_OpenSession") {
+				calls(t, f, map[string]int{"C_OpenSession": 3}) // refused, the anchor, one of the pool
+			}
+		})
+	}
+}
+
+// The token has fewer sessions than the pool wants: callers share those that it has. Without any, the error says so.
+func TestSessionsExhausted(t *testing.T) {
+	tok, f := faulty(t)
+	f.Script(t, "C_OpenSession * return 0xB1")
+	openFails(t, tok.Ref("vendor"), signer.ErrUnavailable, "C_OpenSession", "CKR_SESSION_COUNT")
+	f.Script(t)
+	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=4")
+	f.Script(t, "C_OpenSession * return 0xB1")
+	_, err := k.Sign(nil, digest, crypto.SHA256)
+	hinted(t, err, signer.ErrUnavailable, "C_OpenSession returns CKR_SESSION_COUNT")
+	f.Script(t, "C_OpenSession 2+ return 0xB1", "C_SignInit * sleep 5")
+	for range 2 {
+		signAtOnce(t, 16, 1, k)
+	}
+	if got := stats(k); got.Open != 1 || got.Idle != 1 || got.Evicted != 0 {
+		t.Errorf("%+v; want one session", got)
+	}
+	f.Script(t, "C_SignInit * hang") // a caller that waits for the session can leave
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	for range 3 {
+		_, err := k.SignContext(ctx, digest, crypto.SHA256)
+		refused(t, err, context.DeadlineExceeded)
+	}
+	f.Script(t)
+	mustSign(t, k)
+}
+
+// signAtOnce lets callers make some signatures each, with the keys in turn.
+func signAtOnce(t *testing.T, callers, each int, keys ...signer.Signer) {
+	t.Helper()
+	var group sync.WaitGroup
+	for n := range callers {
+		group.Go(func() {
+			for range each {
+				mustSign(t, keys[n%len(keys)])
+			}
+		})
+	}
+	group.Wait()
+}
+
+// A module that cannot lock gets one call at a time.
+func TestModuleCannotLock(t *testing.T) {
+	tok, f := faulty(t)
+	f.Script(t, "C_Initialize * locking 0xA", "* * alone 0x5", "C_SignInit * sleep 1")
+	var warned []string
+	opened := mustOpenWith(t, Options{Warn: func(text string) { warned = append(warned, text) }}, tok.Ref("vendor")+"&max-sessions=4")
+	signAtOnce(t, 8, 3, opened, mustOpen(t, tok.Ref("vendor")))
+	if got := stats(opened); !got.Serialized || got.Open != 1 || got.Reinitialized != 0 {
+		t.Errorf("%+v; want one session, and no recovery", got)
+	}
+	if len(warned) != 1 || !strings.Contains(warned[0], "CKR_CANT_LOCK") {
+		t.Errorf("warnings %q", warned)
+	}
+	calls(t, f, map[string]int{"C_Initialize": 2})
+}
+
+// The session that was used last is taken first. If one is found dead, the idle ones are dropped: the second try of a
+// signature is its last. There are no more sessions than are needed, and never more than the reference allows.
+func TestPool(t *testing.T) {
+	tok, f := faulty(t)
+	k := mustOpen(t, tok.Ref("vendor")+"&max-sessions=3")
+	take := func() session {
+		t.Helper()
+		s, err := k.sessions.take(t.Context(), k.token.now.Load())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for range 10 {
+		mustSign(t, k)
+	}
+	calls(t, f, map[string]int{"C_OpenSession": 2}) // the anchor, and one for one caller
+	a, b, c := take(), take(), take()
+	if a == b || b == c {
+		t.Fatal("one session was taken twice")
+	}
+	for _, order := range [][3]session{{a, b, c}, {b, c, a}} {
+		for _, s := range order {
+			k.sessions.put(s, nil)
+		}
+		if got := [3]session{take(), take(), take()}; got != [3]session{order[2], order[1], order[0]} {
+			t.Errorf("put back %v, taken %v", order, got)
+		}
+	}
+	for _, s := range []session{a, b, c} {
+		k.sessions.put(s, nil)
+		if err := k.module.lib.CloseSession(s.handle); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustSign(t, k)
+	if got, want := stats(k), (signer.Stats{Open: 1, Idle: 1, Evicted: 3}); got != want {
+		t.Errorf("%+v; want %+v", got, want)
+	}
+	f.Script(t, "C_SignInit * sleep 2")
+	signAtOnce(t, 16, 4, k)
+	if got := stats(k); got.Open > 3 || got.Open != got.Idle {
+		t.Errorf("%+v; want at most 3 sessions, all idle", got)
+	}
+	calls(t, f, map[string]int{"C_Login": 1, "C_Initialize": 1})
+}
+
+func TestPoolSize(t *testing.T) {
+	for _, tt := range []struct {
+		want     int
+		tokenMax uint
+		size     int
+	}{
+		{4, pkcs11.CK_EFFECTIVELY_INFINITE, 4},
+		{4, pkcs11.CK_UNAVAILABLE_INFORMATION, 4},
+		{4, 100, 4},
+		{4, 5, 4},
+		{4, 4, 3}, // one is the anchor
+		{4, 2, 1},
+		{4, 1, 1},
+	} {
+		if got := poolSize(tt.want, tt.tokenMax); got != tt.size {
+			t.Errorf("%d wanted, the token allows %d: %d; want %d", tt.want, tt.tokenMax, got, tt.size)
 		}
 	}
 }

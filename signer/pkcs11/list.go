@@ -6,20 +6,18 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"strings"
 
 	"github.com/miekg/pkcs11"
 
 	"hsmsign/signer"
 )
 
-// maxKeys bounds how many keys of one token are listed.
+// maxKeys is how many keys of one token are listed.
 const maxKeys = 1000
 
-// opList is the name of the operation in errors.
 const opList = "list"
 
-// list gives every private key that the reference matches; see signer.Backend.
+// list returns every private key that the reference matches; see signer.Backend.
 func (o Options) list(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, error) {
 	r, err := o.reference(opList, ref)
 	if err != nil {
@@ -28,29 +26,29 @@ func (o Options) list(ctx context.Context, ref signer.Ref) ([]signer.KeyInfo, er
 	return await(ctx, r, opList, func() ([]signer.KeyInfo, error) { return listKeys(ctx, r, o) }, func([]signer.KeyInfo) {})
 }
 
-// listKeys gives every private key that r matches. It logs in where one token matches and a PIN is to be had: one
-// PIN is never tried on several tokens.
+// listKeys returns every private key that r matches. It logs in if one token matches and there is a PIN: one PIN is never
+// tried on several tokens.
 func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo, error) {
 	var infos []signer.KeyInfo
-	err := visit(ctx, r, opList, func(m *module) error {
+	err := withModule(ctx, r, opList, func(m *module) error {
 		tokens, _, err := m.findTokens(r)
 		if err == nil && len(tokens) == 0 {
 			var one foundToken
-			one, err = m.findSettledToken(ctx, r) // which says what there is instead
+			one, err = m.findSettledToken(ctx, r) // its error lists the tokens
 			tokens = []foundToken{one}
 		}
 		if err != nil {
 			return err
 		}
-		as := stranger
+		as := public
 		if len(tokens) == 1 && opts.hasPIN(r) {
-			as = user
+			as = loggedIn
 		}
 		for _, t := range tokens {
-			if as == stranger && t.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
-				opts.warn(fmt.Sprintf("not logged in to %s, which shows no private keys then; name this token and a pin-source", t.id))
+			if as == public && t.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 {
+				opts.warn(fmt.Sprintf("not logged in to %s, which therefore shows no private keys; name this token and a pin-source", t.id))
 			}
-			err := m.session(ctx, r, t, opts, as, func(f finder) error {
+			err := m.withSession(ctx, r, t, opts, as, func(f finder) error {
 				keys, err := f.keys(t, opts)
 				infos = append(infos, keys...)
 				return err
@@ -64,51 +62,38 @@ func listKeys(ctx context.Context, r reference, opts Options) ([]signer.KeyInfo,
 	return infos, err
 }
 
-// hasPIN: there is a way to a PIN for this reference.
-func (o Options) hasPIN(r reference) bool {
-	return r.pinSource != "" || r.pinValue != "" || o.Secrets.Prompt != nil || o.Secrets.Getenv != nil && o.Secrets.Getenv(pinVariable) != ""
-}
-
-// keys describes the private keys of one token that the reference matches.
+// keys returns the private keys of one token that the reference matches.
 func (f finder) keys(t foundToken, opts Options) ([]signer.KeyInfo, error) {
 	objects, err := f.objectsUpTo(maxKeys+1, f.template(pkcs11.CKO_PRIVATE_KEY))
 	if err != nil {
-		return nil, f.ref.fail(opList, err, "")
+		return nil, f.ref.wrap(opList, err)
 	}
 	if len(objects) > maxKeys {
-		opts.warn(fmt.Sprintf("%s holds more than %d keys that match; the rest is not listed", t.id, maxKeys))
+		opts.warn(fmt.Sprintf("%s has more than %d matching keys; the rest is not listed", t.id, maxKeys))
 		objects = objects[:maxKeys]
 	}
 	infos := make([]signer.KeyInfo, len(objects))
 	for i, o := range objects {
 		if infos[i], err = f.info(t, o); err != nil {
-			return nil, f.ref.fail(opList, err, "")
+			return nil, f.ref.wrap(opList, err)
 		}
 	}
 	return infos, nil
 }
 
-// template matches the objects of a class that the reference names.
-func (f finder) template(class uint) []*pkcs11.Attribute {
-	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
-	if label, ok := f.ref.path.get("object"); ok {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
-	}
-	if id, ok := f.ref.path.get("id"); ok {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id))
-	}
-	return template
-}
-
-// info describes one private key.
+// info returns the description of one private key.
 func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error) {
 	attrs, err := f.attributes(o, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE)
 	if err != nil {
 		return signer.KeyInfo{}, err
 	}
-	label, id := string(attrs[0]), string(attrs[1])
+	label := string(attrs[0])
+	exact, err := f.ref.exact(exactPath(t.id, label, string(attrs[1])))
+	if err != nil {
+		return signer.KeyInfo{}, err
+	}
 	info := signer.KeyInfo{
-		Ref: f.ref.exact(exactPath(t.id, label, id)), Store: t.id.String(), Label: label, ID: hex.EncodeToString(attrs[1]),
+		Ref: exact, Store: t.id.String(), Label: label, ID: hex.EncodeToString(attrs[1]),
 		Algorithm: keyType(attrs[2]), Properties: f.protection(o),
 	}
 	if info.Algorithm != "RSA" {
@@ -116,10 +101,10 @@ func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error
 	}
 	pub, err := f.publicKey(o)
 	if err != nil {
-		return info, nil // a key that cannot be used is listed, too
+		return info, nil // a key that cannot be used is listed too
 	}
 	info.Public, info.Bits = pub, pub.N.BitLen()
-	// A certificate that cannot be read is as good as none: the key is what is asked for.
+	// A certificate that cannot be read must not hide the key.
 	certs, _ := f.certificates([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, attrs[1])})
 	for _, c := range certs {
 		if pub.Equal(c.PublicKey) && (info.Cert == nil || c.NotAfter.After(info.Cert.NotAfter)) {
@@ -129,7 +114,7 @@ func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error
 	return info, nil
 }
 
-// protection reads what a private key says of its protection.
+// protection returns what the token says about the protection of a private key.
 func (f finder) protection(o pkcs11.ObjectHandle) []signer.Property {
 	var properties []signer.Property
 	for _, p := range protections() {
@@ -138,7 +123,7 @@ func (f finder) protection(o pkcs11.ObjectHandle) []signer.Property {
 	return properties
 }
 
-// keyType names a CKA_KEY_TYPE.
+// keyType returns the name of a CKA_KEY_TYPE.
 func keyType(value []byte) string {
 	for name, kind := range map[string]uint{"RSA": pkcs11.CKK_RSA, "EC": pkcs11.CKK_EC, "DSA": pkcs11.CKK_DSA} {
 		if string(value) == string(pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, kind).Value) {
@@ -146,18 +131,4 @@ func keyType(value []byte) string {
 		}
 	}
 	return "other"
-}
-
-// exact is the reference with another path, and without its PIN.
-func (r reference) exact(path uri) string {
-	text := r.ref.Scheme + ":" + path.String()
-	_, query, _ := strings.Cut(r.ref.String(), "?")
-	sep := "?"
-	for _, attr := range strings.Split(query, "&") {
-		if attr != "" && !strings.HasPrefix(attr, "pin-value=") {
-			text += sep + attr
-			sep = "&"
-		}
-	}
-	return text
 }

@@ -1,62 +1,54 @@
-//go:build cgo
+//go:build cgo && linux
 
 package pkcs11
 
 import (
-	"crypto/rsa"
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/pkcs11"
 
+	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
-func awaitTrue(t *testing.T, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it did not come about within 5 s")
-		}
-	}
-}
-
 func TestList(t *testing.T) {
 	tok := newToken(t)
-	text, private := vendorKey(t)
+	text, private := testkit.File(t, "golden/vendor.key"), testkit.GoldenKey(t)
 	tok.Import(t, text, "twin", []byte{2})
 	tok.Import(t, text, "twin", []byte{3})
-	pkcs11Tool(t, tok, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "curve", "--id", "04")
-	tests := []struct {
+	tool(t, tok, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "curve", "--id", "04")
+	for _, tt := range []struct {
 		ref  string
 		want []string
 	}{
 		{tok.Ref(""), []string{"vendor 01 RSA 2048", "twin 02 RSA 2048", "twin 03 RSA 2048", "curve 04 EC 0"}},
 		{tok.Ref("twin"), []string{"twin 02 RSA 2048", "twin 03 RSA 2048"}},
-		{strings.Replace(tok.Ref("twin"), "?", ";id=%03?", 1), []string{"twin 03 RSA 2048"}},
+		{with(tok, "object=twin;id=%03"), []string{"twin 03 RSA 2048"}},
 		{tok.Ref("none"), nil},
-	}
-	for _, tt := range tests {
+	} {
 		infos, err := Backend(Options{Warn: func(text string) { t.Errorf("warned: %s", text) }}).List(t.Context(), parse(t, tt.ref))
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := map[string]bool{}
+		got, want := map[string]bool{}, map[string]bool{}
 		for _, k := range infos {
 			got[fmt.Sprintf("%s %s %s %d", k.Label, k.ID, k.Algorithm, k.Bits)] = true
-			if k.Algorithm == "RSA" {
-				if key := mustOpen(t, k.Ref); !private.PublicKey.Equal(key.Public()) || !private.PublicKey.Equal(k.Public) {
-					t.Errorf("%s: another key", k.Ref)
-				}
+			if k.Algorithm == "RSA" && (!private.PublicKey.Equal(mustOpen(t, k.Ref).pub) || !private.PublicKey.Equal(k.Public)) {
+				t.Errorf("%s: another key", k.Ref)
 			}
 			if !strings.Contains(k.Store, tok.Label) || len(k.Properties) != len(protections()) {
 				t.Errorf("%+v", k)
 			}
 		}
-		want := map[string]bool{}
 		for _, w := range tt.want {
 			want[w] = true
 		}
@@ -66,12 +58,15 @@ func TestList(t *testing.T) {
 	}
 }
 
-// An imported key was outside the token, and says so.
+// The token says that an imported key was outside it, and a reference that is listed has no PIN.
 func TestListProperties(t *testing.T) {
 	tok := newToken(t)
-	infos, err := Backend(Options{}).List(t.Context(), parse(t, tok.Ref("vendor")))
+	infos, err := Backend(Options{}).List(t.Context(), parse(t, bare(tok.Ref("vendor"))+"&pin-value="+tok.PIN+"&max-sessions=2"))
 	if err != nil || len(infos) != 1 {
 		t.Fatalf("%v, %v", infos, err)
+	}
+	if ref := infos[0].Ref; strings.Contains(ref, "pin-value") || !strings.HasSuffix(ref, "&max-sessions=2") {
+		t.Errorf("reference %q", ref)
 	}
 	got := map[string]string{}
 	for _, p := range infos[0].Properties {
@@ -84,13 +79,12 @@ func TestListProperties(t *testing.T) {
 	}
 }
 
-// One PIN is never tried on several tokens, and none is asked for where there is no way to one.
+// One PIN is never tried on several tokens, and no PIN is asked for if there is no way to one.
 func TestListWithoutLogin(t *testing.T) {
-	tok := newToken(t)
+	tok, f := faulty(t)
 	softhsmtest.New(t, softhsmtest.WithDir(tok), softhsmtest.WithLabel("other"))
-	s := script(t, tok.Module)
 	_, query, _ := strings.Cut(tok.Ref(""), "?")
-	module, _, _ := strings.Cut(query, "&")
+	module := bare(query)
 	for ref, warnings := range map[string]int{
 		"pkcs11:?" + query:                         2, // with a PIN
 		"pkcs11:?" + module:                        2,
@@ -108,25 +102,73 @@ func TestListWithoutLogin(t *testing.T) {
 			t.Errorf("%s: %v, %v, %d warnings; want %d", ref, infos, err, warned, warnings)
 		}
 	}
-	if n := s.counts()["C_Login"]; n != 0 {
-		t.Errorf("%d logins", n)
-	}
+	calls(t, f, map[string]int{"C_Login": 0})
 	_, err := Backend(Options{}).List(t.Context(), parse(t, "pkcs11:token=nope?"+module))
 	refused(t, err, signer.ErrKeyNotFound, tok.Label, "other")
 }
 
-// A PIN in the reference is used, and is not in what is printed.
-func TestListTellsNoPIN(t *testing.T) {
-	tok := newToken(t)
-	bare, _, _ := strings.Cut(tok.Ref("vendor"), "&pin-source")
-	infos, err := Backend(Options{}).List(t.Context(), parse(t, bare+"&pin-value="+tok.PIN+"&max-sessions=2"))
-	if err != nil || len(infos) != 1 {
-		t.Fatalf("%v, %v", infos, err)
+// goldenCert returns the first certificate of a golden file.
+func goldenCert(t *testing.T, name string) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(testkit.File(t, "golden/"+name))
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if ref := infos[0].Ref; strings.Contains(ref, "pin-value") || !strings.HasSuffix(ref, "&max-sessions=2") {
-		t.Errorf("reference %q", ref)
+	return cert
+}
+
+func TestCertificates(t *testing.T) {
+	tok, f := faulty(t)
+	vendor := goldenCert(t, "chain.pem")
+	store := Backend(Options{}).Certificates
+	ref := parse(t, tok.Ref("vendor"))
+	_, err := store.Load(t.Context(), ref)
+	refused(t, err, signer.ErrKeyNotFound, "no certificate", tok.Label)
+
+	refused(t, store.Import(t.Context(), ref, goldenCert(t, "root.pem")), signer.ErrBadKey, "belongs to another key")
+	refused(t, store.Import(t.Context(), parse(t, tok.Ref("none")), vendor), signer.ErrKeyNotFound, `"vendor"`)
+	if out := tool(t, tok, "-O", "--type", "cert"); strings.Contains(out, "Certificate Object") {
+		t.Fatalf("a refused certificate was stored:\n%s", out)
 	}
-	if _, ok := infos[0].Public.(*rsa.PublicKey); !ok {
-		t.Errorf("%+v", infos[0])
+	for range 2 {
+		if err := store.Import(t.Context(), ref, vendor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := tool(t, tok, "-O", "--type", "cert")
+	if strings.Count(out, "Certificate Object") != 1 || !strings.Contains(out, "label:      vendor") || !strings.Contains(out, "ID:         01") ||
+		!strings.Contains(out, vendor.Subject.CommonName) {
+		t.Errorf("pkcs11-tool sees:\n%s", out)
+	}
+	file := filepath.Join(t.TempDir(), "out.der")
+	tool(t, tok, "--read-object", "--type", "cert", "--id", "01", "--output-file", file)
+	if der, err := os.ReadFile(file); err != nil || !bytes.Equal(der, vendor.Raw) {
+		t.Errorf("pkcs11-tool reads another certificate: %v", err)
+	}
+	open, logins := bare(tok.Ref("vendor")), f.Calls(t)["C_Login"]
+	for _, named := range []string{
+		open, // no PIN is needed
+		strings.Replace(open, "?", ";type=cert?", 1), strings.Replace(open, "object=vendor", "id=%01", 1), strings.Replace(open, ";object=vendor", "", 1),
+	} {
+		certs, err := store.Load(t.Context(), parse(t, named))
+		if err != nil || len(certs) != 1 || !certs[0].Equal(vendor) {
+			t.Errorf("%s: %v, %v", named, certs, err)
+		}
+	}
+	calls(t, f, map[string]int{"C_Login": logins})
+	infos, err := Backend(Options{}).List(t.Context(), ref)
+	if err != nil || len(infos) != 1 || !vendor.Equal(infos[0].Cert) {
+		t.Errorf("%v, %v; want the certificate with the key", infos, err)
+	}
+	// A damaged certificate object is an error, and does not hide the key.
+	for value, says := range map[string]string{"0102": "cannot be read", fmt.Sprintf("*%d", maxCertificate+1): "65537 bytes"} {
+		f.Script(t, lie(pkcs11.CKA_VALUE, value))
+		_, err := store.Load(t.Context(), ref)
+		refused(t, err, signer.ErrBadKey, says)
+		infos, err := Backend(Options{}).List(t.Context(), ref)
+		if err != nil || len(infos) != 1 || infos[0].Cert != nil {
+			t.Errorf("%v, %v; want the key", infos, err)
+		}
 	}
 }

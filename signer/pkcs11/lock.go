@@ -9,11 +9,23 @@ import (
 	"sync"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
-// mutex is a lock whose wait can end with a context, because whoever holds it may be in a module that hangs.
-// The zero value is open.
+// Locks are taken in this order; a goroutine that has one takes only later ones:
+//
+//	module.turn      the start of a worker process
+//	module.mu        opening, logging in, recovering and closing in this process
+//	module.signing   the gate: a signature is inside, or the gate is shut
+//	pool.mu          the sessions of one key
+//	pinState.sending a PIN is on its way to the token
+//	pinState.mu      the PIN and its latch
+//
+// The table of modules needs no lock. pool.mu and pinState.mu are never held during a call into a module.
+
+// mutex is a lock whose wait can end with a context, because its holder may be in a module that hangs. The zero value is
+// open.
 type mutex struct {
 	once sync.Once
 	held chan struct{}
@@ -29,27 +41,27 @@ func (m *mutex) LockContext(ctx context.Context) error {
 	case m.held <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: the module is busy with a call that has not come back: %w", signer.ErrUnavailable, ctx.Err())
+		return fmt.Errorf("%w: the module is busy with a call that has not returned: %w", signer.ErrUnavailable, ctx.Err())
 	}
 }
 
-// Lock waits without end.
+// Lock waits without a limit.
 func (m *mutex) Lock() { _ = m.LockContext(context.Background()) }
 
-// Unlock frees the lock.
+// Unlock releases the lock.
 func (m *mutex) Unlock() { <-m.held }
 
 // errBusy: a call has been in the module for too long.
-var errBusy = errors.New("the module cannot be connected again before all calls have come back from it")
+var errBusy = errors.New("the module cannot be connected again before all calls have returned from it")
 
-// gate counts the signatures that are under way, and can be shut until the last one has left. Behind the shut
-// gate C_Finalize is safe, which no other thread's call may meet (PKCS#11 3.0 section 5.4), and no caller uses a
-// handle that a new login has given a new meaning. The zero value is open.
+// gate counts the signatures in flight, and can be shut until the last one has left. Behind the shut gate C_Finalize is
+// safe, which must not run at the same time as any other call (PKCS#11 3.0 section 5.4), and no caller uses a handle that
+// has another meaning after a new login. The zero value is open.
 type gate struct {
 	mu     sync.Mutex
 	inside int
 	shut   chan struct{} // nil while the gate is open; closed when it opens again
-	empty  chan struct{} // nil unless it is waited for; closed when the last one leaves
+	empty  chan struct{} // nil unless somebody waits for it; closed when the last signature leaves
 }
 
 // enter waits until the gate is open. Errors wrap signer.ErrUnavailable and ctx.Err().
@@ -72,7 +84,7 @@ func (g *gate) enter(ctx context.Context) error {
 	}
 }
 
-// leave takes back one enter.
+// leave follows each enter.
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -83,8 +95,8 @@ func (g *gate) leave() {
 	}
 }
 
-// close shuts the gate and waits until nobody is inside; when that takes too long, or ctx ends, it opens again
-// and fails. One caller at a time.
+// close shuts the gate and waits until nobody is inside. If that takes longer than wait, or ctx ends, the gate opens
+// again and close fails. One caller at a time.
 func (g *gate) close(ctx context.Context, wait time.Duration) error {
 	g.mu.Lock()
 	g.shut = make(chan struct{})
@@ -103,11 +115,12 @@ func (g *gate) close(ctx context.Context, wait time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		g.open()
-		return fmt.Errorf("%w: %w: %w", signer.ErrUnavailable, errBusy, ctx.Err())
+		return fault.Errorf("%w: %w: %w", signer.ErrUnavailable, errBusy, ctx.Err()).
+			Fix("the module hangs: restart the program; isolate=yes in the reference avoids that")
 	}
 }
 
-// open takes back one close that gave no error.
+// open follows each close that returned nil.
 func (g *gate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

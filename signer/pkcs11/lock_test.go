@@ -28,7 +28,7 @@ func TestMutex(t *testing.T) {
 		}
 		m.Unlock()
 		if err := m.LockContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("a context that had ended before: %v", err)
+			t.Errorf("a context that has ended: %v", err)
 		}
 	})
 }
@@ -47,14 +47,14 @@ func TestGate(t *testing.T) {
 
 		began := time.Now()
 		if err := g.close(t.Context(), time.Second); !errors.Is(err, errBusy) || time.Since(began) != time.Second {
-			t.Errorf("shut in front of two: %v after %v", err, time.Since(began))
+			t.Errorf("shut before two: %v after %v", err, time.Since(began))
 		}
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := g.close(ended, time.Second); !errors.Is(err, context.Canceled) {
-			t.Errorf("shut in front of two: %v", err)
+			t.Errorf("shut before two, with a context that has ended: %v", err)
 		}
-		enter(t.Context()) // a close that failed leaves it open
+		enter(t.Context()) // a close that failed opens it again
 
 		time.AfterFunc(time.Second, func() { g.leave(); g.leave() })
 		time.AfterFunc(2*time.Second, g.leave)

@@ -17,15 +17,14 @@ const (
 	sha256Info = "\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20"
 )
 
-// payload is what one signature is made over. It is a copy: the caller may change its own once it is told that
-// its context ended.
+// payload is what one signature signs. It is a copy: the caller may change its data after its context has ended.
 type payload struct {
 	hash    crypto.Hash
 	info    []byte // DigestInfo
-	message []byte // nil: only the digest is known
+	message []byte // nil: not known
 }
 
-// newPayload copies a digest.
+// newPayload returns a payload with a copy of the digest.
 func newPayload(h crypto.Hash, digest []byte) payload {
 	info := sha256Info
 	if h == crypto.SHA1 {
@@ -34,7 +33,7 @@ func newPayload(h crypto.Hash, digest []byte) payload {
 	return payload{hash: h, info: append([]byte(info), digest...)}
 }
 
-// mechanisms are those that one key signs with, made once.
+// mechanisms are the mechanisms of one key. They are allocated once.
 type mechanisms struct{ raw, sha1, sha256 []*pkcs11.Mechanism }
 
 func newMechanisms() mechanisms {
@@ -42,7 +41,7 @@ func newMechanisms() mechanisms {
 	return mechanisms{of(pkcs11.CKM_RSA_PKCS), of(pkcs11.CKM_SHA1_RSA_PKCS), of(pkcs11.CKM_SHA256_RSA_PKCS)}
 }
 
-// hashing is the mechanism that is handed the message.
+// hashing returns the mechanism that receives the message.
 func (m mechanisms) hashing(h crypto.Hash) []*pkcs11.Mechanism {
 	if h == crypto.SHA1 {
 		return m.sha1
@@ -50,8 +49,8 @@ func (m mechanisms) hashing(h crypto.Hash) []*pkcs11.Mechanism {
 	return m.sha256
 }
 
-// chooseMechanism decides whether the token is handed messages: because the reference says so, or because the
-// token does not sign with CKM_RSA_PKCS. A token that does not answer is tried.
+// chooseMechanism decides whether the token receives messages: because the reference says so, or because the token does
+// not offer CKM_RSA_PKCS. If the token does not answer, signWith finds out.
 func (k *key) chooseMechanism(slot uint) {
 	switch k.ref.mechanism {
 	case mechanismRaw:
@@ -63,11 +62,11 @@ func (k *key) chooseMechanism(slot uint) {
 	}
 }
 
-// signWith makes one signature in a session, and finds out on the way whether the token takes a DigestInfo.
+// signWith makes one signature in a session. If the token refuses a DigestInfo, it sends the message, now and later.
 func (k *key) signWith(s session, b *binding, p payload) ([]byte, error) {
 	if k.messages.Load() {
 		if p.message == nil {
-			return nil, fmt.Errorf("%w: this token signs whole messages only (CKM_SHA256_RSA_PKCS), and no bare digest", signer.ErrUnsupported)
+			return nil, fmt.Errorf("%w: this token signs whole messages only (CKM_SHA256_RSA_PKCS), not a digest", signer.ErrUnsupported)
 		}
 		return k.signOnce(s, b, k.mechanisms.hashing(p.hash), p.message)
 	}
@@ -75,24 +74,24 @@ func (k *key) signWith(s session, b *binding, p payload) ([]byte, error) {
 	if err == nil || p.message == nil || k.ref.mechanism == mechanismRaw || !rawRefused(err) {
 		return sig, err
 	}
-	// Modules in FIPS mode refuse to sign what they have not hashed themselves.
+	// Modules in FIPS mode refuse to sign what they did not hash.
 	sig, second := k.signOnce(s, b, k.mechanisms.hashing(p.hash), p.message)
 	if second == nil {
 		k.messages.Store(true)
 		return sig, nil
 	}
 	if classOf(second) == classRequest {
-		return nil, err // the token takes neither; the mechanism was not the reason
+		return nil, err // the token refuses both, so the mechanism was not the reason
 	}
 	return nil, second
 }
 
-// rawRefused: the token may take CKM_SHA256_RSA_PKCS where it gives this for CKM_RSA_PKCS.
+// rawRefused reports whether the token may accept CKM_SHA256_RSA_PKCS after this error of CKM_RSA_PKCS.
 func rawRefused(err error) bool {
 	return is(err, pkcs11.CKR_MECHANISM_INVALID) || is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED)
 }
 
-// signOnce is C_SignInit and C_Sign, with the login in between that CKA_ALWAYS_AUTHENTICATE asks for (PKCS#11 3.0
+// signOnce calls C_SignInit and C_Sign, with the login in between that CKA_ALWAYS_AUTHENTICATE requires (PKCS#11 3.0
 // section 4.9).
 func (k *key) signOnce(s session, b *binding, m []*pkcs11.Mechanism, data []byte) ([]byte, error) {
 	lib := k.module.lib
@@ -100,7 +99,7 @@ func (k *key) signOnce(s session, b *binding, m []*pkcs11.Mechanism, data []byte
 		return nil, call("C_SignInit", err)
 	}
 	if b.always {
-		if err := k.token.sendPIN(lib, s.handle, pkcs11.CKU_CONTEXT_SPECIFIC); err != nil {
+		if err := k.token.pin.send(lib, s.handle, pkcs11.CKU_CONTEXT_SPECIFIC); err != nil {
 			return nil, err
 		}
 	}
@@ -109,7 +108,7 @@ func (k *key) signOnce(s session, b *binding, m []*pkcs11.Mechanism, data []byte
 		return nil, call("C_Sign", err)
 	}
 	if len(sig) != k.pub.Size() {
-		return nil, fmt.Errorf("%w: C_Sign gives %d bytes where the modulus has %d", signer.ErrBadSignature, len(sig), k.pub.Size())
+		return nil, fmt.Errorf("%w: C_Sign returns %d bytes; the modulus has %d", signer.ErrBadSignature, len(sig), k.pub.Size())
 	}
 	return sig, nil
 }

@@ -2,5 +2,5 @@
 
 package pkcs11
 
-// keepInMemory does nothing where there is no mlock.
+// keepInMemory does nothing on a system without mlock.
 func keepInMemory([]byte) {}

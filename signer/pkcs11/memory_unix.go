@@ -4,6 +4,6 @@ package pkcs11
 
 import "golang.org/x/sys/unix"
 
-// keepInMemory asks that a secret is never written to the swap file. It is not unlocked again: the page may hold
-// another one. A system that allows no locked memory refuses, and then nothing is lost but this precaution.
+// keepInMemory asks the system not to write a secret to the swap file. It is not unlocked again: the page may contain
+// another secret. If the system refuses to lock memory, only this precaution is lost.
 func keepInMemory(secret []byte) { _ = unix.Mlock(secret) }

@@ -17,12 +17,17 @@ func TestBuildWithoutCgo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:object=k?module-path="+module), signer.OpenOptions{})
-	var carrier *signer.Error
-	if !errors.Is(err, signer.ErrUnsupported) || !errors.As(err, &carrier) || !strings.Contains(err.Error(), "CGO_ENABLED=0") || fault.Hint(err) == "" {
-		t.Errorf("error %v; want what this build lacks, and what to do", err)
-	}
-	if _, err = Backend(Options{}).Open(t.Context(), parse(t, "pkcs11:objekt=k?module-path="+module), signer.OpenOptions{}); !errors.Is(err, signer.ErrReference) {
-		t.Errorf("error %v; a wrong reference is wrong here, too", err)
+	for path, want := range map[string]error{"object=k": signer.ErrUnsupported, "objekt=k": signer.ErrReference} {
+		ref, err := signer.ParseRef("pkcs11:" + path + "?module-path=" + module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Backend(Options{}).Open(t.Context(), ref, signer.OpenOptions{})
+		if _, ok := errors.AsType[*signer.Error](err); !ok || !errors.Is(err, want) {
+			t.Errorf("%s: error %v; want %v", path, err, want)
+		}
+		if want == signer.ErrUnsupported && (!strings.Contains(err.Error(), "CGO_ENABLED=0") || fault.Hint(err) == "") {
+			t.Errorf("error %v; want what this build lacks, and what to do", err)
+		}
 	}
 }

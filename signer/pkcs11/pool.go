@@ -13,30 +13,30 @@ import (
 	"hsmsign/signer"
 )
 
-// session is an open session, and the login that it belongs to: after another one its handle is void, and may
-// by then be somebody else's.
+// session is an open session, and the login that it belongs to: after another login its handle is void, and may be that
+// of another session.
 type session struct {
 	handle pkcs11.SessionHandle
 	under  *attachment
 }
 
-// pool is a bounded stock of sessions on one token. Whoever signs first holds a permit, then takes a session;
-// the session used last is taken first, so that those not needed stay untouched.
+// pool is a limited number of sessions on one token. A caller acquires a permit, then takes a session. The session that
+// was used last is taken first, so that a pool opens no more sessions than are needed.
 type pool struct {
-	lib     cryptoki
+	lib     *pkcs11.Ctx
 	token   *token
-	permits chan struct{} // one element for each permit that is out
+	permits chan struct{} // one element for each permit in use
 	closed  chan struct{} // closed by close
 
 	mu      sync.Mutex
 	idle    []session
 	open    int           // sessions that are idle, taken, or being opened
-	freed   chan struct{} // nil unless it is waited for; closed when one is given back or given up
+	freed   chan struct{} // nil unless somebody waits for it; closed when a session is put back or dropped
 	evicted uint64
 }
 
-// newPool makes a pool of at most size sessions. They are opened when they are needed.
-func newPool(lib cryptoki, t *token, size int) *pool {
+// newPool returns a pool of at most size sessions. They are opened when they are needed.
+func newPool(lib *pkcs11.Ctx, t *token, size int) *pool {
 	return &pool{lib: lib, token: t, permits: make(chan struct{}, size), closed: make(chan struct{})}
 }
 
@@ -67,8 +67,8 @@ func (p *pool) acquire(ctx context.Context) error {
 	}
 }
 
-// take gives a session of this login to a holder of a permit. Where the token has none left (CKR_SESSION_COUNT) it
-// waits for another one of this pool, if there are any.
+// take returns a session of this login to a caller that has a permit. If the token has no session left
+// (CKR_SESSION_COUNT), take waits for another one of this pool, if there are any.
 func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	p.mu.Lock()
 	s, ok := p.pop(now)
@@ -85,7 +85,7 @@ func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	}
 	p.mu.Lock()
 	p.open--
-	p.tell()
+	p.signalFreed()
 	p.mu.Unlock()
 	if !is(err, pkcs11.CKR_SESSION_COUNT) {
 		return session{}, err
@@ -93,7 +93,7 @@ func (p *pool) take(ctx context.Context, now *attachment) (session, error) {
 	return p.wait(ctx, now, err)
 }
 
-// wait gives a session that another caller gives back. When there is none left, it fails as C_OpenSession did.
+// wait returns a session that another caller puts back. If there is none left, it fails as C_OpenSession did.
 func (p *pool) wait(ctx context.Context, now *attachment, refusal error) (session, error) {
 	for {
 		p.mu.Lock()
@@ -118,7 +118,7 @@ func (p *pool) wait(ctx context.Context, now *attachment, refusal error) (sessio
 	}
 }
 
-// pop takes the idle session that was used last, and forgets those of earlier logins. The caller holds p.mu.
+// pop returns the idle session that was used last, and drops those of earlier logins. The caller holds p.mu.
 func (p *pool) pop(now *attachment) (session, bool) {
 	for last := len(p.idle) - 1; last >= 0; last-- {
 		s := p.idle[last]
@@ -131,47 +131,47 @@ func (p *pool) pop(now *attachment) (session, bool) {
 	return session{}, false
 }
 
-// tell wakes those who wait for a session. The caller holds p.mu.
-func (p *pool) tell() {
+// signalFreed wakes the callers that wait for a session. The caller holds p.mu.
+func (p *pool) signalFreed() {
 	if p.freed != nil {
 		close(p.freed)
 		p.freed = nil
 	}
 }
 
-// put gives a session back after its call ended with err. One that may be dead is closed instead of kept.
+// put returns a session to the pool after its call ended with err. One that may be dead is closed.
 func (p *pool) put(s session, err error) {
 	current := s.under == p.token.now.Load()
 	p.mu.Lock()
 	if current && (err == nil || classOf(err) == classRequest && !errors.Is(err, signer.ErrBadSignature)) {
 		p.idle = append(p.idle, s)
-		p.tell()
+		p.signalFreed()
 		p.mu.Unlock()
 		return
 	}
 	p.forget()
 	p.mu.Unlock()
 	if current {
-		p.end(s, err)
+		p.closeSession(s, err)
 	}
 }
 
-// forget counts a session that is given up. The caller holds p.mu.
+// forget counts a session that is dropped. The caller holds p.mu.
 func (p *pool) forget() {
 	p.open--
 	p.evicted++
-	p.tell()
+	p.signalFreed()
 }
 
-// end closes a session that a call failed on, unless its handle is known to be void.
-func (p *pool) end(s session, err error) {
+// closeSession closes a session whose call failed with err, unless its handle is known to be void.
+func (p *pool) closeSession(s session, err error) {
 	if is(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || is(err, pkcs11.CKR_SESSION_CLOSED) {
 		return
 	}
-	_ = p.lib.CloseSession(s.handle) // what is dead may refuse even this; there is nothing left to do about it
+	_ = p.lib.CloseSession(s.handle) // a dead session may refuse even this
 }
 
-// evict closes the idle sessions, after one of their kind was found dead.
+// evict closes the idle sessions after one session was found dead.
 func (p *pool) evict() {
 	p.mu.Lock()
 	idle := p.idle
@@ -182,15 +182,15 @@ func (p *pool) evict() {
 	p.mu.Unlock()
 	for _, s := range idle {
 		if s.under == p.token.now.Load() {
-			p.end(s, nil)
+			p.closeSession(s, nil)
 		}
 	}
 }
 
-// release gives a permit back.
+// release follows acquire.
 func (p *pool) release() { <-p.permits }
 
-// drain lets nobody in any more, and waits until every permit is back. Called once.
+// drain refuses new callers, and waits until every permit is released. It is called once.
 func (p *pool) drain() {
 	close(p.closed)
 	for range cap(p.permits) {
@@ -198,7 +198,7 @@ func (p *pool) drain() {
 	}
 }
 
-// close closes the sessions of a pool that was drained. What is dead already is no error.
+// close closes the sessions of a pool that was drained. A dead session is not an error.
 func (p *pool) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,7 +212,7 @@ func (p *pool) close() error {
 	return errors.Join(errs...)
 }
 
-// unlessDead drops the error of giving back what is gone already.
+// unlessDead drops the error of releasing what is gone already.
 func unlessDead(err error) error {
 	if c := classOf(err); err != nil && (c == classSession || c == classModule) {
 		return nil

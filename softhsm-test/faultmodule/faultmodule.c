@@ -1,35 +1,39 @@
 /*
- * faultmodule is a PKCS#11 module for tests. It hands every call on to a real module, so that its cryptography is
- * real, and on the way it does what no free token does by itself: it locks PINs, refuses mechanisms, hangs,
- * crashes, or returns whatever value a test wants. All it needs comes from three environment variables:
+ * A PKCS#11 module for tests. It forwards every call to a real module, so that its cryptography is real, and does what
+ * no free token does by itself: it locks PINs, refuses mechanisms, hangs, crashes, or returns any value that a test
+ * wants. Three environment variables configure it:
  *
  *	SOFTHSMTEST_FAULT_MODULE  the real module
- *	SOFTHSMTEST_FAULT_SCRIPT  the script; read again at each call, so that a test can change it on the fly
- *	SOFTHSMTEST_FAULT_LOG     one line is added for each call, with the name of the function
+ *	SOFTHSMTEST_FAULT_SCRIPT  the script; read again at each call, so that a test can change it at any time
+ *	SOFTHSMTEST_FAULT_LOG     receives one line for each call, with the name of the function
  *
- * A line of the script is FUNCTION WHICH ACTION. FUNCTION is a name ("C_Sign") or "*"; WHICH is a number (3: the
- * third call of this function since the script was set), a number and "+" (3+: the third and all after it) or
- * "*" for every call. All lines that fit are followed, in their order, up to the first that returns. The actions:
+ * A line of the script is FUNCTION WHICH ACTION. FUNCTION is a name ("C_Sign") or "*". WHICH is a number (3: the third
+ * call of this function since the script was set), a number and "+" (3+: the third and all later calls) or "*" for every
+ * call. All lines that match apply, in their order, up to the first that returns. The actions:
  *
- *	return CODE        return this value and do not call the real module
- *	after CODE         call the real module, and return this value whatever it gave
+ *	return CODE        return this value without calling the real module
+ *	after CODE         call the real module, and return this value whatever it returned
  *	crash              die of SIGSEGV
- *	hang               wait until the line has gone from the script, then go on
+ *	hang               wait until the line is removed from the script, then go on
  *	sleep MS           wait, then go on
  *	mechanism M CODE   return CODE if the call (C_SignInit, C_GetMechanismInfo) is about mechanism M
  *	without BITS CODE  return CODE if the flags of C_OpenSession lack these bits
  *	locking CODE       return CODE if C_Initialize is asked for locking (CKF_OS_LOCKING_OK)
- *	alone CODE         return CODE if another call is in the module at this moment
+ *	alone CODE         return CODE if another call is in the module at the same time
  *	flags BITS         call the real module, then set these bits in the flags of C_GetTokenInfo
+ *	attribute T VALUE  call the real module, then return VALUE for attribute T of C_GetAttributeValue: bytes in hex,
+ *	                   "*N" for N bytes 'x', or nothing for an empty value
+ *	length N           call the real module, then return this length from C_Sign or this count from C_FindObjects
+ *	pad PIN            as a token with a PIN pad: an empty PIN of C_Login becomes this PIN
  *	pins N             as a token that locks its PIN after N wrong ones: C_Login, with flags in C_GetTokenInfo
  *	closeall           call C_CloseAllSessions of the slot of the first session that was opened, then go on
  *
  * The line "since N" says where in the log, in bytes, the calls of this script begin. All numbers are as in C.
  *
- * "hang" and "sleep" come before the real module, so that many calls can hang at once.
+ * "hang" and "sleep" come before the call of the real module, so that many calls can hang at the same time.
  *
- * The functions are handled alike: each has at most eight arguments, and each argument is an integer or a pointer
- * that fills a register or a slot of the stack, on every 64-bit system that this is built for.
+ * All functions are handled alike: each has at most eight arguments, and each argument is an integer or a pointer that
+ * fills a register or a slot of the stack, on every 64-bit system that this is built for.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -62,12 +66,13 @@ typedef ulong_t (*function)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t
 	X(62, C_DeriveKey) X(63, C_SeedRandom) X(64, C_GenerateRandom) X(65, C_GetFunctionStatus) \
 	X(66, C_CancelFunction) X(67, C_WaitForSlotEvent)
 
-enum { COUNT = 68, FINALIZE = 1, TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_ALL = 14, LOGIN = 18, SIGN_INIT = 42 };
+enum { COUNT = 68, FINALIZE = 1, TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_ALL = 14, LOGIN = 18, SIGN_INIT = 42, SIGN = 43 };
 
 #define CKR_OK 0x0UL
 #define CKR_GENERAL_ERROR 0x5UL
 #define CKR_PIN_INCORRECT 0xA0UL
 #define CKR_PIN_LOCKED 0xA4UL
+#define CKR_BUFFER_TOO_SMALL 0x150UL
 #define CKF_OS_LOCKING_OK 0x2UL
 #define CKF_USER_PIN_COUNT_LOW 0x10000UL
 #define CKF_USER_PIN_FINAL_TRY 0x20000UL
@@ -81,7 +86,7 @@ struct list {
 	function f[COUNT];
 };
 
-static struct list *real; /* of the module that does the work */
+static struct list *real; /* of the real module */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int inside;        /* calls that are in the module now */
 static ulong_t slot;      /* of the first session */
@@ -95,7 +100,7 @@ static void load(void)
 		real = NULL;
 }
 
-/* count is how many lines of a file, from a byte on, are this word. */
+/* count returns how many lines of a file, from a byte on, are this word. */
 static ulong_t count(FILE *f, long from, const char *word)
 {
 	char line[128];
@@ -109,7 +114,7 @@ static ulong_t count(FILE *f, long from, const char *word)
 	return n;
 }
 
-/* note adds a line to the log, and counts the lines like it from a byte on. Other processes write to it, too. */
+/* note adds a line to the log, and counts the same lines from a byte on. Other processes write to it too. */
 static ulong_t note(const char *word, long from)
 {
 	const char *path = getenv("SOFTHSMTEST_FAULT_LOG");
@@ -126,7 +131,7 @@ static ulong_t note(const char *word, long from)
 	return n;
 }
 
-/* wrong is how many PINs were refused since the last good one. */
+/* wrong returns how many PINs were refused since the last good one. */
 static ulong_t wrong(void)
 {
 	const char *path = getenv("SOFTHSMTEST_FAULT_LOG");
@@ -147,7 +152,7 @@ static ulong_t wrong(void)
 
 struct rule { char name[32], which[16], action[16], first[24], second[24]; };
 
-/* script calls each with the rules of the script, until it says that it is done. */
+/* script calls each with the rules of the script, until it returns true. */
 static int script(int (*each)(const struct rule *, void *), void *arg)
 {
 	const char *path = getenv("SOFTHSMTEST_FAULT_SCRIPT");
@@ -176,15 +181,23 @@ static int since(const struct rule *r, void *from)
 /* call is one call on its way to the real module. */
 struct call {
 	int i;            /* which function */
-	ulong_t n;        /* the how manyth call of it */
+	ulong_t n;        /* number of the call, from 1 */
 	const ulong_t *a; /* its arguments */
-	ulong_t rv;       /* what it returns if it is not to be made */
-	ulong_t after;    /* what it returns once it was made, if replace */
+	ulong_t rv;       /* its return value */
+	ulong_t after;    /* its return value, if replace */
 	ulong_t flags;    /* to be set in CK_TOKEN_INFO */
 	ulong_t pins;     /* limit of wrong PINs; 0: none */
 	int replace;
+	int cut;          /* length is to be returned */
+	ulong_t length;
+	char pad[24];     /* the PIN of a PIN pad; "": none */
+	int lies;         /* how many attributes are in lie */
+	struct lie { ulong_t type; char value[24]; } lie[4];
+	ulong_t room[32]; /* the sizes of the caller's buffers */
 	struct rule hang;
 };
+
+struct attribute { ulong_t type; unsigned char *value; ulong_t size; };
 
 static int number(const char *s, ulong_t *v)
 {
@@ -206,7 +219,7 @@ static int fits(const struct rule *r, const struct call *c)
 /* same finds the rule that a hanging call waits for. */
 static int same(const struct rule *r, void *arg) { return !memcmp(r, arg, sizeof *r); }
 
-/* apply does what a rule says about a call; true: the call is not to be made. */
+/* apply applies a rule to a call. It returns true if the call must not reach the real module. */
 static int apply(const struct rule *r, void *arg)
 {
 	struct call *c = arg;
@@ -227,7 +240,7 @@ static int apply(const struct rule *r, void *arg)
 		c->replace = 1;
 		c->after = x;
 	} else if (!strcmp(r->action, "crash")) {
-		signal(SIGSEGV, SIG_DFL); /* the Go runtime's handler would tell the story first */
+		signal(SIGSEGV, SIG_DFL); /* not the Go runtime's handler, which prints stacks */
 		raise(SIGSEGV);
 	} else if (!strcmp(r->action, "hang")) {
 		c->hang = *r;
@@ -235,6 +248,14 @@ static int apply(const struct rule *r, void *arg)
 		usleep(x * 1000);
 	} else if (!strcmp(r->action, "flags")) {
 		c->flags |= x;
+	} else if (!strcmp(r->action, "attribute") && c->lies < 4) {
+		c->lie[c->lies].type = x;
+		strcpy(c->lie[c->lies++].value, r->second);
+	} else if (!strcmp(r->action, "length")) {
+		c->cut = 1;
+		c->length = x;
+	} else if (!strcmp(r->action, "pad")) {
+		strcpy(c->pad, r->first);
 	} else if (!strcmp(r->action, "closeall")) {
 		real->f[CLOSE_ALL](slot, 0, 0, 0, 0, 0, 0, 0);
 	} else if ((!strcmp(r->action, "mechanism") && (c->i == SIGN_INIT ? *(const ulong_t *)a[1] : a[1]) == x) ||
@@ -249,17 +270,55 @@ static int apply(const struct rule *r, void *arg)
 	return 0;
 }
 
+/* pretend sets an attribute to the value of a lie, as a module would: a NULL pointer asks for the size only. */
+static void pretend(struct attribute *a, const char *value, ulong_t room)
+{
+	ulong_t n = strlen(value) / 2, byte = 'x';
+	if (*value == '*')
+		number(value + 1, &n);
+	for (ulong_t i = 0; a->value && i < n && i < room; i++) {
+		if (*value != '*')
+			sscanf(value + 2 * i, "%2lx", &byte);
+		a->value[i] = byte;
+	}
+	a->size = n;
+}
+
+static void lie(struct call *c, ulong_t *rv)
+{
+	struct attribute *t = (struct attribute *)c->a[2];
+	for (ulong_t i = 0; i < c->a[3] && i < 32; i++)
+		for (int j = 0; j < c->lies; j++)
+			if (t[i].type == c->lie[j].type) {
+				pretend(&t[i], c->lie[j].value, c->room[i]);
+				if (*rv == CKR_BUFFER_TOO_SMALL)
+					*rv = CKR_OK; /* the buffer has the size of the lie */
+			}
+}
+
 static ulong_t forward(struct call *c)
 {
 	const ulong_t *a = c->a;
-	ulong_t rv;
+	ulong_t rv, pad[8];
+	if (*c->pad && !a[3]) {
+		memcpy(pad, a, sizeof pad);
+		pad[2] = (ulong_t)c->pad;
+		pad[3] = strlen(c->pad);
+		a = pad;
+	}
 	if (c->i == LOGIN && c->pins && wrong() >= c->pins)
 		return CKR_PIN_LOCKED;
+	for (ulong_t i = 0; c->lies && i < a[3] && i < 32; i++)
+		c->room[i] = ((struct attribute *)a[2])[i].size;
 	rv = real->f[c->i](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
 	if (c->i == OPEN_SESSION && rv == CKR_OK && !slot)
 		slot = a[0];
 	if (c->i == FINALIZE)
 		slot = 0;
+	if (c->lies)
+		lie(c, &rv);
+	if (c->cut && rv == CKR_OK)
+		*(ulong_t *)a[c->i == SIGN ? 4 : 3] = c->length;
 	if (c->i == LOGIN && c->pins && rv == CKR_PIN_INCORRECT)
 		note("pin wrong", -1);
 	if (c->i == LOGIN && c->pins && rv == CKR_OK)

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -275,14 +276,10 @@ func TestAssumeRole(t *testing.T) {
 // TestFaults: a fault is answered with its code, for its operation and region only.
 func TestFaults(t *testing.T) {
 	s, _ := withKey(t)
-	for _, err := range []error{
+	testkit.OK(t, errors.Join(
 		s.Stand("*", Internal), s.Stand("*@us-east-1", Unavailable),
 		s.Script("GetPublicKey", Throttle, OK, Denied, Delay(time.Millisecond)), s.Script("*", Disabled),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	))
 	for i, want := range []string{"ThrottlingException", "", "AccessDeniedException", "", "DisabledException", "KMSInternalException"} {
 		_, members := s.do(t, request{operation: "GetPublicKey", body: `{"KeyId":"alias/v"}`})
 		if code, _ := members["__type"].(string); code != want {
@@ -322,9 +319,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("closed twice: %v", err)
 	}
 	http.DefaultClient.CloseIdleConnections()
-	if err := goleak.Find(goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait")); err != nil { // it ends after 500 ms
-		t.Error(err)
-	}
+	testkit.OK(t, goleak.Find(goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))) // it ends after 500 ms
 }
 
 func TestConfig(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"errors"
 	"hash/crc32"
 	"testing"
 	"time"
@@ -55,9 +56,7 @@ func TestSignature(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
 	digest := sha256.Sum256([]byte("message"))
 	answer := testkit.Value(client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("message"), DigestCrc32C: wrapperspb.Int64(crc(digest[:]))}))(t)
-	if err := rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()); err != nil {
-		t.Error(err)
-	}
+	testkit.OK(t, rsa.VerifyPKCS1v15(&testkit.GoldenKey(t).PublicKey, crypto.SHA256, digest[:], answer.GetSignature()))
 	if answer.GetName() != name || !answer.GetVerifiedDigestCrc32C() || answer.GetSignatureCrc32C().GetValue() != crc(answer.GetSignature()) || answer.GetProtectionLevel() != kmspb.ProtectionLevel_HSM {
 		t.Errorf("%v", answer)
 	}
@@ -79,9 +78,7 @@ func TestRefusals(t *testing.T) {
 		if signs {
 			v.Private = testkit.GoldenKey(t)
 		}
-		if _, err := server.Add(v); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Value(server.Add(v))(t)
 		return v.Name
 	}
 	const pkcs1 = kmspb.CryptoKeyVersion_RSA_SIGN_PKCS1_2048_SHA256
@@ -135,14 +132,10 @@ func TestToken(t *testing.T) {
 // TestFaults: a fault is answered with its code, for its operation only, and Close ends a request that hangs.
 func TestFaults(t *testing.T) {
 	server, client := start(t, gcpkmstest.Config{})
-	for _, err := range []error{
+	testkit.OK(t, errors.Join(
 		server.Script("GetPublicKey", gcpkmstest.Throttle, gcpkmstest.OK, gcpkmstest.Internal, gcpkmstest.Delay(time.Millisecond)),
 		server.Stand("GetPublicKey", gcpkmstest.Reset),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	))
 	if _, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}); err != nil {
 		t.Errorf("the script of another operation: %v", err)
 	}
@@ -165,9 +158,7 @@ func TestFaults(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	for range 2 {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
+		testkit.OK(t, server.Close())
 	}
 	if err := <-ended; err == nil {
 		t.Error("a request that hangs is answered by Close")

@@ -37,9 +37,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("status %d", resp.StatusCode)
 	}
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	testkit.OK(t, <-ended)
 }
 
 func TestRunRefuses(t *testing.T) {

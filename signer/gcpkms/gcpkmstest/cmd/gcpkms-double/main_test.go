@@ -28,16 +28,10 @@ func TestRun(t *testing.T) {
 	address := testkit.Value(bufio.NewReader(read).ReadString('\n'))(t)
 	ref := testkit.Value(signer.ParseRef("gcpkms://projects/test/locations/global/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1?endpoint=" + strings.TrimSpace(address)))(t)
 	key := testkit.Value(gcpkms.Backend(gcpkms.Options{}).Open(ctx, ref, signer.OpenOptions{}))(t)
-	if _, err := signer.Sign(ctx, key, []byte("message"), crypto.SHA256); err != nil {
-		t.Error(err)
-	}
-	if err := key.Close(); err != nil {
-		t.Error(err)
-	}
+	testkit.Value(signer.Sign(ctx, key, []byte("message"), crypto.SHA256))(t)
+	testkit.OK(t, key.Close())
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	testkit.OK(t, <-ended)
 }
 
 func TestRunRefuses(t *testing.T) {

@@ -1,0 +1,225 @@
+//go:build unix
+
+package isolate
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"hsmsign/fault"
+	"hsmsign/signer"
+)
+
+// maxWarnings is how many warnings one worker may send.
+const maxWarnings = 100
+
+// hintStore is what to do about a worker that failed.
+const hintStore = "check that the key store answers and that its client is connected, then try again"
+
+// worker is the parent's side of a worker process.
+type worker struct {
+	process *process
+	warn    func(text string)
+	opened  chan frame // receives the answer to kindOpen
+	lanes   []*lane
+	dead    chan struct{} // closed when nothing is answered any more
+	killing sync.Once
+	err     error     // why it is dead; readable after dead
+	died    time.Time // as err
+
+	starting context.Context // of its start: secrets are answered until it ends
+	secret   Secret          // nil: a question is refused
+
+	// Used by read alone.
+	warnings int
+	answered bool
+
+	mu      sync.Mutex
+	asking  bool   // a question is being answered
+	sent    []byte // the last secret that was sent
+	refused error  // why the last question was not answered
+}
+
+// startWorker starts a worker process. It ends by kill or stop, by itself, or with this process.
+func startWorker(ctx context.Context, cfg Config, secret Secret, warn func(string)) (*worker, error) {
+	p, err := startProcess(cfg.Command, cfg.DropEnv, cfg.Lanes)
+	if err != nil {
+		return nil, fault.Errorf("%w: start a worker process: %w", signer.ErrUnavailable, err).
+			Fix("check that the program's own file exists and may be run")
+	}
+	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{}), starting: ctx, secret: secret}
+	for _, file := range p.lanes {
+		w.lanes = append(w.lanes, &lane{file, bufio.NewReaderSize(file, maxAnswer)})
+	}
+	go w.read()
+	return w, nil
+}
+
+// read handles the frames of the first socket until the worker is dead.
+func (w *worker) read() {
+	for {
+		f, err := readFrame(w.process.conn)
+		if err == nil {
+			err = w.handle(f)
+		}
+		if err != nil {
+			w.lost(err)
+			return
+		}
+	}
+}
+
+// handle handles one frame. It returns an error if the frame breaks a rule.
+func (w *worker) handle(f frame) error {
+	switch {
+	case f.kind == kindWarning:
+		if w.warnings++; w.warnings > maxWarnings {
+			return fmt.Errorf("the worker process warned more than %d times", maxWarnings)
+		}
+		w.warn(string(f.fields[0]))
+		return nil
+	case f.kind == kindAsk:
+		return w.ask(string(f.fields[0]))
+	case (f.kind == kindOpened || f.kind == kindFailed) && !w.answered:
+		w.answered = true
+		w.opened <- f
+		return nil
+	}
+	return errUnexpected(f)
+}
+
+// ask answers the worker's question in the background: a person may have to type the answer.
+func (w *worker) ask(question string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.asking {
+		return errors.New("the worker process asks for a secret twice at once")
+	}
+	w.asking = true
+	go func() {
+		var secret []byte
+		err := fmt.Errorf("%w: the program has no secret for its worker process", signer.ErrAuth)
+		if w.secret != nil {
+			secret, err = w.secret(w.starting, question)
+		}
+		w.mu.Lock()
+		w.asking, w.refused = false, err
+		if w.alive() { // else kill would not clear it
+			w.sent = bytes.Clone(secret)
+		}
+		w.mu.Unlock()
+		if err != nil {
+			w.send(failure(err))
+			return
+		}
+		w.send(frame{kindSecret, [][]byte{secret}})
+		clear(secret)
+	}()
+	return nil
+}
+
+// refusal returns why the last question of the worker was not answered, or nil.
+func (w *worker) refusal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refused
+}
+
+// send writes a frame to the first socket. It does not block: there are at most two. If it fails, read meets the end of
+// the socket too.
+func (w *worker) send(f frame) {
+	b := f.encode()
+	_, _ = w.process.conn.Write(b)
+	clear(b) // it may contain the secret
+}
+
+// lost kills the worker because a read from it failed.
+func (w *worker) lost(err error) {
+	if broken := syscall.Errno(0); errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		w.process.gone(exitWait) // how it ended is known then
+		w.mu.Lock()
+		secret := bytes.Clone(w.sent)
+		w.mu.Unlock()
+		err = fmt.Errorf("the worker process ended: %s", w.process.lastWords(secret))
+		clear(secret)
+	}
+	w.kill(fault.Errorf("%w: %w", signer.ErrUnavailable, err).Fix(hintStore))
+}
+
+// alive reports whether the worker was neither killed nor found dead.
+func (w *worker) alive() bool {
+	select {
+	case <-w.dead:
+		return false
+	default:
+		return true
+	}
+}
+
+// kill ends the worker. Whoever waits for an answer gets the first reason.
+func (w *worker) kill(why error) {
+	w.killing.Do(func() {
+		w.process.kill()
+		w.err, w.died = why, time.Now()
+		close(w.dead)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		clear(w.sent)
+		w.sent = nil
+	})
+}
+
+// stop lets the worker close its key and end by itself, and kills it when that takes too long.
+func (w *worker) stop(wait time.Duration) error {
+	w.process.hangUp()
+	ended := w.process.gone(wait)
+	w.kill(signer.ErrClosed)
+	if ended || w.process.gone(exitWait) {
+		return nil
+	}
+	// A call into a kernel driver can keep even a killed process.
+	return fmt.Errorf("%w: worker process %d was killed and still exists", signer.ErrUnavailable, w.process.cmd.Process.Pid)
+}
+
+// lane is a socket that carries one signature at a time. One goroutine uses it at a time, and its thread waits in the
+// kernel: to be woken by Go's network poller costs a tenth of a signature on a busy machine of two cores.
+type lane struct {
+	file *os.File // reads return EAGAIN after laneTick
+	in   *bufio.Reader
+}
+
+// laneTick is the longest time in which a caller does not notice that its context has ended.
+const laneTick = 20 * time.Millisecond
+
+// ask sends a question and waits for its answer until ctx or end. If one of these comes first, the error wraps
+// os.ErrDeadlineExceeded, and wait can go on waiting for the answer.
+func (l *lane) ask(ctx context.Context, question frame, end time.Time) (frame, error) {
+	if _, err := l.file.Write(question.encode()); err != nil { // it fits into the socket's buffer, which is empty
+		return frame{}, err
+	}
+	return l.wait(ctx, end)
+}
+
+// wait waits for the answer to a question that was sent.
+func (l *lane) wait(ctx context.Context, end time.Time) (frame, error) {
+	for {
+		f, err := peekFrame(l.in)
+		switch {
+		case errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil && time.Now().Before(end):
+			continue
+		case errors.Is(err, syscall.EAGAIN):
+			return frame{}, os.ErrDeadlineExceeded
+		case err == nil && (f.kind != kindSigned && f.kind != kindFailed || l.in.Buffered() > 0):
+			return frame{}, errUnexpected(f)
+		}
+		return f, err
+	}
+}
