@@ -58,9 +58,8 @@ func (p *program) app() *cli.App {
 			"sign, chain and verify can also be in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
 			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
 			"7 verification found defects.",
-		Version:              readVersion().Version,
-		EnableBashCompletion: true,
-		Flags:                []cli.Flag{configFlag(), cli.HelpFlag},
+		Version: readVersion().Version,
+		Flags:   []cli.Flag{configFlag(), cli.HelpFlag},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
 			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(),
@@ -88,6 +87,10 @@ func (p *program) app() *cli.App {
 func (p *program) runCommand(ctx context.Context, args []string) error {
 	cli.HelpPrinter = p.printHelp // a variable of the library; one program runs in a process
 	app := p.app()
+	if last := len(args) - 1; last > 1 && args[last] == completionFlag {
+		p.con.Write([]byte(strings.Join(complete(app, args[1:last]), "\n") + "\n"))
+		return nil
+	}
 	args, err := arrange(app, args)
 	if err != nil {
 		return err

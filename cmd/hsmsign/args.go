@@ -12,7 +12,7 @@ import (
 // arrange returns a command line with the flags of the command before its file names, as the library requires; "--" ends
 // the flags. It refuses a flag that is given twice, unless it may be repeated. Args[0] is the program.
 func arrange(app *cli.App, args []string) ([]string, error) {
-	if len(args) < 2 || args[len(args)-1] == "--generate-bash-completion" {
+	if len(args) < 2 {
 		return args, nil
 	}
 	head, command, rest := commandOf(app, args[1:])

@@ -54,9 +54,6 @@ func (p *program) helpCommand() *cli.Command {
 		Description: "  hsmsign help vendor csr\n" +
 			"  hsmsign help keys",
 		Action: p.help,
-		BashComplete: func(ctx *cli.Context) {
-			p.con.Write([]byte(strings.Join(append(names(ctx.App.Commands), "keys", "secrets"), "\n") + "\n"))
-		},
 	}
 }
 
