@@ -27,6 +27,15 @@ help: ## List the targets
 build: ## Build bin/hsmsign; TAGS=nocloud builds it without AWS KMS and GCP KMS
 	go build -trimpath -tags '$(subst $(space),$(comma),$(strip $(LEAN) $(TAGS)))' -o bin/hsmsign ./cmd/hsmsign
 
+PREFIX ?= /usr/local
+.PHONY: install
+install: build ## Install the program and its completions below PREFIX (default /usr/local); DESTDIR is put before it
+	install -D -m 0755 bin/hsmsign '$(DESTDIR)$(PREFIX)/bin/hsmsign'
+	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	bin/hsmsign completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hsmsign'
+	bin/hsmsign completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hsmsign'
+	bin/hsmsign completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hsmsign.fish'
+
 .PHONY: deps
 deps: ## Install the programs that tests and demo need, if any is missing (Debian, Ubuntu)
 	@missing=; for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
