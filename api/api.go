@@ -53,7 +53,7 @@ type SignResult struct {
 	Subject   string          `json:"subject,omitempty"`
 	CSRSHA256 string          `json:"csr_sha256,omitempty"` // of the DER
 	KeySHA256 string          `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
-	Warnings  []fault.Finding `json:"warnings,omitempty"`
+	Findings  []fault.Finding `json:"findings,omitempty"`   // warnings and notes about the CSR
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
 }

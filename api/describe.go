@@ -69,7 +69,7 @@ func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 
 // NewCertificates describes certificates in their order.
 func NewCertificates(certs []*x509.Certificate, now time.Time) []Certificate {
-	var all []Certificate
+	all := []Certificate{}
 	for _, cert := range certs {
 		all = append(all, NewCertificate(cert, now))
 	}
@@ -152,7 +152,7 @@ type Key struct {
 // NewKey describes a private key at the given time.
 func NewKey(k signer.KeyInfo, now time.Time) Key {
 	key := Key{
-		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: k.Properties,
+		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: notNil(k.Properties),
 	}
 	if k.Public != nil {
 		key.KeySHA256 = chain.SPKISHA256(k.Public)

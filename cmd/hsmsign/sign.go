@@ -214,7 +214,7 @@ func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent
 		}
 		return nil, err
 	}
-	result.Warnings = prepared.CSR.Findings
+	result.Findings = prepared.CSR.Findings
 	if job.json { // a batch may be large
 		parsed := prepared.CSR.Parsed
 		result.Subject = api.Name(parsed.Subject)
@@ -237,7 +237,7 @@ func (job *signJob) report(r *api.SignResult, err error) {
 		job.p.json = false // the object has the error
 		return
 	}
-	job.p.con.Warnings(r.File, r.Warnings)
+	job.p.con.Warnings(r.File, r.Findings)
 }
 
 func orDefault(value, def string) string {
