@@ -244,7 +244,7 @@ func TestWaitingCallersShareAFailure(t *testing.T) {
 	v := newVendor(t, Config{Key: key})
 	first := make(chan error, 1)
 	go func() { first <- v.Open(t.Context()) }()
-	waitFor(t, func() bool { return key.opens.Load() == 1 })
+	testkit.Eventually(t, "opening", func() bool { return key.opens.Load() == 1 })
 	v.mu.Lock()
 	attempt := v.opening
 	v.mu.Unlock()
@@ -263,7 +263,7 @@ func TestOpeningCallerGivesUp(t *testing.T) {
 	first, cancel := context.WithCancel(t.Context())
 	firstErr, secondErr, thirdErr := make(chan error, 1), make(chan error, 1), make(chan error, 1)
 	go func() { firstErr <- v.Open(first) }()
-	waitFor(t, func() bool { return key.opens.Load() == 1 })
+	testkit.Eventually(t, "opening", func() bool { return key.opens.Load() == 1 })
 	go func() { secondErr <- v.Open(t.Context()) }()
 	third, cancelThird := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancelThird()
@@ -278,15 +278,6 @@ func TestOpeningCallerGivesUp(t *testing.T) {
 	close(key.wait)
 	if err := <-secondErr; err != nil {
 		t.Errorf("the caller that waits: %v", err)
-	}
-}
-
-func waitFor(t *testing.T, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it did not happen")
-		}
 	}
 }
 
@@ -321,8 +312,8 @@ func TestReload(t *testing.T) {
 	if _, err := v.Issue(t.Context(), before); fault.KindOf(err) != fault.Conflict || fault.Hint(err) == "" {
 		t.Errorf("prepared under the old chain: %v", err)
 	}
-	if err := issue(t, v); err != nil || keys["new"].Calls.Load() != 1 {
-		t.Errorf("under the new chain: %v, %d signatures", err, keys["new"].Calls.Load())
+	if err := issue(t, v); err != nil || keys["new"].Calls.Load() != 1 || keys["old"].Closed.Load() != 1 {
+		t.Errorf("under the new chain: %v, %d signatures, old key closed %d times", err, keys["new"].Calls.Load(), keys["old"].Closed.Load())
 	}
 	// A chain that cannot be loaded leaves the loaded one in place.
 	v.cfg.Certificates = func(context.Context) (Certificates, error) { return Certificates{}, errors.New("no such file") }
@@ -354,13 +345,70 @@ func TestFaultySignature(t *testing.T) {
 	}
 }
 
+// Close lets signatures in flight end, then closes the key, once.
 func TestClose(t *testing.T) {
-	v := newVendor(t, Config{Key: golden(t)})
+	key := golden(t)
+	signing, goOn := make(chan struct{}), make(chan struct{})
+	key.key.Fail = func() error { close(signing); <-goOn; return nil }
+	v := newVendor(t, Config{Key: key})
+	result := make(chan error, 1)
 	p := prepare(t, v, customer(t))
+	go func() {
+		_, err := v.Issue(t.Context(), p)
+		result <- err
+	}()
+	<-signing
 	v.Close()
 	v.Close()
-	if _, err := v.Issue(t.Context(), p); !errors.Is(err, signer.ErrClosed) {
+	if key.key.Closed.Load() != 0 {
+		t.Error("the key is closed under a signature in flight")
+	}
+	if err := issue(t, v); !errors.Is(err, signer.ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+	close(goOn)
+	if err := <-result; err != nil || key.key.Closed.Load() != 1 {
+		t.Errorf("%v, closed %d times", err, key.key.Closed.Load())
+	}
+}
+
+// A vendor that is closed while its key is opened closes that key.
+func TestCloseWhileOpening(t *testing.T) {
+	key := golden(t)
+	key.wait = make(chan struct{})
+	v := newVendor(t, Config{Key: key})
+	result := make(chan error, 1)
+	go func() { result <- v.Open(t.Context()) }()
+	testkit.Eventually(t, "opening", func() bool { return key.opens.Load() == 1 })
+	v.Close()
+	close(key.wait)
+	if err := <-result; err != nil || key.key.Closed.Load() != 1 {
+		t.Errorf("%v, closed %d times", err, key.key.Closed.Load())
+	}
+}
+
+type files map[string]error
+
+func (f files) LoadCertificates(_ context.Context, names ...string) ([]*x509.Certificate, error) {
+	for _, name := range names {
+		if f[name] != nil {
+			return nil, f[name]
+		}
+	}
+	return make([]*x509.Certificate, len(names)), nil
+}
+
+func TestCertificateFiles(t *testing.T) {
+	c, err := CertificateFiles(files{}, "pkcs11:object=a?pin-value=1234", []string{"b", "c"}, nil)(t.Context())
+	if err != nil || c.Name != "pkcs11:object=a?pin-value=REDACTED" || len(c.Vendor) != 1 || len(c.Extra) != 2 || len(c.TrustRoots) != 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if c, err := CertificateFiles(files{}, "vendor.pem", nil, nil)(t.Context()); err != nil || c.Name != "vendor.pem" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	gone := errors.New("gone")
+	if _, err := CertificateFiles(files{"b": gone}, "vendor.pem", nil, []string{"b"})(t.Context()); !errors.Is(err, gone) {
+		t.Error(err)
 	}
 }
 
@@ -400,6 +448,9 @@ func TestCheckStatus(t *testing.T) {
 			if s.State != tt.state || s.Signs != tt.signs || fault.KindOf(s.Err) != tt.kind || len(s.Certificates) != tt.certificates ||
 				s.Next == "" || (s.Error != nil) != (s.Err != nil) {
 				t.Errorf("%+v, %v", s.VendorStatus, s.Err)
+			}
+			if until := "nothing to do until " + expiry.AddDate(0, 0, -30).Format(time.DateOnly); s.State == api.StateOK && s.Next != until {
+				t.Errorf("%q, want %q", s.Next, until)
 			}
 		})
 	}

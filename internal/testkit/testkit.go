@@ -69,7 +69,7 @@ func KeyOf(bits int, name string) *rsa.PrivateKey {
 // Signer is a signer.Signer with a key in memory. It counts its signatures and can fail.
 type Signer struct {
 	crypto.Signer
-	Calls atomic.Int64
+	Calls, Closed atomic.Int64
 	// Fail returns the error of a signature; a nil Fail never fails.
 	Fail func() error
 	// Faulty inverts a bit of each signature.
@@ -112,8 +112,11 @@ func (s *Signer) SignContext(ctx context.Context, digest []byte, opts crypto.Sig
 	return sig, err
 }
 
-// Close does nothing.
-func (s *Signer) Close() error { return nil }
+// Close counts.
+func (s *Signer) Close() error {
+	s.Closed.Add(1)
+	return nil
+}
 
 // OpenSSL runs OpenSSL in a folder and returns its standard output.
 func OpenSSL(t testing.TB, dir string, stdin []byte, args ...string) []byte {
