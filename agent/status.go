@@ -111,6 +111,6 @@ func FirstExpiry(certs []*x509.Certificate) *x509.Certificate {
 	return slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 }
 
-// ErrNoCertificate: a vendor identity has a key and no certificate yet. Config.Certificates may return it.
+// ErrNoCertificate means that a vendor identity has a key and no certificate yet. Config.Certificates may return it.
 var ErrNoCertificate = fault.WithHint(fault.Vendor.New("it has no certificate yet"),
 	"make its CSR with hsmsign vendor csr, and import Apple's certificate with hsmsign vendor import")

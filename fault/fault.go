@@ -178,7 +178,7 @@ func Hint(err error) string {
 
 // unwrap returns the errors that err wraps directly.
 func unwrap(err error) []error {
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // one step of the walk through what err wraps
 	case interface{ Unwrap() error }:
 		if child := e.Unwrap(); child != nil {
 			return []error{child}

@@ -22,7 +22,7 @@ import (
 // Max is the longest secret, in bytes.
 const Max = 1024
 
-// ErrSecret: a secret is missing or cannot be read.
+// ErrSecret means that a secret is missing or cannot be read.
 var ErrSecret = fault.Auth.New("cannot read the secret")
 
 // Reader reads secrets. Its functions are passed in, so that no other package reads the environment or the terminal.
@@ -219,7 +219,7 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 	return b, nil
 }
 
-// ErrInsecureMode: others than its owner can read a file that contains a secret.
+// ErrInsecureMode means that others than its owner can read a file that contains a secret.
 var ErrInsecureMode = errors.New("group or others can read it; run chmod 600 on it")
 
 // openNonblock opens a file for reading without waiting for the writer of a pipe.

@@ -63,7 +63,7 @@ func TestSteps(t *testing.T) {
 		{StepFail(joined), Step{Status: StatusFail, Detail: "unusable key: damaged", Fix: "restore it", Err: joined}},
 		{StepFail(ErrAuth), Step{Status: StatusFail, Detail: "authentication failed", Err: ErrAuth}},
 	} {
-		if diff := cmp.Diff(tt.want, tt.got, cmp.Comparer(func(a, b error) bool { return a == b })); diff != "" {
+		if diff := cmp.Diff(tt.want, tt.got, cmp.Comparer(func(a, b error) bool { return errors.Is(a, b) })); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}

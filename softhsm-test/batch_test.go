@@ -48,9 +48,9 @@ func (b *batch) command(ctx context.Context, ref string, args ...string) *exec.C
 }
 
 // sign runs the batch to its end, and returns exit code and standard error.
-func (b *batch) sign(t *testing.T, ref string, args ...string) (int, string) {
+func (b *batch) sign(t *testing.T, ref string) (int, string) {
 	t.Helper()
-	return b.during(t, ref, args, nil)
+	return b.during(t, ref, nil, nil)
 }
 
 // during runs the batch, calls do when a third of it is written, and returns exit code and standard error.

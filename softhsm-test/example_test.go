@@ -29,7 +29,7 @@ func Example() {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer key.Close()
+		defer func() { _ = key.Close() }()
 		faults.Script(t, "C_SignInit 1 return 0x30") // CKR_DEVICE_ERROR, once
 		if _, err := signer.Sign(t.Context(), key, []byte("certificate request"), crypto.SHA256); err != nil {
 			t.Error(err)

@@ -35,7 +35,7 @@ func root() string {
 // File returns the content of a file of the folder testdata next to go.mod: "golden/chain.pem".
 func File(t testing.TB, name string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(root(), "testdata", name))
+	data, err := os.ReadFile(filepath.Join(root(), "testdata", name)) // #nosec G204 G304 -- a helper of tests
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func OpenSSL(t testing.TB, dir string, stdin []byte, args ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "openssl", args...)
+	cmd := exec.CommandContext(ctx, "openssl", args...) // #nosec G204 G304 -- a helper of tests
 	cmd.Dir, cmd.Stdin = dir, bytes.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -55,7 +55,7 @@ const MinWitnesses = 2
 // maxWitness is the maximum length of a witness's name, in characters.
 const maxWitness = 64
 
-// ErrWitness: the witnesses are too few, or one has no usable name or is named twice.
+// ErrWitness means that the witnesses are too few, or one has no usable name or is named twice.
 var ErrWitness = fault.Usage.New("unusable value")
 
 // CheckWitnesses returns an error that wraps ErrWitness unless the names identify at least MinWitnesses people.

@@ -123,7 +123,7 @@ func begin(cfg Config) (*run, error) {
 		return nil, err
 	}
 	if !c.done(StepCSR) {
-		c.subject, err = c.Config.Subject()
+		c.subject, err = c.Subject()
 	}
 	if err == nil && len(c.Entries) > 0 {
 		_, err = Verify(c.Dir)

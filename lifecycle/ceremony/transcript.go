@@ -26,7 +26,7 @@ const (
 	BundleFile     = "vendor.pem"
 )
 
-// ErrTranscript: the transcript was changed, or its folder contains other files than it records.
+// ErrTranscript means that the transcript was changed, or its folder contains other files than it records.
 var ErrTranscript = fault.Defects.New("the transcript fails verification")
 
 const (

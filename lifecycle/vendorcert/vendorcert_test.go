@@ -52,8 +52,8 @@ func csrOf(key crypto.Signer) *x509.CertificateRequest {
 }
 
 // issue returns a vendor certificate for the key.
-func (w world) issue(key crypto.Signer, opts testpki.VendorOptions) *x509.Certificate {
-	return testkit.Must(w.IssueVendor(csrOf(key), opts))
+func (w world) issue(key crypto.Signer) *x509.Certificate {
+	return testkit.Must(w.IssueVendor(csrOf(key), testpki.VendorOptions{}))
 }
 
 // CreateCSR returns certreq's CSR, for keys that the portal accepts.
@@ -75,7 +75,7 @@ func TestImport(t *testing.T) {
 	w := newWorld()
 	roots := []*x509.Certificate{w.Root}
 	issuers := []*x509.Certificate{w.WWDR, w.Root}
-	vendor := w.issue(w.key, testpki.VendorOptions{})
+	vendor := w.issue(w.key)
 	csr := csrOf(w.key)
 	pemOf := func(label string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der}) }
 	for _, tt := range []struct {
@@ -93,7 +93,7 @@ func TestImport(t *testing.T) {
 		{"the CSR, older label", append([]byte("text\n"), pemOf("NEW CERTIFICATE REQUEST", csr.Raw)...), issuers, "chain.csr", "this is the CSR for Apple"},
 		{"another CSR", certreq.EncodePEM(csrOf(w.other).Raw), issuers, "chain.csr", "this is a CSR of another key"},
 		{"damaged CSR", pemOf("CERTIFICATE REQUEST", csr.Raw[:100]), issuers, "chain.unreadable", ""},
-		{"another key's", w.issue(w.other, testpki.VendorOptions{}).Raw, issuers, "chain.key-mismatch", ""},
+		{"another key's", w.issue(w.other).Raw, issuers, "chain.key-mismatch", ""},
 		{"no issuers", vendor.Raw, nil, "chain.missing-intermediate", ""},
 	} {
 		// Apple issued none of these, so Import does not ask the server.
@@ -110,7 +110,7 @@ func TestImport(t *testing.T) {
 // Certificate and public key match, but another key signs.
 func TestProve(t *testing.T) {
 	w := newWorld()
-	cert := w.issue(w.key, testpki.VendorOptions{})
+	cert := w.issue(w.key)
 	if err := Prove(t.Context(), &testkit.Signer{Signer: w.other, Other: w.key.Public()}, cert); !errors.Is(err, signer.ErrBadSignature) {
 		t.Errorf("another key signs: %v", err)
 	}
@@ -141,7 +141,7 @@ func appleLike(key *rsa.PrivateKey, name string) *x509.Certificate {
 // vendor certificate below its own.
 func TestImportFetches(t *testing.T) {
 	w := newWorld()
-	vendor := w.issue(w.key, testpki.VendorOptions{})
+	vendor := w.issue(w.key)
 	var pins []chain.Pin
 	files := map[string][]byte{}
 	for _, cert := range []*x509.Certificate{w.Integration, w.Root, w.WWDR} {

@@ -22,7 +22,7 @@ func Example() {
 		if err != nil {
 			return err
 		}
-		defer key.Close()
+		defer func() { _ = key.Close() }()
 		fmt.Println(key.Stats())
 		return nil
 	}
