@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // Parse returns all certificates of one file, in their order. It reads PEM (any number, with other text, and blocks without
@@ -121,7 +122,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 }
 
 func parseOne(der []byte) ([]*x509.Certificate, error) {
-	c, err := x509.ParseCertificate(der)
+	c, err := strictder.ParseCertificate(der)
 	return []*x509.Certificate{c}, err
 }
 
@@ -137,7 +138,7 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, unreadable("DER element %d is damaged or cut off: %v", len(certs)+1, err)
 		}
-		c, err := x509.ParseCertificate(raw.FullBytes)
+		c, err := strictder.ParseCertificate(raw.FullBytes)
 		if err != nil && len(certs) == 0 && !looksLikeCertificate(raw.FullBytes) {
 			return nil, nil
 		}
@@ -189,7 +190,7 @@ func parseSet(der []byte) ([]*x509.Certificate, error) {
 		if der, err = asn1.Unmarshal(der, &raw); err != nil {
 			return nil, err
 		}
-		c, err := x509.ParseCertificate(raw.FullBytes)
+		c, err := strictder.ParseCertificate(raw.FullBytes)
 		if err != nil {
 			return nil, err
 		}

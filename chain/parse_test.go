@@ -6,6 +6,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"slices"
 	"strconv"
@@ -149,6 +150,9 @@ func damages(w world, csr *x509.CertificateRequest) []refusal {
 		{"damaged PEM", block64("CERTIFICATE", w.vendor.Raw[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
 		{"damaged bundle", block64("PKCS7", bundle(w.vendor)[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
 		{"empty bundle", string(bundle()) + strings.Repeat(" ", 200), "chain.unreadable", "binary data"},
+		{"bytes inside DER", string(longer(w.vendor.Raw)), "chain.unreadable", "DER certificate 1 is damaged: 2 bytes follow the signature"},
+		{"bytes inside PEM", block64("CERTIFICATE", longer(w.vendor.Raw)), "chain.unreadable", "at line 1, is damaged: 2 bytes follow the signature"},
+		{"bytes inside a bundle", block64("PKCS7", bundle(&x509.Certificate{Raw: longer(w.vendor.Raw)})), "chain.unreadable", "2 bytes follow the signature"},
 		{"cut DER", string(w.vendor.Raw) + string(w.WWDR.Raw[:400]), "chain.unreadable", "DER element 2 is damaged or cut off"},
 		{"damaged DER", string(damaged(w.vendor.Raw)), "chain.unreadable", "DER certificate 1 is damaged"},
 		{"something after DER", string(w.vendor.Raw) + string(csr.Raw), "chain.unreadable", "DER certificate 2 is damaged"},
@@ -171,6 +175,13 @@ func TestParseRefuses(t *testing.T) {
 
 func lineOf(before string) string {
 	return strconv.Itoa(strings.Count(before, "\n") + 1)
+}
+
+// longer returns a certificate with a NULL after the signature, inside its SEQUENCE.
+func longer(der []byte) []byte {
+	d := append(bytes.Clone(der), 5, 0)
+	binary.BigEndian.PutUint16(d[2:], uint16(len(d)-4))
+	return d
 }
 
 // damaged returns a certificate with an invalid time.

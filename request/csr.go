@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // MaxCSR is the size limit of a certificate signing request in any encoding, in bytes.
@@ -48,12 +49,12 @@ func ParseCSR(data []byte) (*CSR, error) {
 	return &CSR{DER: der, File: data, Parsed: parsed, Findings: CheckCSR(parsed)}, nil
 }
 
-// parseCSR parses DER that contains one CSR and nothing else.
+// parseCSR parses DER that contains one CSR and no other byte, neither after it nor inside.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	if err := oneDER(der); err != nil {
 		return nil, err
 	}
-	parsed, err := x509.ParseCertificateRequest(der)
+	parsed, err := strictder.ParseCertificateRequest(der)
 	if err == nil {
 		return parsed, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"os"
@@ -70,6 +71,14 @@ func TestDecodeCSRRefuses(t *testing.T) {
 	checkRefused(t, "request", testkit.File(t, "golden/customer.req"), "csr.kind")
 	checkRefused(t, "plist", testkit.File(t, "golden/customer.plist"), "csr.kind")
 	checkRefused(t, "blanks", []byte(" \r\n\t"), "csr.empty")
+	checkRefused(t, "NULL inside, after the signature", longer(testkit.File(t, "csr/good.der"), 5, 0), "csr.malformed")
+}
+
+// longer appends bytes to the content of a SEQUENCE of 256 to 65535 bytes.
+func longer(der []byte, more ...byte) []byte {
+	der = append(bytes.Clone(der), more...)
+	binary.BigEndian.PutUint16(der[2:], uint16(len(der)-4))
+	return der
 }
 
 func checkRefused(t *testing.T, name string, data []byte, id string) {

@@ -12,6 +12,7 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // VerifyOptions are the expectations of Verify. The zero value accepts any CSR and uses Apple's roots and the current time.
@@ -85,7 +86,7 @@ func (r *Report) readCSR(want *CSR) {
 
 func (r *Report) readChain(opts VerifyOptions) {
 	for i, der := range r.Request.Chain {
-		cert, err := x509.ParseCertificate(der)
+		cert, err := strictder.ParseCertificate(der)
 		if err != nil {
 			r.add(refuse("request.chain-certificate", "certificate %d of the chain is unreadable: %v", i+1, err).WithPortal(fault.PortalChainMissing))
 			continue

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // Order asks a service to sign a CSR as the MDM vendor, and to mail the Push Certificate Request encrypted.
@@ -83,7 +84,7 @@ func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
 
 // parseRecipient returns the certificate to which an answer is encrypted. The error wraps ErrOrder.
 func parseRecipient(der []byte) (*x509.Certificate, error) {
-	cert, err := x509.ParseCertificate(der)
+	cert, err := strictder.ParseCertificate(der)
 	if err != nil {
 		return nil, fault.Errorf("%w: encrypt is not a certificate", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}

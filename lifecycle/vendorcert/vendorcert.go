@@ -18,6 +18,7 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 	"hsmsign/lifecycle/certreq"
 	"hsmsign/signer"
 )
@@ -114,7 +115,7 @@ func FindCSR(file []byte) *x509.CertificateRequest {
 			break
 		}
 	}
-	csr, err := x509.ParseCertificateRequest(file)
+	csr, err := strictder.ParseCertificateRequest(file)
 	if err != nil {
 		return nil
 	}
