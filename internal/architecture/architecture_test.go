@@ -46,7 +46,7 @@ var mayImport = map[string]struct {
 	"chain":                                      {[]string{"fault", "internal/strictder"}, "certificates only: no key, no request"},
 	"request":                                    {[]string{"chain", "fault", "internal/strictder"}, "the file only: it never sees a key"},
 	"agent":                                      {[]string{"api", "chain", "fault", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
-	"api":                                        {[]string{"chain", "fault", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
+	"api":                                        {[]string{"chain", "fault", "internal/strictder", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
 	"lifecycle/certreq":                          {[]string{"fault", "internal/strictder", "signer"}, "the CSR only: whose it is, and who signs it, is the caller's business"},
 	"lifecycle/vendorcert":                       {[]string{"chain", "fault", "internal/strictder", "lifecycle/certreq", "signer"}, "the vendor's key and certificate; which backend holds the key is not its business"},

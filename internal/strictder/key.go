@@ -102,7 +102,7 @@ func KeyType(spki []byte) string {
 	case "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19":
 		return "ML-DSA"
 	}
-	return "of the unknown type " + oid.String()
+	return "unknown (" + oid.String() + ")"
 }
 
 // SignatureAlgorithm returns the object identifier of the signature algorithm of a certificate or certificate signing
