@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 
 	"howett.net/plist"
 
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
 )
 
 // Parse decodes a Push Certificate Request in every form that tools write: base64 in one line or wrapped, or the bare XML;
@@ -149,7 +151,8 @@ func parseChain(value any) ([][]byte, []fault.Finding, error) {
 			"there is no newline between PEM blocks (-----END CERTIFICATE----------BEGIN CERTIFICATE-----): many readers find only the first one").WithFix(fixSignAgain))
 		text = apart
 	}
-	if wide := widestLine(text); wide != "" {
+	blocks := slices.Collect(pemtext.Scan(text))
+	if wide := widestLine(blocks); wide != "" {
 		findings = append(findings, *fault.Warn("request.pem-width", "%s", wide).WithFix(fixSignAgain))
 	}
 	var chain [][]byte
@@ -164,24 +167,32 @@ func parseChain(value any) ([][]byte, []fault.Finding, error) {
 		}
 		chain = append(chain, block.Bytes)
 	}
-	if len(chain) != begins || begins == 0 {
+	// pem.Decode accepts base64 with bits after the last byte.
+	same := slices.EqualFunc(chain, blocks, func(der []byte, b pemtext.Block) bool {
+		strict, err := b.DER()
+		return err == nil && bytes.Equal(strict, der)
+	})
+	if len(chain) != begins || begins == 0 || !same {
 		return nil, nil, refuse("request.chain-pem", "%s has %d PEM blocks, of which %d can be read", keyChain, begins, len(chain)).WithPortal(fault.PortalChainMissing)
 	}
 	return chain, findings, nil
 }
 
-// widestLine returns which PEM line breaks Apple's rule: "each line except the last contains exactly 64 printable
-// characters, and the last line contains 64 or fewer". It returns "" if there is none.
-func widestLine(text string) string {
-	lines := strings.Split(text, "\n")
-	for i, line := range lines {
-		line = strings.TrimSuffix(line, "\r")
-		if strings.HasPrefix(line, "-----") || line == "" {
-			continue
-		}
-		last := i+1 == len(lines) || strings.HasPrefix(lines[i+1], "-----")
-		if len(line) > 64 || len(line) < 64 && !last {
-			return fmt.Sprintf("line %d of %s has %d characters; Apple requires 64 in every line but the last of a certificate", i+1, keyChain, len(line))
+// widestLine returns which line of a PEM block breaks Apple's rule: "each line except the last contains exactly 64
+// printable characters, and the last line contains 64 or fewer". It returns "" if there is none. The rule does not apply to
+// text before and after the blocks, such as OpenSSL's "Bag Attributes".
+func widestLine(blocks []pemtext.Block) string {
+	for _, b := range blocks {
+		lines := strings.Split(b.Text, "\n")
+		for i, line := range lines {
+			line = strings.TrimSuffix(line, "\r")
+			if line == "" {
+				continue
+			}
+			last := i+2 >= len(lines) // the text ends with a newline
+			if len(line) > 64 || len(line) < 64 && !last {
+				return fmt.Sprintf("line %d of %s has %d characters; Apple requires 64 in every line but the last of a certificate", b.Line+i, keyChain, len(line))
+			}
 		}
 	}
 	return ""

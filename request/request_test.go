@@ -97,6 +97,7 @@ func shapes(t testing.TB) map[string]shape {
 		"128 columns":       {[]byte(b64(withChain(pem128.String()))), []string{"request.pem-width"}},
 		"CRLF in the chain": {[]byte(b64(withChain(strings.ReplaceAll(xml[first:last], "\n", "&#xD;\n")))), nil},
 		"extra key":         {[]byte(b64(strings.Replace(xml, "<dict>", "<dict><key>Comment</key><string>x</string>", 1))), []string{"request.extra-key"}},
+		"Bag Attributes":    {[]byte(b64(withChain("Bag Attributes\n    friendlyName: x\n" + xml[first:last] + "subject=CN = x\n"))), nil},
 		"root first":        {[]byte(b64(withChain(reversed.String()))), nil},
 	}
 }
@@ -128,6 +129,15 @@ func TestParseTakesEveryShape(t *testing.T) {
 	}
 }
 
+// looser returns the request with another base64 of the same certificate: its last character has bits that belong to no byte.
+func looser(xml string) []byte {
+	i := strings.Index(xml, "=\n-----END") - 1
+	if xml[i] == '=' {
+		i--
+	}
+	return []byte(xml[:i] + string(xml[i]+1) + xml[i+1:])
+}
+
 func TestParseRefuses(t *testing.T) {
 	xml := string(testkit.File(t, "golden/customer.plist"))
 	first, last := strings.Index(xml, "-----BEGIN"), strings.LastIndex(xml, "-----END")
@@ -157,6 +167,7 @@ func TestParseRefuses(t *testing.T) {
 		{"CSR empty", replace(csr, ""), "request.value", fault.PortalInvalidCSR},
 		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", fault.PortalChainMissing},
 		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", fault.PortalChainMissing},
+		{"bits after the last byte of the chain", looser(xml), "request.chain-pem", fault.PortalChainMissing},
 		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", fault.PortalChainMissing},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -43,8 +43,8 @@ var mayImport = map[string]struct {
 	"signer/gcpkms/gcpkmstest/cmd/gcpkms-double": {[]string{"internal/double", "signer/gcpkms/gcpkmstest"}, "the double as a process"},
 	"signer/signertest":                          {[]string{"fault", "signer"}, "users run it on their own backends"},
 	"softhsm-test":                               {[]string{"signer"}, "users' CI imports it"},
-	"chain":                                      {[]string{"fault", "internal/strictder"}, "certificates only: no key, no request"},
-	"request":                                    {[]string{"chain", "fault", "internal/strictder"}, "the file only: it never sees a key"},
+	"chain":                                      {[]string{"fault", "internal/pemtext", "internal/strictder"}, "certificates only: no key, no request"},
+	"request":                                    {[]string{"chain", "fault", "internal/pemtext", "internal/strictder"}, "the file only: it never sees a key"},
 	"agent":                                      {[]string{"api", "chain", "fault", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
 	"api":                                        {[]string{"chain", "fault", "internal/strictder", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
@@ -60,6 +60,7 @@ var mayImport = map[string]struct {
 	"internal/console":                           {[]string{"fault", "internal/input"}, "what a command line prints and asks"},
 	"internal/input":                             {nil, "bytes of a file that a user names"},
 
+	"internal/pemtext":   {nil, "the blocks of a text; the callers know the labels"},
 	"internal/strictder": {nil, "the structure of certificates and CSRs; the callers have the rules"},
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
