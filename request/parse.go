@@ -95,6 +95,10 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 	malformed := func(format string, args ...any) error {
 		return refuse("request.plist", "not a property list with three strings: "+format, args...)
 	}
+	doc, err := readXML(xml)
+	if err != nil {
+		return nil, nil, malformed("%v", err)
+	}
 	var dict map[string]any
 	if _, err := plist.Unmarshal(xml, &dict); err != nil {
 		return nil, nil, malformed("%v", err)
@@ -107,8 +111,7 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 		if _, ok := value.(string); !ok {
 			return nil, nil, malformed("%s is not a string", key)
 		}
-		// Of two values the library keeps one, and the portal may use the other.
-		if bytes.Count(xml, []byte("<key>"+key+"</key>")) != 1 {
+		if doc.keys[key] != 1 {
 			return nil, nil, malformed("it contains %s more than once", key)
 		}
 	}
@@ -116,7 +119,7 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 	if len(dict) > 3 {
 		findings = append(findings, *fault.Warn("request.extra-key", "the property list has %d keys; Apple defines three", len(dict)).WithFix(fixSignAgain))
 	}
-	if !bytes.Contains(xml, []byte("-//Apple//DTD PLIST 1.0//EN")) && bytes.Contains(xml, []byte("<!DOCTYPE")) {
+	if doc.olderDoctype {
 		findings = append(findings, *fault.Note("request.doctype",
 			"the DOCTYPE of the property list is not -//Apple//DTD PLIST 1.0//EN; older tools write -//Apple Inc//DTD"))
 	}
