@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"hsmsign/fault"
 	"hsmsign/internal/pemtext"
@@ -193,10 +194,14 @@ func describe(data []byte) string {
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return "text in UTF-16 (save it as UTF-8)"
 	}
-	text := bytes.ToLower(bytes.TrimSpace(data[:min(len(data), 512)]))
+	text := data[:min(len(data), 512)]
+	if utf8.Valid(text) {
+		text = bytes.ToLower(bytes.TrimSpace(text))
+	}
 	kinds := []struct{ prefix, kind string }{
 		{"<!doctype html", "an HTML page"}, {"<html", "an HTML page"},
 		{"<?xml", "an XML file"}, {"pd94bwwg", "a Push Certificate Request"}, // base64 of "<?xml "
+		{"\xfe\xed\xfe\xed", "a Java keystore (JKS)"}, {"\xce\xce\xce\xce", "a Java keystore (JCEKS)"},
 		{"{", "JSON"}, {"ssh-", "an SSH public key"},
 	}
 	for _, k := range kinds {

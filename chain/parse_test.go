@@ -131,6 +131,8 @@ func refusals(w world) []refusal {
 		{"HTML", "\n<!DOCTYPE HTML>\n<p>", "chain.unreadable", "it is an HTML page, not"},
 		{"XML", "<?xml version='1.0'?>", "chain.unreadable", "it is an XML file, not"},
 		{"request", base64.StdEncoding.EncodeToString([]byte("<?xml version='1.0'?>")), "chain.unreadable", "it is a Push Certificate Request, not"},
+		{"JKS", "\xfe\xed\xfe\xed\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JKS), not"},
+		{"JCEKS", "\xce\xce\xce\xce\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JCEKS), not"},
 		{"JSON", `{"error":"x"}`, "chain.unreadable", "it is JSON, not"},
 		{"UTF-16", "\xff\xfe-\x00-\x00", "chain.unreadable", "it is text in UTF-16"},
 		{"SSH", "ssh-rsa AAAA", "chain.unreadable", "it is an SSH public key, not"},

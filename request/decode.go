@@ -147,6 +147,8 @@ func describe(data []byte) string {
 		return "it is a binary property list"
 	case bytes.HasPrefix(head, []byte("pk\x03\x04")):
 		return "it is a ZIP archive"
+	case bytes.HasPrefix(data, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(data, []byte("\xce\xce\xce\xce")):
+		return "it is a Java keystore"
 	case bytes.HasPrefix(head, []byte("ssh-")):
 		return "it is an SSH public key"
 	case bytes.IndexByte(data, 0) >= 0:

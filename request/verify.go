@@ -65,14 +65,21 @@ func (r *Report) add(err error) {
 func (r *Report) readCSR(want *CSR) {
 	der := r.Request.CSR
 	parsed, err := parseCSR(der)
+	inner, innerErr := csrDER(der)
 	switch {
 	case err == nil:
 		r.CSR = parsed
 		r.Findings = append(r.Findings, CheckCSR(parsed)...)
 	case bytes.Contains(der, pemBegin):
 		r.add(refuse("request.csr-pem", "%s is the base64 of a PEM file; it must be the base64 of the DER inside", keyCSR))
+	case innerErr == nil && !bytes.Equal(inner, der):
+		r.add(refuse("request.csr-pem", "%s is encoded in base64 twice; it must be the base64 of the DER", keyCSR))
 	default:
 		r.add(err)
+	}
+	if parsed == nil && innerErr == nil { // the CSR in another encoding is not another CSR
+		der = inner
+		parsed, _ = parseCSR(inner)
 	}
 	if want == nil || bytes.Equal(der, want.DER) {
 		return
