@@ -137,6 +137,17 @@ func TestClosePrimes(t *testing.T) {
 			t.Errorf("2^%d apart: got %v", bits, got)
 		}
 	}
+	// d*d/8p rounds find primes with the distance d.
+	for rounds, want := range map[int64]bool{90: true, 100: true, 130: false} {
+		d := new(big.Int).Mul(p, big.NewInt(8*rounds))
+		q := new(big.Int).Add(p, d.Sqrt(d))
+		for !q.ProbablyPrime(10) {
+			q.Add(q, big.NewInt(1))
+		}
+		if got := closePrimes(new(big.Int).Mul(p, q)); got != want {
+			t.Errorf("primes for %d rounds: got %v", rounds, got)
+		}
+	}
 	if !closePrimes(new(big.Int).Mul(p, p)) {
 		t.Error("a square is accepted")
 	}

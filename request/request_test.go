@@ -129,10 +129,10 @@ func TestParseTakesEveryShape(t *testing.T) {
 	}
 }
 
-// looser returns the request with another base64 of the same certificate: its last character has bits that belong to no byte.
-func looser(xml string) []byte {
-	i := strings.Index(xml, "=\n-----END") - 1
-	if xml[i] == '=' {
+// looser returns the request with another base64 of the same bytes before end: the last character has bits of no byte.
+func looser(xml, end string) []byte {
+	i := strings.Index(xml, end) - 1
+	for xml[i] == '=' {
 		i--
 	}
 	return []byte(xml[:i] + string(xml[i]+1) + xml[i+1:])
@@ -183,7 +183,8 @@ func TestParseRefuses(t *testing.T) {
 		{"CSR empty", replace(csr, ""), "request.value", fault.PortalInvalidCSR},
 		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", fault.PortalChainMissing},
 		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", fault.PortalChainMissing},
-		{"bits after the last byte of the chain", looser(xml), "request.chain-pem", fault.PortalChainMissing},
+		{"bits after the last byte of the chain", looser(xml, "=\n-----END"), "request.chain-pem", fault.PortalChainMissing},
+		{"bits after the last byte of the signature", looser(xml, "==</string>\n\t</dict>"), "request.value", fault.PortalSignature},
 		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", fault.PortalChainMissing},
 	} {
 		t.Run(c.name, func(t *testing.T) {

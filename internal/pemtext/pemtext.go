@@ -49,5 +49,9 @@ func (b Block) DER() ([]byte, error) {
 		}
 		text = rest
 	}
-	return base64.StdEncoding.Strict().DecodeString(strings.Join(strings.Fields(text), ""))
+	der, err := base64.StdEncoding.Strict().DecodeString(strings.Join(strings.Fields(text), ""))
+	if err != nil {
+		return nil, err // without what was decoded before the error
+	}
+	return der, nil
 }

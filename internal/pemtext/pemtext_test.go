@@ -39,8 +39,8 @@ func TestDER(t *testing.T) {
 			t.Errorf("%q: %q, %v", text, der, err)
 		}
 	}
-	for _, text := range []string{"\nTUl=\n", "TU*J", "TUk"} { // the first has bits after the last byte
-		if der, err := (Block{Text: text}).DER(); err == nil {
+	for _, text := range []string{"\nTUl=\n", "TU*J", "TUlJ*", "TUk"} { // the first has bits after the last byte
+		if der, err := (Block{Text: text}).DER(); err == nil || der != nil {
 			t.Errorf("%q: %q", text, der)
 		}
 	}
