@@ -242,3 +242,13 @@ func TestSPKISHA256(t *testing.T) {
 		t.Errorf("%q and %q", SPKISHA256(a), SPKISHA256(b))
 	}
 }
+
+// Build also refuses bytes inside a certificate that another parser accepted.
+func TestBuildIsStrict(t *testing.T) {
+	w := newWorld()
+	vendor := testkit.Must(x509.ParseCertificate(longer(w.vendor.Raw)))
+	_, err := Build(certs(vendor), certs(w.WWDR, w.Root), Options{Now: now, TrustRoots: certs(w.Root)})
+	if testkit.FindingID(err) != "chain.unreadable" || !strings.Contains(err.Error(), "2 bytes follow the signature") {
+		t.Error(err)
+	}
+}

@@ -17,9 +17,16 @@ import (
 	tags "golang.org/x/crypto/cryptobyte/asn1"
 )
 
+// Check returns an error unless der is SEQUENCE { SEQUENCE, AlgorithmIdentifier, BIT STRING } and nothing else, with the
+// parameters that the signature algorithm demands. It is for a certificate that was parsed elsewhere.
+func Check(der []byte) error {
+	_, err := split(der)
+	return err
+}
+
 // ParseCertificate is x509.ParseCertificate for data that is exactly one certificate.
 func ParseCertificate(der []byte) (*x509.Certificate, error) {
-	if _, err := split(der); err != nil {
+	if err := Check(der); err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)

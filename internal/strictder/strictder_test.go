@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
 	mathrand "math/rand/v2"
 	"os"
@@ -21,6 +22,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	tags "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/internal/testkit"
 )
@@ -258,4 +261,36 @@ func TestOpenSSLAgrees(t *testing.T) {
 	if accepted < 2 || accepted > len(all)/2 {
 		t.Errorf("%d of %d are accepted", accepted, len(all))
 	}
+}
+
+// FuzzParseCertificateRequest checks that the parts of an accepted CSR are the given bytes, and that repairs add nothing:
+// what crypto/x509 accepts is parsed as by crypto/x509.
+func FuzzParseCertificateRequest(f *testing.F) {
+	for _, name := range []string{"good.der", "key-16384.der", "bad-signature.der"} {
+		f.Add(testkit.File(f, "csr/"+name))
+	}
+	for _, name := range []string{"printable.pem", "key-ec.pem", "key-ed25519.pem"} {
+		block, _ := pem.Decode(testkit.File(f, "csr/"+name))
+		f.Add(block.Bytes)
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		csr, err := ParseCertificateRequest(der)
+		if err != nil {
+			return
+		}
+		for _, part := range [][]byte{csr.RawTBSCertificateRequest, csr.RawSubject, csr.RawSubjectPublicKeyInfo} {
+			if !bytes.Contains(der, part) {
+				t.Error("a part is not in the CSR")
+			}
+		}
+		MistypedNames(csr.RawSubject)
+		if KeyType(csr.RawSubjectPublicKeyInfo) == "malformed" || !bytes.Equal(csr.Raw, der) {
+			t.Error("the key or the bytes are others")
+		}
+		if plain, err := x509.ParseCertificateRequest(der); err == nil {
+			if diff := cmp.Diff(plain.Subject.String(), csr.Subject.String()); diff != "" || plain.PublicKeyAlgorithm != csr.PublicKeyAlgorithm {
+				t.Errorf("%v, %v; %s", plain.PublicKeyAlgorithm, csr.PublicKeyAlgorithm, diff)
+			}
+		}
+	})
 }
