@@ -148,6 +148,7 @@ func TestParseRefuses(t *testing.T) {
 		return []byte(strings.Replace(xml, old, replacement, 1))
 	}
 	csr := golden(t).csrText()
+	doctype, start := strings.Index(xml, "<!DOCTYPE"), strings.Index(xml, "<plist")
 	for _, c := range []struct {
 		name   string
 		data   []byte
@@ -169,12 +170,14 @@ func TestParseRefuses(t *testing.T) {
 		{"key twice, attribute", replace("<dict>", "<dict><key a='b'>"+keySignature+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
 		{"two values", replace("</plist>", "<dict><key>x</key><string>AAAA</string></dict></plist>"), "request.plist", fault.PortalInvalidCSR},
 		{"two documents", replace("</plist>", "</plist><plist><dict/></plist>"), "request.plist", fault.PortalInvalidCSR},
+		{"an empty document after it", replace("</plist>", "</plist><plist/>"), "request.plist", fault.PortalInvalidCSR},
 		{"text after it", replace("</plist>", "</plist>x"), "request.plist", fault.PortalInvalidCSR},
 		{"element in a key", replace("<dict>", "<dict><key>x<b/></key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
 		{"element in a string", replace("<string>", "<string><b>AAAA</b>"), "request.plist", fault.PortalInvalidCSR},
 		{"deep", replace("<dict>", "<dict><key>x</key>"+strings.Repeat("<array>", 20)+strings.Repeat("</array>", 20)), "request.plist", fault.PortalInvalidCSR},
 		{"second DOCTYPE", replace("<plist", "<!DOCTYPE plist>\n<plist"), "request.plist", fault.PortalInvalidCSR},
 		{"the same DOCTYPE twice", replace("<plist", xml[strings.Index(xml, "<!DOCTYPE"):strings.Index(xml, "<plist")]+"<plist"), "request.plist", fault.PortalInvalidCSR},
+		{"Apple's DOCTYPE inside", []byte(strings.Replace(xml[:doctype]+xml[start:], "<dict>", xml[doctype:start]+"<dict>", 1)), "request.plist", fault.PortalInvalidCSR},
 		{"DOCTYPE inside", replace("<dict>", "<!DOCTYPE plist><dict>"), "request.plist", fault.PortalInvalidCSR},
 		{"internal subset", replace(`1.0.dtd">`, `1.0.dtd" [<!ENTITY x "y">]>`), "request.plist", fault.PortalInvalidCSR},
 		{"another DTD", replace("www.apple.com", "www.example.com"), "request.plist", fault.PortalInvalidCSR},

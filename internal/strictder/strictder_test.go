@@ -91,7 +91,7 @@ func TestEveryByteCounts(t *testing.T) {
 			if object.parse(sequence(p.tbs, algorithm(oidSHA256RSA, slices.Concat([]byte{5, 0}, extra)...), p.signature)) == nil {
 				t.Errorf("%s with %s in the signature algorithm", object.name, name)
 			}
-			if object.parse(slices.Concat(object.der, extra)) == nil {
+			if object.parse(slices.Concat(object.der, extra)) == nil || Check(slices.Concat(object.der, extra)) == nil {
 				t.Errorf("%s with %s after it", object.name, name)
 			}
 		}
@@ -108,12 +108,16 @@ func TestEveryByteCounts(t *testing.T) {
 	if err := parseCSR(sequence(p.tbs, algorithm(oidSHA256RSA), p.signature)); err != nil {
 		t.Errorf("without NULL: %v", err)
 	}
+	info := testkit.Must(readInfo(p.tbs))
+	oid, parameters, number := splitKey(info.key)
+	longKey := sequence(algorithm(oid, parameters...), element(tags.BIT_STRING, []byte{0}, sequence(content(number), []byte{5, 0})))
 	for _, tbs := range [][]byte{
+		sequence([]byte{2, 1, 0}, info.subject, longKey, []byte{0xa0, 0}),
 		sequence(content(p.tbs), []byte{5, 0}),
 		sequence([]byte{2, 1, 1}, content(p.tbs)[3:]),
 	} {
 		if parseCSR(sequence(tbs, p.algorithm, p.signature)) == nil {
-			t.Errorf("accepted: %x...", tbs[:12])
+			t.Errorf("accepted: %x", tbs)
 		}
 	}
 }
