@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
+	"hsmsign/internal/strictder"
 	"hsmsign/lifecycle/pushcert"
 	"hsmsign/request"
 	"hsmsign/signer"
@@ -47,7 +48,7 @@ func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 		Subject: Name(cert.Subject), Issuer: Name(cert.Issuer), Serial: cert.SerialNumber.Text(16),
 		NotBefore: cert.NotBefore.UTC().Format(time.RFC3339), NotAfter: cert.NotAfter.UTC().Format(time.RFC3339),
 		DaysLeft: int(math.Floor(cert.NotAfter.Sub(now).Hours() / 24)),
-		Key:      keyName(cert.PublicKey, cert.PublicKeyAlgorithm), Signature: cert.SignatureAlgorithm.String(),
+		Key:      keyName(cert.PublicKey, cert.PublicKeyAlgorithm, cert.RawSubjectPublicKeyInfo), Signature: cert.SignatureAlgorithm.String(),
 		KeyID: hex.EncodeToString(cert.SubjectKeyId), IssuerID: hex.EncodeToString(cert.AuthorityKeyId),
 		KeySHA256: SHA256(cert.RawSubjectPublicKeyInfo), SHA256: SHA256(cert.Raw),
 	}
@@ -106,9 +107,12 @@ func Name(name pkix.Name) string {
 	return strings.Join(parts, ", ")
 }
 
-func keyName(pub any, algorithm x509.PublicKeyAlgorithm) string {
+func keyName(pub any, algorithm x509.PublicKeyAlgorithm, spki []byte) string {
 	if key, ok := pub.(*rsa.PublicKey); ok {
 		return fmt.Sprintf("RSA %d bits, exponent %d", key.N.BitLen(), key.E)
+	}
+	if algorithm == x509.UnknownPublicKeyAlgorithm {
+		return strictder.KeyType(spki)
 	}
 	return algorithm.String()
 }
@@ -131,7 +135,7 @@ type CSR struct {
 // NewCSR describes a certificate signing request.
 func NewCSR(csr *x509.CertificateRequest) *CSR {
 	return &CSR{
-		Subject: Name(csr.Subject), Key: keyName(csr.PublicKey, csr.PublicKeyAlgorithm),
+		Subject: Name(csr.Subject), Key: keyName(csr.PublicKey, csr.PublicKeyAlgorithm, csr.RawSubjectPublicKeyInfo),
 		Signature: csr.SignatureAlgorithm.String(), KeySHA256: SHA256(csr.RawSubjectPublicKeyInfo), SHA256: SHA256(csr.Raw),
 	}
 }

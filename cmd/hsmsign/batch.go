@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -134,15 +133,15 @@ func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	err = writeFile(result.Output, issued.Request, requestMode, b.force)
-	if !errors.Is(err, errExists) {
+	err = wholefile.WriteDeferred(result.Output, issued.Request, requestMode, b.force) // finish flushes the folder
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	// Another run was faster, and may have written this request.
 	if done, err := isDone(prepared, result); done || err != nil {
 		return err
 	}
-	return err
+	return existsError(result.Output)
 }
 
 // isDone returns whether the output exists and is already this request, so that an interrupted batch can be run again.
@@ -161,7 +160,7 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 // finish returns the outcome of the batch.
 func (b *batch) finish(ctx context.Context, total int) error {
 	signed, unchanged, refused, failed := b.signed.Load(), b.unchanged.Load(), b.refused.Load(), b.failed.Load()
-	err := syncDir(b.outDir)
+	err := wholefile.FlushFolder(b.outDir)
 	cause := context.Cause(ctx)
 	if _, interrupted := errors.AsType[signalError](cause); interrupted {
 		err = fault.Interrupted.Errorf("interrupted with %d of %d requests written", signed+unchanged, total).Fix("run it again to complete the rest")
@@ -250,16 +249,4 @@ func (job *signJob) appendFolder(items []batchItem, dir string) ([]batchItem, er
 			return nil, err
 		}
 	}
-}
-
-// syncDir flushes the names of a folder's new files, so that they survive a power cut. Windows has no such call.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
