@@ -10,8 +10,8 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
-PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool zsh fish
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs
@@ -26,6 +26,15 @@ help: ## List the targets
 .PHONY: build
 build: ## Build bin/hsmsign; TAGS=nocloud builds it without AWS KMS and GCP KMS
 	go build -trimpath -tags '$(subst $(space),$(comma),$(strip $(LEAN) $(TAGS)))' -o bin/hsmsign ./cmd/hsmsign
+
+PREFIX ?= /usr/local
+.PHONY: install
+install: build ## Install the program and its completions below PREFIX (default /usr/local); DESTDIR is put before it
+	install -D -m 0755 bin/hsmsign '$(DESTDIR)$(PREFIX)/bin/hsmsign'
+	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	bin/hsmsign completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hsmsign'
+	bin/hsmsign completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hsmsign'
+	bin/hsmsign completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hsmsign.fish'
 
 .PHONY: deps
 deps: ## Install the programs that tests and demo need, if any is missing (Debian, Ubuntu)
@@ -74,6 +83,14 @@ bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
+
+MUTATED ?= fault agent request chain
+.PHONY: mutate
+mutate: ## Change the code of MUTATED (default: fault agent request chain) in small ways, and list the changes that no test notices
+	@for package in $(MUTATED); do \
+		echo "$$package"; \
+		go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.5.0 unleash --timeout-coefficient 10 ./$$package | grep -E 'LIVED|NOT COVERED|Killed|Timed'; \
+	done
 
 .PHONY: opencryptoki
 opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft token (installs it; needs root)

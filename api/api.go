@@ -20,6 +20,12 @@ type Error struct {
 	Exit    int    `json:"exit"` // exit code of the command line
 }
 
+// Failure is the last object that a command prints with --json if it failed as a whole. The results before it, if any,
+// are complete.
+type Failure struct {
+	Error *Error `json:"error"`
+}
+
 // NewError returns the shape of an error.
 func NewError(err error) *Error {
 	e := &Error{Message: err.Error(), Fix: fault.Hint(err), Exit: fault.KindOf(err).Exit()}
@@ -47,7 +53,7 @@ type SignResult struct {
 	Subject   string          `json:"subject,omitempty"`
 	CSRSHA256 string          `json:"csr_sha256,omitempty"` // of the DER
 	KeySHA256 string          `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
-	Warnings  []fault.Finding `json:"warnings,omitempty"`
+	Findings  []fault.Finding `json:"findings,omitempty"`   // warnings and notes about the CSR
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
 }
@@ -59,8 +65,15 @@ type VerifyResult struct {
 	Digest   string          `json:"digest,omitempty"` // of the signature; absent if it does not verify
 	CSR      *CSR            `json:"csr,omitempty"`
 	Chain    []Certificate   `json:"chain,omitempty"`
+	Root     string          `json:"root,omitempty"` // RootApple, or RootGiven for a root that was given as trusted
 	Findings []fault.Finding `json:"findings"`
 }
+
+// The roots of a VerifyResult that is OK.
+const (
+	RootApple = "apple"
+	RootGiven = "given"
+)
 
 // InspectResult is what a file contains.
 type InspectResult struct {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
+	"hsmsign/internal/strictder"
 	"hsmsign/lifecycle/pushcert"
 	"hsmsign/request"
 	"hsmsign/signer"
@@ -47,7 +48,7 @@ func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 		Subject: Name(cert.Subject), Issuer: Name(cert.Issuer), Serial: cert.SerialNumber.Text(16),
 		NotBefore: cert.NotBefore.UTC().Format(time.RFC3339), NotAfter: cert.NotAfter.UTC().Format(time.RFC3339),
 		DaysLeft: int(math.Floor(cert.NotAfter.Sub(now).Hours() / 24)),
-		Key:      keyName(cert.PublicKey, cert.PublicKeyAlgorithm), Signature: cert.SignatureAlgorithm.String(),
+		Key:      keyName(cert.PublicKey, cert.PublicKeyAlgorithm, cert.RawSubjectPublicKeyInfo), Signature: cert.SignatureAlgorithm.String(),
 		KeyID: hex.EncodeToString(cert.SubjectKeyId), IssuerID: hex.EncodeToString(cert.AuthorityKeyId),
 		KeySHA256: SHA256(cert.RawSubjectPublicKeyInfo), SHA256: SHA256(cert.Raw),
 	}
@@ -69,7 +70,7 @@ func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 
 // NewCertificates describes certificates in their order.
 func NewCertificates(certs []*x509.Certificate, now time.Time) []Certificate {
-	var all []Certificate
+	all := []Certificate{}
 	for _, cert := range certs {
 		all = append(all, NewCertificate(cert, now))
 	}
@@ -106,9 +107,12 @@ func Name(name pkix.Name) string {
 	return strings.Join(parts, ", ")
 }
 
-func keyName(pub any, algorithm x509.PublicKeyAlgorithm) string {
+func keyName(pub any, algorithm x509.PublicKeyAlgorithm, spki []byte) string {
 	if key, ok := pub.(*rsa.PublicKey); ok {
 		return fmt.Sprintf("RSA %d bits, exponent %d", key.N.BitLen(), key.E)
+	}
+	if algorithm == x509.UnknownPublicKeyAlgorithm {
+		return strictder.KeyType(spki)
 	}
 	return algorithm.String()
 }
@@ -131,7 +135,7 @@ type CSR struct {
 // NewCSR describes a certificate signing request.
 func NewCSR(csr *x509.CertificateRequest) *CSR {
 	return &CSR{
-		Subject: Name(csr.Subject), Key: keyName(csr.PublicKey, csr.PublicKeyAlgorithm),
+		Subject: Name(csr.Subject), Key: keyName(csr.PublicKey, csr.PublicKeyAlgorithm, csr.RawSubjectPublicKeyInfo),
 		Signature: csr.SignatureAlgorithm.String(), KeySHA256: SHA256(csr.RawSubjectPublicKeyInfo), SHA256: SHA256(csr.Raw),
 	}
 }
@@ -152,7 +156,7 @@ type Key struct {
 // NewKey describes a private key at the given time.
 func NewKey(k signer.KeyInfo, now time.Time) Key {
 	key := Key{
-		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: k.Properties,
+		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: notNil(k.Properties),
 	}
 	if k.Public != nil {
 		key.KeySHA256 = chain.SPKISHA256(k.Public)
@@ -172,7 +176,20 @@ func NewVerifyResult(file string, r *request.Report, now time.Time) VerifyResult
 	if r.CSR != nil {
 		result.CSR = NewCSR(r.CSR)
 	}
+	if result.OK {
+		result.Root = RootOf(r.Chain)
+	}
 	return result
+}
+
+// RootOf returns whose root a complete chain contains.
+func RootOf(certs []*x509.Certificate) string {
+	for _, cert := range certs {
+		if pin, ok := chain.Lookup(cert); ok && pin.Root {
+			return RootApple
+		}
+	}
+	return RootGiven
 }
 
 // DigestName returns the name of a hash as --digest accepts it: "sha256"; "" for no hash.

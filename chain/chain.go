@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // The limits of this package.
@@ -114,6 +115,11 @@ func SPKISHA256(pub crypto.PublicKey) string {
 func Build(cert, extra []*x509.Certificate, opts Options) (*Chain, error) {
 	opts = opts.withDefaults()
 	given, _ := dedupe(slices.Concat(cert, extra))
+	for _, c := range given { // of a token, for example, which Parse has not read
+		if err := strictder.Check(c.Raw); err != nil {
+			return nil, unreadable("%s is damaged: %v", name(c), err)
+		}
+	}
 	leaves, _ := dedupe(cert)
 	pool, _ := dedupe(slices.Concat(given, opts.TrustRoots))
 	path, findings := inspect(leaves, pool, opts)

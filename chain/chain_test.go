@@ -88,7 +88,7 @@ func leafCases(w world) []ruleCase {
 			Options{Key: w.key.Public()}, "chain.expired", fault.PortalExpired, []string{"expired 2026-11-10"}},
 		{"not yet valid", slices.Concat(leaf(testpki.VendorOptions{NotBefore: now.Add(time.Hour)}), issuers), Options{}, "chain.not-yet-valid", fault.PortalSignature,
 			[]string{"valid from 2026-11-20T13:00:00Z", "it is 2026-11-20T12:00:00Z"}},
-		{"EC key", slices.Concat(certs(w.issue(ec, testpki.VendorOptions{})), issuers), Options{}, "chain.leaf-key", fault.PortalSignature, []string{"ECDSA"}},
+		{"EC key", slices.Concat(certs(w.issue(ec, testpki.VendorOptions{})), issuers), Options{}, "chain.leaf-key", fault.PortalSignature, []string{"EC on P-256"}},
 		{"small key", slices.Concat(certs(w.issue(small, testpki.VendorOptions{})), issuers), Options{}, "chain.leaf-key", fault.PortalSignature, []string{"1024 bits"}},
 		{"CA as leaf", certs(w.WWDR, w.Root), Options{}, "chain.leaf-is-ca", fault.PortalSignature, []string{"not a vendor certificate"}},
 		{"vendor CA", slices.Concat(leaf(testpki.VendorOptions{IsCA: true}), issuers), Options{Key: w.key.Public()}, "chain.leaf-is-ca", fault.PortalSignature, nil},
@@ -240,5 +240,15 @@ func TestSPKISHA256(t *testing.T) {
 	a, b := newWorld().key.Public(), newWorld().WWDRKey.Public()
 	if len(SPKISHA256(a)) != 64 || SPKISHA256(a) == SPKISHA256(b) {
 		t.Errorf("%q and %q", SPKISHA256(a), SPKISHA256(b))
+	}
+}
+
+// Build also refuses bytes inside a certificate that another parser accepted.
+func TestBuildIsStrict(t *testing.T) {
+	w := newWorld()
+	vendor := testkit.Must(x509.ParseCertificate(longer(w.vendor.Raw)))
+	_, err := Build(certs(vendor), certs(w.WWDR, w.Root), Options{Now: now, TrustRoots: certs(w.Root)})
+	if testkit.FindingID(err) != "chain.unreadable" || !strings.Contains(err.Error(), "2 bytes follow the signature") {
+		t.Error(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 const (
@@ -43,7 +44,7 @@ func checkLeaf(c *x509.Certificate) []fault.Finding {
 	}
 	var f []fault.Finding
 	if pub, ok := c.PublicKey.(*rsa.PublicKey); !ok {
-		f = append(f, *refuse("chain.leaf-key", "%s contains a key of type %v; Apple accepts RSA only", name(c), c.PublicKeyAlgorithm).WithFix(fixKey))
+		f = append(f, *refuse("chain.leaf-key", "%s contains a key of type %s; Apple accepts RSA only", name(c), strictder.KeyType(c.RawSubjectPublicKeyInfo)).WithFix(fixKey))
 	} else if bits := pub.N.BitLen(); bits < minKeyBits || bits > maxKeyBits {
 		f = append(f, *refuse("chain.leaf-key", "%s contains an RSA key of %d bits; %d to %d are accepted", name(c), bits, minKeyBits, maxKeyBits).WithFix(fixKey))
 	}

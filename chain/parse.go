@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
+	"hsmsign/internal/strictder"
 )
 
 // Parse returns all certificates of one file, in their order. It reads PEM (any number, with other text, and blocks without
@@ -51,51 +53,16 @@ func unreadable(format string, args ...any) *fault.Finding {
 		WithFix("give a certificate in PEM, DER or PKCS#7 form").WithPortal(fault.PortalChainMissing)
 }
 
-const begin, end, dashes = "-----BEGIN ", "-----END ", "-----"
-
 // isDER reports whether data begins as a SEQUENCE of more than 127 bytes, whose length has the long form (X.690 section
 // 8.1.3.5): certificates and PKCS#7 bundles do. The tag alone is the character "0".
 func isDER(data []byte) bool { return len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 }
 
-// block is one PEM block: its label and the text between BEGIN and END.
-type block struct {
-	label, text string
-	line        int  // of BEGIN
-	whole       bool // an END with this label follows
-}
-
-// pemBlocks returns the blocks of a text (RFC 7468), also those that do not begin at the start of a line.
-func pemBlocks(s string) []block {
-	var blocks []block
-	line := 1
-	for {
-		i := strings.Index(s, begin)
-		if i < 0 {
-			return blocks
-		}
-		line += strings.Count(s[:i], "\n")
-		s = s[i+len(begin):]
-		label, rest, ok := strings.Cut(s, dashes)
-		if !ok || strings.ContainsAny(label, "\r\n") {
-			continue
-		}
-		b := block{label: label, line: line}
-		b.text, _, b.whole = strings.Cut(rest, end+label+dashes)
-		if next := strings.Index(b.text, begin); next >= 0 {
-			b.text, b.whole = b.text[:next], false
-		}
-		blocks = append(blocks, b)
-		line += strings.Count(b.text, "\n")
-		s = rest[len(b.text):]
-	}
-}
-
 func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	n := 0
-	for _, b := range pemBlocks(string(data)) {
+	for b := range pemtext.Scan(string(data)) {
 		var parse func([]byte) ([]*x509.Certificate, error)
-		switch b.label {
+		switch b.Label {
 		case "CERTIFICATE", "X509 CERTIFICATE":
 			parse = parseOne
 		case "PKCS7", "CMS":
@@ -104,16 +71,16 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 			continue
 		}
 		n++
-		if !b.whole {
-			return nil, unreadable("certificate block %d, at line %d, has no END line", n, b.line)
+		if !b.Whole {
+			return nil, unreadable("certificate block %d, at line %d, has no END line", n, b.Line)
 		}
-		der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(b.text), ""))
+		der, err := b.DER()
 		if err != nil {
-			return nil, unreadable("certificate block %d, at line %d, is not base64", n, b.line)
+			return nil, unreadable("certificate block %d, at line %d, is not base64", n, b.Line)
 		}
 		more, err := parse(der)
 		if err != nil {
-			return nil, unreadable("certificate block %d, at line %d, is damaged: %v", n, b.line, err)
+			return nil, unreadable("certificate block %d, at line %d, is damaged: %v", n, b.Line, err)
 		}
 		certs = append(certs, more...)
 	}
@@ -121,7 +88,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 }
 
 func parseOne(der []byte) ([]*x509.Certificate, error) {
-	c, err := x509.ParseCertificate(der)
+	c, err := strictder.ParseCertificate(der)
 	return []*x509.Certificate{c}, err
 }
 
@@ -137,7 +104,7 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, unreadable("DER element %d is damaged or cut off: %v", len(certs)+1, err)
 		}
-		c, err := x509.ParseCertificate(raw.FullBytes)
+		c, err := strictder.ParseCertificate(raw.FullBytes)
 		if err != nil && len(certs) == 0 && !looksLikeCertificate(raw.FullBytes) {
 			return nil, nil
 		}
@@ -189,7 +156,7 @@ func parseSet(der []byte) ([]*x509.Certificate, error) {
 		if der, err = asn1.Unmarshal(der, &raw); err != nil {
 			return nil, err
 		}
-		c, err := x509.ParseCertificate(raw.FullBytes)
+		c, err := strictder.ParseCertificate(raw.FullBytes)
 		if err != nil {
 			return nil, err
 		}
@@ -213,9 +180,8 @@ func describe(data []byte) string {
 	if isDER(data) {
 		return describeDER(data)
 	}
-	if blocks := pemBlocks(string(data)); len(blocks) > 0 {
-		label := blocks[0].label
-		switch {
+	for b := range pemtext.Scan(string(data)) { //nolint:staticcheck // the first block only
+		switch label := b.Label; {
 		case strings.HasSuffix(label, "PRIVATE KEY"):
 			return "a private key"
 		case strings.HasSuffix(label, "CERTIFICATE REQUEST"):
@@ -223,15 +189,19 @@ func describe(data []byte) string {
 		case label == "PUBLIC KEY":
 			return "a public key"
 		}
-		return fmt.Sprintf("PEM of type %q", fault.Clip(label, maxName))
+		return fmt.Sprintf("PEM of type %q", fault.Clip(b.Label, maxName))
 	}
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return "text in UTF-16 (save it as UTF-8)"
 	}
-	text := bytes.ToLower(bytes.TrimSpace(data[:min(len(data), 512)]))
+	text := data[:min(len(data), 512)]
+	if utf8.Valid(text) {
+		text = bytes.ToLower(bytes.TrimSpace(text))
+	}
 	kinds := []struct{ prefix, kind string }{
 		{"<!doctype html", "an HTML page"}, {"<html", "an HTML page"},
 		{"<?xml", "an XML file"}, {"pd94bwwg", "a Push Certificate Request"}, // base64 of "<?xml "
+		{"\xfe\xed\xfe\xed", "a Java keystore (JKS)"}, {"\xce\xce\xce\xce", "a Java keystore (JCEKS)"},
 		{"{", "JSON"}, {"ssh-", "an SSH public key"},
 	}
 	for _, k := range kinds {

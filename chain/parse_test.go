@@ -6,6 +6,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"slices"
 	"strconv"
@@ -130,6 +131,8 @@ func refusals(w world) []refusal {
 		{"HTML", "\n<!DOCTYPE HTML>\n<p>", "chain.unreadable", "it is an HTML page, not"},
 		{"XML", "<?xml version='1.0'?>", "chain.unreadable", "it is an XML file, not"},
 		{"request", base64.StdEncoding.EncodeToString([]byte("<?xml version='1.0'?>")), "chain.unreadable", "it is a Push Certificate Request, not"},
+		{"JKS", "\xfe\xed\xfe\xed\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JKS), not"},
+		{"JCEKS", "\xce\xce\xce\xce\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JCEKS), not"},
 		{"JSON", `{"error":"x"}`, "chain.unreadable", "it is JSON, not"},
 		{"UTF-16", "\xff\xfe-\x00-\x00", "chain.unreadable", "it is text in UTF-16"},
 		{"SSH", "ssh-rsa AAAA", "chain.unreadable", "it is an SSH public key, not"},
@@ -149,6 +152,9 @@ func damages(w world, csr *x509.CertificateRequest) []refusal {
 		{"damaged PEM", block64("CERTIFICATE", w.vendor.Raw[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
 		{"damaged bundle", block64("PKCS7", bundle(w.vendor)[:400]), "chain.unreadable", "certificate block 1, at line 1, is damaged"},
 		{"empty bundle", string(bundle()) + strings.Repeat(" ", 200), "chain.unreadable", "binary data"},
+		{"bytes inside DER", string(longer(w.vendor.Raw)), "chain.unreadable", "DER certificate 1 is damaged: 2 bytes follow the signature"},
+		{"bytes inside PEM", block64("CERTIFICATE", longer(w.vendor.Raw)), "chain.unreadable", "at line 1, is damaged: 2 bytes follow the signature"},
+		{"bytes inside a bundle", block64("PKCS7", bundle(&x509.Certificate{Raw: longer(w.vendor.Raw)})), "chain.unreadable", "2 bytes follow the signature"},
 		{"cut DER", string(w.vendor.Raw) + string(w.WWDR.Raw[:400]), "chain.unreadable", "DER element 2 is damaged or cut off"},
 		{"damaged DER", string(damaged(w.vendor.Raw)), "chain.unreadable", "DER certificate 1 is damaged"},
 		{"something after DER", string(w.vendor.Raw) + string(csr.Raw), "chain.unreadable", "DER certificate 2 is damaged"},
@@ -171,6 +177,13 @@ func TestParseRefuses(t *testing.T) {
 
 func lineOf(before string) string {
 	return strconv.Itoa(strings.Count(before, "\n") + 1)
+}
+
+// longer returns a certificate with a NULL after the signature, inside its SEQUENCE.
+func longer(der []byte) []byte {
+	d := append(bytes.Clone(der), 5, 0)
+	binary.BigEndian.PutUint16(d[2:], uint16(len(d)-4))
+	return d
 }
 
 // damaged returns a certificate with an invalid time.

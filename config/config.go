@@ -33,7 +33,7 @@ type Config struct {
 	Format    string   `yaml:"format" values:"base64 or plist"` // of the request file
 	Digest    string   `yaml:"digest" values:"sha256 or sha1"`  // of the signature
 	OutDir    string   `yaml:"out-dir"`                         // folder for the finished requests
-	Modules   []string `yaml:"modules" path:"absolute"`         // PKCS#11 modules that may be loaded; empty: any
+	Modules   []string `yaml:"modules" path:"absolute"`         // PKCS#11 modules that may be loaded; nil: any; empty: none
 	Vendor    string   `yaml:"vendor"`                          // name of the active one of Vendors; may be empty
 	// Vendors are several vendor identities by name, for the time of a renewal. They exclude Key, Cert and Chain of the
 	// Config itself. Its TrustRoot applies to those that have none.

@@ -44,6 +44,7 @@ func TestParse(t *testing.T) {
 		{"Windows line ends", strings.ReplaceAll(full, "\n", "\r\n"), want},
 		{"byte order mark", "\ufeff" + full, want},
 		{"document header", "---\n" + full + "...\n", want},
+		{"no module allowed", "modules: []\n", Config{Modules: []string{}}},
 		{"modules", "modules: [/a.so, /b.so]\n", Config{Modules: []string{"/a.so", "/b.so"}}},
 		{"flow", `{key: "file:k", chain: [a, b]}`, Config{Key: "file:k", Chain: []string{"a", "b"}}},
 		{"vendors", "vendor: new\ntrust-root: [t.pem]\nvendors:\n  old: {key: \"file:a\", cert: a.pem}\n  new:\n    key: file:b\n    chain: [c.pem]\n    trust-root:\n      - r.pem\n", Config{
@@ -66,6 +67,9 @@ func TestParse(t *testing.T) {
 			}
 			if diff := cmp.Diff(&tt.want, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
+			}
+			if (got.Modules == nil) != (tt.want.Modules == nil) { // nil allows any module
+				t.Errorf("modules: %#v, want %#v", got.Modules, tt.want.Modules)
 			}
 		})
 	}

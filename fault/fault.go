@@ -55,7 +55,7 @@ var table = [...]struct {
 	status int
 }{
 	None:            {"none", 0, http.StatusOK},
-	Interrupted:     {"interrupted", 1, http.StatusServiceUnavailable},
+	Interrupted:     {"interrupted", 130, http.StatusServiceUnavailable},
 	Usage:           {"usage", 2, http.StatusBadRequest},
 	Unauthenticated: {"unauthenticated", 5, http.StatusUnauthorized},
 	Auth:            {"key-store-authentication", 5, http.StatusServiceUnavailable},
@@ -74,7 +74,7 @@ var table = [...]struct {
 	Internal:        {"internal", 1, http.StatusInternalServerError},
 }
 
-// Exit returns the exit code of the program, 0 to 8.
+// Exit returns the exit code of the program: 0 to 8, or 130 after SIGINT (the program turns it into 143 after SIGTERM).
 func (k Kind) Exit() int { return table[k].exit }
 
 // Status returns the HTTP status code (RFC 9110).

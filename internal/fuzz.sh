@@ -5,7 +5,7 @@ set -euo pipefail
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 echo "$1 $2"
-if go test "./$1" -run '^$' -fuzz "^$2\$" -fuzztime "$3" >"$log" 2>&1; then
+if go test "./$1" -run '^$' -fuzz "^$2\$" -fuzztime "$3" -fuzzminimizetime 2s >"$log" 2>&1; then
 	grep -E 'elapsed' "$log" | tail -n 1
 elif grep -q 'context deadline exceeded' "$log" && ! grep -q 'Failing input' "$log"; then
 	echo "time was up"

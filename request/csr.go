@@ -3,11 +3,14 @@ package request
 import (
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
 	"math/big"
 	"math/bits"
 	"slices"
+	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // MaxCSR is the size limit of a certificate signing request in any encoding, in bytes.
@@ -48,12 +51,12 @@ func ParseCSR(data []byte) (*CSR, error) {
 	return &CSR{DER: der, File: data, Parsed: parsed, Findings: CheckCSR(parsed)}, nil
 }
 
-// parseCSR parses DER that contains one CSR and nothing else.
+// parseCSR parses DER that contains one CSR and no other byte, neither after it nor inside.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	if err := oneDER(der); err != nil {
 		return nil, err
 	}
-	parsed, err := x509.ParseCertificateRequest(der)
+	parsed, err := strictder.ParseCertificateRequest(der)
 	if err == nil {
 		return parsed, nil
 	}
@@ -88,15 +91,27 @@ const (
 func CheckCSR(csr *x509.CertificateRequest) []fault.Finding {
 	pub, ok := csr.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return []fault.Finding{*refuseCSR("csr.key-type", "the key is %v; Apple's push certificates require RSA", csr.PublicKeyAlgorithm).WithFix(fixNewKey)}
+		return []fault.Finding{*refuseCSR("csr.key-type", "the key is %s; Apple's push certificates require RSA",
+			strictder.KeyType(csr.RawSubjectPublicKeyInfo)).WithFix(fixNewKey)}
 	}
 	if f := checkKey(pub); f != nil {
 		return []fault.Finding{*f}
 	}
 	var findings []fault.Finding
+	if names := strictder.MistypedNames(csr.RawSubject); len(names) > 0 {
+		findings = append(findings, *fault.Warn("csr.string-type", "the type of a string in the subject does not allow its characters: %s", strings.Join(names, ", ")).
+			WithFix("if Apple refuses the request, ask the customer for a CSR with UTF8String in the subject"))
+	}
 	switch csr.SignatureAlgorithm {
 	case x509.MD2WithRSA, x509.MD5WithRSA:
 		return []fault.Finding{*refuseCSR("csr.hash", "the CSR is signed with %v, which can be forged", csr.SignatureAlgorithm).WithFix(fixNewKey)}
+	case x509.UnknownSignatureAlgorithm:
+		oid, pss := strictder.SignatureAlgorithm(csr.Raw)
+		message := fmt.Sprintf("unsupported signature algorithm %v", oid)
+		if pss {
+			message = "unsupported signature parameters: RSASSA-PSS needs SHA-256, SHA-384 or SHA-512, also in its mask, and a salt as long as the hash"
+		}
+		return append(findings, *refuseCSR("csr.algorithm", "%s", message).WithFix(fixNewKey))
 	case x509.SHA1WithRSA:
 		findings = append(findings, *fault.Warn("csr.sha1", "the CSR is signed with SHA-1, which Apple may stop accepting").
 			WithFix("ask the customer for a CSR signed with SHA-256 at the next renewal"))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"os"
@@ -31,6 +32,7 @@ var refusals = map[string]string{
 	"even-modulus.der":  "csr.modulus",
 	"exponent-3.pem":    "csr.exponent",
 	"garbage.bin":       "csr.encoding",
+	"inside.der":        "csr.malformed", // bytes after the signature, inside the SEQUENCE
 	"key-1024.pem":      "csr.key-size",
 	"key-16384.der":     "csr.key-size",
 	"key-ec.pem":        "csr.key-type",
@@ -59,7 +61,7 @@ func TestCSRFiles(t *testing.T) {
 			if csr, err := DecodeCSR(data); err != nil || !bytes.Equal(csr.DER, want) || len(csr.Findings) != 0 {
 				t.Errorf("%s: %+v, %v; want the DER of good.der", name, csr, err)
 			}
-		case !slices.Contains([]string{"sha1.pem", "other.pem", "README.md"}, name):
+		case !slices.Contains([]string{"sha1.pem", "other.pem", "printable.pem"}, name):
 			t.Errorf("%s is in no test", name)
 		}
 	}
@@ -70,6 +72,13 @@ func TestDecodeCSRRefuses(t *testing.T) {
 	checkRefused(t, "request", testkit.File(t, "golden/customer.req"), "csr.kind")
 	checkRefused(t, "plist", testkit.File(t, "golden/customer.plist"), "csr.kind")
 	checkRefused(t, "blanks", []byte(" \r\n\t"), "csr.empty")
+}
+
+// longer appends bytes to the content of a SEQUENCE of 256 to 65535 bytes.
+func longer(der []byte, more ...byte) []byte {
+	der = append(bytes.Clone(der), more...)
+	binary.BigEndian.PutUint16(der[2:], uint16(len(der)-4))
+	return der
 }
 
 func checkRefused(t *testing.T, name string, data []byte, id string) {
@@ -126,6 +135,17 @@ func TestClosePrimes(t *testing.T) {
 	for bits, want := range map[uint]bool{1: true, 500: true, 514: true, 1000: false} { // 514 needs a few rounds
 		if got := closePrimes(new(big.Int).Mul(p, other(bits))); got != want {
 			t.Errorf("2^%d apart: got %v", bits, got)
+		}
+	}
+	// d*d/8p rounds find primes with the distance d.
+	for rounds, want := range map[int64]bool{90: true, 100: true, 130: false} {
+		d := new(big.Int).Mul(p, big.NewInt(8*rounds))
+		q := new(big.Int).Add(p, d.Sqrt(d))
+		for !q.ProbablyPrime(10) {
+			q.Add(q, big.NewInt(1))
+		}
+		if got := closePrimes(new(big.Int).Mul(p, q)); got != want {
+			t.Errorf("primes for %d rounds: got %v", rounds, got)
 		}
 	}
 	if !closePrimes(new(big.Int).Mul(p, p)) {

@@ -6,10 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
+	"slices"
 	"strings"
 	"unicode/utf16"
 
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
 )
 
 // csrDER returns the DER inside the encodings of a CSR, unchanged and unparsed.
@@ -64,13 +67,19 @@ func csrPEM(text []byte) ([]byte, error) {
 		}
 		return nil, refuseCSR("csr.count", "found %d PEM blocks, want one CSR", n).WithFix("split the file: one CSR per file")
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
+	block, _ := pem.Decode(text) // requires that BEGIN and END are on separate lines
+	blocks := slices.Collect(pemtext.Scan(string(text)))
+	var der []byte
+	err := errors.New("no block")
+	if block != nil && len(blocks) == 1 {
+		der, err = blocks[0].DER()
+	}
+	if err != nil {
 		return nil, refuseCSR("csr.pem", "the PEM block is damaged: its END line or its base64 is missing or broken")
 	}
 	switch {
 	case block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST":
-		return block.Bytes, nil
+		return der, nil
 	case strings.Contains(block.Type, "PRIVATE KEY"):
 		return nil, refuseCSR("csr.private-key", "this is a private key, not a certificate signing request").WithFix(fixExposed)
 	}
@@ -138,6 +147,8 @@ func describe(data []byte) string {
 		return "it is a binary property list"
 	case bytes.HasPrefix(head, []byte("pk\x03\x04")):
 		return "it is a ZIP archive"
+	case bytes.HasPrefix(data, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(data, []byte("\xce\xce\xce\xce")):
+		return "it is a Java keystore"
 	case bytes.HasPrefix(head, []byte("ssh-")):
 		return "it is an SSH public key"
 	case bytes.IndexByte(data, 0) >= 0:

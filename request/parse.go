@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 
 	"howett.net/plist"
 
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
 )
 
 // Parse decodes a Push Certificate Request in every form that tools write: base64 in one line or wrapped, or the bare XML;
@@ -93,6 +95,10 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 	malformed := func(format string, args ...any) error {
 		return refuse("request.plist", "not a property list with three strings: "+format, args...)
 	}
+	doc, err := readXML(xml)
+	if err != nil {
+		return nil, nil, malformed("%v", err)
+	}
 	var dict map[string]any
 	if _, err := plist.Unmarshal(xml, &dict); err != nil {
 		return nil, nil, malformed("%v", err)
@@ -105,8 +111,7 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 		if _, ok := value.(string); !ok {
 			return nil, nil, malformed("%s is not a string", key)
 		}
-		// Of two values the library keeps one, and the portal may use the other.
-		if bytes.Count(xml, []byte("<key>"+key+"</key>")) != 1 {
+		if doc.keys[key] != 1 {
 			return nil, nil, malformed("it contains %s more than once", key)
 		}
 	}
@@ -114,7 +119,7 @@ func parsePlist(xml []byte) (map[string]any, []fault.Finding, error) {
 	if len(dict) > 3 {
 		findings = append(findings, *fault.Warn("request.extra-key", "the property list has %d keys; Apple defines three", len(dict)).WithFix(fixSignAgain))
 	}
-	if !bytes.Contains(xml, []byte("-//Apple//DTD PLIST 1.0//EN")) && bytes.Contains(xml, []byte("<!DOCTYPE")) {
+	if doc.olderDoctype {
 		findings = append(findings, *fault.Note("request.doctype",
 			"the DOCTYPE of the property list is not -//Apple//DTD PLIST 1.0//EN; older tools write -//Apple Inc//DTD"))
 	}
@@ -149,7 +154,8 @@ func parseChain(value any) ([][]byte, []fault.Finding, error) {
 			"there is no newline between PEM blocks (-----END CERTIFICATE----------BEGIN CERTIFICATE-----): many readers find only the first one").WithFix(fixSignAgain))
 		text = apart
 	}
-	if wide := widestLine(text); wide != "" {
+	blocks := slices.Collect(pemtext.Scan(text))
+	if wide := widestLine(blocks); wide != "" {
 		findings = append(findings, *fault.Warn("request.pem-width", "%s", wide).WithFix(fixSignAgain))
 	}
 	var chain [][]byte
@@ -164,24 +170,32 @@ func parseChain(value any) ([][]byte, []fault.Finding, error) {
 		}
 		chain = append(chain, block.Bytes)
 	}
-	if len(chain) != begins || begins == 0 {
+	// pem.Decode accepts base64 with bits after the last byte.
+	same := slices.EqualFunc(chain, blocks, func(der []byte, b pemtext.Block) bool {
+		strict, err := b.DER()
+		return err == nil && bytes.Equal(strict, der)
+	})
+	if len(chain) != begins || begins == 0 || !same {
 		return nil, nil, refuse("request.chain-pem", "%s has %d PEM blocks, of which %d can be read", keyChain, begins, len(chain)).WithPortal(fault.PortalChainMissing)
 	}
 	return chain, findings, nil
 }
 
-// widestLine returns which PEM line breaks Apple's rule: "each line except the last contains exactly 64 printable
-// characters, and the last line contains 64 or fewer". It returns "" if there is none.
-func widestLine(text string) string {
-	lines := strings.Split(text, "\n")
-	for i, line := range lines {
-		line = strings.TrimSuffix(line, "\r")
-		if strings.HasPrefix(line, "-----") || line == "" {
-			continue
-		}
-		last := i+1 == len(lines) || strings.HasPrefix(lines[i+1], "-----")
-		if len(line) > 64 || len(line) < 64 && !last {
-			return fmt.Sprintf("line %d of %s has %d characters; Apple requires 64 in every line but the last of a certificate", i+1, keyChain, len(line))
+// widestLine returns which line of a PEM block breaks Apple's rule: "each line except the last contains exactly 64
+// printable characters, and the last line contains 64 or fewer". It returns "" if there is none. The rule does not apply to
+// text before and after the blocks, such as OpenSSL's "Bag Attributes".
+func widestLine(blocks []pemtext.Block) string {
+	for _, b := range blocks {
+		lines := strings.Split(b.Text, "\n")
+		for i, line := range lines {
+			line = strings.TrimSuffix(line, "\r")
+			if line == "" {
+				continue
+			}
+			last := i+2 >= len(lines) // the text ends with a newline
+			if len(line) > 64 || len(line) < 64 && !last {
+				return fmt.Sprintf("line %d of %s has %d characters; Apple requires 64 in every line but the last of a certificate", b.Line+i, keyChain, len(line))
+			}
 		}
 	}
 	return ""

@@ -97,6 +97,7 @@ func shapes(t testing.TB) map[string]shape {
 		"128 columns":       {[]byte(b64(withChain(pem128.String()))), []string{"request.pem-width"}},
 		"CRLF in the chain": {[]byte(b64(withChain(strings.ReplaceAll(xml[first:last], "\n", "&#xD;\n")))), nil},
 		"extra key":         {[]byte(b64(strings.Replace(xml, "<dict>", "<dict><key>Comment</key><string>x</string>", 1))), []string{"request.extra-key"}},
+		"Bag Attributes":    {[]byte(b64(withChain("Bag Attributes\n    friendlyName: x\n" + xml[first:last] + "subject=CN = x\n"))), nil},
 		"root first":        {[]byte(b64(withChain(reversed.String()))), nil},
 	}
 }
@@ -128,6 +129,15 @@ func TestParseTakesEveryShape(t *testing.T) {
 	}
 }
 
+// looser returns the request with another base64 of the same bytes before end: the last character has bits of no byte.
+func looser(xml, end string) []byte {
+	i := strings.Index(xml, end) - 1
+	for xml[i] == '=' {
+		i--
+	}
+	return []byte(xml[:i] + string(xml[i]+1) + xml[i+1:])
+}
+
 func TestParseRefuses(t *testing.T) {
 	xml := string(testkit.File(t, "golden/customer.plist"))
 	first, last := strings.Index(xml, "-----BEGIN"), strings.LastIndex(xml, "-----END")
@@ -138,6 +148,7 @@ func TestParseRefuses(t *testing.T) {
 		return []byte(strings.Replace(xml, old, replacement, 1))
 	}
 	csr := golden(t).csrText()
+	doctype, start := strings.Index(xml, "<!DOCTYPE"), strings.Index(xml, "<plist")
 	for _, c := range []struct {
 		name   string
 		data   []byte
@@ -152,11 +163,31 @@ func TestParseRefuses(t *testing.T) {
 		{"GNUStep", []byte(`<48656c6c6f>`), "request.encoding", fault.PortalInvalidCSR},
 		{"key missing", replace(keyCSR, "SomethingElse"), "request.plist", fault.PortalInvalidCSR},
 		{"key twice", replace("<dict>", "<dict><key>"+keyCSR+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice, blank in the tag", replace("<dict>", "<dict><key >"+keyCSR+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice, CDATA", replace("<dict>", "<dict><key><![CDATA["+keyCSR+"]]></key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice, character reference", replace("<dict>", "<dict><key>&#80;"+keyCSR[1:]+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice, comment", replace("<dict>", "<dict><key>Push<!-- x -->"+keyCSR[4:]+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"key twice, attribute", replace("<dict>", "<dict><key a='b'>"+keySignature+"</key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"two values", replace("</plist>", "<dict><key>x</key><string>AAAA</string></dict></plist>"), "request.plist", fault.PortalInvalidCSR},
+		{"two documents", replace("</plist>", "</plist><plist><dict/></plist>"), "request.plist", fault.PortalInvalidCSR},
+		{"an empty document after it", replace("</plist>", "</plist><plist/>"), "request.plist", fault.PortalInvalidCSR},
+		{"text after it", replace("</plist>", "</plist>x"), "request.plist", fault.PortalInvalidCSR},
+		{"element in a key", replace("<dict>", "<dict><key>x<b/></key><string>AAAA</string>"), "request.plist", fault.PortalInvalidCSR},
+		{"element in a string", replace("<string>", "<string><b>AAAA</b>"), "request.plist", fault.PortalInvalidCSR},
+		{"deep", replace("<dict>", "<dict><key>x</key>"+strings.Repeat("<array>", 20)+strings.Repeat("</array>", 20)), "request.plist", fault.PortalInvalidCSR},
+		{"second DOCTYPE", replace("<plist", "<!DOCTYPE plist>\n<plist"), "request.plist", fault.PortalInvalidCSR},
+		{"the same DOCTYPE twice", replace("<plist", xml[strings.Index(xml, "<!DOCTYPE"):strings.Index(xml, "<plist")]+"<plist"), "request.plist", fault.PortalInvalidCSR},
+		{"Apple's DOCTYPE inside", []byte(strings.Replace(xml[:doctype]+xml[start:], "<dict>", xml[doctype:start]+"<dict>", 1)), "request.plist", fault.PortalInvalidCSR},
+		{"DOCTYPE inside", replace("<dict>", "<!DOCTYPE plist><dict>"), "request.plist", fault.PortalInvalidCSR},
+		{"internal subset", replace(`1.0.dtd">`, `1.0.dtd" [<!ENTITY x "y">]>`), "request.plist", fault.PortalInvalidCSR},
+		{"another DTD", replace("www.apple.com", "www.example.com"), "request.plist", fault.PortalInvalidCSR},
 		{"not a string", replace("<string>"+csr+"</string>", "<integer>1</integer>"), "request.plist", fault.PortalInvalidCSR},
 		{"CSR is PEM", replace(csr, "-----BEGIN CERTIFICATE REQUEST-----"), "request.value", fault.PortalInvalidCSR},
 		{"CSR empty", replace(csr, ""), "request.value", fault.PortalInvalidCSR},
 		{"chain empty", []byte(xml[:first] + xml[last+len("-----END CERTIFICATE-----"):]), "request.chain-empty", fault.PortalChainMissing},
 		{"chain damaged", replace("-----END CERTIFICATE-----", "-----END CERTIFICATE"), "request.chain-pem", fault.PortalChainMissing},
+		{"bits after the last byte of the chain", looser(xml, "=\n-----END"), "request.chain-pem", fault.PortalChainMissing},
+		{"bits after the last byte of the signature", looser(xml, "==</string>\n\t</dict>"), "request.value", fault.PortalSignature},
 		{"chain of keys", []byte(strings.NewReplacer("BEGIN CERTIFICATE", "BEGIN PUBLIC KEY", "END CERTIFICATE", "END PUBLIC KEY").Replace(xml)), "request.chain-pem", fault.PortalChainMissing},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 )
 
 // VerifyOptions are the expectations of Verify. The zero value accepts any CSR and uses Apple's roots and the current time.
@@ -64,14 +65,21 @@ func (r *Report) add(err error) {
 func (r *Report) readCSR(want *CSR) {
 	der := r.Request.CSR
 	parsed, err := parseCSR(der)
+	inner, innerErr := csrDER(der)
 	switch {
 	case err == nil:
 		r.CSR = parsed
 		r.Findings = append(r.Findings, CheckCSR(parsed)...)
 	case bytes.Contains(der, pemBegin):
 		r.add(refuse("request.csr-pem", "%s is the base64 of a PEM file; it must be the base64 of the DER inside", keyCSR))
+	case innerErr == nil && !bytes.Equal(inner, der):
+		r.add(refuse("request.csr-pem", "%s is encoded in base64 twice; it must be the base64 of the DER", keyCSR))
 	default:
 		r.add(err)
+	}
+	if parsed == nil && innerErr == nil { // the CSR in another encoding is not another CSR
+		der = inner
+		parsed, _ = parseCSR(inner)
 	}
 	if want == nil || bytes.Equal(der, want.DER) {
 		return
@@ -85,7 +93,7 @@ func (r *Report) readCSR(want *CSR) {
 
 func (r *Report) readChain(opts VerifyOptions) {
 	for i, der := range r.Request.Chain {
-		cert, err := x509.ParseCertificate(der)
+		cert, err := strictder.ParseCertificate(der)
 		if err != nil {
 			r.add(refuse("request.chain-certificate", "certificate %d of the chain is unreadable: %v", i+1, err).WithPortal(fault.PortalChainMissing))
 			continue

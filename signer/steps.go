@@ -53,6 +53,9 @@ func StepWarn(format string, args ...any) Step {
 // StepFail returns a step that failed. Detail and Fix are those of the error, without the operation and the reference
 // that an *Error adds.
 func StepFail(err error) Step {
+	if errors.Is(err, context.Canceled) {
+		return Step{Status: StatusFail, Detail: "interrupted", Err: err}
+	}
 	detail := err
 	if e, ok := errors.AsType[*Error](err); ok {
 		detail = e.Err

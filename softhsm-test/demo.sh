@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/bin:$PATH
 walkthrough=$PWD/docs/walkthrough.md
 rm -rf demo-out && mkdir demo-out && cd demo-out
+unset "${!HSMSIGN_@}" # what is left of another use of hsmsign
 
 module=
 for m in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do [ -e "$m" ] && module=$m && break; done
@@ -16,19 +17,26 @@ if [ -z "$module" ] || ! command -v softhsm2-util >/dev/null; then
 	export HSMSIGN_KEY='file:vendor.key?passphrase-file=vendor-pass'
 fi
 
-# The script is the blocks marked "sh" and, with SoftHSM2, "sh softhsm". It prints the headings and each command.
-{
-	echo "PS4='\$ '; set -x"
-	awk -v softhsm="$module" '
-		/^## [0-9]/ { printf "{ set +x; } 2>/dev/null; echo; echo \"%s\"; set -x\n", substr($0, 4) }
-		/^```sh$/ || (softhsm != "" && /^```sh softhsm$/) { on = 1; next }
-		/^```/ { on = 0 }
-		on { print }
-	' "$walkthrough" | sed "s,/usr/lib/softhsm/libsofthsm2.so,${module:-none},"
-	echo "{ set +x; } 2>/dev/null"
-} >walkthrough.sh
+# The script is the blocks marked "sh" and, with SoftHSM2, "sh softhsm". It prints the headings and each command as it is
+# written there.
+awk -v softhsm="$module" -v quote="'" '
+	function quoted(text) { gsub(quote, quote "\\" quote quote, text); return quote text quote }
+	/^## [0-9]/ { print "echo; echo " quoted(substr($0, 4)) }
+	/^```sh$/ || (softhsm != "" && /^```sh softhsm$/) { on = 1; next }
+	/^```/ { on = 0 }
+	on { command = command $0 "\n" }
+	on && !/\\$/ { print "printf %s " quoted("$ " command); printf "%s", command; command = "" }
+' "$walkthrough" | sed "s,/usr/lib/softhsm/libsofthsm2.so,${module:-none}," >walkthrough.sh
 bash -euo pipefail walkthrough.sh 2>&1
 
-echo
-echo "Done. The files are in demo-out/. With Apple's certificates instead of the test PKI's, the customer uploads acme.req to"
-echo "https://identity.apple.com/pushcert and imports MDM_APNSCert.pfx into the MDM server."
+cat <<'EOT'
+
+Done. In demo-out/:
+  vendor.csr, vendor.pem       the vendor's CSR, and its certificate with the chain
+  push.key, acme.csr           the customer's key and CSR
+  acme.req                     the request that the vendor signed
+  MDM_Acme_Certificate.pem     the push certificate for it, and MDM_Acme_renewed.pem its renewal
+  MDM_APNSCert.pfx             push certificate and key for the MDM server
+A test PKI issued the certificates instead of Apple. With Apple's, the customer uploads acme.req to
+https://identity.apple.com/pushcert.
+EOT

@@ -24,6 +24,7 @@ type program struct {
 	getenv func(string) string
 	// prompt asks the person at the terminal for a secret; nil: there is no terminal.
 	prompt func(ctx context.Context, label string) ([]byte, error)
+	json   bool // a failure is printed as JSON too
 }
 
 // secrets reads PINs and passphrases.
@@ -57,14 +58,12 @@ func (p *program) app() *cli.App {
 			"sign, chain and verify can also be in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
 			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
 			"7 verification found defects.",
-		Version:              readVersion().Version,
-		HideVersion:          true, // the command "version" says more
-		EnableBashCompletion: true,
-		Flags:                []cli.Flag{configFlag()},
+		Version: readVersion().Version,
+		Flags:   []cli.Flag{configFlag(), cli.HelpFlag},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
 			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(),
-			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.workerCommand(),
+			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.helpCommand(), p.workerCommand(),
 		},
 		Writer:    writerFunc(func(b []byte) (int, error) { p.con.Write(b); return len(b), nil }),
 		ErrWriter: io.Discard, // run prints the error, once
@@ -82,6 +81,21 @@ func (p *program) app() *cli.App {
 	strict(app.Commands)
 	app.OnUsageError = usageError
 	return app
+}
+
+// runCommand runs a command line; args[0] is the program.
+func (p *program) runCommand(ctx context.Context, args []string) error {
+	cli.HelpPrinter = p.printHelp // a variable of the library; one program runs in a process
+	app := p.app()
+	if last := len(args) - 1; last > 1 && args[last] == completionFlag {
+		p.con.Write([]byte(strings.Join(complete(app, args[1:last]), "\n") + "\n"))
+		return nil
+	}
+	args, err := arrange(app, args)
+	if err != nil {
+		return err
+	}
+	return app.RunContext(ctx, args)
 }
 
 type writerFunc func([]byte) (int, error)

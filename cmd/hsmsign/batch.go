@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -134,15 +133,15 @@ func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	err = writeFile(result.Output, issued.Request, requestMode, b.force)
-	if !errors.Is(err, errExists) {
+	err = wholefile.WriteDeferred(result.Output, issued.Request, requestMode, b.force) // finish flushes the folder
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	// Another run was faster, and may have written this request.
 	if done, err := isDone(prepared, result); done || err != nil {
 		return err
 	}
-	return err
+	return existsError(result.Output)
 }
 
 // isDone returns whether the output exists and is already this request, so that an interrupted batch can be run again.
@@ -151,10 +150,7 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("read %q: %w", result.Output, err)
-	}
-	if !prepared.Matches(data) {
+	if err != nil || !prepared.Matches(data) { // what cannot be read is not this request either
 		return false, existsError(result.Output)
 	}
 	result.Status = api.StatusUnchanged
@@ -164,8 +160,11 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 // finish returns the outcome of the batch.
 func (b *batch) finish(ctx context.Context, total int) error {
 	signed, unchanged, refused, failed := b.signed.Load(), b.unchanged.Load(), b.refused.Load(), b.failed.Load()
-	err := syncDir(b.outDir)
-	if cause := context.Cause(ctx); cause != nil {
+	err := wholefile.FlushFolder(b.outDir)
+	cause := context.Cause(ctx)
+	if _, interrupted := errors.AsType[signalError](cause); interrupted {
+		err = fault.Interrupted.Errorf("interrupted with %d of %d requests written", signed+unchanged, total).Fix("run it again to complete the rest")
+	} else if cause != nil {
 		err = fmt.Errorf("stopped with %d of %d requests written: %w", signed+unchanged, total, cause)
 	}
 	if !b.json {
@@ -195,7 +194,7 @@ func (job *signJob) items(args []string) ([]batchItem, error) {
 			return nil, fault.Usage.Errorf("%q is the folder of the CSRs and of the requests", arg).Fix("name another --out-dir")
 		}
 		var err error
-		if items, err = appendFolder(items, arg); err != nil {
+		if items, err = job.appendFolder(items, arg); err != nil {
 			return nil, fault.Usage.Errorf("read the folder: %w", err)
 		}
 	}
@@ -216,22 +215,33 @@ func (job *signJob) items(args []string) ([]batchItem, error) {
 	return items, nil
 }
 
-// appendFolder adds the files of a folder in the order of their names, without subfolders and hidden files.
-func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
+// csrExtensions are the names of CSR files in a folder.
+var csrExtensions = []string{".csr", ".pem", ".der", ".txt"}
+
+// appendFolder adds the CSR files of a folder in the order of their names, and reports the files that it skips.
+// Subfolders and hidden files are skipped silently.
+func (job *signJob) appendFolder(items []batchItem, dir string) ([]batchItem, error) {
 	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	first := len(items)
+	first, skipped, example := len(items), 0, ""
 	for {
 		entries, err := d.ReadDir(1024)
 		for _, e := range entries {
-			if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			switch {
+			case e.IsDir() || strings.HasPrefix(e.Name(), "."):
+			case slices.Contains(csrExtensions, strings.ToLower(filepath.Ext(e.Name()))):
 				items = append(items, batchItem{dir, e.Name()})
+			default:
+				skipped, example = skipped+1, e.Name()
 			}
 		}
 		if errors.Is(err, io.EOF) {
+			if skipped > 0 {
+				job.p.con.Infof("%s: skipped %d files that are not named %s, such as %q", dir, skipped, strings.Join(csrExtensions, ", "), example)
+			}
 			slices.SortFunc(items[first:], func(a, b batchItem) int { return strings.Compare(a.name, b.name) })
 			return items, nil
 		}
@@ -239,16 +249,4 @@ func appendFolder(items []batchItem, dir string) ([]batchItem, error) {
 			return nil, err
 		}
 	}
-}
-
-// syncDir flushes the names of a folder's new files, so that they survive a power cut. Windows has no such call.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir) // #nosec G304 -- the user's own argument
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -130,7 +130,7 @@ func runBatch(b *testing.B, in, out, key string) time.Duration {
 	}
 	defer null.Close()
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent)) // as main does
-	p := &program{con: console.New("hsmsign", null, null), in: input.Reader{Stdin: null}, getenv: func(string) string { return "" }}
+	p := &program{con: console.New("hsmsign", null, null, ""), in: input.Reader{Stdin: null}, getenv: func(string) string { return "" }}
 	began := time.Now()
 	err = p.app().RunContext(b.Context(), []string{
 		"hsmsign", "sign", "--key", key, "--cert", filepath.Join(golden, "chain.pem"),

@@ -110,7 +110,7 @@ func (s *settings) effective() ([]api.Setting, error) {
 	}
 	infos = append(infos, vendors)
 	modules := setting("modules", "", "", "")
-	if len(s.config.Modules) > 0 {
+	if s.config.Modules != nil {
 		modules = setting("modules", s.path, "", s.config.Modules...)
 	}
 	return append(infos, modules), keyErr

@@ -1,10 +1,19 @@
 package main
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/fault"
 )
+
+// completionFlag is the last word of a command line that asks for completions of the word before it.
+const completionFlag = "--generate-bash-completion"
+
+// filesFollow is the completion that asks the shell for file names.
+const filesFollow = ":files"
 
 func (p *program) completionCommand() *cli.Command {
 	return &cli.Command{
@@ -15,62 +24,92 @@ func (p *program) completionCommand() *cli.Command {
 			"  source <(hsmsign completion zsh)                                    # in ~/.zshrc\n" +
 			"  hsmsign completion fish > ~/.config/fish/completions/hsmsign.fish",
 		Action: p.completion,
-		BashComplete: func(*cli.Context) {
-			p.con.Write([]byte("bash\nzsh\nfish\n"))
-		},
 	}
 }
 
 func (p *program) completion(ctx *cli.Context) error {
-	args, err := arguments(ctx, anyFiles)
-	if err != nil {
-		return err
-	}
-	if len(args) != 1 {
+	if ctx.NArg() != 1 {
 		return fault.Usage.Errorf("name one shell: bash, zsh or fish").Fix("hsmsign completion bash")
 	}
-	switch args[0] {
-	case "bash":
-		p.con.Write([]byte(bashCompletion))
-	case "zsh":
-		p.con.Write([]byte(zshCompletion))
-	case "fish":
-		script, err := ctx.App.ToFishCompletion()
-		if err != nil {
-			return err
-		}
-		p.con.Write([]byte(script))
-	default:
-		return fault.Usage.Errorf("unknown shell %q", args[0]).Fix("there are bash, zsh and fish")
+	script, ok := completionScripts[ctx.Args().First()]
+	if !ok {
+		return fault.Usage.Errorf("unknown shell %q", ctx.Args().First()).Fix("it is bash, zsh or fish")
 	}
+	p.con.Write([]byte(script))
 	return nil
 }
 
-// The scripts ask the program itself what may come next; where it knows nothing (after FILE flags), the shell
-// offers files.
-const bashCompletion = `_hsmsign() {
-	local cur words
-	cur="${COMP_WORDS[COMP_CWORD]}"
-	words=("${COMP_WORDS[@]:0:COMP_CWORD}")
-	case "$cur" in
-	-*) words+=("$cur") ;;
-	esac
-	mapfile -t COMPREPLY < <(compgen -W "$("${words[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur")
+// flagValues are the values of flags that have few.
+var flagValues = map[string][]string{
+	"format": {"base64", "plist"}, "export-format": {"p12", "pem"}, "digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
 }
-complete -o bashdefault -o default -F _hsmsign hsmsign
-`
 
-const zshCompletion = `#compdef hsmsign
-_hsmsign() {
-	local -a options
-	local cur="${words[CURRENT]}"
-	if [[ "$cur" == -* ]]; then
-		options=("${(@f)$("${words[@]:0:$CURRENT}" --generate-bash-completion 2>/dev/null)}")
+// complete returns what may stand for the last of the words after the program's name. The shell filters it.
+func complete(app *cli.App, words []string) []string {
+	last := len(words) - 1
+	_, command, rest := commandOf(app, words[:last])
+	flags, commands := app.Flags, app.Commands
+	if command != nil {
+		flags, commands = command.Flags, command.Subcommands
+	}
+	if last > 0 && !slices.Contains(rest, "--") && takesValue(flags, words[last-1]) {
+		name := find(flags, strings.TrimLeft(words[last-1], "-")).Names()[0]
+		if values := flagValues[name]; values != nil {
+			return values
+		}
+		return []string{filesFollow}
+	}
+	switch {
+	case strings.HasPrefix(words[last], "-") && !slices.Contains(rest, "--"):
+		var all []string
+		for _, flag := range flags {
+			all = append(all, "--"+flag.Names()[0])
+		}
+		return all
+	case len(rest) == 0 && len(commands) > 0:
+		return names(commands)
+	case command != nil && command.Name == "completion":
+		return []string{"bash", "zsh", "fish"}
+	case command != nil && command.Name == "help":
+		return append(names(app.Commands), "keys", "secrets")
+	}
+	return []string{filesFollow}
+}
+
+// completionScripts ask the program what may come next.
+var completionScripts = map[string]string{
+	"bash": `_hsmsign() {
+	local offered
+	offered=$("${COMP_WORDS[@]:0:COMP_CWORD+1}" --generate-bash-completion 2>/dev/null)
+	COMPREPLY=()
+	if [[ $offered == :files ]]; then
+		compopt -o default 2>/dev/null
 	else
-		options=("${(@f)$("${words[@]:0:$((CURRENT-1))}" --generate-bash-completion 2>/dev/null)}")
+		mapfile -t COMPREPLY < <(compgen -W "$offered" -- "${COMP_WORDS[COMP_CWORD]}")
 	fi
-	[[ -n "${options[1]}" ]] && compadd -- "${options[@]%%:*}"
-	_files
+}
+complete -F _hsmsign hsmsign
+`,
+	"zsh": `#compdef hsmsign
+_hsmsign() {
+	local -a offered
+	offered=("${(@f)$("${words[@]:0:$CURRENT}" --generate-bash-completion 2>/dev/null)}")
+	if [[ "${offered[1]}" == ":files" ]]; then
+		_files
+	else
+		compadd -- "${offered[@]}"
+	fi
 }
 compdef _hsmsign hsmsign
-`
+`,
+	"fish": `function __hsmsign_complete
+	set -l offered (command hsmsign (commandline -opc)[2..] (commandline -ct) --generate-bash-completion 2>/dev/null)
+	if test "$offered" = ":files"
+		__fish_complete_path (commandline -ct)
+	else
+		string join \n -- $offered
+	end
+end
+complete -c hsmsign -f -a '(__hsmsign_complete)'
+`,
+}

@@ -162,3 +162,18 @@ func TestFlagsNameTheirVariable(t *testing.T) {
 	}
 	walk((&program{}).app().Commands)
 }
+
+// TestExamples: the help of every command that does something shows how it is called.
+func TestExamples(t *testing.T) {
+	var walk func(path string, commands []*cli.Command)
+	walk = func(path string, commands []*cli.Command) {
+		for _, c := range commands {
+			name := path + " " + c.Name
+			if len(c.Subcommands) == 0 && !c.Hidden && !strings.Contains(c.Description, name+" ") && !strings.Contains(c.Description, name+"\n") && !strings.HasSuffix(c.Description, name) {
+				t.Errorf("%q has no example", name)
+			}
+			walk(name, c.Subcommands)
+		}
+	}
+	walk("hsmsign", (&program{}).app().Commands)
+}

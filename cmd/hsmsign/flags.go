@@ -86,6 +86,7 @@ func (p *program) bareSettings(ctx *cli.Context) (*settings, error) {
 		}
 	}
 	s.json = s.boolean("json")
+	p.json = s.json
 	return s, nil
 }
 
@@ -243,19 +244,15 @@ func (s *settings) fromConfig(name string) []string {
 	return nil
 }
 
-// arguments returns the file arguments of the command. The library treats a flag after the first argument as a file.
+// arguments returns the file arguments of the command.
 func arguments(ctx *cli.Context, want files) ([]string, error) {
 	args := ctx.Args().Slice()
-	for _, a := range args {
-		if strings.HasPrefix(a, "-") && a != "-" {
-			return nil, fault.Usage.Errorf("flag %q stands after the file names", a).Fix("write flags first; for a file of that name write ./" + a)
-		}
-	}
 	switch {
 	case want == oneFile && len(args) != 1:
 		return nil, fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, or - for standard input")
 	case want == noFiles && len(args) > 0:
-		return nil, fault.Usage.Errorf("%s takes no arguments", ctx.Command.Name).Fix("its files have flags; run " + ctx.Command.HelpName + " --help")
+		return nil, fault.Usage.Errorf("%s accepts no file names, but %q was given", ctx.Command.Name, args[0]).
+			Fix("its files have flags; run " + ctx.Command.HelpName + " --help")
 	}
 	return args, nil
 }

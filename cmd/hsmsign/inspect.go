@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 	"hsmsign/request"
 )
 
@@ -55,11 +55,11 @@ func (p *program) inspect(ctx *cli.Context) error {
 func inspectData(data []byte, now time.Time) (*api.InspectResult, error) {
 	if req, err := request.Parse(data); err == nil {
 		result := &api.InspectResult{Kind: "request"}
-		if csr, err := x509.ParseCertificateRequest(req.CSR); err == nil {
+		if csr, err := strictder.ParseCertificateRequest(req.CSR); err == nil {
 			result.CSR = api.NewCSR(csr)
 		}
 		for _, der := range req.Chain {
-			if cert, err := x509.ParseCertificate(der); err == nil {
+			if cert, err := strictder.ParseCertificate(der); err == nil {
 				result.Certificates = append(result.Certificates, api.NewCertificate(cert, now))
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/keystore"
+	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/signer"
 )
 
@@ -28,7 +29,7 @@ func (p *program) keyCommand() *cli.Command {
 					"In a file it is encrypted with the passphrase of passphrase-file, $HSMSIGN_PASSPHRASE or the terminal. Nothing is\n" +
 					"ever replaced: a key of that name is exit code 2.\n\n" +
 					"  hsmsign key generate --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin'\n" +
-					"  hsmsign key generate --key 'file:vendor.key?passphrase-file=pass' --bits 3072",
+					"  hsmsign key generate --key 'file:vendor.key?passphrase-file=pass'",
 				Flags:  []cli.Flag{keyFlag(), stringFlag("bits", "`SIZE` of the modulus: 2048, 3072 or 4096 (default: 2048)"), jsonFlag(), configFlag()},
 				Action: p.keyGenerate,
 			},
@@ -42,13 +43,16 @@ func (p *program) keyCommand() *cli.Command {
 			},
 			{
 				Name: "show", Usage: "show one key: its protection and its public key",
+				Description: "  hsmsign key show --key file:vendor.key\n" +
+					"  hsmsign key show --key file:vendor.key --pem",
 				Flags:  []cli.Flag{keyFlag(), boolFlag("pem", "print the public key only, as PEM (SubjectPublicKeyInfo)"), jsonFlag(), configFlag()},
 				Action: p.keyShow,
 			},
 			{
 				Name: "test", Usage: "sign random messages, verify them, measure the speed, and check that the certificate matches the key",
-				Flags:  []cli.Flag{keyFlag(), stringFlag("count", "`NUMBER` of signatures, 1 to 100000 (default: 10)"), certFlag, jsonFlag(), configFlag()},
-				Action: p.keyTest,
+				Description: "  hsmsign key test --key file:vendor.key --cert vendor.pem --count 100",
+				Flags:       []cli.Flag{keyFlag(), stringFlag("count", "`NUMBER` of signatures, 1 to 100000 (default: 10)"), certFlag, jsonFlag(), configFlag()},
+				Action:      p.keyTest,
 			},
 			{
 				Name: "import-cert", Usage: "store a certificate in the token, with its key", ArgsUsage: "FILE",
@@ -98,6 +102,9 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 	bits, err := job.number("bits", 2048, 2048, 4096)
 	if err != nil {
 		return err
+	}
+	if bits != vendorcert.KeyBits {
+		p.con.Warnf("Apple issues vendor certificates for RSA of %d bits only, and vendor csr refuses this key", vendorcert.KeyBits)
 	}
 	ctx, cancel := context.WithTimeout(cliCtx.Context, generateTimeout)
 	defer cancel()

@@ -7,11 +7,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
+	"hsmsign/api"
+	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/internal/input"
 )
@@ -26,21 +29,50 @@ const gcPercent = 400
 
 // run is main with an exit code, so that script tests can call it.
 func run(args []string) int {
+	// A fault of the runtime ends with SIGABRT (134): with 2 it would look like a usage error. There is no core.
+	debug.SetTraceback("crash")
 	forbidCoreDumps()
 	debug.SetGCPercent(gcPercent)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	// A second signal kills at once: a module may block in a call that cannot be canceled.
-	context.AfterFunc(ctx, stop)
 	p := &program{
-		con: console.New("hsmsign", os.Stdout, os.Stderr), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
+		con: console.New("hsmsign", os.Stdout, os.Stderr, os.Getenv("NO_COLOR")), in: input.Reader{Stdin: os.Stdin}, getenv: os.Getenv, prompt: console.Prompt("hsmsign"),
 	}
-	err := p.app().RunContext(ctx, args)
+	err := p.runCommand(ctx, args)
 	if err == nil {
 		err = p.con.Flush()
 	}
 	if err != nil && !isSilent(err) {
 		p.con.Fail(err)
+		if p.json {
+			p.con.JSON(api.Failure{Error: api.NewError(err)})
+		}
 	}
-	return exitCode(err)
+	code := exitCode(err)
+	if signal, ok := errors.AsType[signalError](context.Cause(ctx)); ok && code == fault.Interrupted.Exit() {
+		code = 128 + int(signal.Signal)
+	}
+	return code
+}
+
+// signalError is why the program's context ended.
+type signalError struct{ syscall.Signal }
+
+func (s signalError) Error() string { return s.String() }
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The second one kills at once: a module may
+// block in a call that cannot be canceled.
+func untilSignal(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		select {
+		case s := <-received:
+			signal.Stop(received)
+			cancel(signalError{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { signal.Stop(received); cancel(nil) }
 }

@@ -60,6 +60,9 @@ func sameFile(a, b string) bool {
 // emit writes a result to a file, or to standard output if path is "" or "-".
 func (p *program) emit(path string, data []byte, mode fs.FileMode, force bool) error {
 	if path != "" && path != "-" {
+		if force {
+			wholefile.Sweep(filepath.Dir(path)) // of a run with --force that was killed
+		}
 		return writeFile(path, data, mode, force)
 	}
 	p.con.Write(data)

@@ -10,6 +10,7 @@ import (
 
 	"hsmsign/api"
 	"hsmsign/fault"
+	"hsmsign/internal/console"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -42,8 +43,9 @@ func (p *program) printCSR(title string, c *api.CSR) {
 
 // printFindings shows each finding with what to do about it and what the portal would say.
 func (p *program) printFindings(findings []fault.Finding) {
+	levels := map[fault.Severity]console.Level{fault.SeverityError: console.Bad, fault.SeverityWarning: console.Warning}
 	for _, f := range findings {
-		p.con.Printf("  %s: %s [%s]", f.Severity, f.Message, f.ID)
+		p.con.Printf("  %s: %s [%s]", console.Styled{Level: levels[f.Severity], Text: string(f.Severity)}, f.Message, f.ID)
 		if f.Fix != "" {
 			p.con.Printf("      to do:  %s", f.Fix)
 		}
@@ -59,9 +61,12 @@ func (p *program) printReport(file string, r *request.Report, now time.Time, asJ
 		p.con.JSON(api.NewVerifyResult(file, r, now))
 		return
 	}
-	verdict := "good"
-	if !r.OK() {
-		verdict = "DEFECTIVE"
+	verdict := console.Styled{Level: console.Good, Text: "good"}
+	switch {
+	case !r.OK():
+		verdict = console.Styled{Level: console.Bad, Text: "DEFECTIVE"}
+	case api.RootOf(r.Chain) == api.RootGiven:
+		verdict.Text = "valid under the given trust root"
 	}
 	p.con.Printf("%s: %s", file, verdict)
 	if r.CSR != nil {
@@ -142,11 +147,17 @@ func (p *program) printStep(step signer.Step, asJSON bool) {
 		p.con.JSON(api.NewStep(step))
 		return
 	}
-	status := string(step.Status)
-	if step.Status == signer.StatusFail {
-		status = "FAIL"
+	status := console.Styled{Text: string(step.Status)}
+	switch step.Status {
+	case signer.StatusOK:
+		status.Level = console.Good
+	case signer.StatusWarn:
+		status.Level = console.Warning
+	case signer.StatusFail:
+		status = console.Styled{Level: console.Bad, Text: "FAIL"}
 	}
-	p.con.Printf("%s", strings.TrimRight(fmt.Sprintf("%-7s  %-14s  %s", status, step.Name, step.Detail), " "))
+	status.Text = fmt.Sprintf("%-7s", status.Text)
+	p.con.Printf("%s  %s", status, strings.TrimRight(fmt.Sprintf("%-14s  %s", step.Name, step.Detail), " "))
 	if step.Fix != "" && step.Status != signer.StatusOK {
 		p.con.Printf("%-7s  %-14s  -> %s", "", "", step.Fix)
 	}

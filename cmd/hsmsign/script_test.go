@@ -7,10 +7,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"hsmsign/chain"
 	"hsmsign/internal/scripttest"
@@ -29,7 +31,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush}),
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "schema": cmdSchema}),
 	})
 }
 
@@ -103,3 +105,26 @@ func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("SERVER", server.URL)
 	ts.Setenv("SSL_CERT_FILE", ca)
 }
+
+// cmdSchema: schema NAME wants that each line of standard output is an object of the schema docs/schema/NAME.json, and that
+// there is at least one.
+func cmdSchema(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: schema NAME")
+	}
+	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(schemaDir, args[0]+".json"))
+	ts.Check(err)
+	lines := strings.Split(strings.TrimSuffix(ts.ReadFile("stdout"), "\n"), "\n")
+	for _, line := range lines {
+		object, err := jsonschema.UnmarshalJSON(strings.NewReader(line))
+		if err == nil {
+			err = schema.Validate(object)
+		}
+		if err != nil {
+			ts.Fatalf("%s\n%v", line, err)
+		}
+	}
+}
+
+// schemaDir is absolute: a script has a folder of its own.
+var schemaDir, _ = filepath.Abs(filepath.Join("..", "..", "docs", "schema"))

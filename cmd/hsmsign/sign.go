@@ -187,7 +187,13 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 		result.Output, result.Request = "", string(issued.Request)
 		return nil
 	}
-	return job.p.emit(job.output, issued.Request, requestMode, job.force)
+	if err := job.p.emit(job.output, issued.Request, requestMode, job.force); err != nil {
+		return err
+	}
+	if !job.json && job.output != "" && job.output != "-" {
+		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert", job.output)
+	}
+	return nil
 }
 
 func (job *signJob) newResult(file string) *api.SignResult {
@@ -208,7 +214,7 @@ func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent
 		}
 		return nil, err
 	}
-	result.Warnings = prepared.CSR.Findings
+	result.Findings = prepared.CSR.Findings
 	if job.json { // a batch may be large
 		parsed := prepared.CSR.Parsed
 		result.Subject = api.Name(parsed.Subject)
@@ -228,9 +234,10 @@ func (job *signJob) report(r *api.SignResult, err error) {
 	}
 	if job.json {
 		job.p.con.JSON(r)
+		job.p.json = false // the object has the error
 		return
 	}
-	job.p.con.Warnings(r.File, r.Warnings)
+	job.p.con.Warnings(r.File, r.Findings)
 }
 
 func orDefault(value, def string) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -11,6 +12,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
+	"hsmsign/internal/wholefile"
 )
 
 func (p *program) vendorStatusCommand() *cli.Command {
@@ -119,6 +121,7 @@ func (job *statusJob) check(ctx context.Context, s *settings) (*agent.Status, er
 // report prints the states. The error is that of the first identity whose state decides.
 func (job *statusJob) report(states []*agent.Status) error {
 	if job.prometheus != "" {
+		wholefile.Sweep(filepath.Dir(job.prometheus)) // of a run that was killed
 		if err := writeFile(job.prometheus, prometheusText(states, time.Now()), requestMode, true); err != nil {
 			return err
 		}
@@ -154,7 +157,8 @@ func (p *program) printVendor(s *agent.Status, several bool) {
 	if several && s.Active && s.Vendor != "" {
 		title += " (active)"
 	}
-	p.con.Printf("%s: %s", title, s.State)
+	level := map[string]console.Level{api.StateOK: console.Good, api.StateWarning: console.Warning, api.StateCritical: console.Bad}[s.State]
+	p.con.Printf("%s: %s", title, console.Styled{Level: level, Text: s.State})
 	signs := "signs"
 	if !s.Signs {
 		signs = "DOES NOT SIGN"

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -51,12 +52,17 @@ func (p *program) verify(ctx *cli.Context) error {
 	for _, file := range args {
 		data, err := p.read(ctx.Context, file, request.MaxRequest, "name a readable request file")
 		if err != nil {
-			return err
+			if len(args) == 1 || fault.KindOf(err) == fault.Interrupted {
+				return err
+			}
+			p.con.Fail(err)
+			failed = cmp.Or[error](failed, exitStatus(exitCode(err)))
+			continue
 		}
 		report := request.Verify(data, opts)
 		p.printReport(file, report, opts.Now, s.json)
 		if !report.OK() {
-			failed = errDefects
+			failed = cmp.Or[error](failed, errDefects)
 		}
 	}
 	return failed

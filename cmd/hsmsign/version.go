@@ -13,10 +13,11 @@ import (
 
 func (p *program) versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "version",
-		Usage:  "print the version, how it was built, and its key stores",
-		Flags:  []cli.Flag{jsonFlag()},
-		Action: p.version,
+		Name:        "version",
+		Description: "  hsmsign version --json",
+		Usage:       "print the version, how it was built, and its key stores",
+		Flags:       []cli.Flag{jsonFlag()},
+		Action:      p.version,
 	}
 }
 

@@ -51,6 +51,8 @@ func Parse(alg pkix.AlgorithmIdentifier) (*Cipher, error) {
 		c.KeySize, c.block, size = 24, des.NewTripleDESCipher, des.BlockSize // #nosec G405 -- see the import
 	case "1.3.14.3.2.7":
 		c.KeySize, c.block, size = 8, des.NewCipher, des.BlockSize // #nosec G405 -- see the import
+	case "2.16.840.1.101.3.4.1.6", "2.16.840.1.101.3.4.1.26", "2.16.840.1.101.3.4.1.46":
+		return nil, fmt.Errorf("%w: AES-GCM (%s); AES, triple DES and DES in CBC mode are supported", ErrCipher, oid)
 	default:
 		return nil, fmt.Errorf("%w: %s; AES, triple DES and DES in CBC mode are supported", ErrCipher, oid)
 	}

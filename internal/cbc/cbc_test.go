@@ -72,6 +72,9 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%v: %v, want %v", tt.alg, err, tt.want)
 		}
 	}
+	if _, err := Parse(algorithm(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 46}, nil)); !errors.Is(err, ErrCipher) || !strings.Contains(err.Error(), "AES-GCM") {
+		t.Errorf("AES-256-GCM: %v", err)
+	}
 	c, _ := NewAES256()
 	key := make([]byte, 32)
 	block := testkit.Must(c.block(key))

@@ -7,6 +7,7 @@ package console
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 // Console prints for one program.
 type Console struct {
 	name        string
+	color       bool
 	outTerminal bool
 	errTerminal bool
 
@@ -36,11 +38,24 @@ type Console struct {
 	bar    *progressbar.ProgressBar
 }
 
-// New returns a console. The name is that of the program, which begins each line on err.
-func New(name string, out, err *os.File) *Console {
-	return &Console{
+// New returns a console. The name is that of the program, which begins each line on err. noColor is the value of the
+// variable NO_COLOR (https://no-color.org): if it is not empty, nothing is colored.
+func New(name string, out, err *os.File, noColor string) *Console {
+	c := &Console{
 		name: name, out: out, err: err, outTerminal: term.IsTerminal(int(out.Fd())), errTerminal: term.IsTerminal(int(err.Fd())),
 	}
+	c.color = c.outTerminal && noColor == ""
+	return c
+}
+
+// Width returns the width of the terminal that results go to, in columns; without a terminal, one that wraps no line.
+func (c *Console) Width() int {
+	if file, ok := c.out.(*os.File); ok && c.outTerminal {
+		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 20 {
+			return width
+		}
+	}
+	return 10_000
 }
 
 // OutIsTerminal returns whether results go to a terminal.
@@ -51,6 +66,9 @@ func (c *Console) Fail(err error) { c.line(ErrorLine(err)) }
 
 // ErrorLine returns the line of an error: what is wrong, the ID of the rule if it has one, and what to do.
 func ErrorLine(err error) string {
+	if errors.Is(err, context.Canceled) { // what was in progress did not fail by itself
+		return "interrupted"
+	}
 	text := strings.ReplaceAll(err.Error(), "\n", "; ") // errors.Join separates with newlines
 	if found, ok := errors.AsType[*fault.Finding](err); ok {
 		text += " [" + found.ID + "]"
@@ -87,9 +105,46 @@ func (c *Console) line(text string) {
 	_, _ = io.WriteString(c.err, c.name+": "+Printable(text)+"\n")
 }
 
-// Printf prints one line of a result.
+// Printf prints one line of a result. The format is ours; texts among args are made printable, and Styled ones get their
+// color on a terminal.
 func (c *Console) Printf(format string, args ...any) {
-	c.Write([]byte(Printable(fmt.Sprintf(format, args...)) + "\n"))
+	shown := make([]any, len(args))
+	for i, arg := range args {
+		switch arg := arg.(type) {
+		case Styled:
+			shown[i] = c.paint(arg)
+		case string:
+			shown[i] = Printable(arg)
+		default:
+			shown[i] = arg
+		}
+	}
+	c.Write([]byte(fmt.Sprintf(format, shown...) + "\n"))
+}
+
+// Styled is a word that has a color on a terminal. The color repeats what the word says.
+type Styled struct {
+	Level Level
+	Text  string
+}
+
+// Level is how good a result is.
+type Level int
+
+// The levels and their colors. Plain: none, Good: green, Warning: yellow, Bad: red.
+const (
+	Plain Level = iota
+	Good
+	Warning
+	Bad
+)
+
+func (c *Console) paint(s Styled) string {
+	text := Printable(s.Text)
+	if !c.color || s.Level == Plain {
+		return text
+	}
+	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", [...]int{Good: 32, Warning: 33, Bad: 31}[s.Level], text)
 }
 
 // Field prints a named value of a result, indented; an empty value is omitted.

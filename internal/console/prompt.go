@@ -33,15 +33,23 @@ func Prompt(name string) func(ctx context.Context, label string) ([]byte, error)
 	return func(ctx context.Context, label string) ([]byte, error) { return ask(ctx, tty, name+": "+label+": ") }
 }
 
-// ask asks on the terminal. If ctx or the person's time ends first, the terminal is restored.
+// ask asks on the terminal. If ctx or the person's time ends first, the terminal is restored. A shell turns the echo on
+// when it continues a stopped program (Ctrl-Z, fg), so ask turns it off again and repeats the question.
 func ask(ctx context.Context, tty *os.File, text string) ([]byte, error) {
 	fd := int(tty.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {
 		return nil, err
 	}
-	_, _ = fmt.Fprint(tty, Printable(text)) // a person who cannot read it cannot type either
+	show := func() { _, _ = fmt.Fprint(tty, Printable(text)) } // a person who cannot read it cannot type either
+	show()
+	stop := whenContinued(func() {
+		if hideInput(fd) == nil {
+			show()
+		}
+	})
 	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return term.ReadPassword(fd) })
+	stop()
 	_, _ = fmt.Fprintln(tty)
 	if err != nil {
 		_ = term.Restore(fd, before)

@@ -1,5 +1,6 @@
-// Package input reads the files that a user names. Every read is bounded in size and in time. All functions are safe for
-// concurrent use.
+// Package input reads the files that a user names. Every read is bounded in size and in time, and ends when its context
+// does. A name must be a regular file; standard input ("-") and an inherited file descriptor (/dev/fd/N, as a shell's
+// process substitution names it) may be a pipe. All functions are safe for concurrent use.
 package input
 
 import (
@@ -9,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -23,28 +25,43 @@ type Reader struct {
 // Read returns at most limit+1 bytes of a file, so that the caller can tell that it was longer. Errors do not repeat the
 // name.
 func (r Reader) Read(ctx context.Context, name string, limit int64) ([]byte, error) {
-	if name == "-" {
+	switch {
+	case name == "-":
 		return Wait(ctx, pipeTimeout, func() ([]byte, error) { return io.ReadAll(io.LimitReader(r.Stdin, limit+1)) })
+	case isDescriptor(name):
+		return Wait(ctx, pipeTimeout, func() ([]byte, error) {
+			f, err := os.Open(name) // #nosec G304 -- the user's own argument
+			if err != nil {
+				return nil, cause(err)
+			}
+			defer f.Close()
+			return io.ReadAll(io.LimitReader(f, limit+1))
+		})
 	}
-	info, err := os.Stat(name)
+	return File(name, limit)
+}
+
+// isDescriptor returns whether a name is an inherited file descriptor.
+func isDescriptor(name string) bool {
+	return name == "/dev/stdin" || strings.HasPrefix(name, "/dev/fd/") || strings.HasPrefix(name, "/proc/self/fd/")
+}
+
+// File returns at most limit+1 bytes of a regular file. Errors do not repeat the name.
+func File(name string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the user's own argument
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	switch {
 	case err != nil:
 		return nil, cause(err)
 	case info.IsDir():
 		return nil, errors.New("is a folder")
-	case info.Mode().IsRegular():
-		return File(name, limit)
+	case !info.Mode().IsRegular():
+		return nil, errors.New("is not a regular file")
 	}
-	return Wait(ctx, pipeTimeout, func() ([]byte, error) { return File(name, limit) })
-}
-
-// File returns at most limit+1 bytes of a file without bounding the time.
-func File(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name) // #nosec G304 -- the user's own argument
-	if err != nil {
-		return nil, cause(err)
-	}
-	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, limit+1))
 }
 

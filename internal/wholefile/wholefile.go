@@ -9,6 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
 	"time"
 )
 
@@ -22,12 +25,28 @@ const unfinishedAge = time.Minute
 // not change an existing file, also one that is created meanwhile (a link, unlike a rename, replaces nothing), and the error
 // wraps fs.ErrExist.
 //
-// If the system supports files without a name (Linux, on most file systems), a kill leaves no file. Otherwise it may leave a
-// temporary file in the same folder, which Sweep removes.
+// If the system supports files without a name (Linux, on most file systems), a kill leaves no file, unless replace is set:
+// the complete file then has a temporary name for a moment, because a link replaces nothing. Otherwise, and on other
+// systems, a kill may leave a temporary file in the same folder, which Sweep removes.
+//
+// Write also flushes the folder, so that the name survives a power cut. An error of that flush is returned although the file
+// has its name.
 func Write(path string, data []byte, mode fs.FileMode, replace bool) error {
+	return write(path, data, mode, replace, FlushFolder)
+}
+
+// WriteDeferred is Write without the flush of the folder, for many files in one folder; FlushFolder follows.
+func WriteDeferred(path string, data []byte, mode fs.FileMode, replace bool) error {
+	return write(path, data, mode, replace, func(string) error { return nil })
+}
+
+func write(path string, data []byte, mode fs.FileMode, replace bool, flush func(dir string) error) error {
 	err := writeUnnamed(path, data, mode, replace)
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = writeNamed(path, data, mode, replace)
+	}
+	if err == nil {
+		err = flush(filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("write %q: %w", path, cause(err))
@@ -71,6 +90,23 @@ func writeNamed(path string, data []byte, mode fs.FileMode, replace bool) error 
 	return os.Rename(name, path)
 }
 
+// FlushFolder writes the names of a folder to the disk (fsync(2)). It ignores that a folder cannot be opened for reading,
+// as one with mode 0300, and that a file system or Windows cannot flush one.
+func FlushFolder(dir string) error {
+	f, err := os.Open(dir) // #nosec G304 -- the folder of the user's output
+	if errors.Is(err, fs.ErrPermission) || runtime.GOOS == "windows" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
+}
+
 // cause returns an error without the name of the temporary file, which means nothing to the user.
 func cause(err error) error {
 	var path *fs.PathError
@@ -86,11 +122,17 @@ func cause(err error) error {
 
 // Sweep removes the temporary files that killed processes left in a folder. It ignores errors.
 func Sweep(dir string) {
-	left, err := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	f, err := os.Open(dir) // #nosec G304 -- the folder of the user's output
 	if err != nil {
 		return
 	}
-	for _, path := range left {
+	names, _ := f.Readdirnames(-1) // an error ends the list early
+	_ = f.Close()
+	for _, name := range names {
+		if !strings.HasPrefix(name, tempPrefix) {
+			continue
+		}
+		path := filepath.Join(dir, name)
 		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
 			_ = os.Remove(path)
 		}

@@ -146,20 +146,63 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func TestSweep(t *testing.T) {
+// The folder is flushed when the file has its name, and an error of the flush is returned.
+func TestWriteFlushesTheFolder(t *testing.T) {
 	dir := t.TempDir()
+	broken := errors.New("broken disk")
+	for _, replace := range []bool{false, true} {
+		path := filepath.Join(dir, fmt.Sprint(replace))
+		flushed := ""
+		err := write(path, []byte("x"), 0o600, replace, func(dir string) error {
+			if data, err := os.ReadFile(path); err != nil || string(data) != "x" {
+				t.Errorf("flushed before the file was complete: %q, %v", data, err)
+			}
+			flushed = dir
+			return broken
+		})
+		if flushed != dir || !errors.Is(err, broken) {
+			t.Errorf("flushed %q, %v", flushed, err)
+		}
+	}
+	if err := write(filepath.Join(dir, "false"), nil, 0o600, false, func(string) error { t.Error("flushed without a file"); return nil }); !errors.Is(err, fs.ErrExist) {
+		t.Error(err)
+	}
+	if err := FlushFolder(dir); err != nil {
+		t.Error(err)
+	}
+	if err := FlushFolder(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing folder: %v", err)
+	}
+}
+
+// The name of the folder is not a pattern.
+func TestSweep(t *testing.T) {
+	parent := t.TempDir()
+	dir, other := filepath.Join(parent, "g[1]"), filepath.Join(parent, "g1")
+	past := time.Now().Add(-2 * unfinishedAge)
+	for _, d := range []string{dir, other} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreign := filepath.Join(other, tempPrefix+"old")
+	if err := errors.Join(os.WriteFile(foreign, nil, 0o600), os.Chtimes(foreign, past, past)); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"old", tempPrefix + "old", tempPrefix + "young"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	past := time.Now().Add(-2 * unfinishedAge)
 	for _, name := range []string{"old", tempPrefix + "old"} {
 		if err := os.Chtimes(filepath.Join(dir, name), past, past); err != nil {
 			t.Fatal(err)
 		}
 	}
 	Sweep(dir)
+	if _, err := os.Lstat(foreign); err != nil {
+		t.Errorf("a file of another folder: %v", err)
+	}
 	for name, want := range map[string]bool{"old": true, tempPrefix + "old": false, tempPrefix + "young": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: exists %v, want %v", name, err == nil, want)

@@ -177,6 +177,9 @@ func (c *run) take(name string, do func() ([]Fact, error)) error {
 
 // failed records why a step failed and returns that error, joined with the error of the recording if that failed too.
 func (c *run) failed(name string, err error, facts []Fact) error {
+	if errors.Is(err, context.Canceled) {
+		err = fault.Interrupted.Errorf("interrupted at the step %q", name).Fix("run it again to complete the ceremony")
+	}
 	if recordErr := c.Append(name, "failed: "+err.Error(), facts...); !errors.Is(err, recordErr) {
 		return errors.Join(err, recordErr)
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 
 	"hsmsign/fault"
+	"hsmsign/internal/strictder"
 	"hsmsign/signer"
 )
 
@@ -37,7 +38,7 @@ func Create(ctx context.Context, key signer.Signer, subject Subject) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("make the CSR: %w", err)
 	}
-	made, err := x509.ParseCertificateRequest(der)
+	made, err := strictder.ParseCertificateRequest(der)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("parse the new CSR: %w", err)

@@ -20,12 +20,27 @@ const (
 	maxEmail = 255
 )
 
+// countries are the alpha-2 codes of ISO 3166-1: the second letters of each first one.
+var countries = map[byte]string{
+	'A': "DEFGILMOQRSTUWXZ", 'B': "ABDEFGHIJLMNOQRSTVWYZ", 'C': "ACDFGHIKLMNORUVWXYZ", 'D': "EJKMOZ",
+	'E': "CEGHRST", 'F': "IJKMOR", 'G': "ABDEFGHILMNPQRSTUWY", 'H': "KMNRTU",
+	'I': "DELMNOQRST", 'J': "EMOP", 'K': "EGHIMNPRWYZ", 'L': "ABCIKRSTUVY",
+	'M': "ACDEFGHKLMNOPQRSTUVWXYZ", 'N': "ACEFGILOPRUZ", 'O': "M", 'P': "AEFGHKLMNRSTWY",
+	'Q': "A", 'R': "EOSUW", 'S': "ABCDEGHIJKLMNORSTVXYZ", 'T': "CDFGHJKLMNORTVWZ",
+	'U': "AGMSYZ", 'V': "ACEGINU", 'W': "FS", 'Y': "ET",
+	'Z': "AMW",
+}
+
+func isCountry(code string) bool {
+	return len(code) == 2 && strings.IndexByte(countries[code[0]], code[1]) >= 0
+}
+
 // Subject is the subject of a CSR. Apple's certificates have other subjects; Apple uses only the key of a CSR.
 type Subject struct {
 	Email        string // an address, ASCII, at most 255 characters
 	CommonName   string // 1 to 64 characters
 	Organization string // at most 64 characters; optional
-	Country      string // ISO 3166-1, two capital letters
+	Country      string // ISO 3166-1 alpha-2 code, capital letters
 }
 
 // Check returns an error that wraps ErrSubject if a value cannot be part of a CSR.
@@ -39,8 +54,9 @@ func (s Subject) Check() error {
 		return fault.Errorf("%w: %.64q is not an email address", ErrSubject, s.Email).Fix("write it as in mdm@example.com")
 	case s.CommonName == "":
 		return fault.Errorf("%w: the common name is empty", ErrSubject).Fix("give a name")
-	case len(s.Country) != 2 || strings.ContainsFunc(s.Country, func(r rune) bool { return r < 'A' || r > 'Z' }):
-		return fault.Errorf("%w: the country %.64q is not a two-letter ISO 3166 code", ErrSubject, s.Country).Fix("write two capital letters, as in US")
+	case !isCountry(s.Country):
+		return fault.Errorf("%w: the country %.64q is not a two-letter ISO 3166 code", ErrSubject, s.Country).
+			Fix("write two capital letters, as in US; the United Kingdom is GB")
 	}
 	for _, name := range []struct{ what, value string }{{"common name", s.CommonName}, {"organization", s.Organization}} {
 		switch n := utf8.RuneCountInString(name.value); {

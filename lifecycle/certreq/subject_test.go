@@ -3,6 +3,7 @@ package certreq
 import (
 	"crypto/x509"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,6 +44,8 @@ func TestSubject(t *testing.T) {
 		{"long organization", func(s *Subject) { s.Organization = strings.Repeat("x", 65) }, "the organization has 65"},
 		{"no country", func(s *Subject) { s.Country = "" }, "the country \"\""},
 		{"small letters", func(s *Subject) { s.Country = "us" }, "the country \"us\""},
+		{"not assigned", func(s *Subject) { s.Country = "ZZ" }, "the country \"ZZ\""},
+		{"reserved", func(s *Subject) { s.Country = "UK" }, "the country \"UK\""},
 		{"three letters", func(s *Subject) { s.Country = "USA" }, "the country \"USA\""},
 		{"country's name", func(s *Subject) { s.Country = "Germany" }, "the country \"Germany\""},
 		{"digits", func(s *Subject) { s.Country = "U1" }, "the country \"U1\""},
@@ -64,6 +67,26 @@ func TestSubject(t *testing.T) {
 		if _, err := Create(t.Context(), testkit.NewSigner(nil), s); !errors.Is(err, ErrSubject) {
 			t.Errorf("%s: Create: %v", tt.name, err)
 		}
+	}
+}
+
+// The number of codes is that of ISO 3166-1, and they are capital letters in their order.
+func TestCountries(t *testing.T) {
+	n := 0
+	for first := byte('A'); first <= 'Z'; first++ {
+		seconds := []byte(countries[first])
+		n += len(seconds)
+		if !slices.IsSorted(seconds) || len(slices.Compact(seconds)) != len(countries[first]) {
+			t.Errorf("%c: %s", first, countries[first])
+		}
+	}
+	for _, code := range []string{"AD", "BQ", "CW", "GB", "SS", "SX", "US", "ZW"} {
+		if !isCountry(code) {
+			t.Errorf("%s is missing", code)
+		}
+	}
+	if n != 249 {
+		t.Errorf("%d codes", n)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 	"unicode"
 
@@ -75,7 +76,10 @@ type (
 var (
 	oidData          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
 	oidEnvelopedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}
-	oidRSAEncryption = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidRSAESOAEP     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
+	// oidAuthEnvelopedData is RFC 5083's, for modes that detect changes.
+	oidAuthEnvelopedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 23}
+	oidRSAEncryption     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
 )
 
 // Encrypt returns the attachment that a service mails: the hex digits of a DER PKCS#7 EnvelopedData (RFC 5652) with the
@@ -147,6 +151,9 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
 		return nil, damaged("it is not PKCS#7, or cut short")
 	}
+	if info.Type.Equal(oidAuthEnvelopedData) {
+		return nil, damaged("it is AuthEnvelopedData, encrypted with AES-GCM; only EnvelopedData in CBC mode is supported").WithFix(fixOpenSSL)
+	}
 	if !info.Type.Equal(oidEnvelopedData) {
 		return nil, damaged("it is PKCS#7 of type %v, not EnvelopedData", info.Type)
 	}
@@ -165,7 +172,19 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 		defer clear(contentKey)
 		return envelope.Encrypted.decrypt(contentKey)
 	}
+	if slices.ContainsFunc(envelope.Recipients, usesOAEP) {
+		return nil, damaged("its key is encrypted with RSAES-OAEP; only PKCS #1 v1.5 is supported").WithFix(fixOpenSSL)
+	}
 	return nil, fault.Refuse("push.recipient", "the attachment is not encrypted to this key").WithFix("name the key of the order")
+}
+
+const fixOpenSSL = "decrypt it with openssl cms -decrypt -inform DER -inkey KEY"
+
+// usesOAEP reports whether the key for a recipient is encrypted with RSAES-OAEP (RFC 3560).
+func usesOAEP(recipient asn1.RawValue) bool {
+	var r keyTransRecipient
+	_, err := asn1.Unmarshal(recipient.FullBytes, &r)
+	return err == nil && r.Algorithm.Algorithm.Equal(oidRSAESOAEP)
 }
 
 func damaged(format string, args ...any) *fault.Finding {

@@ -165,7 +165,8 @@ func TestDecryptRefuses(t *testing.T) {
 		message string
 	}{
 		{"another's", encrypt(t, dir, "cms", "-aes-256-cbc", "b.pem"), "push.recipient", "not encrypted to this key"},
-		{"OAEP", encrypt(t, dir, "cms", "-aes-256-cbc", "-recip", "a.pem", "-keyopt", "rsa_padding_mode:oaep"), "push.recipient", ""},
+		{"OAEP", encrypt(t, dir, "cms", "-aes-256-cbc", "-recip", "a.pem", "-keyopt", "rsa_padding_mode:oaep"), "push.attachment", "RSAES-OAEP"},
+		{"AES-GCM", encrypt(t, dir, "cms", "-aes-256-gcm", "a.pem"), "push.attachment", "AES-GCM"},
 		{"cipher", encrypt(t, dir, "cms", "-camellia256", "a.pem"), "push.attachment", "cipher: 1.2.392"},
 		{"nine recipients", envelope(9, aesKey, unchanged), "push.attachment", "9 recipients"},
 		{"no recipient", envelope(0, aesKey, unchanged), "push.recipient", ""},

@@ -12,11 +12,12 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"net/mail"
 	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
+	"hsmsign/internal/strictder"
 )
 
 // Order asks a service to sign a CSR as the MDM vendor, and to mail the Push Certificate Request encrypted.
@@ -60,7 +61,7 @@ func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
 		return nil, "", fault.Errorf("%w: the body is not a JSON object with the strings csr, email, key and encrypt", ErrOrder).
 			Fix("use a client for mdmcert.download")
 	}
-	csr, err := base64.StdEncoding.DecodeString(b.CSR)
+	csr, err := base64.StdEncoding.Strict().DecodeString(b.CSR)
 	if err != nil || len(csr) == 0 {
 		return nil, "", fault.Errorf("%w: csr is not base64", ErrOrder).Fix("send the base64 of the CSR in PEM")
 	}
@@ -68,12 +69,15 @@ func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
 	if err != nil || address.Address != b.Email || len(b.Email) > maxEmail || strings.ContainsFunc(b.Email, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, "", fault.Errorf("%w: email is not an email address", ErrOrder).Fix("write it as in mdm@example.com")
 	}
-	cert, err := base64.StdEncoding.DecodeString(b.Encrypt)
+	cert, err := base64.StdEncoding.Strict().DecodeString(b.Encrypt)
 	if err != nil {
 		return nil, "", fault.Errorf("%w: encrypt is not base64", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}
-	if block, _ := pem.Decode(cert); block != nil && block.Type == "CERTIFICATE" {
-		cert = block.Bytes
+	for block := range pemtext.Scan(string(cert)) {
+		if block.Label == "CERTIFICATE" {
+			cert, _ = block.DER() // parseRecipient refuses nil
+			break
+		}
 	}
 	if _, err := parseRecipient(cert); err != nil {
 		return nil, "", err
@@ -83,7 +87,7 @@ func ParseOrder(data []byte) (order *Order, apiKey string, err error) {
 
 // parseRecipient returns the certificate to which an answer is encrypted. The error wraps ErrOrder.
 func parseRecipient(der []byte) (*x509.Certificate, error) {
-	cert, err := x509.ParseCertificate(der)
+	cert, err := strictder.ParseCertificate(der)
 	if err != nil {
 		return nil, fault.Errorf("%w: encrypt is not a certificate", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}

@@ -58,6 +58,7 @@ func TestAnswers(t *testing.T) {
 
 func TestParseOrder(t *testing.T) {
 	b64 := base64.StdEncoding.EncodeToString
+	pemOf := func(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
 	cert := func(key any, signer any) string {
 		tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}}
 		return b64(testkit.Must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, key, signer)))
@@ -74,6 +75,11 @@ func TestParseOrder(t *testing.T) {
 		{"wrapped base64", "csr", "Y3\r\nNy", ""},
 		{"no CSR", "csr", "", "csr is not base64"},
 		{"CSR in PEM", "csr", "-----BEGIN", "csr is not base64"},
+		{"CSR with bits after the last byte", "csr", "Y3N=", "csr is not base64"},
+		{"certificate with bits after the last byte", "encrypt", "TUl=", "encrypt is not base64"},
+		{"PEM certificate", "encrypt", b64(pemOf(recipient(private()).Raw)), ""},
+		{"PEM certificate, cut", "encrypt", b64(pemOf(recipient(private()).Raw)[:300]), "encrypt is not a certificate"},
+		{"PEM certificate with bits after the last byte", "encrypt", b64([]byte("-----BEGIN CERTIFICATE-----\nTUl=\n-----END CERTIFICATE-----\n")), "encrypt is not a certificate"},
 		{"a number", "csr", 5, "not a JSON object"},
 		{"no email", "email", "", "email is not"},
 		{"two emails", "email", "a@b.c, d@e.f", "email is not"},

@@ -11,13 +11,14 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
 
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/pemtext"
+	"hsmsign/internal/strictder"
 	"hsmsign/lifecycle/certreq"
 	"hsmsign/signer"
 )
@@ -103,18 +104,14 @@ func Prove(ctx context.Context, key signer.Signer, cert *x509.Certificate) error
 
 // FindCSR returns the certificate signing request in a file, PEM or DER, or nil.
 func FindCSR(file []byte) *x509.CertificateRequest {
-	for rest := file; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
+	for block := range pemtext.Scan(string(file)) {
 		// RFC 7468 section 7; older tools write NEW.
-		if block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST" {
-			file = block.Bytes
+		if block.Label == "CERTIFICATE REQUEST" || block.Label == "NEW CERTIFICATE REQUEST" {
+			file, _ = block.DER() // the parser refuses nil
 			break
 		}
 	}
-	csr, err := x509.ParseCertificateRequest(file)
+	csr, err := strictder.ParseCertificateRequest(file)
 	if err != nil {
 		return nil
 	}

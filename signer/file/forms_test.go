@@ -124,6 +124,7 @@ func TestRefusals(t *testing.T) {
 		{"one bit flipped", tampered, signer.ErrBadKey, "", ""},
 		{"empty", nil, signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
 		{"text", []byte("hello\n"), signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
+		{"JKS", []byte("\xfe\xed\xfe\xed\x00\x00\x00\x02"), signer.ErrBadKey, "a Java keystore", "keytool -importkeystore"},
 		{"DER with something after it", append(bytes.Clone(block.Bytes), 0), signer.ErrBadKey, "neither", ""},
 		{"too large", bytes.Repeat([]byte("#"), maxFile+1), signer.ErrBadKey, "larger than 65536 bytes", ""},
 	}

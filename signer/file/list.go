@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"hsmsign/internal/strictder"
 	"hsmsign/secret"
 	"hsmsign/signer"
 )
@@ -119,7 +120,7 @@ func certificateOf(public *rsa.PublicKey, data []byte) *x509.Certificate {
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && public.Equal(cert.PublicKey) {
+		if cert, err := strictder.ParseCertificate(block.Bytes); err == nil && public.Equal(cert.PublicKey) {
 			return cert
 		}
 	}

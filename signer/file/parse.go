@@ -122,6 +122,10 @@ func (s *session) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error
 	case form == "sb" || form == "ii":
 		return nil, fmt.Errorf("%w: the file contains a public key, not a private key", signer.ErrBadKey)
 	}
+	if bytes.HasPrefix(der, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(der, []byte("\xce\xce\xce\xce")) {
+		return nil, fault.Errorf("%w: the file is a Java keystore (JKS or JCEKS)", signer.ErrBadKey).
+			Fix(fmt.Sprintf("convert it: keytool -importkeystore -srckeystore %s -destkeystore NEW.p12 -deststoretype PKCS12", s.path))
+	}
 	return nil, fmt.Errorf("%w: the file is neither PKCS#8, PKCS#1 nor PKCS#12", signer.ErrBadKey)
 }
 

@@ -1,0 +1,54 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/invopop/jsonschema"
+)
+
+var update = flag.Bool("update", false, "write docs/schema anew")
+
+// shapes are the objects that a command prints with --json, by the name of their schema.
+var shapes = map[string]any{
+	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
+	"key": Key{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
+	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
+}
+
+// TestSchemas: docs/schema has the JSON Schema of each shape and no other file. After a change of a shape run
+// go test ./api -run Schemas -update.
+func TestSchemas(t *testing.T) {
+	dir := filepath.Join("..", "docs", "schema")
+	for name, shape := range shapes {
+		// A later version may add fields.
+		reflector := jsonschema.Reflector{AllowAdditionalProperties: true, Anonymous: true, ExpandedStruct: true}
+		schema, err := json.MarshalIndent(reflector.Reflect(shape), "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, name+".json")
+		if *update {
+			if err := os.WriteFile(file, append(schema, '\n'), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(bytes.TrimSpace(got), schema) {
+			t.Errorf("%s is not the schema of %T (%v); run go test ./api -run Schemas -update", file, shape, err)
+		}
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if shapes[strings.TrimSuffix(file.Name(), ".json")] == nil {
+			t.Errorf("%s belongs to no shape", file.Name())
+		}
+	}
+}

@@ -1,0 +1,220 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hsmsign/internal/testkit"
+)
+
+// terminal is a pseudo-terminal and the program that runs on it.
+type terminal struct {
+	t      *testing.T
+	master *os.File
+	slave  *os.File
+	cmd    *exec.Cmd
+	stdout bytes.Buffer
+
+	mu   sync.Mutex
+	seen bytes.Buffer // what the terminal shows
+}
+
+// startOnTerminal runs the program in a folder, with a pseudo-terminal as its controlling terminal and standard input.
+func startOnTerminal(t *testing.T, dir string, args ...string) *terminal {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "hsmsign") // testscript.Main goes by the name
+	if err := os.Symlink(os.Args[0], program); err != nil {
+		t.Fatal(err)
+	}
+	term := &terminal{t: t, master: master, slave: slave, cmd: exec.Command(program, args...)}
+	term.cmd.Dir = dir
+	term.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	term.cmd.Stdin, term.cmd.Stderr, term.cmd.Stdout = slave, slave, &term.stdout
+	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := term.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buf := make([]byte, 1024)
+		for {
+			n, err := master.Read(buf)
+			term.mu.Lock()
+			term.seen.Write(buf[:n])
+			term.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { _ = term.cmd.Process.Kill(); _ = master.Close(); _ = slave.Close() })
+	return term
+}
+
+func (term *terminal) shown() string {
+	term.mu.Lock()
+	defer term.mu.Unlock()
+	return term.seen.String()
+}
+
+// waitFor waits until the terminal shows a text n times.
+func (term *terminal) waitFor(text string, n int) {
+	term.t.Helper()
+	for end := time.Now().Add(20 * time.Second); strings.Count(term.shown(), text) < n; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			term.t.Fatalf("the terminal shows %q, not %q %d times", term.shown(), text, n)
+		}
+	}
+}
+
+func (term *terminal) echo() bool {
+	state, err := unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		term.t.Fatal(err)
+	}
+	return state.Lflag&unix.ECHO != 0
+}
+
+// waitForEcho waits until the terminal's echo is on or off.
+func (term *terminal) waitForEcho(on bool) {
+	term.t.Helper()
+	for end := time.Now().Add(20 * time.Second); term.echo() != on; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			term.t.Fatalf("the echo is %v", !on)
+		}
+	}
+}
+
+func (term *terminal) write(text string) {
+	if _, err := term.master.WriteString(text); err != nil {
+		term.t.Fatal(err)
+	}
+}
+
+// exit waits for the end of the program and returns its exit code.
+func (term *terminal) exit() int {
+	_ = term.cmd.Wait() // the exit code says it
+	return term.cmd.ProcessState.ExitCode()
+}
+
+// encryptedKey makes a folder with the golden files and enc.key, whose passphrase is "correct-horse".
+func encryptedKey(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := copyDir(filepath.Join("..", "..", "testdata", "golden"), dir); err != nil {
+		t.Fatal(err)
+	}
+	testkit.OpenSSL(t, dir, nil, "pkcs8", "-topk8", "-in", "vendor.key", "-out", "enc.key", "-v2", "aes-256-cbc", "-passout", "pass:correct-horse")
+	if err := os.Chmod(filepath.Join(dir, "enc.key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Ctrl-Z at a prompt, and fg: the shell turns the echo on, the program turns it off and asks again.
+func TestStoppedAtPrompt(t *testing.T) {
+	dir := encryptedKey(t)
+	term := startOnTerminal(t, dir, "sign", "--key", "file:enc.key", "--cert", "chain.pem", "--trust-root", "root.pem", "customer.csr")
+	term.waitFor("passphrase of", 1)
+	term.waitForEcho(false)
+	// The program leads its session, and a terminal stops no group without a parent in the session, so the signal is sent
+	// by hand.
+	if err := term.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	state, err := unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state.Lflag |= unix.ECHO
+	if err := unix.IoctlSetTermios(int(term.slave.Fd()), unix.TCSETS, state); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	term.waitFor("passphrase of", 2)
+	term.waitForEcho(false)
+	term.write("correct-horse\n")
+	if code := term.exit(); code != 0 || term.stdout.String() != string(testkit.File(t, "golden/customer.req")) {
+		t.Errorf("exit code %d: %s", code, term.shown())
+	}
+	if strings.Contains(term.shown(), "horse") {
+		t.Errorf("the passphrase is shown: %q", term.shown())
+	}
+}
+
+// An interruption at a prompt is reported as one, and the terminal is restored.
+func TestInterruptedAtPrompt(t *testing.T) {
+	dir := encryptedKey(t)
+	ceremony := []string{"vendor", "ceremony", "--dir", "c", "--key", "file:c.key", "--witness", "A", "--witness", "B",
+		"--common-name", "Example", "--email", "mdm@example.com", "--country", "US"}
+	for _, tt := range []struct {
+		name   string
+		signal syscall.Signal // 0: Ctrl-C is typed
+		code   int
+		args   []string
+		want   string // on the terminal
+		stdout string
+	}{
+		{"sign, Ctrl-C", 0, 130, []string{"sign", "--key", "file:enc.key", "--cert", "chain.pem", "--trust-root", "root.pem", "customer.csr"}, "hsmsign: interrupted\r\n", ""},
+		{"doctor, SIGTERM", syscall.SIGTERM, 143, []string{"doctor", "--key", "file:enc.key"}, "", "FAIL     passphrase      interrupted\n"},
+		{"ceremony, SIGTERM", syscall.SIGTERM, 143, ceremony, `interrupted at the step "generate"; run it again to complete the ceremony`, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			term := startOnTerminal(t, dir, tt.args...)
+			term.waitFor("passphrase of", 1)
+			term.waitForEcho(false)
+			if tt.signal == 0 {
+				term.write("\x03")
+			} else if err := term.cmd.Process.Signal(tt.signal); err != nil {
+				t.Fatal(err)
+			}
+			if code := term.exit(); code != tt.code {
+				t.Errorf("exit code %d, want %d: %s", code, tt.code, term.shown())
+			}
+			term.waitForEcho(true)
+			if tt.want != "" {
+				term.waitFor(tt.want, 1)
+			}
+			if strings.Contains(term.shown(), "unavailable") || !strings.Contains(term.stdout.String(), tt.stdout) {
+				t.Errorf("the terminal shows %q; standard output is %q", term.shown(), term.stdout.String())
+			}
+		})
+	}
+	// The transcript keeps the interruption, and the next run completes the ceremony.
+	text, err := os.ReadFile(filepath.Join(dir, "c", "transcript.txt"))
+	if err != nil || !strings.Contains(string(text), `generate: failed: interrupted at the step "generate"`) || strings.Contains(string(text), "unavailable") {
+		t.Errorf("%v: %s", err, text)
+	}
+	t.Setenv("HSMSIGN_PASSPHRASE", "correct-horse")
+	if term := startOnTerminal(t, dir, ceremony...); term.exit() != 0 {
+		t.Errorf("the next run: %s", term.shown())
+	}
+}

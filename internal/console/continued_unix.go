@@ -1,0 +1,47 @@
+//go:build linux || darwin
+
+package console
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// whenContinued calls do whenever the program continues after it was stopped. The returned function ends that, and waits
+// for a call in progress.
+func whenContinued(do func()) (stop func()) {
+	continued, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(continued, syscall.SIGCONT)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			select {
+			case <-continued:
+				do()
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		signal.Stop(continued)
+		close(done)
+		running.Wait()
+	}
+}
+
+// hideInput turns the echo of a terminal off, as term.ReadPassword does.
+func hideInput(fd int) error {
+	state, err := unix.IoctlGetTermios(fd, ioctlGetTermios)
+	if err != nil {
+		return err
+	}
+	state.Lflag &^= unix.ECHO
+	state.Lflag |= unix.ICANON | unix.ISIG
+	state.Iflag |= unix.ICRNL
+	return unix.IoctlSetTermios(fd, ioctlSetTermios, state)
+}
