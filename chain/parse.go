@@ -180,7 +180,7 @@ func describe(data []byte) string {
 	if isDER(data) {
 		return describeDER(data)
 	}
-	for b := range pemtext.Scan(string(data)) { //nolint:staticcheck // the first block only
+	for b := range pemtext.Scan(string(data)) {
 		switch label := b.Label; {
 		case strings.HasSuffix(label, "PRIVATE KEY"):
 			return "a private key"

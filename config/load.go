@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 )
 
 // MaxFile is the size limit of a config file, in bytes.
@@ -49,7 +50,8 @@ func (v Vendor) in(dir string) Vendor {
 
 // read returns the content of the file. It checks the open file, so that nobody can replace it between check and read.
 func read(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the operator chooses the path
+	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the operator chooses the path
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}

@@ -4,7 +4,5 @@ package config
 
 import "io/fs"
 
-const nonblock = 0
-
 // owner returns ok false: the system has no numeric owners.
 func owner(fs.FileInfo) (uid int, ok bool) { return 0, false }

@@ -7,9 +7,6 @@ import (
 	"syscall"
 )
 
-// nonblock makes Open return at once for a pipe without a writer.
-const nonblock = syscall.O_NONBLOCK
-
 // owner returns the user id of the owner of a file.
 func owner(info fs.FileInfo) (uid int, ok bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)

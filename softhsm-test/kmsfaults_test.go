@@ -190,7 +190,7 @@ func TestKMSInterrupted(t *testing.T) {
 			kill(t, cmd.Process, syscall.SIGINT)
 			began := time.Now()
 			_ = cmd.Wait()
-			if code := cmd.ProcessState.ExitCode(); code != 1 || time.Since(began) > 10*time.Second {
+			if code := cmd.ProcessState.ExitCode(); code != 130 || time.Since(began) > 10*time.Second {
 				t.Errorf("exit code %d after %v", code, time.Since(began))
 			}
 			if _, err := os.Stat(output); !errors.Is(err, os.ErrNotExist) {
@@ -226,7 +226,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 			{"expired", 5, "credentials", nil},
 			{"denied", 5, "", nil},
 			{"disabled", 4, "unusable key", nil},
-			{"interrupted", 1, "interrupt", func(t *testing.T, _ *service, program *os.Process) { kill(t, program, syscall.SIGINT) }},
+			{"interrupted", 130, "interrupt", func(t *testing.T, _ *service, program *os.Process) { kill(t, program, syscall.SIGINT) }},
 		} {
 			t.Run(name+" "+fault.name, func(t *testing.T) {
 				double := start(t, signatureDelay)

@@ -103,9 +103,6 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if bits != vendorcert.KeyBits {
-		p.con.Warnf("Apple issues vendor certificates for RSA of %d bits only, and vendor csr refuses this key", vendorcert.KeyBits)
-	}
 	ctx, cancel := context.WithTimeout(cliCtx.Context, generateTimeout)
 	defer cancel()
 	key, err := job.Generate(ctx, signer.KeySpec{Bits: bits})
@@ -113,6 +110,9 @@ func (p *program) keyGenerate(cliCtx *cli.Context) error {
 		return err
 	}
 	defer func() { _ = key.Close() }()
+	if bits != vendorcert.KeyBits {
+		p.con.Warnf("Apple issues vendor certificates for RSA of %d bits only, and vendor csr refuses this key", vendorcert.KeyBits)
+	}
 	info, err := job.describe(cliCtx.Context, key)
 	if err != nil {
 		return fmt.Errorf("the key was made, but: %w", err)

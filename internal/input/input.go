@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -48,7 +49,8 @@ func isDescriptor(name string) bool {
 
 // File returns at most limit+1 bytes of a regular file. Errors do not repeat the name.
 func File(name string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|nonblock, 0) // #nosec G304 -- the user's own argument
+	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the user's own argument
 	if err != nil {
 		return nil, cause(err)
 	}
