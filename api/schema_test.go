@@ -12,7 +12,7 @@ import (
 	"github.com/invopop/jsonschema"
 )
 
-var update = flag.Bool("update", false, "write docs/schema anew")
+var update = flag.Bool("update", false, "write the files of docs/schema again")
 
 // shapes are the objects that a command prints with --json, by the name of their schema.
 var shapes = map[string]any{
