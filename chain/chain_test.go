@@ -210,6 +210,16 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// A number of days below zero turns the warning off, never the refusal.
+func TestExpiredWithoutWarning(t *testing.T) {
+	w := newWorld()
+	expired := certs(w.issue(w.key, testpki.VendorOptions{NotAfter: now.Add(-time.Hour)}), w.WWDR, w.Root)
+	_, err := Build(expired, nil, Options{Now: now, TrustRoots: certs(w.Root), WarnDays: -1})
+	if f, ok := errors.AsType[*fault.Finding](err); !ok || f.ID != "chain.expired" {
+		t.Errorf("error %v; want chain.expired", err)
+	}
+}
+
 // Check reports several defects at once.
 func TestCheckReportsAll(t *testing.T) {
 	w := newWorld()

@@ -61,9 +61,13 @@ func checkLeaf(c *x509.Certificate) []fault.Finding {
 
 // checkDates checks that every certificate of the path is valid now and for some time to come.
 func checkDates(path []*x509.Certificate, opts Options) []fault.Finding {
-	const day = 24 * time.Hour
+	warn := max(0, time.Duration(opts.WarnDays)*24*time.Hour)
 	var f []fault.Finding
 	for i, c := range path {
+		left := c.NotAfter.Sub(opts.Now)
+		if !opts.Now.Before(c.NotBefore) && left >= warn {
+			continue
+		}
 		if pin, ok := Lookup(c); ok && pin.Retired {
 			continue // chain.wwdr-g1 reports it
 		}
@@ -71,7 +75,6 @@ func checkDates(path []*x509.Certificate, opts Options) []fault.Finding {
 		if i == 0 {
 			fix = fixRenew
 		}
-		left := c.NotAfter.Sub(opts.Now)
 		switch {
 		case opts.Now.Before(c.NotBefore):
 			f = append(f, *refuse("chain.not-yet-valid", "%s is valid from %s on; it is %s", name(c),
@@ -79,7 +82,7 @@ func checkDates(path []*x509.Certificate, opts Options) []fault.Finding {
 		case left < 0:
 			f = append(f, *fault.Refuse("chain.expired", "%s expired %s, %s ago", name(c), c.NotAfter.UTC().Format(date), days(-left)).
 				WithFix(fix).WithPortal(fault.PortalExpired))
-		case left < time.Duration(opts.WarnDays)*day:
+		default:
 			f = append(f, *fault.Warn("chain.expires-soon", "%s expires %s, in %s", name(c), c.NotAfter.UTC().Format(date), days(left)).WithFix(fix))
 		}
 	}
