@@ -147,19 +147,24 @@ func (s *Store) loadCertificates(ctx context.Context, name string) ([]*x509.Cert
 	}
 	data, err := s.readFile(ctx, name, chain.MaxFile)
 	if err != nil {
-		return nil, fault.Vendor.Errorf("certificate file %q: %w", name, err).Fix("check the path")
+		return nil, fault.Vendor.Errorf("certificate file %q: %w", Redact(name), err).Fix("check the path")
 	}
 	certs, err := chain.Parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", Redact(name), err)
 	}
 	return certs, nil
 }
 
-// Redact returns the name of a certificate file as it is, and a reference without its secrets.
+// Redact returns the name of a certificate file as it is, and a reference without its secrets. Of a reference that cannot
+// be read it returns the scheme only.
 func Redact(name string) string {
-	if ref, err := signer.ParseRef(name); err == nil {
+	ref, err := signer.ParseRef(name)
+	if err == nil {
 		return ref.String()
+	}
+	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(append(cloudSchemes, "file", "pkcs11"), strings.ToLower(scheme)) {
+		return scheme + ":(unreadable)"
 	}
 	return name
 }

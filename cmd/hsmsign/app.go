@@ -44,7 +44,7 @@ func (p *program) keystore(modules []string) *keystore.Store {
 func (p *program) read(ctx context.Context, name string, limit int64, fix string) ([]byte, error) {
 	data, err := p.in.Read(ctx, name, limit)
 	if err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix(fix)
+		return nil, fault.Refused.Errorf("%s: %w", keystore.Redact(name), err).Fix(fix)
 	}
 	return data, nil
 }

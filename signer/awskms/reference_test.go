@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/fault"
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -44,41 +45,46 @@ func TestParseReference(t *testing.T) {
 }
 
 func TestParseReferenceRefuses(t *testing.T) {
-	for _, tt := range []struct{ in, text string }{
-		{"awskms:alias/x", "three slashes"},
-		{"awskms://host/alias/x", "three slashes"},
-		{"awskms:///mdm-vendor", `written "alias/mdm-vendor"`},
-		{"awskms:///alias/", "neither"},
-		{"awskms:///alias/x y", "neither"},
-		{"awskms:///alias/" + strings.Repeat("x", 251), "neither"},
-		{"awskms:///" + strings.ToUpper(testID), "written"},
-		{"awskms:///../" + testID, "neither"},
-		{"awskms:///arn:aws:s3:::bucket", "not an ARN of a KMS key"},
-		{"awskms:///" + testARN + "/x", "not an ARN of a KMS key"},
-		{"awskms:///" + testARN + "?region=us-east-1", "region of the ARN"},
-		{"awskms:///" + testID + "?region=eu-west-1.evil.example", "not a region"},
-		{"awskms:///" + testID + "?region=", "not a region"},
-		{"awskms:///" + testMRK + "?region=eu-west-1&regions=eu-west-1", "exclude each other"},
-		{"awskms:///" + testMRK + "?regions=eu-west-1,", "not a region"},
-		{"awskms:///" + testMRK + "?regions=eu-west-1,eu-west-1", "repeated"},
-		{"awskms:///" + testMRK + "?regions=" + strings.Repeat("eu-west-1,", 8) + "us-east-1", "at most 8"},
-		{"awskms:///" + testID + "?regions=eu-west-1,us-east-1", "multi-Region"},
-		{"awskms:///" + testID + "?endpoint=http://kms.example.com", "plain http"},
-		{"awskms:///" + testID + "?endpoint=http://127.0.0.1.example.com", "plain http"},
-		{"awskms:///" + testID + "?endpoint=ftp://127.0.0.1", "plain http"},
-		{"awskms:///" + testID + "?endpoint=127.0.0.1:8080", "form"},
-		{"awskms:///" + testID + "?endpoint=https://user:secret@host", "form"},
-		{"awskms:///" + testID + "?endpoint=https://host/path", "form"},
-		{"awskms:///" + testID + "?endpoint=", "form"},
-		{"awskms:///" + testID + "?profile=", "profile"},
-		{"awskms:///" + testID + "?profile=a]b", "profile"},
-		{"awskms:///" + testID + "?role-arn=hsmsign", "role-arn"},
-		{"awskms:///" + testID + "?max-concurrent=1025", "max-concurrent"},
-		{"awskms:///" + testID + "?access-key=x", "unknown"},
+	for _, tt := range []struct{ in, text, hint string }{
+		{"awskms:alias/x", "three slashes", ""},
+		{"awskms://host:4566/alias/x", "three slashes", "write awskms:///alias/x?endpoint=https://host:4566"},
+		{"awskms:key-id=" + testID + ";region=us-east-2", "three slashes", "write awskms:///" + testID + "?region=REGION"},
+		{"awskms:region=us-east-2;key-id=alias/x", "three slashes", "write awskms:///alias/x?region=REGION"},
+		{"awskms:///mdm-vendor", `written "alias/mdm-vendor"`, ""},
+		{"awskms:///alias/", "neither", ""},
+		{"awskms:///alias/x y", "neither", ""},
+		{"awskms:///alias/" + strings.Repeat("x", 251), "neither", ""},
+		{"awskms:///" + strings.ToUpper(testID), "written", ""},
+		{"awskms:///../" + testID, "neither", ""},
+		{"awskms:///arn:aws:s3:::bucket", "not an ARN of a KMS key", ""},
+		{"awskms:///" + testARN + "/x", "not an ARN of a KMS key", ""},
+		{"awskms:///" + testARN + "?region=us-east-1", "region of the ARN", ""},
+		{"awskms:///" + testID + "?region=eu-west-1.evil.example", "not a region", ""},
+		{"awskms:///" + testID + "?region=", "not a region", ""},
+		{"awskms:///" + testMRK + "?region=eu-west-1&regions=eu-west-1", "exclude each other", ""},
+		{"awskms:///" + testMRK + "?regions=eu-west-1,", "not a region", ""},
+		{"awskms:///" + testMRK + "?regions=eu-west-1,eu-west-1", "repeated", ""},
+		{"awskms:///" + testMRK + "?regions=" + strings.Repeat("eu-west-1,", 8) + "us-east-1", "at most 8", ""},
+		{"awskms:///" + testID + "?regions=eu-west-1,us-east-1", "multi-Region", ""},
+		{"awskms:///" + testID + "?endpoint=http://kms.example.com", "plain http", ""},
+		{"awskms:///" + testID + "?endpoint=http://127.0.0.1.example.com", "plain http", ""},
+		{"awskms:///" + testID + "?endpoint=ftp://127.0.0.1", "plain http", ""},
+		{"awskms:///" + testID + "?endpoint=127.0.0.1:8080", "form", ""},
+		{"awskms:///" + testID + "?endpoint=https://user:secret@host", "form", ""},
+		{"awskms:///" + testID + "?endpoint=https://host/path", "form", ""},
+		{"awskms:///" + testID + "?endpoint=", "form", ""},
+		{"awskms:///" + testID + "?profile=", "profile", ""},
+		{"awskms:///" + testID + "?profile=a]b", "profile", ""},
+		{"awskms:///" + testID + "?role-arn=hsmsign", "role-arn", ""},
+		{"awskms:///" + testID + "?max-concurrent=1025", "max-concurrent", ""},
+		{"awskms:///" + testID + "?access-key=x", "unknown", ""},
 	} {
 		_, err := parseReference(signerkit.Ref(t, tt.in), kms.Policy{})
 		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%s: got %v, want %q", tt.in, err, tt.text)
+		}
+		if hint := fault.Hint(err); hint != tt.hint {
+			t.Errorf("%s: hint %q, want %q", tt.in, hint, tt.hint)
 		}
 		if err != nil && strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: the error contains a password", tt.in)

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
@@ -42,7 +43,7 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 			certs, err := f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
 			if err == nil && len(certs) == 0 {
 				return nil, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
-					Fix("store it with hsmsign key import-cert; correct object= and id=")
+					Fix(cmp.Or(f.ref.path.HexHint(), "store it with hsmsign key import-cert; correct object= and id="))
 			}
 			return certs, err
 		})

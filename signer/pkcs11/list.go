@@ -79,12 +79,8 @@ func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error
 		return signer.KeyInfo{}, err
 	}
 	label := string(attrs[0])
-	exact, err := f.ref.exact(exactPath(t.id, label, string(attrs[1])))
-	if err != nil {
-		return signer.KeyInfo{}, err
-	}
 	info := signer.KeyInfo{
-		Ref: exact, Store: t.id.String(), Label: label, ID: hex.EncodeToString(attrs[1]),
+		Ref: f.ref.exact(exactPath(t.id, label, string(attrs[1]))), Store: t.id.String(), Label: label, ID: hex.EncodeToString(attrs[1]),
 		Algorithm: keyType(attrs[2]), Properties: f.protection(o),
 	}
 	if info.Algorithm != "RSA" {

@@ -142,7 +142,7 @@ func (t *token) dropPIN() {
 }
 
 // read returns the PIN that is kept, or reads it from where the reference says. The caller clears it. Errors are those of
-// latched, or wrap signer.ErrAuth.
+// latched, or wrap signer.ErrAuth or secret.ErrNoFile.
 func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Options) ([]byte, error) {
 	if err := p.latched(); err != nil {
 		return nil, err
@@ -164,10 +164,10 @@ func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Optio
 		src.AnyMode = true
 		pin, err = opts.Secrets.Read(ctx, src)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
+	if err != nil && !errors.Is(err, secret.ErrNoFile) {
+		err = fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
-	return pin, nil
+	return pin, err
 }
 
 // hasPIN reports whether there may be a PIN for this reference.

@@ -2,13 +2,13 @@ package pkcs11
 
 import (
 	"fmt"
-	"net/url"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 
+	"hsmsign/fault"
 	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/pkcs11/internal/uri"
@@ -48,8 +48,12 @@ func parseReference(ref signer.Ref) (reference, error) {
 	if r.path, err = uri.Parse(ref.Path); err != nil {
 		return r, err
 	}
-	err = ref.CheckQuery("module-path", "module-name", "pin-source", "pin-value", "max-sessions", "mechanism", "isolate", "insecure-mode")
-	if err != nil {
+	if err = ref.CheckQuery(uri.QueryNames...); err != nil {
+		for _, name := range uri.Names {
+			if _, given := ref.Query(name); given {
+				return r, fault.WithHint(err, fmt.Sprintf("%s= is a path attribute; write it before the \"?\"", name))
+			}
+		}
 		return r, err
 	}
 	if s, ok := ref.Query("max-sessions"); ok {
@@ -119,31 +123,19 @@ func (r reference) wrap(op string, err error) error {
 	return &signer.Error{Op: op, Ref: r.ref, Err: err}
 }
 
-// query returns the query attributes, each as "name=value", encoded exactly.
-func query(ref signer.Ref) []string {
-	_, query, _ := strings.Cut(ref.Encode(), "?")
-	return strings.Split(query, "&")
-}
-
 // exact returns the reference with another path and without its PIN, for people.
-func (r reference) exact(path uri.Path) (string, error) {
-	attrs := slices.DeleteFunc(query(r.ref), func(attr string) bool { return strings.HasPrefix(attr, "pin-value=") })
-	ref, err := signer.ParseRef(r.ref.Scheme + ":" + path.String() + "?" + strings.Join(attrs, "&"))
-	return ref.String(), err
+func (r reference) exact(path uri.Path) string {
+	ref := r.ref.Without("pin-value")
+	ref.Path = path.String()
+	return ref.String()
 }
 
 // forWorker returns the reference that a worker process opens: the resolved module replaces its path or name, and the
 // parent answers for the PIN. It is exact, with no value redacted.
-func (r reference) forWorker(module string) (signer.Ref, error) {
-	attrs := []string{"module-path=" + strings.NewReplacer("%2F", "/", "&", "%26").Replace(url.PathEscape(module))}
-	for _, attr := range query(r.ref) {
-		switch name, _, _ := strings.Cut(attr, "="); name {
-		case "module-path", "module-name":
-		case "pin-value":
-			attrs = append(attrs, "pin-source=parent") // a token with a PIN pad is sent a PIN only if the reference has one
-		default:
-			attrs = append(attrs, attr)
-		}
+func (r reference) forWorker(module string) signer.Ref {
+	ref := r.ref.Without("module-path", "module-name", "pin-value")
+	if r.pinValue != "" {
+		ref = ref.With("pin-source", "parent") // a token with a PIN pad is sent a PIN only if the reference has one
 	}
-	return signer.ParseRef(r.ref.Scheme + ":" + r.ref.Path + "?" + strings.Join(attrs, "&"))
+	return ref.With("module-path", module)
 }
