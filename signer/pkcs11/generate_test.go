@@ -10,6 +10,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -47,7 +48,7 @@ func TestGenerate(t *testing.T) {
 			t.Errorf("pkcs11-tool sees another use of the public key:\n%s", out)
 		}
 	}
-	calls(t, f, map[string]int{"C_Login": 1}) // the keys stay open
+	calls(t, f, map[string]int{"C_Login": 3}) // the keys stay open; SoftHSM2 is initialized again after each
 }
 
 func generate(t *testing.T, ref string, bits int) (signer.Signer, error) {
@@ -83,6 +84,27 @@ func TestGenerateRefuses(t *testing.T) {
 	}
 	if after := tool(t, tok, "-O"); after != before {
 		t.Errorf("the token has other objects than before:\n%s", after)
+	}
+}
+
+// What a token says to the template of the key is named as its refusal.
+func TestGenerateFails(t *testing.T) {
+	tok, f := faulty(t)
+	for code, want := range map[string]struct {
+		family     error
+		says, hint string
+	}{
+		"0x5":  {signer.ErrUnavailable, "the token refused to make the key: backend unavailable: C_GenerateKeyPair returns CKR_GENERAL_ERROR", "tpm2_ptool"},
+		"0xD1": {signer.ErrBadKey, "the token refused to make the key", "tpm2_ptool"},
+		"0x70": {signer.ErrUnsupported, "CKR_MECHANISM_INVALID", "--list-mechanisms"},
+		"0x30": {signer.ErrUnavailable, "CKR_DEVICE_ERROR", "the HSM answers"},
+	} {
+		f.Script(t, "C_GenerateKeyPair * return "+code)
+		_, err := generate(t, tok.Ref("new"), 2048)
+		signerkit.Refused(t, err, want.family, want.says)
+		if !strings.Contains(fault.Hint(err), want.hint) {
+			t.Errorf("%s: hint %q; want %q", code, fault.Hint(err), want.hint)
+		}
 	}
 }
 

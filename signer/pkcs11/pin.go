@@ -11,7 +11,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsmsign/fault"
 	"hsmsign/secret"
 	"hsmsign/signer"
 )
@@ -47,7 +46,7 @@ func (p *pinState) latched() error {
 	if p.refused == nil {
 		return nil
 	}
-	return fault.Errorf("%w; no PIN was sent again", p.refused).Fix("correct the PIN, then restart the program; a token locks itself after a few wrong PINs")
+	return advise(fmt.Errorf("%w; no PIN was sent again", p.refused))
 }
 
 // refuse notes that the token has refused a PIN. No other follows.

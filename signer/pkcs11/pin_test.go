@@ -55,7 +55,7 @@ func TestPINSources(t *testing.T) {
 		{"prompt by name", none + "&pin-source=prompt", prompt, "", ""},
 		{"value", none + "&pin-value=" + tok.PIN, secret.Reader{}, "", "pin-value"},
 		{"nothing", none, secret.Reader{}, "HSMSIGN_PIN", ""},
-		{"no such file", none + "&pin-source=file:" + readable + "2", secret.Reader{}, "no such file", ""},
+		{"no such file", none + "&pin-source=file:" + readable + "2", secret.Reader{}, "PIN file not found", ""},
 		{"readable by others", none + "&pin-source=file:" + readable, secret.Reader{}, "group or others can read it", ""},
 		{"and allowed", none + "&insecure-mode=allow&pin-source=file:" + readable, secret.Reader{}, "", "insecure-mode"},
 		{"allowed without need", tok.Ref("vendor") + "&insecure-mode=allow", secret.Reader{}, "", ""},
@@ -64,7 +64,7 @@ func TestPINSources(t *testing.T) {
 			var warned []string
 			key, err := open(t, Options{Secrets: tt.secrets, Warn: func(text string) { warned = append(warned, text) }}, tt.ref)
 			if tt.refused != "" {
-				signerkit.Refused(t, err, signer.ErrAuth, tt.refused)
+				signerkit.Refused(t, err, map[bool]error{false: signer.ErrAuth, true: secret.ErrNoFile}[tt.name == "no such file"], tt.refused)
 				return
 			}
 			if err != nil {
