@@ -161,14 +161,13 @@ func Redact(text string) string {
 	return b.String() + text
 }
 
-// misplaced reports whether text ends with the name of an attribute whose value may be a secret. A token and a key id
-// are no secrets; a name that cannot be decoded may be one.
+// misplaced reports whether text ends with the name of an attribute whose value may be a secret: "pin", "api-key". "token"
+// and "keyPrefix" are not; a name that cannot be decoded may be one.
 func misplaced(text string) bool {
 	text = strings.TrimRight(text, " ")
-	name := text[len(strings.TrimRight(text, alphanumeric+"-_%")):]
-	name, err := Unescape(name)
-	name = strings.ToLower(name)
-	return err != nil || secretAttr(name) && name != "token" && name != "key" && !strings.HasSuffix(name, "-id")
+	name, err := Unescape(text[len(strings.TrimRight(text, alphanumeric+"-_%")):])
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return err != nil || secretAttr(name) && (hasAny(name, "pin", "pass", "secret", "credential") || hasAny(name+"=", "-key=", "-token=", "apikey="))
 }
 
 // withoutArguments returns the value without the arguments of a program (pin-source=exec:/PROGRAM ARG...), which may be
@@ -197,8 +196,11 @@ func secretAttr(name string) bool {
 	if strings.HasSuffix(name, "-source") || strings.HasSuffix(name, "-file") {
 		return false
 	}
-	return slices.ContainsFunc([]string{"pin", "pass", "secret", "token", "password", "credential", "key"},
-		func(word string) bool { return strings.Contains(name, word) })
+	return hasAny(name, "pin", "pass", "secret", "credential", "token", "key")
+}
+
+func hasAny(name string, words ...string) bool {
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(name, word) })
 }
 
 // isScheme refuses a single letter: it is a Windows drive, not a scheme.

@@ -50,6 +50,9 @@ func TestParseRef(t *testing.T) {
 		{in: "pkcs11:token=a?module-path=/m%3Bx=y", scheme: "pkcs11", path: "token=a", query: map[string]string{"module-path": "/m;x=y"}},
 		{in: "pkcs11:token=a?pin-source=exec:/bin/x --secret=pin", scheme: "pkcs11", path: "token=a",
 			query: map[string]string{"pin-source": "exec:/bin/x --secret=pin"}, out: "pkcs11:token=a?pin-source=exec:/bin/x%20--secret=REDACTED"},
+		{in: "pkcs11:?module-init=configdir='sql:/d' keyPrefix='' tokenDescription=x", scheme: "pkcs11",
+			query: map[string]string{"module-init": "configdir='sql:/d' keyPrefix='' tokenDescription=x"},
+			out:   "pkcs11:?module-init=configdir='sql:/d'%20keyPrefix=''%20tokenDescription=x"},
 		{in: "pkcs11:?module-path=/m", scheme: "pkcs11", path: "", query: map[string]string{"module-path": "/m"}},
 	}
 	for _, tt := range tests {

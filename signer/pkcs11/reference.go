@@ -28,6 +28,7 @@ type reference struct {
 	ref        signer.Ref
 	path       uri.Path
 	module     string // absolute path of the module's file
+	moduleInit string // passed to C_Initialize; empty: nothing
 	moduleName string // the module's name in p11-kit's configuration, if the reference has no path
 	pinSource  string // empty: not given
 	pinValue   string // empty: not given
@@ -87,11 +88,15 @@ func (r *reference) readModule() error {
 	var hasPath, hasName bool
 	r.module, hasPath = r.ref.Query("module-path")
 	r.moduleName, hasName = r.ref.Query("module-name")
+	init, hasInit := r.ref.Query("module-init")
+	r.moduleInit = init
 	switch {
 	case hasPath && hasName:
 		return fmt.Errorf("%w: query attributes \"module-path\" and \"module-name\" exclude each other", signer.ErrReference)
 	case hasName && (r.moduleName == "" || strings.ContainsAny(r.moduleName, `/\`)):
 		return fmt.Errorf("%w: query attribute \"module-name\" must be a name, not a path (RFC 7512 section 2.3)", signer.ErrReference)
+	case hasInit && (init == "" || strings.ContainsRune(init, 0)):
+		return fmt.Errorf("%w: query attribute \"module-init\" is empty or contains a zero byte", signer.ErrReference)
 	case !hasName && !filepath.IsAbs(r.module):
 		return fmt.Errorf("%w: query attribute \"module-path\" is required and must be absolute", signer.ErrReference)
 	}

@@ -25,6 +25,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-source=file:/run/pin&max-sessions=64", reference{pinSource: "file:/run/pin", sessions: 64}},
 		{base + "&mechanism=rsa-pkcs&max-sessions=1", reference{mechanism: "rsa-pkcs", sessions: 1}},
 		{base + "&mechanism=sha256-rsa-pkcs&max-sessions=1", reference{mechanism: "sha256-rsa-pkcs", sessions: 1}},
+		{base + "&module-init=a='b'%20c&max-sessions=1", reference{moduleInit: "a='b' c", sessions: 1}},
 		{base + "&pin-value=12%2634&max-sessions=1&insecure-mode=allow", reference{pinValue: "12&34", sessions: 1, insecure: "allow"}},
 	}
 	for _, tt := range good {
@@ -57,6 +58,8 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-value=", `"pin-value" must have 1 to`},
 		{base + "&pin-value=" + strings.Repeat(secret, 200), `"pin-value" must have 1 to`},
 		{base + "&pin-source=", `"pin-source" is empty`},
+		{base + "&module-init=", `"module-init" is empty`},
+		{base + "&module-init=a%00" + secret, `or contains a zero byte`},
 		{base + "&max-sessions=0", `from 1 to 64`},
 		{base + "&max-sessions=65", `from 1 to 64`},
 		{base + "&max-sessions=" + secret, `from 1 to 64`},

@@ -23,7 +23,7 @@ var Names = []string{
 
 // QueryNames are the query attributes of a key reference.
 var QueryNames = []string{
-	"module-path", "module-name", "pin-source", "pin-value", "max-sessions", "mechanism", "isolate", "insecure-mode",
+	"module-path", "module-name", "module-init", "pin-source", "pin-value", "max-sessions", "mechanism", "isolate", "insecure-mode",
 }
 
 // synonyms are what other programs call path attributes.
