@@ -196,7 +196,16 @@ func (k Key) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, 
 	return k.backend.Generate(ctx, k.Ref, spec)
 }
 
-// List returns every private key that the reference matches; see signer.Backend.
+// Tokens returns every slot of the reference's module; see signer.Backend. The error is of kind usage if the backend has no
+// tokens.
+func (k Key) Tokens(ctx context.Context) ([]signer.TokenInfo, error) {
+	if k.backend.Tokens == nil {
+		return nil, fault.Usage.Errorf("%s: has no tokens", k.Ref.Scheme).Fix("name a PKCS#11 module: pkcs11:?module-path=PATH")
+	}
+	return k.backend.Tokens(ctx, k.Ref)
+}
+
+// List returns every key that the reference matches; see signer.Backend.
 func (k Key) List(ctx context.Context) ([]signer.KeyInfo, error) { return k.backend.List(ctx, k.Ref) }
 
 // Diagnose walks from the reference to a signature; see signer.Backend. A backend that this build leaves out has one
@@ -225,6 +234,7 @@ func (k Key) Describe(ctx context.Context, opened signer.Signer) (signer.KeyInfo
 	pub, ok := opened.Public().(*rsa.PublicKey)
 	for _, info := range infos {
 		switch {
+		case info.Type != "":
 		case ok && info.Public == nil && len(infos) == 1: // an encrypted file
 			info.Public, info.Algorithm, info.Bits = pub, "RSA", pub.N.BitLen()
 			return info, nil

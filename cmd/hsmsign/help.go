@@ -38,6 +38,7 @@ var topics = map[string]string{
    env:NAME              an environment variable
    credential:NAME       a systemd credential (LoadCredential=NAME:PATH in the unit)
    exec:/PROGRAM ARG...  the output of a program; arguments are split at spaces, no shell is involved
+   |/PROGRAM ARG...      the same, as RFC 7512 writes it
    prompt                the person at the terminal
 
    PIN of a token:        pin-source in the reference, else $HSMSIGN_PIN, else the terminal

@@ -3,7 +3,6 @@
 package pkcs11
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/x509"
@@ -105,21 +104,29 @@ func (f finder) certificates(template ...*pkcs11.Attribute) ([]*x509.Certificate
 	}
 	var certs []*x509.Certificate
 	for _, o := range objects {
-		values, err := f.attributes(o, pkcs11.CKA_VALUE)
+		cert, err := f.certificate(o)
 		if err != nil {
 			return nil, err
 		}
-		if len(values[0]) > maxCertificate {
-			return nil, fmt.Errorf("%w: a certificate of %d bytes", signer.ErrBadKey, len(values[0]))
+		if !slices.ContainsFunc(certs, cert.Equal) {
+			certs = append(certs, cert)
 		}
-		if slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return bytes.Equal(c.Raw, values[0]) }) {
-			continue
-		}
-		cert, err := x509.ParseCertificate(values[0])
-		if err != nil {
-			return nil, fmt.Errorf("%w: a certificate object cannot be read: %w", signer.ErrBadKey, err)
-		}
-		certs = append(certs, cert)
 	}
 	return certs, nil
+}
+
+// certificate returns the certificate in an object.
+func (f finder) certificate(o pkcs11.ObjectHandle) (*x509.Certificate, error) {
+	values, err := f.attributes(o, pkcs11.CKA_VALUE)
+	if err != nil {
+		return nil, err
+	}
+	if len(values[0]) > maxCertificate {
+		return nil, fmt.Errorf("%w: a certificate of %d bytes", signer.ErrBadKey, len(values[0]))
+	}
+	cert, err := x509.ParseCertificate(values[0])
+	if err != nil {
+		return nil, fmt.Errorf("%w: a certificate object cannot be read: %w", signer.ErrBadKey, err)
+	}
+	return cert, nil
 }

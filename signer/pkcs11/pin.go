@@ -65,6 +65,13 @@ func (p *pinState) known() []byte {
 	return bytes.Clone(p.value)
 }
 
+// inUse reports whether a key of the token is open.
+func (p *pinState) inUse() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.users > 0
+}
+
 // keep counts one more user, and owns the PIN from now on.
 func (p *pinState) keep(pin []byte) {
 	p.mu.Lock()
@@ -169,9 +176,10 @@ func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Optio
 	return pin, err
 }
 
-// hasPIN reports whether there may be a PIN for this reference.
-func (o Options) hasPIN(r reference) bool {
-	return r.pinSource != "" || r.pinValue != "" || o.Secrets.Prompt != nil || o.Secrets.Getenv != nil && o.Secrets.Getenv(pinVariable) != ""
+// hasPIN reports whether a login needs no question: the PIN is named, or typed at the token's own PIN pad.
+func (o Options) hasPIN(r reference, t foundToken) bool {
+	return r.pinSource != "" || r.pinValue != "" || o.Secrets.Getenv != nil && o.Secrets.Getenv(pinVariable) != "" ||
+		o.Secrets.Prompt != nil && t.info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0
 }
 
 func (o Options) warn(text string) {
