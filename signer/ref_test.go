@@ -112,6 +112,8 @@ func TestParseRefRefuses(t *testing.T) {
 		"pkcs11:p%69n=1234?module-path=/m":       "may be a secret",
 		"file:a&passphrase=1234":                 "may be a secret",
 		"awskms:///k;api-key=1234":               "may be a secret",
+		"awskms:///k;API_KEY=1234":               "may be a secret",
+		"pkcs11:p%6ain%z=1234?x=y":               "may be a secret",
 	} {
 		ref, err := ParseRef(in)
 		if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), want) {
@@ -169,9 +171,10 @@ func TestEncode(t *testing.T) {
 	for in, want := range map[string]string{
 		"file:vendor.key": "file:vendor.key",
 		"pkcs11:token=a%20b;id=%01?pin-value=12%2634&x=%C3%A9": "pkcs11:token=a%20b;id=%01?pin-value=12%2634&x=\u00e9",
-		"FILE:a?x=%25%0a&y=a+b":                                "file:a?x=%25%0A&y=a+b",
-		"awskms:///k?endpoint=http://user:secret@host":         "awskms:///k?endpoint=http://user:secret@host",
-		"pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so":  "pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so",
+		"file:a?x=%3b&y=%3D":                                  "file:a?x=%3B&y==",
+		"FILE:a?x=%25%0a&y=a+b":                               "file:a?x=%25%0A&y=a+b",
+		"awskms:///k?endpoint=http://user:secret@host":        "awskms:///k?endpoint=http://user:secret@host",
+		"pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so": "pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so",
 	} {
 		ref := testkit.Value(ParseRef(in))(t)
 		if got := ref.Encode(); got != want {

@@ -106,6 +106,13 @@ func TestGenerateFails(t *testing.T) {
 			t.Errorf("%s: hint %q; want %q", code, fault.Hint(err), want.hint)
 		}
 	}
+	// What fails afterwards does not hide that there is a key.
+	f.Script(t, "C_Login 2 return 0xA0")
+	_, err := generate(t, tok.Ref("made"), 2048)
+	hinted(t, err, signer.ErrAuth, ";object=made;id=%", " was made, but: authentication failed: C_Login returns CKR_PIN_INCORRECT")
+	if out := tool(t, tok, "-O", "--type", "privkey", "--label", "made"); !strings.Contains(out, "made") {
+		t.Errorf("no key was made:\n%s", out)
+	}
 }
 
 // lie returns a line of a script: the token returns this value of an attribute.
