@@ -166,7 +166,7 @@ func Redact(name string) string {
 	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(append(cloudSchemes, "file", "pkcs11"), strings.ToLower(scheme)) {
 		return scheme + ":(unreadable)"
 	}
-	return name
+	return signer.Redact(name)
 }
 
 // IsReference returns whether text names a key by a reference, and not by the name of a file.

@@ -38,7 +38,7 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 		if r.pinSource != "" || r.pinValue != "" {
 			as = loggedIn
 		}
-		return withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) ([]*x509.Certificate, error) {
+		return withToken(ctx, r, o, as, func(f finder, t foundToken) ([]*x509.Certificate, error) {
 			certs, err := f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
 			if err == nil && len(certs) == 0 {
 				return nil, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
@@ -52,7 +52,7 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 // importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
 	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (none struct{}, err error) {
-		return withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) (struct{}, error) { return none, f.importCertificate(cert) })
+		return withToken(ctx, r, o, writer, func(f finder, _ foundToken) (struct{}, error) { return none, f.importCertificate(cert) })
 	}, nil)
 	return err
 }

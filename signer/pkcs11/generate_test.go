@@ -22,6 +22,7 @@ func TestGenerate(t *testing.T) {
 	tok := softhsmtest.New(t)
 	f := softhsmtest.BuildFaultModule(t)
 	f.Use(tok)
+	var opened []signer.Signer
 	for label, bits := range map[string]int{"first": 2048, "second": 3072} {
 		key := testkit.Value(generate(t, tok.Ref(label), bits))(t)
 		if n := key.Public().(*rsa.PublicKey).N.BitLen(); n != bits {
@@ -34,7 +35,9 @@ func TestGenerate(t *testing.T) {
 		if len(infos[0].ID) != 2*idSize {
 			t.Errorf("id %q; want %d random bytes", infos[0].ID, idSize)
 		}
-		if again := mustOpen(t, infos[0].Ref); !again.pub.Equal(key.Public()) {
+		again := mustOpen(t, infos[0].Ref)
+		opened = append(opened, again)
+		if !again.pub.Equal(key.Public()) {
 			t.Error("the listed reference names another key")
 		}
 		closeKey(t, key)
@@ -47,6 +50,9 @@ func TestGenerate(t *testing.T) {
 		if out := tool(t, tok, "-O", "--type", "pubkey", "--label", label); !strings.Contains(out, "Usage:      verify\n") {
 			t.Errorf("pkcs11-tool sees another use of the public key:\n%s", out)
 		}
+	}
+	for _, key := range opened {
+		mustSign(t, key)
 	}
 	calls(t, f, map[string]int{"C_Login": 3}) // the keys stay open; SoftHSM2 is initialized again after each
 }

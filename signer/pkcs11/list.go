@@ -94,7 +94,7 @@ func samePair(a, b signer.KeyInfo) bool {
 	if pub, ok := a.Public.(interface{ Equal(crypto.PublicKey) bool }); ok && b.Public != nil {
 		return pub.Equal(b.Public)
 	}
-	return a.ID == b.ID
+	return a.ID == b.ID && a.ID != ""
 }
 
 // info returns the description of one object; kind is signer.KeyInfo's Type.
@@ -173,7 +173,15 @@ func (m *module) slots(r reference) ([]signer.TokenInfo, error) {
 			continue
 		}
 		t.Label, t.Serial, t.Manufacturer, t.Model = info.Label, info.SerialNumber, info.ManufacturerID, info.Model
-		for _, f := range tokenFlags() {
+		for _, f := range []struct {
+			flag uint
+			text string
+		}{
+			{pkcs11.CKF_TOKEN_INITIALIZED, "initialized"}, {pkcs11.CKF_LOGIN_REQUIRED, "login required"},
+			{pkcs11.CKF_USER_PIN_INITIALIZED, "PIN set"}, {pkcs11.CKF_USER_PIN_COUNT_LOW, "wrong PIN sent"},
+			{pkcs11.CKF_USER_PIN_FINAL_TRY, "last PIN try"}, {pkcs11.CKF_USER_PIN_LOCKED, "PIN locked"},
+			{pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH, "PIN pad"}, {pkcs11.CKF_WRITE_PROTECTED, "write-protected"},
+		} {
 			if info.Flags&f.flag != 0 {
 				t.Flags = append(t.Flags, f.text)
 			}
@@ -185,22 +193,6 @@ func (m *module) slots(r reference) ([]signer.TokenInfo, error) {
 		}
 	}
 	return infos, nil
-}
-
-// tokenFlags returns the flags of CK_TOKEN_INFO that are shown.
-func tokenFlags() []struct {
-	flag uint
-	text string
-} {
-	return []struct {
-		flag uint
-		text string
-	}{
-		{pkcs11.CKF_TOKEN_INITIALIZED, "initialized"}, {pkcs11.CKF_LOGIN_REQUIRED, "login required"},
-		{pkcs11.CKF_USER_PIN_INITIALIZED, "PIN set"}, {pkcs11.CKF_USER_PIN_COUNT_LOW, "wrong PIN sent"},
-		{pkcs11.CKF_USER_PIN_FINAL_TRY, "last PIN try"}, {pkcs11.CKF_USER_PIN_LOCKED, "PIN locked"},
-		{pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH, "PIN pad"}, {pkcs11.CKF_WRITE_PROTECTED, "write-protected"},
-	}
 }
 
 // protection returns what the token says about the protection of a private key.

@@ -193,7 +193,7 @@ func always(t *testing.T, tok *softhsmtest.Token, label string) {
 	r := testkit.Value(Options{}.reference("open", signerkit.Ref(t, tok.Ref("vendor"))))(t)
 	k := testkit.GoldenKey(t)
 	attr := pkcs11.NewAttribute
-	_, err := withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) (pkcs11.ObjectHandle, error) {
+	_, err := withToken(t.Context(), r, Options{}, writer, func(f finder, _ foundToken) (pkcs11.ObjectHandle, error) {
 		return f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), attr(pkcs11.CKA_TOKEN, true),
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),
