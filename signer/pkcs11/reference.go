@@ -90,7 +90,9 @@ func (r *reference) readModule() error {
 	r.moduleName, hasName = r.ref.Query("module-name")
 	init, hasInit := r.ref.Query("module-init")
 	r.moduleInit = init
-	switch {
+	switch other := uri.Second(r.module + r.moduleName); {
+	case other != "":
+		return fmt.Errorf("%w: the name of the module contains %q; '&' separates query attributes", signer.ErrReference, other+"=")
 	case hasPath && hasName:
 		return fmt.Errorf("%w: query attributes \"module-path\" and \"module-name\" exclude each other", signer.ErrReference)
 	case hasName && (r.moduleName == "" || strings.ContainsAny(r.moduleName, `/\`)):

@@ -60,6 +60,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-source=", `"pin-source" is empty`},
 		{base + "&module-init=", `"module-init" is empty`},
 		{base + "&module-init=a%00" + secret, `or contains a zero byte`},
+		{base + ",pin-source=file:" + secret, `the name of the module contains "pin-source="; '&' separates`},
 		{base + "&max-sessions=0", `from 1 to 64`},
 		{base + "&max-sessions=65", `from 1 to 64`},
 		{base + "&max-sessions=" + secret, `from 1 to 64`},

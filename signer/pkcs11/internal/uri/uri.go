@@ -55,7 +55,7 @@ func Parse(text string) (Path, error) {
 		if _, dup := p.Get(name); dup {
 			return nil, fmt.Errorf("%w: path attribute %q is repeated (RFC 7512 section 2.3)", signer.ErrReference, name)
 		}
-		if other := second(raw); other != "" {
+		if other := Second(raw); other != "" {
 			return nil, fault.Errorf("%w: path attribute %q contains %q; ';' separates path attributes", signer.ErrReference, name, other+"=").
 				Fix("query attributes follow the \"?\"; write %3D for an '=' in a value")
 		}
@@ -71,8 +71,8 @@ func Parse(text string) (Path, error) {
 	return p, nil
 }
 
-// second returns the name of an attribute that begins inside a value, after a separator of other formats; "" if none does.
-func second(value string) string {
+// Second returns the name of an attribute that begins inside a value, after a separator of other formats; "" if none does.
+func Second(value string) string {
 	for i := range len(value) {
 		at := strings.LastIndexAny(value[:i], ",&| ")
 		if name := value[at+1 : i]; value[i] == '=' && at >= 0 && (slices.Contains(Names, name) || slices.Contains(QueryNames, name)) {
