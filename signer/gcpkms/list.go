@@ -133,7 +133,7 @@ func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVe
 	ref := s.ref.Without("protection") // which is for Generate only
 	ref.Path = "//" + name
 	info := signer.KeyInfo{Ref: ref.String(), Store: store, Label: label, ID: version, Bits: bitsOf(algorithm), Properties: []signer.Property{
-		{Name: "algorithm", Value: algorithm.String()}, {Name: "protection", Value: level.String()}, {Name: "state", Value: state},
+		{Name: "algorithm", Value: algorithm.String()}, {Name: "protection", Value: level.String(), Want: s.protection.String()}, {Name: "state", Value: state},
 	}}
 	if kind, _, _ := strings.Cut(algorithm.String(), "_"); kind == "RSA" || kind == "EC" {
 		info.Algorithm = kind
