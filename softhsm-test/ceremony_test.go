@@ -66,13 +66,9 @@ func TestCeremonyAfterKill(t *testing.T) {
 // killAfter kills a program after a delay, and reports whether that was before its end.
 func killAfter(t *testing.T, delay time.Duration, program string, args ...string) bool {
 	t.Helper()
-	killed := exec.Command(program, args...)
-	if err := killed.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(delay)
-	_ = killed.Process.Kill()
-	return killed.Wait() != nil
+	ctx, cancel := context.WithTimeout(t.Context(), delay)
+	defer cancel()
+	return exec.CommandContext(ctx, program, args...).Run() != nil
 }
 
 // tokenMender returns a function that repairs a token if SoftHSM2 was killed in C_Login: it truncates the token's file before

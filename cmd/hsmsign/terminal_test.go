@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,11 +85,12 @@ func (term *terminal) shown() string {
 // waitFor waits until the terminal shows a text n times.
 func (term *terminal) waitFor(text string, n int) {
 	term.t.Helper()
-	for end := time.Now().Add(20 * time.Second); strings.Count(term.shown(), text) < n; time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			term.t.Fatalf("the terminal shows %q, not %q %d times", term.shown(), text, n)
+	defer func() {
+		if term.t.Failed() {
+			term.t.Logf("the terminal shows %q", term.shown())
 		}
-	}
+	}()
+	testkit.Until(term.t, fmt.Sprintf("the terminal shows %q %d times", text, n), func() bool { return strings.Count(term.shown(), text) >= n })
 }
 
 func (term *terminal) echo() bool {
@@ -104,11 +104,7 @@ func (term *terminal) echo() bool {
 // waitForEcho waits until the terminal's echo is on or off.
 func (term *terminal) waitForEcho(on bool) {
 	term.t.Helper()
-	for end := time.Now().Add(20 * time.Second); term.echo() != on; time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			term.t.Fatalf("the echo is %v", !on)
-		}
-	}
+	testkit.Until(term.t, fmt.Sprintf("the echo is %v", on), func() bool { return term.echo() == on })
 }
 
 func (term *terminal) write(text string) {
