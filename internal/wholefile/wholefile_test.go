@@ -13,7 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"time")
+	"time"
+)
 
 type writer = func(path string, data []byte, mode fs.FileMode, replace bool) error
 
