@@ -19,8 +19,8 @@ import (
 // The sizes of the modulus, in bits: Apple accepts 2048 or more, and a signature with more than 8192 takes seconds.
 const minBits, maxBits = 2048, 8192
 
-// keyBlock returns the DER of the one key in data, which is PEM or DER.
-func (s *session) keyBlock(data []byte) ([]byte, error) {
+// keyBlock returns the one key in data, which is PEM or DER. The block of a DER file has no type.
+func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 	var keys []*pem.Block
 	var keyLines, others []string
 	blocks := 0
@@ -45,7 +45,7 @@ func (s *session) keyBlock(data []byte) ([]byte, error) {
 		// This includes two blocks without a newline between them, of which pem.Decode finds the first only.
 		return nil, fmt.Errorf("%w: damaged PEM", signer.ErrBadKey)
 	case blocks == 0:
-		return bytes.Clone(data), nil
+		return &pem.Block{Bytes: bytes.Clone(data)}, nil
 	case len(keys) == 0:
 		return nil, fmt.Errorf("%w: the file contains no private key, only: %s", signer.ErrBadKey, strings.Join(others, ", "))
 	case len(keys) > 1:
@@ -54,18 +54,10 @@ func (s *session) keyBlock(data []byte) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("%w: the file contains %d keys: %s", signer.ErrAmbiguousKey, len(keys), strings.Join(keyLines, ", "))
 	}
-	if strings.Contains(keys[0].Headers["Proc-Type"], "ENCRYPTED") {
-		return nil, fault.Errorf("%w: it uses the old PEM encryption (RFC 1421), whose key derivation is one MD5", signer.ErrBadKey).Fix(s.fixConvert())
-	}
 	if keys[0].Type == "OPENSSH PRIVATE KEY" {
 		return nil, fault.Errorf("%w: it is in the format of OpenSSH", signer.ErrBadKey).Fix("convert a copy of it in place: ssh-keygen -p -m PKCS8 -f COPY")
 	}
-	return keys[0].Bytes, nil
-}
-
-// fixConvert returns the hint for a key that OpenSSL can convert to PKCS#8 with PBES2.
-func (s *session) fixConvert() string {
-	return fmt.Sprintf("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in %s -out NEW.key", s.path)
+	return keys[0], nil
 }
 
 // shape returns the ASN.1 types of the elements of a SEQUENCE, which distinguish the kinds of DER files. Each is one
@@ -100,8 +92,12 @@ func shape(der []byte) string {
 	return letters.String()
 }
 
-// parse returns the RSA key in der, decrypted if necessary.
-func (s *session) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
+// parse returns the RSA key in a block, decrypted if necessary.
+func (s *session) parse(ctx context.Context, block *pem.Block) (*rsa.PrivateKey, error) {
+	if formOf(block) == formOldPEM {
+		return s.parseOldPEM(ctx, block)
+	}
+	der := block.Bytes
 	switch form := shape(der); {
 	case strings.HasPrefix(form, "iso"):
 		return parsePKCS8(der)
