@@ -17,6 +17,7 @@ import (
 
 	"hsmsign/fault"
 	"hsmsign/internal/cbc"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
@@ -194,7 +195,7 @@ func damaged(format string, args ...any) *fault.Finding {
 
 // unhex decodes hex digits with any white space. It returns DER unchanged.
 func unhex(data []byte) ([]byte, error) {
-	if len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 { // a SEQUENCE (X.690 section 8.9); no text begins like this
+	if filekind.IsDER(data) {
 		return data, nil
 	}
 	digits := bytes.Map(func(r rune) rune {

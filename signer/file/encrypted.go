@@ -22,6 +22,7 @@ import (
 
 	"hsmsign/fault"
 	"hsmsign/internal/cbc"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
@@ -75,7 +76,7 @@ func (s *session) parseOldPEM(ctx context.Context, block *pem.Block) (*rsa.Priva
 	}
 	defer clear(plain)
 	// One wrong passphrase in 256 results in valid padding, but not in a key.
-	if shape(plain) == "" {
+	if filekind.Shape(plain) == "" {
 		return nil, errWrongPassphrase()
 	}
 	return s.parse(ctx, &pem.Block{Bytes: plain})
@@ -129,7 +130,7 @@ func (s *session) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 	}
 	defer clear(plain)
 	// One wrong passphrase in 256 results in valid padding, but not in PKCS#8.
-	if shape(plain) == "" {
+	if filekind.Shape(plain) == "" {
 		return nil, errWrongPassphrase()
 	}
 	return parsePKCS8(plain)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/strictder"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -107,7 +108,7 @@ func isEncrypted(form string) bool {
 
 // formOf returns the form of a key, or "" for anything else.
 func formOf(block *pem.Block) string {
-	switch s := shape(block.Bytes); {
+	switch s := filekind.Shape(block.Bytes); {
 	case strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
 		return formOldPEM
 	case strings.HasPrefix(s, "iso"):

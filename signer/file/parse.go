@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
@@ -60,45 +61,13 @@ func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 	return keys[0], nil
 }
 
-// shape returns the ASN.1 types of the elements of a SEQUENCE, which distinguish the kinds of DER files. Each is one
-// letter: i INTEGER, s SEQUENCE, o OCTET STRING, b BIT STRING, x any other. It is "" for anything else.
-func shape(der []byte) string {
-	var outer asn1.RawValue
-	rest, err := asn1.Unmarshal(der, &outer)
-	if err != nil || len(rest) > 0 || outer.Class != asn1.ClassUniversal || outer.Tag != asn1.TagSequence {
-		return ""
-	}
-	var letters strings.Builder
-	for rest := outer.Bytes; len(rest) > 0 && letters.Len() < 9; {
-		var v asn1.RawValue
-		if rest, err = asn1.Unmarshal(rest, &v); err != nil {
-			return ""
-		}
-		letter := byte('x')
-		if v.Class == asn1.ClassUniversal {
-			switch v.Tag {
-			case asn1.TagInteger:
-				letter = 'i'
-			case asn1.TagSequence:
-				letter = 's'
-			case asn1.TagOctetString:
-				letter = 'o'
-			case asn1.TagBitString:
-				letter = 'b'
-			}
-		}
-		letters.WriteByte(letter)
-	}
-	return letters.String()
-}
-
 // parse returns the RSA key in a block, decrypted if necessary.
 func (s *session) parse(ctx context.Context, block *pem.Block) (*rsa.PrivateKey, error) {
 	if formOf(block) == formOldPEM {
 		return s.parseOldPEM(ctx, block)
 	}
 	der := block.Bytes
-	switch form := shape(der); {
+	switch form := filekind.Shape(der); {
 	case strings.HasPrefix(form, "iso"):
 		return parsePKCS8(der)
 	case strings.HasPrefix(form, "iiiiiiiii"):
@@ -109,20 +78,10 @@ func (s *session) parse(ctx context.Context, block *pem.Block) (*rsa.PrivateKey,
 		return s.parsePKCS12(ctx, der)
 	case strings.HasPrefix(form, "io"): // RFC 5915
 		return nil, notRSA("an EC key")
-	case form == "ssb":
-		what := "a certificate"
-		if _, err := x509.ParseCertificateRequest(der); err == nil {
-			what = "a certificate request"
-		}
-		return nil, fmt.Errorf("%w: the file contains %s, not a private key", signer.ErrBadKey, what)
-	case form == "sb" || form == "ii":
-		return nil, fmt.Errorf("%w: the file contains a public key, not a private key", signer.ErrBadKey)
 	}
-	if bytes.HasPrefix(der, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(der, []byte("\xce\xce\xce\xce")) {
-		return nil, fault.Errorf("%w: the file is a Java keystore (JKS or JCEKS)", signer.ErrBadKey).
-			Fix(fmt.Sprintf("convert it: keytool -importkeystore -srckeystore %s -destkeystore NEW.p12 -deststoretype PKCS12", s.path))
-	}
-	return nil, fmt.Errorf("%w: the file is neither PKCS#8, PKCS#1 nor PKCS#12", signer.ErrBadKey)
+	kind := filekind.Of(der)
+	return nil, fault.Errorf("%w: this is %s, not a private key in PKCS#8, PKCS#1 or PKCS#12", signer.ErrBadKey, kind).
+		Fix(strings.ReplaceAll(kind.Use(), "FILE", s.path))
 }
 
 func notRSA(what string) error {
