@@ -27,8 +27,7 @@ const (
 	Mail        Kind = "an encrypted PKCS#7 file"
 	PrivateKey  Kind = "a private key"
 	PKCS12      Kind = "a PKCS#12 file"
-	JKS         Kind = "a Java keystore (JKS)"
-	JCEKS       Kind = "a Java keystore (JCEKS)"
+	Keystore    Kind = "a Java keystore (JKS or JCEKS)"
 	Binary      Kind = "binary data of an unknown kind"
 	Text        Kind = "text without a PEM block"
 )
@@ -46,7 +45,7 @@ func (k Kind) Use() string {
 		return "decrypt it with hsmsign mdmcert decrypt"
 	case PrivateKey, PKCS12:
 		return "show it with hsmsign key list --key file:FILE"
-	case JKS, JCEKS:
+	case Keystore:
 		return "convert it: keytool -importkeystore -srckeystore FILE -destkeystore NEW.p12 -deststoretype PKCS12"
 	}
 	return ""
@@ -164,7 +163,7 @@ func ofText(data []byte) Kind {
 	for _, k := range []struct{ prefix, contains, kind Kind }{
 		{"<!doctype html", "", "an HTML page"}, {"<html", "", "an HTML page"},
 		{"<", "pushcertrequestcsr", Request}, {"<", "<plist", "a property list"}, {"<?xml", "", "an XML file"}, {"bplist", "", "a binary property list"},
-		{"\xfe\xed\xfe\xed", "", JKS}, {"\xce\xce\xce\xce", "", JCEKS}, {"pk\x03\x04", "", "a ZIP archive"}, {"PK\x03\x04", "", "a ZIP archive"},
+		{"\xfe\xed\xfe\xed", "", Keystore}, {"\xce\xce\xce\xce", "", Keystore}, {"pk\x03\x04", "", "a ZIP archive"}, {"PK\x03\x04", "", "a ZIP archive"},
 		{"{", "", "JSON"}, {"ssh-", "", "an SSH public key"},
 		{"\xff\xfe", "", "text in UTF-16 (save it as UTF-8)"}, {"\xfe\xff", "", "text in UTF-16 (save it as UTF-8)"},
 	} {

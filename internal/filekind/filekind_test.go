@@ -45,7 +45,7 @@ func TestOf(t *testing.T) {
 		"mail":                 {openssl("cms", "-encrypt", "-aes256", "-in", "key", "-outform", "DER", "-recip", "chain"), Mail},
 		"mail with AES-GCM":    {openssl("cms", "-encrypt", "-aes-256-gcm", "-in", "key", "-outform", "DER", "-recip", "chain"), Mail},
 		"request":              {golden("customer.plist"), Request},
-		"JKS":                  {[]byte("\xfe\xed\xfe\xed\x00\x00\x00\x02"), JKS},
+		"JKS":                  {[]byte("\xfe\xed\xfe\xed\x00\x00\x00\x02"), Keystore},
 		"ZIP":                  {[]byte("PK\x03\x04\x14\x00"), "a ZIP archive"},
 		"a page":               {[]byte("\n<!DOCTYPE html><p>"), "an HTML page"},
 		"another list":         {[]byte("<?xml version=\"1.0\"?><plist/>"), "a property list"},

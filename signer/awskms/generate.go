@@ -82,7 +82,7 @@ func unknown(err error) error {
 
 // left returns the error of a call after CreateKey. It names the new key, because nothing is ever deleted.
 func left(err error, arn, state string) error {
-	return fault.Errorf("%w: the new key %q %s", err, arn, state).
+	return fault.Errorf("%w: the new key %q %s", err, fault.Clip(arn, maxText), state).
 		Fix("use the key (kms:CreateAlias gives it an alias), or delete it (kms:ScheduleKeyDeletion): it costs money each month")
 }
 

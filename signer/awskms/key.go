@@ -166,7 +166,7 @@ func wrongKey(format string, args ...any) error {
 }
 
 func (c *regionClient) otherRegion(arn string) error {
-	return fault.Errorf("%w: KMS answered for %q, which is not in region %q", signer.ErrReference, arn, c.region).Fix(fixRegion)
+	return fault.Errorf("%w: KMS answered for %q, which is not in region %q", signer.ErrReference, fault.Clip(arn, maxText), c.region).Fix(fixRegion)
 }
 
 // checkID stores the ARN of the first answer and requires the same one in all others, so that an alias that moves

@@ -68,16 +68,9 @@ func (s *session) parseOldPEM(ctx context.Context, block *pem.Block) (*rsa.Priva
 	}
 	defer clear(passphrase)
 	plain, err := x509.DecryptPEMBlock(block, passphrase) //nolint:staticcheck // deprecated because it is weak, of which Open warns
-	switch {
-	case errors.Is(err, x509.IncorrectPasswordError):
-		return nil, errWrongPassphrase()
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
 	defer clear(plain)
-	// One wrong passphrase in 256 results in valid padding, but not in a key.
-	if filekind.Shape(plain) == "" {
-		return nil, errWrongPassphrase()
+	if err := decrypted(plain, err, x509.IncorrectPasswordError); err != nil {
+		return nil, err
 	}
 	return s.parse(ctx, &pem.Block{Bytes: plain})
 }
@@ -122,18 +115,23 @@ func (s *session) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 	}
 	defer clear(derived)
 	plain, err := mode.Decrypt(derived, info.Data)
-	switch {
-	case errors.Is(err, cbc.ErrPadding):
-		return nil, errWrongPassphrase()
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
 	defer clear(plain)
-	// One wrong passphrase in 256 results in valid padding, but not in PKCS#8.
-	if filekind.Shape(plain) == "" {
-		return nil, errWrongPassphrase()
+	if err := decrypted(plain, err, cbc.ErrPadding); err != nil {
+		return nil, err
 	}
 	return parsePKCS8(plain)
+}
+
+// decrypted returns the error of a decryption; padding is its error for a wrong padding. One wrong passphrase in 256 results
+// in a valid padding, but not in a key.
+func decrypted(plain []byte, err, padding error) error {
+	switch {
+	case errors.Is(err, padding), err == nil && filekind.Shape(plain) == "":
+		return errWrongPassphrase()
+	case err != nil:
+		return fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	return nil
 }
 
 func errWrongPassphrase() error {

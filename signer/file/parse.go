@@ -20,10 +20,10 @@ import (
 // The sizes of the modulus, in bits: Apple accepts 2048 or more, and a signature with more than 8192 takes seconds.
 const minBits, maxBits = 2048, 8192
 
-// keyBlock returns the one key in data, which is PEM or DER. The block of a DER file has no type.
+// keyBlock returns the one key in data, which is PEM or DER, or all of data if it has no PEM block of a key.
 func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 	var keys []*pem.Block
-	var keyLines, others []string
+	var keyLines []string
 	blocks := 0
 	for rest := data; ; blocks++ {
 		block, next := pem.Decode(rest)
@@ -36,8 +36,6 @@ func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 			line := 1 + bytes.Count(data[:begin], []byte("\n"))
 			keys = append(keys, block)
 			keyLines = append(keyLines, fmt.Sprintf("%q in line %d", block.Type, line))
-		} else {
-			others = append(others, block.Type)
 		}
 		rest = next
 	}
@@ -45,10 +43,8 @@ func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 	case bytes.Count(data, []byte("-----BEGIN ")) != blocks:
 		// This includes two blocks without a newline between them, of which pem.Decode finds the first only.
 		return nil, fmt.Errorf("%w: damaged PEM", signer.ErrBadKey)
-	case blocks == 0:
-		return &pem.Block{Bytes: bytes.Clone(data)}, nil
 	case len(keys) == 0:
-		return nil, fmt.Errorf("%w: the file contains no private key, only: %s", signer.ErrBadKey, strings.Join(others, ", "))
+		return &pem.Block{Bytes: bytes.Clone(data)}, nil // parse says what it is
 	case len(keys) > 1:
 		for _, k := range keys {
 			clear(k.Bytes)
