@@ -150,7 +150,7 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	}
 	var info contentInfo
 	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
-		return nil, damaged("it is not PKCS#7, or cut short")
+		return nil, damaged("it is %s, not PKCS#7, or cut short", filekind.Of(der))
 	}
 	if info.Type.Equal(oidAuthEnvelopedData) {
 		return nil, damaged("it is AuthEnvelopedData, encrypted with AES-GCM; only EnvelopedData in CBC mode is supported").WithFix(fixOpenSSL)
@@ -209,7 +209,7 @@ func unhex(data []byte) ([]byte, error) {
 	}
 	der := make([]byte, hex.DecodedLen(len(digits)))
 	if _, err := hex.Decode(der, digits); err != nil {
-		return nil, damaged("it is neither hex digits nor DER")
+		return nil, damaged("it is %s, neither hex digits nor DER", filekind.Of(data))
 	}
 	return der, nil
 }
