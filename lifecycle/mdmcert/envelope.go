@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/big"
-	"slices"
 	"time"
 	"unicode"
 
@@ -165,28 +164,26 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	if len(envelope.Recipients) > maxRecipients {
 		return nil, damaged("it has %d recipients; at most %d are allowed", len(envelope.Recipients), maxRecipients)
 	}
+	oaep := false
 	for _, recipient := range envelope.Recipients {
-		contentKey := unwrap(recipient, key)
-		if contentKey == nil {
+		var r keyTransRecipient
+		if _, err := asn1.Unmarshal(recipient.FullBytes, &r); err != nil || !r.Algorithm.Algorithm.Equal(oidRSAEncryption) {
+			oaep = oaep || err == nil && r.Algorithm.Algorithm.Equal(oidRSAESOAEP)
 			continue
 		}
-		defer clear(contentKey)
-		return envelope.Encrypted.decrypt(contentKey)
+		//nolint:staticcheck // the service encrypts with it; a person decrypts, so there is no oracle
+		if contentKey, err := rsa.DecryptPKCS1v15(nil, key, r.Key); err == nil {
+			defer clear(contentKey)
+			return envelope.Encrypted.decrypt(contentKey)
+		}
 	}
-	if slices.ContainsFunc(envelope.Recipients, usesOAEP) {
+	if oaep {
 		return nil, damaged("its key is encrypted with RSAES-OAEP; only PKCS #1 v1.5 is supported").WithFix(fixOpenSSL)
 	}
 	return nil, fault.Refuse("push.recipient", "the attachment is not encrypted to this key").WithFix("name the key of the order")
 }
 
 const fixOpenSSL = "decrypt it with openssl cms -decrypt -inform DER -inkey KEY"
-
-// usesOAEP reports whether the key for a recipient is encrypted with RSAES-OAEP (RFC 3560).
-func usesOAEP(recipient asn1.RawValue) bool {
-	var r keyTransRecipient
-	_, err := asn1.Unmarshal(recipient.FullBytes, &r)
-	return err == nil && r.Algorithm.Algorithm.Equal(oidRSAESOAEP)
-}
 
 func damaged(format string, args ...any) *fault.Finding {
 	return fault.Refuse("push.attachment", "unreadable attachment: "+format, args...).
@@ -212,24 +209,6 @@ func unhex(data []byte) ([]byte, error) {
 		return nil, damaged("it is %s, neither hex digits nor DER", filekind.Of(data))
 	}
 	return der, nil
-}
-
-// unwrap returns the key of the content, or nil for another recipient or another encryption than that of RFC 8017 section
-// 7.2.
-func unwrap(recipient asn1.RawValue, key *rsa.PrivateKey) []byte {
-	var r keyTransRecipient
-	if _, err := asn1.Unmarshal(recipient.FullBytes, &r); err != nil {
-		return nil
-	}
-	if !r.Algorithm.Algorithm.Equal(oidRSAEncryption) {
-		return nil
-	}
-	//nolint:staticcheck // the service encrypts with it; a person decrypts, so there is no oracle
-	contentKey, err := rsa.DecryptPKCS1v15(nil, key, r.Key)
-	if err != nil {
-		return nil
-	}
-	return contentKey
 }
 
 // decrypt returns the content.
