@@ -34,19 +34,20 @@ type pager[T any] interface {
 func pages[T, In any, It pager[T]](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
 	var all []T
 	for token := ""; ; {
-		page, err := kms.Do(ctx, s.caller, func(ctx context.Context) (page []T, err error) {
+		page, err := kms.Do(ctx, s.caller, func(ctx context.Context) ([]T, error) {
+			var page []T
 			it := list(ctx, in)
 			info := it.PageInfo()
 			for info.Token = token; ; {
 				entry, err := it.Next()
-				if errors.Is(err, iterator.Done) {
-					token = ""
-					return page, nil
-				}
-				if err != nil {
+				done := errors.Is(err, iterator.Done)
+				switch {
+				case err == nil:
+					page = append(page, entry)
+				case !done:
 					return nil, err
 				}
-				if page = append(page, entry); info.Remaining() == 0 {
+				if done || info.Remaining() == 0 {
 					token = info.Token
 					return page, nil
 				}
