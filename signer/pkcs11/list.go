@@ -199,7 +199,7 @@ func (m *module) slots(r reference) ([]signer.TokenInfo, error) {
 func (f finder) protection(o pkcs11.ObjectHandle) []signer.Property {
 	var properties []signer.Property
 	for _, p := range protections() {
-		properties = append(properties, signer.Property{Name: p.name, Value: f.boolean(o, p.attribute)})
+		properties = append(properties, signer.Property{Name: p.name, Value: f.boolean(o, p.attribute), Want: p.generated})
 	}
 	return properties
 }
