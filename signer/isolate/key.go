@@ -37,9 +37,10 @@ type Key struct {
 	open   signer.OpenOptions
 	cfg    Config
 	pub    *rsa.PublicKey
-	spki   []byte        // of pub: every worker must find this key
-	free   chan int      // the numbers of the lanes that are not in use
-	closed chan struct{} // closed by Close
+	spki   []byte             // of pub: every worker must find this key
+	free   chan int           // the numbers of the lanes that are not in use
+	closed context.Context    // ends with Close: no signature begins any more
+	shut   context.CancelFunc // of closed
 	ctx    context.Context
 	end    context.CancelFunc // of ctx: no worker is started any more
 
@@ -66,13 +67,14 @@ func Open(ctx context.Context, ref signer.Ref, open signer.OpenOptions, cfg Conf
 	}
 	cfg.Lanes = min(max(cfg.Lanes, 1), MaxLanes)
 	k := &Key{
-		ref: ref, open: open, cfg: cfg, free: make(chan int, cfg.Lanes), closed: make(chan struct{}),
+		ref: ref, open: open, cfg: cfg, free: make(chan int, cfg.Lanes),
 		limit: defLimit, grace: defGrace, closeWait: defCloseWait, warned: map[string]bool{},
 	}
 	for n := range cfg.Lanes {
 		k.free <- n
 	}
 	k.ctx, k.end = context.WithCancel(context.Background())
+	k.closed, k.shut = context.WithCancel(k.ctx)
 	w, err := k.launch(ctx)
 	if err != nil {
 		k.end()
@@ -166,7 +168,7 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 		w.lost(err)
 		if again || ctx.Err() != nil {
 			k.free <- n
-			return nil, k.fail(opSign, w.err)
+			return nil, k.fail(opSign, context.Cause(w.life))
 		}
 	}
 }
@@ -204,19 +206,15 @@ func (k *Key) acquire(ctx context.Context) (lane int, err error) {
 	}
 	select {
 	case n := <-k.free:
-		// Close may have come before, or while both were ready.
-		select {
-		case <-k.closed:
-			k.free <- n
-			return 0, signer.ErrClosed
-		default:
+		if k.closed.Err() == nil {
 			return n, nil
 		}
-	case <-k.closed:
-		return 0, signer.ErrClosed
+		k.free <- n // both were ready
+	case <-k.closed.Done():
 	case <-ctx.Done():
 		return 0, late(ctx, fmt.Sprintf("all %d sessions are busy", cap(k.free)))
 	}
+	return 0, signer.ErrClosed
 }
 
 // signature returns the signature of a worker's answer, or its error.
@@ -249,7 +247,7 @@ func (k *Key) Stats() signer.Stats {
 // key; then the worker is killed, which is not an error.
 func (k *Key) Close() error {
 	k.closing.Do(func() {
-		close(k.closed)
+		k.shut()
 		drained := make(chan struct{})
 		go func() {
 			defer close(drained)

@@ -33,7 +33,7 @@ type start struct {
 func (k *Key) running(ctx context.Context) (*worker, error) {
 	k.mu.Lock()
 	if k.current != nil && !k.current.alive() {
-		k.lose(k.current.err, k.current.died)
+		k.lose(context.Cause(k.current.life), k.current.died)
 		k.current = nil
 	}
 	var err error
@@ -125,8 +125,8 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 	var answer frame
 	select {
 	case answer = <-w.opened:
-	case <-w.dead:
-		return w.err
+	case <-w.life.Done():
+		return context.Cause(w.life)
 	case <-ctx.Done():
 		return late(ctx, "the worker process has not opened the key")
 	}

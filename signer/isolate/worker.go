@@ -28,11 +28,11 @@ const hintStore = "check that the key store answers and that its client is conne
 type worker struct {
 	process *process
 	warn    func(text string)
-	opened  chan frame    // receives the answer to kindOpen
-	dead    chan struct{} // closed when nothing is answered any more
+	opened  chan frame      // receives the answer to kindOpen
+	life    context.Context // ends when nothing is answered any more; its cause says why
+	end     context.CancelCauseFunc
 	killing sync.Once
-	err     error     // why it is dead; readable after dead
-	died    time.Time // as err
+	died    time.Time // readable after life
 
 	starting context.Context // of its start: secrets are answered until it ends
 	secret   Secret          // nil: a question is refused
@@ -54,15 +54,17 @@ func startWorker(ctx context.Context, cfg Config, secret Secret, warn func(strin
 		return nil, fault.Errorf("%w: start a worker process: %w", signer.ErrUnavailable, err).
 			Fix("check that the program's own file exists and may be run")
 	}
-	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{}), starting: ctx, secret: secret}
+	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), starting: ctx, secret: secret}
+	w.life, w.end = context.WithCancelCause(context.Background())
 	go w.read()
 	return w, nil
 }
 
 // read handles the frames of the first socket until the worker is dead.
 func (w *worker) read() {
+	in := bufio.NewReaderSize(w.process.conn, maxAnswer)
 	for {
-		f, err := readFrame(w.process.conn)
+		f, err := readFrame(in)
 		if err == nil {
 			err = w.handle(f)
 		}
@@ -133,7 +135,6 @@ func (w *worker) send(f frame) {
 // lost kills the worker because a read from it failed.
 func (w *worker) lost(err error) {
 	if broken := syscall.Errno(0); errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		w.process.gone(exitWait) // how it ended is known then
 		w.mu.Lock()
 		secret := bytes.Clone(w.sent)
 		w.mu.Unlock()
@@ -144,22 +145,15 @@ func (w *worker) lost(err error) {
 }
 
 // alive reports whether the worker was neither killed nor found dead.
-func (w *worker) alive() bool {
-	select {
-	case <-w.dead:
-		return false
-	default:
-		return true
-	}
-}
+func (w *worker) alive() bool { return w.life.Err() == nil }
 
 // kill ends the worker. Whoever waits for an answer gets the first reason.
 func (w *worker) kill(why error) {
 	w.killing.Do(func() {
 		_ = w.process.cmd.Process.Kill() // it may be gone already
 		w.process.closeAll()
-		w.err, w.died = why, time.Now()
-		close(w.dead)
+		w.died = time.Now()
+		w.end(why)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		clear(w.sent)
@@ -201,7 +195,7 @@ func (l *lane) ask(ctx context.Context, question frame, end time.Time) (frame, e
 // wait waits for the answer to a question that was sent.
 func (l *lane) wait(ctx context.Context, end time.Time) (frame, error) {
 	for {
-		f, err := peekFrame(l.in)
+		f, err := readFrame(l.in)
 		switch {
 		case errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil && time.Now().Before(end):
 			continue
