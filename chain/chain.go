@@ -183,3 +183,9 @@ func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []f
 
 // selfIssued reports whether subject and issuer are the same, as in a root (RFC 5280 section 3.2).
 func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
+
+// CheckDates returns an error, a *fault.Finding, if a certificate of the chain is not valid at the given time. Build
+// checks the dates once; a process that keeps the chain for days checks them again before each signature.
+func (c *Chain) CheckDates(now time.Time) error {
+	return fault.First(checkDates(c.Certs, Options{Now: now}))
+}
