@@ -2,7 +2,7 @@
 // check of a customer's CSR that needs no key, Issue signs what was prepared, and Status reports whether the vendor can
 // sign. It is the only way to a request: nothing unchecked reaches the key, and nothing unverified is released.
 //
-//	vendor, err := agent.NewVendor(ctx, agent.Config{Key: key, Chain: load})
+//	vendor, err := agent.NewVendor(ctx, agent.Config{Key: key, Certificates: load})
 //	prepared, err := vendor.Prepare(ctx, agent.Caller{}, agent.Order{CSR: file})
 //	issued, err := vendor.Issue(ctx, prepared)
 //

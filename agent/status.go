@@ -41,7 +41,7 @@ func CheckStatus(ctx context.Context, cfg Config, opts StatusOptions) *Status {
 	keyErr := cfg.prove(ctx, built, &chainErr)
 	s.Signs = keyErr == nil
 	s.Err = cmp.Or(keyErr, chainErr)
-	s.Certificates = append([]api.Certificate{}, api.NewCertificates(s.Certs, cfg.Now())...)
+	s.Certificates = api.NewCertificates(s.Certs, cfg.Now())
 	s.evaluate(cfg.Now(), opts.WarnDays)
 	return s
 }

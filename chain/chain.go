@@ -16,6 +16,7 @@ package chain
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -47,9 +48,7 @@ func (o Options) withDefaults() Options {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
-	if o.WarnDays == 0 {
-		o.WarnDays = 30
-	}
+	o.WarnDays = cmp.Or(o.WarnDays, 30)
 	return o
 }
 

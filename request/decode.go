@@ -138,19 +138,17 @@ func decodeBase64(text []byte) ([]byte, error) {
 func describe(data []byte) string {
 	data = bytes.TrimSpace(data)
 	head := bytes.ToLower(data[:min(len(data), 512)])
+	for _, k := range []struct{ prefix, kind string }{
+		{"<!doctype html", "a web page"}, {"<html", "a web page"}, {"bplist", "a binary property list"}, {"pk\x03\x04", "a ZIP archive"},
+		{"\xfe\xed\xfe\xed", "a Java keystore"}, {"\xce\xce\xce\xce", "a Java keystore"}, {"ssh-", "an SSH public key"},
+	} {
+		if bytes.HasPrefix(head, []byte(k.prefix)) || bytes.HasPrefix(data, []byte(k.prefix)) {
+			return "it is " + k.kind
+		}
+	}
 	switch {
 	case len(data) == 0:
 		return "it is empty"
-	case bytes.HasPrefix(head, []byte("<!doctype html")) || bytes.HasPrefix(head, []byte("<html")):
-		return "it is a web page"
-	case bytes.HasPrefix(head, []byte("bplist")):
-		return "it is a binary property list"
-	case bytes.HasPrefix(head, []byte("pk\x03\x04")):
-		return "it is a ZIP archive"
-	case bytes.HasPrefix(data, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(data, []byte("\xce\xce\xce\xce")):
-		return "it is a Java keystore"
-	case bytes.HasPrefix(head, []byte("ssh-")):
-		return "it is an SSH public key"
 	case bytes.IndexByte(data, 0) >= 0:
 		return "it is binary data"
 	}

@@ -76,11 +76,7 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 
 // effective returns every setting; the error is that of a key reference that cannot be read.
 func (s *settings) effective() ([]api.Setting, error) {
-	config := api.Setting{Name: "config", Values: []string{s.path}, Origin: "found there"}
-	if s.path == "" {
-		config = api.Setting{Name: "config", Values: []string{}, Origin: "not set"}
-	}
-	infos := []api.Setting{config}
+	infos := []api.Setting{inFile("config", "found there", s.path != "", []string{s.path})}
 	defaults := map[string]string{"format": string(request.Base64), "digest": "sha256"}
 	var keyErr error
 	for _, name := range []string{"key", "cert", "out-dir", "format", "digest"} {
@@ -104,16 +100,17 @@ func (s *settings) effective() ([]api.Setting, error) {
 	}
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
-	vendors := setting("vendors", "", "", "")
-	if len(s.config.Vendors) > 0 {
-		vendors = setting("vendors", s.path, "", s.vendorNames()...)
+	return append(infos,
+		inFile("vendors", s.path, len(s.config.Vendors) > 0, s.vendorNames()),
+		inFile("modules", s.path, s.config.Modules != nil, s.config.Modules)), keyErr
+}
+
+// inFile returns a setting that only the configuration file can have.
+func inFile(name, origin string, set bool, values []string) api.Setting {
+	if !set {
+		origin = ""
 	}
-	infos = append(infos, vendors)
-	modules := setting("modules", "", "", "")
-	if s.config.Modules != nil {
-		modules = setting("modules", s.path, "", s.config.Modules...)
-	}
-	return append(infos, modules), keyErr
+	return setting(name, origin, "", values...)
 }
 
 func setting(name, origin, def string, values ...string) api.Setting {

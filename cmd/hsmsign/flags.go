@@ -224,26 +224,10 @@ func (s *settings) key(what string) (keystore.Key, error) {
 
 // fromConfig returns the configuration's value for a flag.
 func (s *settings) fromConfig(name string) []string {
-	c := s.config
-	switch name {
-	case "key":
-		return []string{s.identity.Key}
-	case "cert":
-		return []string{s.identity.Cert}
-	case "chain":
-		return s.identity.Chain
-	case "trust-root":
-		return s.identity.TrustRoot
-	case "vendor":
-		return []string{c.Vendor}
-	case "format":
-		return []string{c.Format}
-	case "digest":
-		return []string{c.Digest}
-	case "out-dir":
-		return []string{c.OutDir}
-	}
-	return nil
+	return map[string][]string{
+		"key": {s.identity.Key}, "cert": {s.identity.Cert}, "chain": s.identity.Chain, "trust-root": s.identity.TrustRoot,
+		"vendor": {s.config.Vendor}, "format": {s.config.Format}, "digest": {s.config.Digest}, "out-dir": {s.config.OutDir},
+	}[name]
 }
 
 // arguments returns the file arguments of the command.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
@@ -115,16 +116,10 @@ func keyRow(k signer.KeyInfo) []string {
 		size += fmt.Sprintf(" %d", k.Bits)
 	}
 	for _, p := range k.Properties {
-		switch p.Name + " " + p.Value {
-		case "CKA_EXTRACTABLE no":
-			protection = "not extractable"
-		case "CKA_EXTRACTABLE yes":
-			protection = "extractable"
-		case "encrypted yes":
-			protection = "encrypted"
-		case "encrypted no":
-			protection = "not encrypted"
-		}
+		protection = cmp.Or(map[string]string{
+			"CKA_EXTRACTABLE no": "not extractable", "CKA_EXTRACTABLE yes": "extractable",
+			"encrypted no": "not encrypted", "encrypted yes": "encrypted",
+		}[p.Name+" "+p.Value], protection)
 	}
 	if k.Cert != nil {
 		cert = "certificate"
@@ -147,16 +142,11 @@ func (p *program) printStep(step signer.Step, asJSON bool) {
 		p.con.JSON(api.NewStep(step))
 		return
 	}
-	status := console.Styled{Text: string(step.Status)}
-	switch step.Status {
-	case signer.StatusOK:
-		status.Level = console.Good
-	case signer.StatusWarn:
-		status.Level = console.Warning
-	case signer.StatusFail:
-		status = console.Styled{Level: console.Bad, Text: "FAIL"}
+	levels := map[signer.Status]console.Level{signer.StatusOK: console.Good, signer.StatusWarn: console.Warning, signer.StatusFail: console.Bad}
+	status := console.Styled{Level: levels[step.Status], Text: fmt.Sprintf("%-7s", step.Status)}
+	if step.Status == signer.StatusFail {
+		status.Text = strings.ToUpper(status.Text)
 	}
-	status.Text = fmt.Sprintf("%-7s", status.Text)
 	p.con.Printf("%s  %s", status, strings.TrimRight(fmt.Sprintf("%-14s  %s", step.Name, step.Detail), " "))
 	if step.Fix != "" && step.Status != signer.StatusOK {
 		p.con.Printf("%-7s  %-14s  -> %s", "", "", step.Fix)

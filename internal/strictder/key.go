@@ -39,68 +39,51 @@ func validKey(spki cryptobyte.String) bool {
 		numbers.SkipASN1(tags.INTEGER) && numbers.SkipASN1(tags.INTEGER) && numbers.Empty()
 }
 
-// curveInfo is the name of an elliptic curve, and whether crypto/x509 supports it.
-type curveInfo struct {
+// curves are the curves that have a name here; those of crypto/x509 are supported.
+var curves = map[string]struct {
 	name      string
 	supported bool
+}{
+	"1.2.840.10045.3.1.7": {"P-256", true}, "1.3.132.0.33": {"P-224", true}, "1.3.132.0.34": {"P-384", true}, "1.3.132.0.35": {"P-521", true},
+	"1.3.132.0.10": {"secp256k1", false}, "1.2.156.10197.1.301": {"SM2", false},
 }
 
-// curve returns the curve that the parameters of a key name (RFC 5480 section 2.1.1, RFC 5639 section 4.1).
-func curve(parameters cryptobyte.String) curveInfo {
+// curve returns the name of the curve that the parameters of a key name (RFC 5480 section 2.1.1, RFC 5639 section 4.1),
+// and whether crypto/x509 supports it.
+func curve(parameters cryptobyte.String) (name string, supported bool) {
 	var oid asn1.ObjectIdentifier
 	if !parameters.ReadASN1ObjectIdentifier(&oid) {
-		return curveInfo{"a curve with explicit parameters", false}
+		return "a curve with explicit parameters", false
 	}
 	if brainpool := (asn1.ObjectIdentifier{1, 3, 36, 3, 3, 2, 8, 1, 1}); below(oid, brainpool) && oid[9] >= 1 && oid[9] <= 14 {
 		bits := [7]int{160, 192, 224, 256, 320, 384, 512}[(oid[9]-1)/2]
-		return curveInfo{fmt.Sprintf("brainpoolP%d%c1", bits, "tr"[oid[9]%2]), false}
+		return fmt.Sprintf("brainpoolP%d%c1", bits, "tr"[oid[9]%2]), false
 	}
-	switch oid.String() {
-	case "1.2.840.10045.3.1.7":
-		return curveInfo{"P-256", true}
-	case "1.3.132.0.33":
-		return curveInfo{"P-224", true}
-	case "1.3.132.0.34":
-		return curveInfo{"P-384", true}
-	case "1.3.132.0.35":
-		return curveInfo{"P-521", true}
-	case "1.3.132.0.10":
-		return curveInfo{"secp256k1", false}
-	case "1.2.156.10197.1.301":
-		return curveInfo{"SM2", false}
+	if known, ok := curves[oid.String()]; ok {
+		return known.name, known.supported
 	}
-	return curveInfo{"the curve " + oid.String(), false}
+	return "the curve " + oid.String(), false
+}
+
+// keyTypes are the types of keys that have a name here, but EC.
+var keyTypes = map[string]string{
+	oidRSAKey.String(): "RSA", oidPSS.String(): "RSA-PSS", "1.2.840.113549.1.1.7": "RSA-OAEP", "1.2.840.10040.4.1": "DSA",
+	"1.2.840.113549.1.3.1": "Diffie-Hellman", "1.2.840.10046.2.1": "Diffie-Hellman",
+	"1.3.101.110": "X25519", "1.3.101.111": "X448", oidEd25519.String(): "Ed25519", oidEd448.String(): "Ed448",
+	"2.16.840.1.101.3.4.3.17": "ML-DSA", "2.16.840.1.101.3.4.3.18": "ML-DSA", "2.16.840.1.101.3.4.3.19": "ML-DSA",
+	"": "malformed",
 }
 
 // KeyType returns the type of the key in a SubjectPublicKeyInfo (DER): "EC on secp256k1", "Ed448". It names the types
 // that crypto/x509 does not know.
 func KeyType(spki []byte) string {
 	oid, parameters, _ := splitKey(spki)
-	switch oid.String() {
-	case "":
-		return "malformed"
-	case oidRSAKey.String():
-		return "RSA"
-	case oidECKey.String():
-		return "EC on " + curve(parameters).name
-	case oidPSS.String():
-		return "RSA-PSS"
-	case "1.2.840.113549.1.1.7":
-		return "RSA-OAEP"
-	case "1.2.840.10040.4.1":
-		return "DSA"
-	case "1.2.840.113549.1.3.1", "1.2.840.10046.2.1":
-		return "Diffie-Hellman"
-	case "1.3.101.110":
-		return "X25519"
-	case "1.3.101.111":
-		return "X448"
-	case oidEd25519.String():
-		return "Ed25519"
-	case oidEd448.String():
-		return "Ed448"
-	case "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19":
-		return "ML-DSA"
+	if oid.Equal(oidECKey) {
+		name, _ := curve(parameters)
+		return "EC on " + name
+	}
+	if name, ok := keyTypes[oid.String()]; ok {
+		return name
 	}
 	return "unknown (" + oid.String() + ")"
 }

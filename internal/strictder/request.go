@@ -192,7 +192,10 @@ func makeReadable(der []byte) (otherCurve bool) {
 		}
 	}
 	oid, parameters, point := splitKey(info.key)
-	if !oid.Equal(oidECKey) || curve(parameters).supported && len(point) > 0 && point[0] == 4 {
+	if !oid.Equal(oidECKey) {
+		return false
+	}
+	if _, supported := curve(parameters); supported && len(point) > 0 && point[0] == 4 {
 		return false
 	}
 	encoded, _ := asn1.Marshal(oidECKey)

@@ -143,36 +143,27 @@ func isPSS(data cryptobyte.String) bool {
 	if !data.ReadASN1(&fields, tags.SEQUENCE) || !data.Empty() {
 		return false
 	}
-	for i := range uint8(4) {
+	valid := func(tag uint8, validField func(cryptobyte.String) bool) bool {
 		var field cryptobyte.String
 		var present bool
-		if !fields.ReadOptionalASN1(&field, &present, tags.Tag(i).ContextSpecific().Constructed()) {
-			return false
-		}
-		if !present {
-			continue
-		}
-		ok := false
-		switch i {
-		case 0: // hashAlgorithm
-			ok = isHash(field)
-		case 1: // maskGenAlgorithm; its parameters are the hash of MGF1
-			var mgf cryptobyte.String
-			ok = field.ReadASN1(&mgf, tags.SEQUENCE) && field.Empty()
-			if ok {
-				var hash cryptobyte.String
-				_, hash, ok = readAlgorithm(mgf)
-				ok = ok && isHash(hash)
-			}
-		default: // saltLength, trailerField
-			var n uint32
-			ok = field.ReadASN1Integer(&n) && field.Empty()
-		}
-		if !ok {
-			return false
-		}
+		return fields.ReadOptionalASN1(&field, &present, tags.Tag(tag).ContextSpecific().Constructed()) && (!present || validField(field))
 	}
-	return fields.Empty()
+	number := func(field cryptobyte.String) bool {
+		var n uint32
+		return field.ReadASN1Integer(&n) && field.Empty()
+	}
+	// hashAlgorithm, maskGenAlgorithm, saltLength, trailerField
+	return valid(0, isHash) && valid(1, isMask) && valid(2, number) && valid(3, number) && fields.Empty()
+}
+
+// isMask reports whether data is the AlgorithmIdentifier of a mask function, whose parameters are the hash of MGF1.
+func isMask(data cryptobyte.String) bool {
+	var mask cryptobyte.String
+	if !data.ReadASN1(&mask, tags.SEQUENCE) || !data.Empty() {
+		return false
+	}
+	_, hash, ok := readAlgorithm(mask)
+	return ok && isHash(hash)
 }
 
 // isHash reports whether data is the AlgorithmIdentifier of a hash.
