@@ -51,7 +51,8 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	if err := (&signJob{p: p}).readFlags(s); err != nil {
 		return err
 	}
-	if cert, _ := s.str("cert"); cert == "" {
+	cert, _ := s.str("cert")
+	if cert == "" {
 		if len(s.config.Vendors) > 0 {
 			return s.missing("cert", "vendor certificate")
 		}
@@ -66,7 +67,6 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	c := vendor.Chain()
-	cert, _ := s.str("cert")
 	p.con.Warnings(keystore.Redact(cert), c.Findings)
 	first := agent.FirstExpiry(c.Certs)
 	p.con.Infof("the vendor chain is complete; %q is valid until %s, the first to expire is %q, %s", c.Leaf().Subject.CommonName,

@@ -241,11 +241,7 @@ func prometheusText(states []*agent.Status, now time.Time) []byte {
 	}
 	flag := func(name, help string, is func(v *agent.Status) bool) {
 		gauge(name, help, func(v *agent.Status, sample func(int64, ...string)) {
-			if is(v) {
-				sample(1)
-			} else {
-				sample(0)
-			}
+			sample(map[bool]int64{true: 1}[is(v)])
 		})
 	}
 	flag("hsmsign_vendor_active", "Whether the vendor identity is the active one.", func(v *agent.Status) bool { return v.Active })
