@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
+
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -67,9 +69,7 @@ func TestCeremonyAfterKill(t *testing.T) {
 func killAfter(t *testing.T, delay time.Duration, program string, args ...string) bool {
 	t.Helper()
 	killed := exec.Command(program, args...)
-	if err := killed.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, killed.Start())
 	time.Sleep(delay)
 	_ = killed.Process.Kill()
 	return killed.Wait() != nil
@@ -93,9 +93,7 @@ func tokenMender(t *testing.T, token *softhsmtest.Token) func() {
 			return
 		}
 		t.Log("SoftHSM2 was killed in the middle of C_Login")
-		if err := os.WriteFile(found[0], whole, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(found[0], whole, 0o600))
 	}
 }
 
@@ -106,10 +104,7 @@ func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
 	defer cancel()
 	list := exec.CommandContext(ctx, filepath.Join(binary, "hsmsign"), "key", "list", "--json", "--key", token.Ref(label))
 	list.Stderr = os.Stderr
-	out, err := list.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testkit.Value(list.Output())(t)
 	return out
 }
 
