@@ -108,9 +108,7 @@ func strict(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = usageError
 		c.HideHelpCommand = true
-		if len(c.Subcommands) > 0 {
-			strict(c.Subcommands)
-		}
+		strict(c.Subcommands)
 		if len(c.Subcommands) > 0 && c.Action == nil {
 			c.Action = func(ctx *cli.Context) error {
 				if name := ctx.Args().First(); name != "" {

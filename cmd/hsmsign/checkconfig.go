@@ -81,16 +81,14 @@ func (s *settings) effective() ([]api.Setting, error) {
 	var keyErr error
 	for _, name := range []string{"key", "cert", "out-dir", "format", "digest"} {
 		value, origin := s.str(name)
-		if name == "key" && value != "" {
-			ref, err := signer.ParseRef(value)
-			value, keyErr = ref.String(), err
-			if err != nil {
-				value = "(unreadable)"
-				keyErr = fmt.Errorf("%s: %w", origin, err)
-			}
-		}
-		if name == "cert" {
+		switch {
+		case name == "cert":
 			value = keystore.Redact(value)
+		case name == "key" && value != "":
+			ref, err := signer.ParseRef(value)
+			if value = ref.String(); err != nil {
+				value, keyErr = "(unreadable)", fmt.Errorf("%s: %w", origin, err)
+			}
 		}
 		infos = append(infos, setting(name, origin, defaults[name], value))
 	}

@@ -36,8 +36,7 @@ type Key struct {
 	ref    signer.Ref
 	open   signer.OpenOptions
 	cfg    Config
-	pub    *rsa.PublicKey
-	spki   []byte             // of pub: every worker must find this key
+	pub    *rsa.PublicKey     // every worker must find this key
 	free   chan int           // the numbers of the lanes that are not in use
 	closed context.Context    // ends with Close: no signature begins any more
 	shut   context.CancelFunc // of closed
@@ -46,8 +45,7 @@ type Key struct {
 
 	limit, grace, closeWait time.Duration
 
-	closing  sync.Once
-	closeErr error // readable after closing
+	closing func() error // close, once
 
 	mu       sync.Mutex
 	warned   map[string]bool // the warnings that were passed on
@@ -70,6 +68,7 @@ func Open(ctx context.Context, ref signer.Ref, open signer.OpenOptions, cfg Conf
 		ref: ref, open: open, cfg: cfg, free: make(chan int, cfg.Lanes),
 		limit: defLimit, grace: defGrace, closeWait: defCloseWait, warned: map[string]bool{},
 	}
+	k.closing = sync.OnceValue(k.close)
 	for n := range cfg.Lanes {
 		k.free <- n
 	}
@@ -245,26 +244,19 @@ func (k *Key) Stats() signer.Stats {
 
 // Close ends the worker. It waits some seconds for the signatures in flight and some more for the worker to close its
 // key; then the worker is killed, which is not an error.
-func (k *Key) Close() error {
-	k.closing.Do(func() {
-		k.shut()
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			for range cap(k.free) {
-				<-k.free
-			}
-		}()
-		wait := k.closeWait
-		select {
-		case <-drained:
-		case <-time.After(wait):
-			wait = 0 // it hangs
-		}
-		k.closeErr = k.endWorker(wait)
-		<-drained // the worker is dead, so the signatures have ended
-	})
-	return k.fail("close", k.closeErr)
+func (k *Key) Close() error { return k.fail("close", k.closing()) }
+
+func (k *Key) close() error {
+	k.shut()
+	ended := make(chan error, 1)
+	hangs := time.AfterFunc(k.closeWait, func() { ended <- k.endWorker(0) })
+	for range cap(k.free) {
+		<-k.free // the end of the worker ends its signatures too
+	}
+	if hangs.Stop() {
+		ended <- k.endWorker(k.closeWait)
+	}
+	return <-ended
 }
 
 // endWorker ends the worker that exists or is being started.

@@ -3,7 +3,6 @@
 package isolate
 
 import (
-	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
@@ -142,24 +141,22 @@ func (k *Key) openIn(ctx context.Context, w *worker) error {
 	return k.check(answer.fields[0])
 }
 
-// check reads the public key of the first worker, and compares that of others with it.
+// check reads the public key of a worker, which must be that of the first one.
 func (k *Key) check(spki []byte) error {
-	if k.pub != nil && !bytes.Equal(spki, k.spki) {
-		return fault.Errorf("%w: the reference now names another key than before", signer.ErrKeyNotFound).
-			Fix("restore the key; or, if the change is intended, restart the program")
-	}
-	if k.pub != nil {
-		return nil
-	}
 	parsed, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
 		return fmt.Errorf("%w: its public key: %w", signer.ErrBadKey, err)
 	}
 	pub, ok := parsed.(*rsa.PublicKey)
-	if !ok {
+	switch {
+	case !ok:
 		return fmt.Errorf("%w: a key of type %T", signer.ErrBadKey, parsed)
+	case k.pub == nil:
+		k.pub = pub
+	case !k.pub.Equal(pub):
+		return fault.Errorf("%w: the reference now names another key than before", signer.ErrKeyNotFound).
+			Fix("restore the key; or, if the change is intended, restart the program")
 	}
-	k.pub, k.spki = pub, spki
 	return nil
 }
 
