@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -26,6 +27,7 @@ var (
 const (
 	fetchMax      = 64 << 10 // bytes of one file; Apple's are about 1 KiB
 	fetchTries    = 3
+	fetchTimeout  = 15 * time.Second // of one try
 	fetchTotal    = 2 * time.Minute
 	fetchPause    = 250 * time.Millisecond // before the second try; doubled before the third
 	fetchRedirect = 5
@@ -33,11 +35,10 @@ const (
 
 // FetchOptions select what Fetch downloads, and from where. The zero value selects every current certificate, from Apple.
 type FetchOptions struct {
-	BaseURL string        // an https mirror with the files BaseURL/<Pin.File>; empty: Apple
-	Names   []string      // Pin.Name or Pin.File of each; empty: all that are not retired
-	Pins    []Pin         // the known certificates; nil: Pins()
-	Client  *http.Client  // nil: a client with http.DefaultTransport
-	Timeout time.Duration // of one try; zero: 15 s
+	BaseURL string       // an https mirror with the files BaseURL/<Pin.File>; empty: Apple
+	Names   []string     // Pin.Name or Pin.File of each; empty: all that are not retired
+	Pins    []Pin        // the known certificates; nil: Pins()
+	Client  *http.Client // nil: one with http.DefaultTransport. Its Timeout limits one try; zero: 15 s
 }
 
 // Fetched is one certificate and its pin.
@@ -54,14 +55,11 @@ func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opts.Timeout == 0 {
-		opts.Timeout = 15 * time.Second
-	}
 	var client http.Client
 	if opts.Client != nil {
 		client = *opts.Client
 	}
-	client.CheckRedirect = onlyHTTPS
+	client.CheckRedirect, client.Timeout = onlyHTTPS, cmp.Or(client.Timeout, fetchTimeout)
 	ctx, cancel := context.WithTimeout(ctx, fetchTotal)
 	defer cancel()
 
@@ -71,7 +69,7 @@ func Fetch(ctx context.Context, opts FetchOptions) ([]Fetched, error) {
 		if opts.BaseURL != "" {
 			url = strings.TrimSuffix(opts.BaseURL, "/") + "/" + pin.File
 		}
-		cert, err := fetch(ctx, &client, url, pin, opts.Timeout)
+		cert, err := fetch(ctx, &client, url, pin)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", pin.Name, err)
 		}
@@ -106,13 +104,13 @@ func (opts FetchOptions) selectPins() ([]Pin, error) {
 }
 
 // fetch downloads one certificate. It tries again if that can help.
-func fetch(ctx context.Context, client *http.Client, url string, pin Pin, timeout time.Duration) (*x509.Certificate, error) {
+func fetch(ctx context.Context, client *http.Client, url string, pin Pin) (*x509.Certificate, error) {
 	if !strings.HasPrefix(url, "https://") {
 		return nil, fmt.Errorf("%w %q: only https is used", ErrFetch, url)
 	}
 	pause := fetchPause
 	for try := 1; ; try++ {
-		data, again, err := get(ctx, client, url, timeout)
+		data, again, err := get(ctx, client, url)
 		if err == nil {
 			return pinned(data, url, pin)
 		}
@@ -142,9 +140,7 @@ func onlyHTTPS(req *http.Request, via []*http.Request) error {
 }
 
 // get downloads one file; again reports whether another try can help.
-func get(ctx context.Context, client *http.Client, url string, timeout time.Duration) (data []byte, again bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+func get(ctx context.Context, client *http.Client, url string) (data []byte, again bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, false, err
