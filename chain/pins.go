@@ -221,7 +221,6 @@ func fetch(ctx context.Context, client *http.Client, url string, pin Pin) (*x509
 	if !strings.HasPrefix(url, "https://") {
 		return nil, fmt.Errorf("%w %q: only https is used", ErrFetch, url)
 	}
-	pause := fetchPause
 	for try := 1; ; try++ {
 		data, again, err := get(ctx, client, url)
 		if err == nil {
@@ -233,8 +232,7 @@ func fetch(ctx context.Context, client *http.Client, url string, pin Pin) (*x509
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w %q: %w", ErrFetch, url, ctx.Err())
-		case <-time.After(pause):
-			pause *= 2
+		case <-time.After(fetchPause << (try - 1)):
 		}
 	}
 }

@@ -162,9 +162,6 @@ func kindOf(err error) Kind {
 
 // Hint returns what to do about an error: the outermost hint, or "".
 func Hint(err error) string {
-	if err == nil {
-		return ""
-	}
 	if e, ok := err.(interface{ Hint() string }); ok && e.Hint() != "" {
 		return e.Hint()
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -185,28 +186,24 @@ func (s *settings) boolean(name string) bool {
 
 // duration returns the time that a flag sets, as 30s.
 func (s *settings) duration(name string, def, lo, hi time.Duration) (time.Duration, error) {
-	value, from := s.str(name)
-	if value == "" {
-		return def, nil
-	}
-	d, err := time.ParseDuration(value)
-	if err != nil || d < lo || d > hi {
-		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a time from %v to %v, as 30s", lo, hi))
-	}
-	return d, nil
+	return bounded(s, name, time.ParseDuration, def, lo, hi, fmt.Sprintf("it is a time from %v to %v, as 30s", lo, hi))
 }
 
 // number returns the whole number that a flag sets.
 func (s *settings) number(name string, def, lo, hi int) (int, error) {
-	value, from := s.str(name)
-	if value == "" {
+	return bounded(s, name, strconv.Atoi, def, lo, hi, fmt.Sprintf("it is a number from %d to %d", lo, hi))
+}
+
+func bounded[T cmp.Ordered](s *settings, name string, parse func(string) (T, error), def, lo, hi T, fix string) (T, error) {
+	text, from := s.str(name)
+	if text == "" {
 		return def, nil
 	}
-	n, err := strconv.Atoi(value)
-	if err != nil || n < lo || n > hi {
-		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a number from %d to %d", lo, hi))
+	value, err := parse(text)
+	if err != nil || value < lo || value > hi {
+		return def, fault.Usage.Errorf("%s is %q", from, text).Fix(fix)
 	}
-	return n, nil
+	return value, nil
 }
 
 // key returns the key that --key names; what is its name in an error.

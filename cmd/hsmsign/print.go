@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,25 +89,17 @@ func (p *program) printKey(k signer.KeyInfo, asJSON bool) {
 		return
 	}
 	p.con.Printf("%s", info.Ref)
-	var rows [][]string
-	add := func(name, value string) {
-		if value != "" {
-			rows = append(rows, []string{"", name, value})
-		}
+	rows := [][]string{
+		{"", "store", info.Store}, {"", "label", info.Label}, {"", "id", info.ID},
+		{"", "key", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits)}, {"", "key SHA-256", info.KeySHA256},
 	}
-	add("store", info.Store)
-	add("label", info.Label)
-	add("id", info.ID)
-	add("key", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits))
-	add("key SHA-256", info.KeySHA256)
 	for _, property := range info.Properties {
-		add(property.Name, property.Value)
+		rows = append(rows, []string{"", property.Name, property.Value})
 	}
 	if info.Certificate != nil {
-		add("certificate", info.Certificate.Subject)
-		add("valid until", info.Certificate.NotAfter)
+		rows = append(rows, []string{"", "certificate", info.Certificate.Subject}, []string{"", "valid until", info.Certificate.NotAfter})
 	}
-	p.con.Table(rows)
+	p.con.Table(slices.DeleteFunc(rows, func(row []string) bool { return row[2] == "" }))
 }
 
 // keyRow is a key as one row of a table.
