@@ -37,47 +37,53 @@ func (p *program) vendorStatusCommand() *cli.Command {
 	}
 }
 
-// statusJob is one run of vendor status.
-type statusJob struct {
-	p            *program
-	warn         int
-	nagios, json bool
-	prometheus   string
-}
-
 func (p *program) vendorStatus(ctx *cli.Context) error {
 	// With --nagios even a usage error has an exit code of Nagios.
 	nagios := (&settings{ctx: ctx, getenv: p.getenv}).boolean("nagios")
-	job := &statusJob{p: p, nagios: nagios}
-	err := job.run(ctx)
-	if err == nil || !job.nagios || isSilent(err) {
+	err := p.reportStatus(ctx, nagios)
+	if err == nil || !nagios || isSilent(err) {
 		return err
 	}
 	p.con.Printf("UNKNOWN: %s", nagiosText(console.ErrorLine(err)))
 	return exitStatus(nagiosUnknown)
 }
 
-func (job *statusJob) run(ctx *cli.Context) error {
-	s, _, err := job.p.start(ctx, noFiles)
+// reportStatus checks every identity and prints the states. The error is that of the first identity whose state decides.
+func (p *program) reportStatus(ctx *cli.Context, nagios bool) error {
+	s, _, err := p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}
-	if job.json = s.json; job.json && job.nagios {
+	if s.json && nagios {
 		return fault.Usage.Errorf("--json and --nagios together").Fix("leave one out")
 	}
-	if job.warn, err = s.number("warn", 30, 1, 3650); err != nil {
+	warn, err := s.number("warn", 30, 1, 3650)
+	if err != nil {
 		return err
 	}
-	job.prometheus, _ = s.str("prometheus")
 	var states []*agent.Status
 	for _, one := range identities(s) {
-		state, err := job.check(ctx.Context, one)
+		state, err := one.check(ctx.Context, warn)
 		if err != nil {
 			return err
 		}
 		states = append(states, state)
 	}
-	return job.report(states)
+	if file, _ := s.str("prometheus"); file != "" {
+		wholefile.Sweep(filepath.Dir(file)) // of a run that was killed
+		if err := writeFile(file, prometheusText(states, time.Now()), requestMode, true); err != nil {
+			return err
+		}
+	}
+	if !nagios {
+		return p.printStates(states, s.json)
+	}
+	line, code := nagiosLine(states, warn)
+	p.con.Printf("%s", line)
+	if code == nagiosOK {
+		return nil
+	}
+	return exitStatus(code)
 }
 
 // identities returns the settings of each identity to check, the active one first: that of the flags, that of --vendor,
@@ -101,13 +107,13 @@ func identities(s *settings) []*settings {
 }
 
 // check checks one identity. The error is one of usage.
-func (job *statusJob) check(ctx context.Context, s *settings) (*agent.Status, error) {
+func (s *settings) check(ctx context.Context, warn int) (*agent.Status, error) {
 	key, err := s.key("vendor key")
 	if err != nil {
 		return nil, err
 	}
 	active, _ := s.str("vendor")
-	opts := agent.StatusOptions{Vendor: s.vendor, Key: key.String(), Active: active == "" || active == s.vendor, WarnDays: job.warn}
+	opts := agent.StatusOptions{Vendor: s.vendor, Key: key.String(), Active: active == "" || active == s.vendor, WarnDays: warn}
 	cfg, err := s.vendorConfig(key)
 	if err != nil {
 		if opts.Active {
@@ -120,31 +126,16 @@ func (job *statusJob) check(ctx context.Context, s *settings) (*agent.Status, er
 	return agent.CheckStatus(ctx, cfg, opts), nil
 }
 
-// report prints the states. The error is that of the first identity whose state decides.
-func (job *statusJob) report(states []*agent.Status) error {
-	if job.prometheus != "" {
-		wholefile.Sweep(filepath.Dir(job.prometheus)) // of a run that was killed
-		if err := writeFile(job.prometheus, prometheusText(states, time.Now()), requestMode, true); err != nil {
-			return err
-		}
-	}
-	if job.nagios {
-		line, code := nagiosLine(states, job.warn)
-		job.p.con.Printf("%s", line)
-		if code == nagiosOK {
-			return nil
-		}
-		return exitStatus(code)
-	}
+func (p *program) printStates(states []*agent.Status, asJSON bool) error {
 	var failed error
 	for _, s := range states {
 		if s.State == api.StateCritical && failed == nil {
 			failed = exitStatus(exitCode(s.Err))
 		}
-		if job.json {
-			job.p.con.JSON(s.VendorStatus)
+		if asJSON {
+			p.con.JSON(s.VendorStatus)
 		} else {
-			job.p.printVendor(s, len(states) > 1)
+			p.printVendor(s, len(states) > 1)
 		}
 	}
 	return failed
