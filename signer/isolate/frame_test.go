@@ -49,9 +49,13 @@ func TestFrames(t *testing.T) {
 	}
 	in := newReader(&stream)
 	for _, f := range want {
+		buffered := testkit.Value(in.Peek(len(f.encode())))(t)
 		got, err := readFrame(in)
 		if diff := cmp.Diff(f, got, cmp.AllowUnexported(frame{})); err != nil || diff != "" {
 			t.Errorf("%v (-sent +read)\n%s", err, diff)
+		}
+		if !bytes.Equal(buffered, make([]byte, len(buffered))) {
+			t.Errorf("the buffer keeps a frame of kind %d, which may contain a secret", f.kind)
 		}
 	}
 	if _, err := readFrame(in); !errors.Is(err, io.EOF) {
