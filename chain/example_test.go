@@ -8,15 +8,14 @@ import (
 
 	"hsmsign/chain"
 	"hsmsign/fault"
-	"hsmsign/internal/testkit"
 )
 
 // Build a chain from the files of a vendor. The trust root is that of a test PKI.
 func ExampleBuild() {
-	certs := testkit.Must(chain.Parse(testkit.Must(os.ReadFile("../testdata/golden/chain.pem"))))
-	roots := testkit.Must(chain.Parse(testkit.Must(os.ReadFile("../testdata/golden/root.pem"))))
+	certs := must(chain.Parse(must(os.ReadFile("../testdata/golden/chain.pem"))))
+	roots := must(chain.Parse(must(os.ReadFile("../testdata/golden/root.pem"))))
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	c := testkit.Must(chain.Build(certs, nil, chain.Options{TrustRoots: roots, Now: now}))
+	c := must(chain.Build(certs, nil, chain.Options{TrustRoots: roots, Now: now}))
 	fmt.Println(c.Leaf().Subject.CommonName, len(c.Certs))
 
 	_, err := chain.Build(certs, nil, chain.Options{Now: now}) // Apple's roots only
@@ -29,8 +28,16 @@ func ExampleBuild() {
 }
 
 func ExampleFetch() {
-	fetched := testkit.Must(chain.Fetch(context.Background(), chain.FetchOptions{Names: []string{"WWDR G3", "Apple Root CA"}}))
+	fetched := must(chain.Fetch(context.Background(), chain.FetchOptions{Names: []string{"WWDR G3", "Apple Root CA"}}))
 	for _, f := range fetched {
 		fmt.Println(f.Pin.Name, f.Cert.NotAfter)
 	}
+}
+
+// must returns v, and ends the program on an error.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

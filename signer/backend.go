@@ -64,6 +64,18 @@ type KeyInfo struct {
 type Property struct {
 	Name  string `json:"name"`
 	Value string `json:"value"` // "yes", "no", or a term of the store
+	Want  string `json:"-"`     // the value of each key that Generate made; empty: any
+}
+
+// Unprotected returns the properties, as "NAME is VALUE", in which the key is not as Generate would have made it.
+func (i KeyInfo) Unprotected() []string {
+	var wrong []string
+	for _, p := range i.Properties {
+		if p.Want != "" && p.Value != p.Want {
+			wrong = append(wrong, p.Name+" is "+p.Value)
+		}
+	}
+	return wrong
 }
 
 // Stats are the figures of an open key. A figure that the backend does not know is zero. Reinitialized counts for the

@@ -27,7 +27,7 @@ func TestCeremonyAfterKill(t *testing.T) {
 		folder := filepath.Join(dir, delay.String())
 		label := "vendor-" + delay.String()
 		args := []string{
-			"vendor", "ceremony", "--dir", folder, "--key", token.Ref(label), "--witness=A", "--witness=B",
+			"vendor", "ceremony", "--yes", "--dir", folder, "--key", token.Ref(label), "--witness=A", "--witness=B",
 			"--common-name", "Example", "--email", "mdm@example.com", "--country", "US",
 		}
 		mend := tokenMender(t, token)
@@ -52,7 +52,7 @@ func TestCeremonyAfterKill(t *testing.T) {
 		csr := filepath.Join(folder, "vendor.csr")
 		run(t, "openssl", "req", "-in", csr, "-noout", "-verify")
 		run(t, program, "testpki", "--csr", csr, "--out-dir", pki, "--force")
-		second := append(args[:8:8], "--certificate", filepath.Join(pki, "vendor.pem"), "--trust-root", filepath.Join(pki, "root.pem"), "--store")
+		second := append(args[:9:9], "--certificate", filepath.Join(pki, "vendor.pem"), "--trust-root", filepath.Join(pki, "root.pem"), "--store")
 		killAfter(t, delay, program, second...)
 		mend()
 		run(t, program, second...)
@@ -68,11 +68,9 @@ func TestCeremonyAfterKill(t *testing.T) {
 // killAfter kills a program after a delay, and reports whether that was before its end.
 func killAfter(t *testing.T, delay time.Duration, program string, args ...string) bool {
 	t.Helper()
-	killed := exec.Command(program, args...)
-	testkit.OK(t, killed.Start())
-	time.Sleep(delay)
-	_ = killed.Process.Kill()
-	return killed.Wait() != nil
+	ctx, cancel := context.WithTimeout(t.Context(), delay)
+	defer cancel()
+	return exec.CommandContext(ctx, program, args...).Run() != nil
 }
 
 // tokenMender returns a function that repairs a token if SoftHSM2 was killed in C_Login: it truncates the token's file before
@@ -123,7 +121,7 @@ func TestCeremonyGuide(t *testing.T) {
 		}
 	}
 	runIn(t, dir, strings.ReplaceAll(strings.Join(commands, "\n"), debianModule, token.Module),
-		append(token.Env(), "HSMSIGN_TRUST_ROOT="+filepath.Join(dir, "pki", "root.pem"))...)
+		append(token.Env(), "HSMSIGN_YES=true", "HSMSIGN_TRUST_ROOT="+filepath.Join(dir, "pki", "root.pem"))...)
 	if _, err := os.Stat(filepath.Join(dir, "ceremony", "vendor.pem")); err != nil {
 		t.Error(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,11 +70,12 @@ func (term *terminal) shown() string {
 // waitFor waits until the terminal shows a text n times.
 func (term *terminal) waitFor(text string, n int) {
 	term.t.Helper()
-	for end := time.Now().Add(20 * time.Second); strings.Count(term.shown(), text) < n; time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			term.t.Fatalf("the terminal shows %q, not %q %d times", term.shown(), text, n)
+	defer func() {
+		if term.t.Failed() {
+			term.t.Logf("the terminal shows %q", term.shown())
 		}
-	}
+	}()
+	testkit.Until(term.t, fmt.Sprintf("the terminal shows %q %d times", text, n), func() bool { return strings.Count(term.shown(), text) >= n })
 }
 
 func (term *terminal) echo() bool {
@@ -86,11 +86,7 @@ func (term *terminal) echo() bool {
 // waitForEcho waits until the terminal's echo is on or off.
 func (term *terminal) waitForEcho(on bool) {
 	term.t.Helper()
-	for end := time.Now().Add(20 * time.Second); term.echo() != on; time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			term.t.Fatalf("the echo is %v", !on)
-		}
-	}
+	testkit.Until(term.t, fmt.Sprintf("the echo is %v", on), func() bool { return term.echo() == on })
 }
 
 func (term *terminal) write(text string) {
@@ -142,7 +138,7 @@ func TestStoppedAtPrompt(t *testing.T) {
 // An interruption at a prompt is reported as one, and the terminal is restored.
 func TestInterruptedAtPrompt(t *testing.T) {
 	dir := encryptedKey(t)
-	ceremony := []string{"vendor", "ceremony", "--dir", "c", "--key", "file:c.key", "--witness", "A", "--witness", "B",
+	ceremony := []string{"vendor", "ceremony", "--yes", "--dir", "c", "--key", "file:c.key", "--witness", "A", "--witness", "B",
 		"--common-name", "Example", "--email", "mdm@example.com", "--country", "US"}
 	for _, tt := range []struct {
 		name   string
@@ -185,5 +181,33 @@ func TestInterruptedAtPrompt(t *testing.T) {
 	t.Setenv("HSMSIGN_PASSPHRASE", "correct-horse")
 	if term := startOnTerminal(t, dir, ceremony...); term.exit() != 0 {
 		t.Errorf("the next run: %s", term.shown())
+	}
+}
+
+// A ceremony asks before it makes the key. It asks for the passphrase once, and once more to find typing errors.
+func TestCeremonyIsConfirmed(t *testing.T) {
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		answer string
+		code   int
+	}{{"\n", 2}, {"no\n", 2}, {"Yes\n", 0}} {
+		term := startOnTerminal(t, dir, "vendor", "ceremony", "--dir", "c", "--key", "file:c.key", "--witness", "A", "--witness", "B",
+			"--common-name", "Example", "--email", "mdm@example.com", "--country", "US")
+		term.waitFor("make the vendor key file:c.key, which hsmsign cannot delete? [y/N] ", 1)
+		_, err := os.Stat(filepath.Join(dir, "c.key"))
+		term.write(tt.answer)
+		if tt.code == 0 {
+			for _, prompt := range []string{"hsmsign: new passphrase of", "hsmsign: repeat the new passphrase of"} {
+				term.waitFor(prompt, 1)
+				term.waitForEcho(false)
+				term.write("correct-horse\n")
+			}
+		}
+		if code := term.exit(); code != tt.code || !os.IsNotExist(err) {
+			t.Errorf("%q: exit code %d, key file before the answer: %v: %s", tt.answer, code, err, term.shown())
+		}
+		if n := strings.Count(term.shown(), "passphrase of"); tt.code == 0 && n != 2 {
+			t.Errorf("%d prompts: %s", n, term.shown())
+		}
 	}
 }

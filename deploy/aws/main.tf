@@ -1,12 +1,12 @@
 # The vendor's signing key, its alias, and the role that hsmsign signs with.
 #
-#   terraform init && terraform apply -var region=eu-west-1 -var trust_policy_file=trust-irsa.json
+#   terraform init && terraform apply -var region=eu-west-1 -var oidc_provider=oidc.eks.eu-west-1.amazonaws.com/id/...
 #
 # The key never leaves KMS. Terraform refuses to destroy it: a vendor key that is deleted is gone for good, and with it
 # the vendor certificate.
 
 terraform {
-  required_version = ">= 1.5"
+  required_version = ">= 1.9"
   required_providers {
     aws = {
       source  = "hashicorp/aws"
@@ -32,9 +32,33 @@ variable "role" {
   description = "Name of the role that may sign."
 }
 
+variable "account" {
+  type        = string
+  default     = ""
+  description = "Id of the account of key and role; by default the account of the credentials."
+}
+
+variable "oidc_provider" {
+  type        = string
+  default     = ""
+  description = "OIDC provider of the EKS cluster that may assume the role, without https://: oidc.eks.REGION.amazonaws.com/id/ID. Replaced in trust-irsa.json."
+}
+
+variable "service_account" {
+  type        = string
+  default     = "system:serviceaccount:mdm:hsmsign"
+  description = "Kubernetes service account that may assume the role: system:serviceaccount:NAMESPACE:NAME."
+}
+
 variable "trust_policy_file" {
   type        = string
-  description = "Who may assume the role: trust-irsa.json for EKS, or a file of your own for EC2 or ECS."
+  default     = ""
+  description = "Trust policy of the role, for EC2, ECS or EKS Pod Identity. It replaces trust-irsa.json."
+
+  validation {
+    condition     = (var.trust_policy_file == "") != (var.oidc_provider == "")
+    error_message = "Set either oidc_provider or trust_policy_file."
+  }
 }
 
 variable "multi_region" {
@@ -52,7 +76,7 @@ data "aws_caller_identity" "current" {}
 data "aws_partition" "current" {}
 
 locals {
-  account  = data.aws_caller_identity.current.account_id
+  account  = var.account != "" ? var.account : data.aws_caller_identity.current.account_id
   role_arn = "arn:${data.aws_partition.current.partition}:iam::${local.account}:role/${var.role}"
 
   # The policies are the JSON files beside this one, with the example's account, role and partition replaced.
@@ -63,11 +87,21 @@ locals {
     ),
     "111122223333", local.account
   )
+  irsa_policy = replace(
+    replace(
+      replace(
+        replace(file("${path.module}/trust-irsa.json"), "oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE", var.oidc_provider),
+        "system:serviceaccount:mdm:hsmsign", var.service_account
+      ),
+      "arn:aws:", "arn:${data.aws_partition.current.partition}:"
+    ),
+    "111122223333", local.account
+  )
 }
 
 resource "aws_iam_role" "signer" {
   name               = var.role
-  assume_role_policy = file(var.trust_policy_file)
+  assume_role_policy = var.trust_policy_file == "" ? local.irsa_policy : file(var.trust_policy_file)
 }
 
 resource "aws_kms_key" "vendor" {

@@ -31,7 +31,7 @@ resource "google_kms_crypto_key" "vendor" {
   destroy_scheduled_duration = "2592000s" # 30 days to restore it
 
   version_template {
-    algorithm        = var.algorithm
+    algorithm        = "RSA_SIGN_PKCS1_2048_SHA256" # the only one for which Apple issues vendor certificates
     protection_level = var.protection_level
   }
 

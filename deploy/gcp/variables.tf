@@ -21,17 +21,6 @@ variable "key" {
   default     = "vendor"
 }
 
-variable "algorithm" {
-  description = "Apple takes RSASSA-PKCS1-v1_5 with SHA-256."
-  type        = string
-  default     = "RSA_SIGN_PKCS1_2048_SHA256"
-
-  validation {
-    condition     = can(regex("^RSA_SIGN_PKCS1_(2048|3072|4096)_SHA256$", var.algorithm))
-    error_message = "Use RSA_SIGN_PKCS1_2048_SHA256, RSA_SIGN_PKCS1_3072_SHA256 or RSA_SIGN_PKCS1_4096_SHA256."
-  }
-}
-
 variable "protection_level" {
   description = "HSM, or SOFTWARE for tests."
   type        = string

@@ -1,13 +1,16 @@
 package console
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
 
+	"hsmsign/fault"
 	"hsmsign/internal/input"
 )
 
@@ -33,6 +36,21 @@ func Prompt(name string) func(ctx context.Context, label string) ([]byte, error)
 	return func(ctx context.Context, label string) ([]byte, error) { return ask(ctx, tty, name+": "+label+": ") }
 }
 
+// Confirm asks a question at the terminal. The answers y and yes confirm it. Without a terminal, the error is of kind usage.
+func Confirm(ctx context.Context, question string) (bool, error) {
+	tty, err := openTerminal()
+	if err != nil {
+		return false, fault.Usage.Errorf("there is no terminal to ask at").Fix("add --yes to do it without a question")
+	}
+	_, _ = fmt.Fprint(tty, Printable(question)) // a person who cannot read it cannot type either
+	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return bufio.NewReader(tty).ReadBytes('\n') })
+	if err != nil {
+		return false, fmt.Errorf("no answer at the terminal: %w", err)
+	}
+	text := strings.ToLower(strings.TrimSpace(string(answer)))
+	return text == "y" || text == "yes", nil
+}
+
 // ask asks on the terminal. If ctx or the person's time ends first, the terminal is restored. A shell turns the echo on
 // when it continues a stopped program (Ctrl-Z, fg), so ask turns it off again and repeats the question.
 func ask(ctx context.Context, tty *os.File, text string) ([]byte, error) {
@@ -41,18 +59,18 @@ func ask(ctx context.Context, tty *os.File, text string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	show := func() { _, _ = fmt.Fprint(tty, Printable(text)) } // a person who cannot read it cannot type either
-	show()
-	stop := whenContinued(func() {
-		if hideInput(fd) == nil {
-			show()
+	defer func() { _ = term.Restore(fd, before) }()
+	show := func() {
+		if hideInput(fd) == nil { // first: a fast typist's answer must not be shown either
+			_, _ = fmt.Fprint(tty, Printable(text)) // a person who cannot read it cannot type either
 		}
-	})
+	}
+	show()
+	stop := whenContinued(show)
 	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return term.ReadPassword(fd) })
 	stop()
 	_, _ = fmt.Fprintln(tty)
 	if err != nil {
-		_ = term.Restore(fd, before)
 		return nil, fmt.Errorf("no answer at the terminal: %w", err)
 	}
 	return answer, nil

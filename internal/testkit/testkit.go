@@ -42,6 +42,18 @@ func File(t testing.TB, name string) []byte {
 	return data
 }
 
+// Until waits until a condition holds, and fails the test if it does not within 20 seconds.
+func Until(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	often := time.NewTicker(time.Millisecond)
+	defer often.Stop()
+	for end := time.Now().Add(20 * time.Second); !holds(); <-often.C {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
 // GoldenKey returns the vendor key of the golden files, RSA-2048.
 func GoldenKey(t testing.TB) *rsa.PrivateKey {
 	t.Helper()

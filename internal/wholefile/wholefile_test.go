@@ -1,6 +1,7 @@
 package wholefile
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
 	"time"
 )
 
@@ -109,6 +111,7 @@ func TestMain(m *testing.M) {
 			if err := Write(fmt.Sprint(i), make([]byte, 1<<16), 0o600, false); err != nil {
 				panic(err)
 			}
+			fmt.Println(i)
 		}
 	}
 	os.Exit(m.Run())
@@ -124,13 +127,14 @@ func TestKill(t *testing.T) {
 		}
 		child := exec.Command(os.Args[0]) // #nosec G204 -- this test
 		child.Dir, child.Env = dir, append(os.Environ(), childVariable+"=1")
-		if err := child.Start(); err != nil {
+		wrote, err := child.StdoutPipe()
+		if err == nil {
+			err = child.Start()
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-			if left, err := os.ReadDir(dir); err == nil && len(left) > 10 {
-				break
-			}
+		for line := bufio.NewScanner(wrote); line.Scan() && line.Text() != "10"; {
 		}
 		_ = child.Process.Kill()
 		_ = child.Wait() // it was killed

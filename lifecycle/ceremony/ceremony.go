@@ -52,30 +52,36 @@ const (
 // MinWitnesses is the least number of witnesses.
 const MinWitnesses = 2
 
-// maxWitness is the maximum length of a witness's name, in characters.
+// maxWitness is the maximum length of a witness's name with its role, in characters.
 const maxWitness = 64
 
 // ErrWitness means that the witnesses are too few, or one has no usable name or is named twice.
 var ErrWitness = fault.Usage.New("unusable value")
 
-// CheckWitnesses returns an error that wraps ErrWitness unless the names identify at least MinWitnesses people.
-func CheckWitnesses(names []string) error {
+// CheckWitnesses returns an error that wraps ErrWitness unless the witnesses, NAME or NAME=ROLE, are at least MinWitnesses
+// people.
+func CheckWitnesses(witnesses []string) error {
 	seen := map[string]bool{}
-	for _, name := range names {
+	for _, witness := range witnesses {
+		name, role, hasRole := strings.Cut(witness, "=")
 		switch folded := strings.ToLower(strings.Join(strings.Fields(name), " ")); {
-		case folded == "" || name != oneLine(name) || utf8.RuneCountInString(name) > maxWitness:
-			return fault.Errorf("%w: the witness %q", ErrWitness, fault.Clip(name, 64)).Fix(fmt.Sprintf("write a name of at most %d characters", maxWitness))
+		case folded == "" || hasRole && strings.TrimSpace(role) == "" || witness != oneLine(witness) || utf8.RuneCountInString(witness) > maxWitness:
+			return fault.Errorf("%w: the witness %q", ErrWitness, fault.Clip(witness, 64)).
+				Fix(fmt.Sprintf("write NAME or NAME=ROLE, of at most %d characters", maxWitness))
 		case seen[folded]:
 			return fault.Errorf("%w: the witness %q is named twice", ErrWitness, name).Fix("name two people")
 		default:
 			seen[folded] = true
 		}
 	}
-	if len(names) < MinWitnesses {
-		return fault.Errorf("%w: %d witnesses; a ceremony has %d or more", ErrWitness, len(names), MinWitnesses).Fix("name each with --witness")
+	if len(witnesses) < MinWitnesses {
+		return fault.Errorf("%w: %d witnesses; a ceremony has %d or more", ErrWitness, len(witnesses), MinWitnesses).Fix("name each with --witness")
 	}
 	return nil
 }
+
+// person returns a witness as the transcript shows it: "NAME" or "NAME, ROLE".
+func person(witness string) string { return strings.Replace(witness, "=", ", ", 1) }
 
 // Done returns the entry of a successful step, and whether there is one.
 func (r *Record) Done(step string) (Entry, bool) {

@@ -22,6 +22,10 @@ func TestCheckWitnesses(t *testing.T) {
 	}{
 		{[]string{"A. Adams", "B. Brown"}, ""},
 		{[]string{"Ä", "Ö", "Ü"}, ""},
+		{[]string{"A. Adams=operator", "B. Brown"}, ""},
+		{[]string{"A. Adams=operator", "A. Adams=auditor"}, "is named twice"},
+		{[]string{"A. Adams=", "B. Brown"}, `the witness "A. Adams="`},
+		{[]string{"=operator", "B. Brown"}, `the witness "=operator"`},
 		{nil, "0 witnesses; a ceremony has 2 or more"},
 		{[]string{"A. Adams"}, "1 witnesses"},
 		{[]string{"A. Adams", ""}, `the witness ""`},

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"hsmsign/chain"
@@ -32,12 +33,15 @@ const (
 type Config struct {
 	Dir       string       // the ceremony's folder; made if it does not exist
 	Key       keystore.Key // the key to generate; the same in each run
-	Witnesses []string     // names of the people present
+	Witnesses []string     // the people present, as NAME or NAME=ROLE
 	// Subject returns the subject of the vendor's CSR; it is called until the CSR is written.
 	Subject func() (certreq.Subject, error)
 	Program string  // name and version of the program, for the transcript
 	Import  *Import // the certificate that Apple issued; nil: there is none yet
-	Report  func(step string)
+	// Confirm asks whether to make the key; an error ends the run. Nil: nobody is asked.
+	Confirm func(ctx context.Context) error
+	Check   func(signer.Step) // is called for each step of the store's diagnosis, if it is not nil
+	Report  func(step string) // is called after each recorded step, if it is not nil
 }
 
 // Import is the certificate that Apple issued for the ceremony's CSR.
@@ -102,6 +106,9 @@ func (c *run) done(step string) bool { _, ok := c.Done(step); return ok }
 func begin(cfg Config) (*run, error) {
 	if cfg.Report == nil {
 		cfg.Report = func(string) {}
+	}
+	if cfg.Check == nil {
+		cfg.Check = func(signer.Step) {}
 	}
 	c := &run{Config: cfg}
 	if err := CheckWitnesses(c.Witnesses); err != nil {
@@ -199,7 +206,7 @@ func (c *run) record() error {
 		facts = append(facts, Fact{"machine", host})
 	}
 	for _, name := range c.Witnesses {
-		facts = append(facts, Fact{"witness", name})
+		facts = append(facts, Fact{"witness", person(name)})
 	}
 	return c.Append(StepBegin, OK, facts...)
 }
@@ -237,7 +244,7 @@ func hashFile(path string) (string, error) {
 func (c *run) signatures(context.Context, signer.Signer) ([]Fact, error) {
 	var facts []Fact
 	for _, name := range c.Witnesses {
-		facts = append(facts, Fact{FactSignature, name})
+		facts = append(facts, Fact{FactSignature, person(name)})
 	}
 	return facts, nil
 }
@@ -286,9 +293,12 @@ func (c *run) key(ctx context.Context) (signer.Signer, []Fact, error) {
 	how := "an interrupted run made it"
 	if absent {
 		how = "made now"
-		if key, err = c.generate(ctx, begun); err != nil {
-			return nil, nil, err
-		}
+		key, err = c.generate(ctx, begun)
+	} else if err = c.checkFound(ctx, key); err != nil {
+		_ = key.Close()
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	return key, []Fact{{"how", how}, {FactReference, c.Key.String()}, {FactKeySHA256, chain.SPKISHA256(key.Public())}}, nil
 }
@@ -315,11 +325,41 @@ func (c *run) checkKey(key signer.Signer, notFound error) error {
 	return nil
 }
 
+// checkFound holds a key that an interrupted run may have made to the protections of a generated one: meanwhile, someone
+// else may have stored a key of that name.
+func (c *run) checkFound(ctx context.Context, key signer.Signer) error {
+	info, err := c.describe(ctx, key)
+	if err != nil {
+		return err
+	}
+	if wrong := info.Unprotected(); len(wrong) > 0 {
+		return fault.Errorf("%w: %s was not made by this ceremony: %s", signer.ErrBadKey, c.Key, strings.Join(wrong, ", ")).
+			Fix("find out who stored it; begin a new ceremony in another --dir with another key name")
+	}
+	return nil
+}
+
+// describe returns the store's description of the key within the time limit.
+func (c *run) describe(ctx context.Context, key signer.Signer) (signer.KeyInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return c.Key.Describe(ctx, key)
+}
+
 // generate makes the key. The decision is flushed to the transcript before: a run that is killed in between leaves a
-// trace.
+// trace. Before the decision the store is checked as far as it goes without the key, and the people confirm it.
 func (c *run) generate(ctx context.Context, begun bool) (signer.Signer, error) {
 	if !begun {
-		if err := c.Append(StepIntent, OK, Fact{FactReference, c.Key.String()}); err != nil {
+		checks, err := c.diagnose(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		if c.Confirm != nil {
+			if err := c.Confirm(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if err := c.Append(StepIntent, OK, append([]Fact{{FactReference, c.Key.String()}}, checks...)...); err != nil {
 			return nil, err
 		}
 	}

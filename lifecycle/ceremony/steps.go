@@ -2,6 +2,7 @@ package ceremony
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -19,9 +20,7 @@ func (c *run) examine(ctx context.Context, key signer.Signer) ([]Fact, error) {
 	if err := vendorcert.CheckKey(key.Public()); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	info, err := c.Key.Describe(ctx, key)
+	info, err := c.describe(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -30,16 +29,33 @@ func (c *run) examine(ctx context.Context, key signer.Signer) ([]Fact, error) {
 		{"algorithm", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits)},
 	}
 	for _, p := range info.Properties {
-		facts = append(facts, Fact(p))
+		facts = append(facts, Fact{p.Name, p.Value})
 	}
-	again := c.Key.Diagnose(ctx, signer.OpenOptions{}, func(step signer.Step) {
+	checks, err := c.diagnose(ctx, true)
+	return append(facts, checks...), err
+}
+
+// diagnose shows the steps of the store's diagnosis and returns them as facts, with the error of the step that failed.
+// Unless made, the diagnosis ends well at the step that looks for the key and does not find it.
+func (c *run) diagnose(ctx context.Context, made bool) (facts []Fact, err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	ended := false
+	key := c.Key.Diagnose(ctx, signer.OpenOptions{}, func(step signer.Step) {
+		if ended {
+			return
+		}
+		if !made && (step.Name == "key" || step.Name == "file") && errors.Is(step.Err, signer.ErrKeyNotFound) {
+			ended, step = true, signer.Step{Name: step.Name, Status: signer.StatusOK, Detail: "does not exist yet"}
+		}
 		if err == nil {
 			err = step.Err
 		}
+		c.Check(step)
 		facts = append(facts, Fact{"check: " + step.Name, strings.TrimSpace(string(step.Status) + " " + step.Detail)})
 	})
-	if again != nil {
-		_ = again.Close()
+	if key != nil {
+		_ = key.Close()
 	}
 	return facts, err
 }

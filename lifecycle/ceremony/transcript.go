@@ -280,11 +280,16 @@ func renderAll(entries []Entry, whole []byte) []byte {
 func render(e Entry, head string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%d. %s: %s\n", e.Number, e.Step, e.Outcome)
-	line := func(name, value string) { fmt.Fprintf(&b, "   %-24s %s\n", name, value) }
+	line := func(name, value string) {
+		for _, part := range Group(value) {
+			fmt.Fprintf(&b, "   %-24s %s\n", name, part)
+			name = ""
+		}
+	}
 	line("time", e.Time)
 	for _, f := range e.Facts {
 		if f.Name == FactSignature {
-			fmt.Fprintf(&b, "\n   %-24s ________________________________  %s\n", f.Name, f.Value)
+			fmt.Fprintf(&b, "\n   %-24s ________________________________  %s\n   %-24s ________________\n", f.Name, f.Value, "date")
 			continue
 		}
 		line(f.Name, f.Value)
@@ -292,6 +297,19 @@ func render(e Entry, head string) []byte {
 	line("so far SHA-256", head)
 	b.WriteByte('\n')
 	return b.Bytes()
+}
+
+// Group returns the lines in which people compare a value. A SHA-256 in hex is two lines of eight groups of four digits;
+// any other value is one line.
+func Group(value string) []string {
+	if _, err := hex.DecodeString(value); err != nil || len(value) != hex.EncodedLen(sha256.Size) {
+		return []string{value}
+	}
+	groups := make([]string, 0, 16)
+	for digits := range slices.Chunk([]byte(value), 4) {
+		groups = append(groups, string(digits))
+	}
+	return []string{strings.Join(groups[:8], " "), strings.Join(groups[8:], " ")}
 }
 
 // write appends data and flushes it to the disk.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -67,7 +69,7 @@ func TestTranscript(t *testing.T) {
 	if bytes.ContainsAny(textFile, "\x1b\r") || !bytes.Contains(textFile, []byte("\n2. two lines: failed: it [31m is \"so\"\n")) {
 		t.Errorf("a control character got in:\n%s", textFile)
 	}
-	if !bytes.Contains(textFile, []byte("________  A. Adams\n")) || !bytes.HasSuffix(textFile, []byte(r.Head+"\n\n")) {
+	if !bytes.Contains(textFile, []byte("________  A. Adams\n")) || !strings.HasSuffix(string(textFile), Group(r.Head)[1]+"\n\n") {
 		t.Errorf("no line to sign on, or another SHA-256 at the end:\n%s", textFile)
 	}
 	// It goes on where it was.
@@ -282,11 +284,12 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("entry %d: %v", i+1, err)
 			}
 			again = append(again, line...)
-			lines += 4 // title, time, SHA-256, empty
+			lines += 5 // title, time, two of the SHA-256, empty
 			for _, fact := range e.Facts {
-				lines++
 				if fact.Name == FactSignature {
-					lines++
+					lines += 3
+				} else {
+					lines += len(Group(fact.Value))
 				}
 			}
 		}
@@ -304,5 +307,16 @@ func TestFuzzCorpus(t *testing.T) {
 		if entries, err := os.ReadDir(filepath.Join("testdata", "fuzz", target)); err != nil || len(entries) == 0 {
 			t.Errorf("the seed corpus of %s is empty: %v", target, err)
 		}
+	}
+}
+
+// TestWriteFlushes: a pipe accepts the data, and cannot be flushed.
+func TestWriteFlushes(t *testing.T) {
+	r, w, err := os.Pipe()
+	testkit.OK(t, err)
+	defer r.Close()
+	defer w.Close()
+	if err := write(w, []byte("x")); err == nil {
+		t.Error("no flush")
 	}
 }

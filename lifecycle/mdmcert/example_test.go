@@ -2,16 +2,15 @@ package mdmcert_test
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"time"
 
-	"hsmsign/internal/testkit"
+	"hsmsign/keystore"
 	"hsmsign/lifecycle/mdmcert"
+	"hsmsign/signer/file"
 )
 
 // A service accepts the order of a client and encrypts its answer, which the client decrypts.
@@ -39,14 +38,24 @@ func Example() {
 	}))
 	defer server.Close()
 
-	private := testkit.Must(rsa.GenerateKey(rand.Reader, 2048))
-	recipient := testkit.Must(mdmcert.NewRecipient(ctx, testkit.NewSigner(private), time.Now())) // any signer.Signer
+	const reference = "file:../../testdata/golden/vendor.key?insecure-mode=allow"
+	key := must(keystore.Open(ctx, reference, keystore.Options{}))
+	defer func() { _ = key.Close() }()
+	recipient := must(mdmcert.NewRecipient(ctx, key, time.Now()))
 	service := mdmcert.Service{Address: server.URL, APIKey: "secret"}
 	order := mdmcert.Order{CSR: []byte("DER of the CSR"), Email: "mdm@example.com", EncryptFor: recipient}
 	if err := service.Send(ctx, order); err != nil {
 		panic(err)
 	}
-	request, err := mdmcert.Decrypt(<-mail, private)
+	request, err := mdmcert.Decrypt(<-mail, must(file.Export(key)))
 	fmt.Println(string(request), err)
 	// Output: request file <nil>
+}
+
+// must returns v, and ends the program on an error.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

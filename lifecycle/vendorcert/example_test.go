@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"hsmsign/internal/testkit"
+	"hsmsign/keystore"
 	"hsmsign/lifecycle/certreq"
 	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/testpki"
@@ -15,16 +15,25 @@ import (
 // A vendor makes its CSR, gets a certificate for it, and checks it. Here a test PKI issues the certificate instead of Apple.
 func Example() {
 	ctx := context.Background()
-	key := testkit.NewSigner(testkit.Key("example")) // any signer.Signer
+	key := must(keystore.Open(ctx, "file:../../testdata/golden/vendor.key?insecure-mode=allow", keystore.Options{})) // or a key in a token or KMS
+	defer func() { _ = key.Close() }()
 	subject := certreq.Subject{Email: "mdm@example.com", CommonName: "Example", Organization: "Example Corp", Country: "US"}
-	der := testkit.Must(vendorcert.CreateCSR(ctx, key, subject))
+	der := must(vendorcert.CreateCSR(ctx, key, subject))
 
-	authority := testkit.Must(testpki.New(time.Now()))
-	csr := testkit.Must(x509.ParseCertificateRequest(der))
-	cert := testkit.Must(authority.IssueVendor(csr, testpki.VendorOptions{}))
+	authority := must(testpki.New(time.Now()))
+	csr := must(x509.ParseCertificateRequest(der))
+	cert := must(authority.IssueVendor(csr, testpki.VendorOptions{}))
 
 	options := vendorcert.ImportOptions{Extra: []*x509.Certificate{authority.WWDR}, TrustRoots: []*x509.Certificate{authority.Root}}
-	c := testkit.Must(vendorcert.Import(ctx, key, cert.Raw, options))
+	c := must(vendorcert.Import(ctx, key, cert.Raw, options))
 	fmt.Println(c.Leaf().Subject.CommonName, len(c.Certs))
 	// Output: MDM Vendor: Example Corp 3
+}
+
+// must returns v, and ends the program on an error.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

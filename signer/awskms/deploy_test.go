@@ -100,6 +100,9 @@ func TestTerraform(t *testing.T) {
 	for file, texts := range map[string][]string{
 		"key-policy.json": {"arn:aws:iam::111122223333:role/hsmsign", "111122223333", "arn:aws:"},
 		"iam-policy.json": {"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"},
+		"trust-irsa.json": {
+			"oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE", "system:serviceaccount:mdm:hsmsign", "111122223333", "arn:aws:",
+		},
 	} {
 		for _, text := range texts {
 			if !strings.Contains(tf, `"`+text) || !strings.Contains(deployed(t, file), text) {

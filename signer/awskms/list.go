@@ -134,8 +134,8 @@ func algorithmOf(spec types.KeySpec) (string, int) {
 func properties(m *types.KeyMetadata) []signer.Property {
 	yesNo := map[bool]string{true: "yes", false: "no"}
 	return []signer.Property{
-		{Name: "KeyState", Value: string(m.KeyState)}, {Name: "KeyUsage", Value: string(m.KeyUsage)},
-		{Name: "KeySpec", Value: string(m.KeySpec)}, {Name: "Origin", Value: string(m.Origin)},
+		{Name: "KeyState", Value: string(m.KeyState)}, {Name: "KeyUsage", Value: string(m.KeyUsage), Want: string(types.KeyUsageTypeSignVerify)},
+		{Name: "KeySpec", Value: string(m.KeySpec)}, {Name: "Origin", Value: string(m.Origin), Want: string(types.OriginTypeAwsKms)},
 		{Name: "MultiRegion", Value: yesNo[aws.ToBool(m.MultiRegion)]},
 	}
 }

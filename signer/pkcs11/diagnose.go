@@ -48,9 +48,10 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, wanted signer.Ope
 		{Name: "token", Run: d.locked(d.checkToken)},
 		{Name: "token state", Run: d.limited(d.checkState)},
 		{Name: "login", Run: d.locked(d.checkLogin)},
+		{Name: "mechanisms", Run: d.locked(d.checkMechanisms)},
+		{Name: "generation", Run: d.locked(d.checkGeneration)},
 		{Name: "key", Run: d.locked(d.checkKey)},
 		{Name: "key attributes", Run: d.locked(d.checkAttributes)},
-		{Name: "mechanisms", Run: d.locked(d.checkMechanisms)},
 		{Name: "signature", Run: d.limited(d.checkSignature)},
 	})
 	if d.hung != nil {
@@ -286,6 +287,21 @@ func (d *diagnosis) checkMechanisms() (signer.Step, error) {
 			Fix("allow one of them in the HSM's policy")
 	}
 	return signer.StepOK("%s", strings.Join(signs, ", ")), nil
+}
+
+// checkGeneration warns if the token cannot make a vendor key; one that is there signs nevertheless.
+func (d *diagnosis) checkGeneration() (signer.Step, error) {
+	info, err := d.module.lib.GetMechanismInfo(d.found.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)})
+	const fix = "generate the key with the vendor's own tool, or allow it in the HSM's policy"
+	switch {
+	case err != nil || info.Flags&pkcs11.CKF_GENERATE_KEY_PAIR == 0:
+		return signer.StepWarn("the token does not generate RSA keys (CKM_RSA_PKCS_KEY_PAIR_GEN)").WithFix(fix), nil
+	case info.MinKeySize > 2048 || info.MaxKeySize < 2048:
+		return signer.StepWarn("the token generates RSA keys of %d to %d bits; Apple wants 2048", info.MinKeySize, info.MaxKeySize).WithFix(fix), nil
+	case d.found.info.Flags&pkcs11.CKF_WRITE_PROTECTED != 0:
+		return signer.StepWarn("the token is write-protected (CKF_WRITE_PROTECTED), so no key can be generated").WithFix(fix), nil
+	}
+	return signer.StepOK("RSA keys of %d to %d bits", info.MinKeySize, info.MaxKeySize), nil
 }
 
 // checkSignature opens the key and signs. The diagnosis is still logged in, so no PIN is sent again.

@@ -25,7 +25,7 @@ func diagnosed(t *testing.T, ref string) map[string]signer.Step {
 		steps[s.Name] = s
 		failed = failed || s.Status == signer.StatusFail
 	})
-	if (key == nil) != failed || len(steps) != 13 {
+	if (key == nil) != failed || len(steps) != 14 {
 		t.Errorf("key %v after %d steps, one of which failed: %v", key, len(steps), failed)
 	}
 	if key != nil {
@@ -101,6 +101,8 @@ func TestDiagnoseDefects(t *testing.T) {
 		"wrong PIN sent":     {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x10000", "token state", warn, nil, "COUNT_LOW", 1},
 		"PIN pad":            {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x100", "token state", signer.StatusOK, nil, "PIN pad", 1},
 		"short key":          {tok.Ref("short"), "", "key", warn, nil, "2048 bits or more", 1},
+		"no generation":      {tok.Ref("vendor"), "C_GetMechanismInfo 3 return 0x70", "generation", warn, nil, "vendor's own tool", 1},
+		"write-protected":    {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x2", "generation", warn, nil, "CKF_WRITE_PROTECTED", 1},
 		"no mechanism":       {tok.Ref("vendor"), "C_GetMechanismInfo * return 0x70", "mechanisms", fail, signer.ErrUnsupported, "CKM_RSA_PKCS", 1},
 	} {
 		f.Script(t, tt.script)

@@ -124,13 +124,7 @@ func (f finder) generate(label, id string, bits int) error {
 	if err != nil {
 		return call("C_GenerateKeyPair", err)
 	}
-	var wrong []string
-	for _, p := range protections() {
-		if got := f.boolean(object, p.attribute); p.generated != "" && got != p.generated {
-			wrong = append(wrong, fmt.Sprintf("%s is %s", p.name, got))
-		}
-	}
-	if len(wrong) > 0 {
+	if wrong := (signer.KeyInfo{Properties: f.protection(object)}).Unprotected(); len(wrong) > 0 {
 		return fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete)
 	}
 	return nil

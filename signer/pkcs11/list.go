@@ -109,7 +109,7 @@ func (f finder) info(t foundToken, o pkcs11.ObjectHandle) (signer.KeyInfo, error
 func (f finder) protection(o pkcs11.ObjectHandle) []signer.Property {
 	var properties []signer.Property
 	for _, p := range protections() {
-		properties = append(properties, signer.Property{Name: p.name, Value: f.boolean(o, p.attribute)})
+		properties = append(properties, signer.Property{Name: p.name, Value: f.boolean(o, p.attribute), Want: p.generated})
 	}
 	return properties
 }

@@ -268,18 +268,21 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%d %v", status, members)
 	}
 	testkit.OK(t, s.Stand("*", Hang))
-	go func() {
-		for s.Calls("Sign") < 1 {
-			time.Sleep(time.Millisecond)
-		}
-		_ = s.Close()
-	}()
 	req := testkit.Value(http.NewRequestWithContext(t.Context(), http.MethodPost, s.Endpoint(), strings.NewReader("{}")))(t)
 	req.Header.Set("X-Amz-Target", "TrentService.Sign")
 	r := request{body: "{}", service: "kms"}
 	r.sign(req)
-	if resp, err := http.DefaultClient.Do(req); err == nil {
-		_ = resp.Body.Close()
+	ended := make(chan error, 1)
+	go func() {
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		ended <- err
+	}()
+	testkit.Until(t, "the request arrives", func() bool { return s.Calls("Sign") > 0 })
+	testkit.OK(t, s.Close())
+	if err := <-ended; err == nil {
 		t.Error("a request that hangs is answered by Close")
 	}
 	if err := s.Close(); err != nil {

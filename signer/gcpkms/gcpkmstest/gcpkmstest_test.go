@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"hash/crc32"
 	"testing"
-	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/grpc"
@@ -138,9 +137,7 @@ func TestClose(t *testing.T) {
 		_, err := client.AsymmetricSign(routed(t), &kmspb.AsymmetricSignRequest{Name: name, Digest: sha("m")}, grpc.WaitForReady(true))
 		ended <- err
 	}()
-	for server.Calls("AsymmetricSign") == before {
-		time.Sleep(time.Millisecond)
-	}
+	testkit.Until(t, "the request arrives", func() bool { return server.Calls("AsymmetricSign") > before })
 	for range 2 {
 		testkit.OK(t, server.Close())
 	}
