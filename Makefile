@@ -84,9 +84,10 @@ bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
 
-MUTATED ?= fault agent request chain
+# signer includes the backends and takes hours.
+MUTATED ?= fault agent request chain signer
 .PHONY: mutate
-mutate: ## Change the code of MUTATED (default: fault agent request chain) in small ways, and list the changes that no test notices
+mutate: ## Change the code of MUTATED (default: fault agent request chain signer) in small ways, and list the changes that no test notices
 	@for package in $(MUTATED); do \
 		echo "$$package"; \
 		go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.5.0 unleash --timeout-coefficient 10 ./$$package | grep -E 'LIVED|NOT COVERED|Killed|Timed'; \
