@@ -128,7 +128,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil {
 		return permit, nil, err
 	}
-	tx.exec("INSERT INTO requests (id, customer, state, entry, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
 		id[:], u.customer[:], KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
 	return record.Permit{Request: id.String()}, nil, nil
 }
@@ -166,6 +166,9 @@ func (tx *Tx) move(ctx context.Context, id ID, e *Entry, openings ...Opening) er
 		return err
 	}
 	tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, id[:])
+	if moved.Kind == KindIssued {
+		tx.exec("UPDATE requests SET issued = ? WHERE id = ?", index, id[:])
+	}
 	return nil
 }
 

@@ -2,6 +2,8 @@
 package ledgertest
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,7 +22,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(t *testing.T) *ledger.Store)) {
 	for name, test := range map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
-		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "migrations": testMigrations,
+		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "migrations": testMigrations,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -478,4 +480,37 @@ func testMigrations(t *testing.T, f *fixture) {
 		t.Errorf("%d processes made the ledger", made)
 	}
 	verified(t, f.open(t))
+}
+
+// testProof: a proof is checked without the store; whatever is changed in it shows.
+func testProof(t *testing.T, f *fixture) {
+	l := f.open(t)
+	var data []byte
+	for i := range 5 {
+		permit := issue(t, l, use("acme", fmt.Sprint("csr ", i), "key 1", "vendor"))
+		id, err := ledger.ParseID(permit.Request)
+		must(t, err)
+		data, err = l.Prove(t.Context(), id)
+		must(t, err)
+		proven, err := ledger.CheckProof(data, f.cfg.Verifier)
+		must(t, err)
+		if proven.Entry.Request != id || proven.Entry.Kind != ledger.KindIssued || proven.Entry.CSR != sha256.Sum256([]byte(fmt.Sprint("csr ", i))) {
+			t.Errorf("%+v", proven.Entry)
+		}
+	}
+	for i := range data {
+		changed := bytes.Clone(data)
+		changed[i] ^= 1
+		if _, err := ledger.CheckProof(changed, f.cfg.Verifier); err == nil {
+			t.Errorf("byte %d was changed, and the proof accepted", i)
+		}
+	}
+	_, other, err := ledger.GenerateKey("example.com/ledger")
+	must(t, err)
+	if _, err := ledger.CheckProof(data, other); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("with another key: %v", err)
+	}
+	if _, err := l.Prove(t.Context(), ledger.NewID()); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an unknown request: %v", err)
+	}
 }

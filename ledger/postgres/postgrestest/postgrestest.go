@@ -77,7 +77,9 @@ func (s *Server) Restart() error {
 }
 
 // Kill ends the server at once, as a crash does.
-func (s *Server) Kill() error { return s.run("pg_ctl", "-D", s.data(), "-w", "-m", "immediate", "stop") }
+func (s *Server) Kill() error {
+	return s.run("pg_ctl", "-D", s.data(), "-w", "-m", "immediate", "stop")
+}
 
 // Stop ends the server and removes its folder.
 func (s *Server) Stop() {
