@@ -3,6 +3,7 @@ package ledger
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,11 @@ func ParseCheckpoint(signed []byte, verifier note.Verifier) (*Checkpoint, error)
 	opened, err := note.Open(signed, note.VerifierList(verifier))
 	if err != nil {
 		return nil, refused("it is not signed by %s: %v", verifier.Name(), err)
+	}
+	for _, signature := range slices.Concat(opened.Sigs, opened.UnverifiedSigs) { // note.Open ignores unused bits
+		if _, err := base64.StdEncoding.Strict().DecodeString(signature.Base64); err != nil {
+			return nil, refused("a signature: %v", err)
+		}
 	}
 	lines := strings.Split(opened.Text, "\n")
 	if len(lines) < 4 {

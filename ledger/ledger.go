@@ -15,6 +15,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -332,9 +333,16 @@ type Tx struct {
 	head   *Checkpoint
 	now    time.Time
 
-	leaves  [][]byte    // of the whole batch
+	added   []leaf      // of the whole batch
 	pending []statement // of the change that runs
 	start   int         // its first leaf
+}
+
+// leaf is an entry as it is stored.
+type leaf struct {
+	leaf     []byte
+	kind     string
+	customer ID
 }
 
 // statement changes a side row.
@@ -358,9 +366,9 @@ func (tx *Tx) clock(ctx context.Context) error {
 	return nil
 }
 
-func (tx *Tx) begin() { tx.start, tx.pending = len(tx.leaves), nil }
+func (tx *Tx) begin() { tx.start, tx.pending = len(tx.added), nil }
 
-func (tx *Tx) forget() { tx.leaves, tx.pending = tx.leaves[:tx.start], nil }
+func (tx *Tx) forget() { tx.added, tx.pending = tx.added[:tx.start], nil }
 
 // apply writes the side rows of a change, so that the next one in the batch sees them.
 func (tx *Tx) apply(ctx context.Context) error {
@@ -374,17 +382,17 @@ func (tx *Tx) apply(ctx context.Context) error {
 
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *Entry, openings ...Opening) (int64, error) {
-	index := tx.head.Size + int64(len(tx.leaves))
+	index := tx.head.Size + int64(len(tx.added))
 	e.Time = tx.now
 	for _, o := range openings {
 		e.Commitments = append(e.Commitments, o.Commitment())
 		tx.exec("INSERT INTO openings (entry, name, salt, data) VALUES (?, ?, ?, ?)", index, o.Name, o.Salt[:], o.Data)
 	}
-	leaf, err := e.Marshal()
+	data, err := e.Marshal()
 	if err != nil {
 		return 0, err
 	}
-	tx.leaves = append(tx.leaves, leaf)
+	tx.added = append(tx.added, leaf{data, e.Kind, e.Customer})
 	return index, nil
 }
 
@@ -395,17 +403,17 @@ func (tx *Tx) exec(query string, args ...any) {
 
 // finish writes the entries, their hashes and the new checkpoint.
 func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
-	if len(tx.leaves) == 0 {
+	if len(tx.added) == 0 {
 		return tx.head, nil
 	}
 	store := tx.ledger.store
 	stored := store.hashReader(ctx, tx.sql)
-	added := map[int64]tlog.Hash{}
+	fresh := map[int64]tlog.Hash{}
 	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
 		out := make([]tlog.Hash, len(indexes))
 		var missing, at []int64
 		for i, index := range indexes {
-			if hash, ok := added[index]; ok {
+			if hash, ok := fresh[index]; ok {
 				out[i] = hash
 			} else {
 				missing, at = append(missing, index), append(at, int64(i))
@@ -417,33 +425,33 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 		found, err := stored.ReadHashes(missing)
 		for i, hash := range found {
 			out[at[i]] = hash
-			added[missing[i]] = hash // it is read once
+			fresh[missing[i]] = hash // it is read once
 		}
 		return out, err
 	})
 	var entries, hashes []any
 	size := tx.head.Size
-	for _, leaf := range tx.leaves {
-		list, err := tlog.StoredHashes(size, leaf, reader)
+	for _, added := range tx.added {
+		list, err := tlog.StoredHashes(size, added.leaf, reader)
 		if err != nil {
 			return nil, err
 		}
 		first := tlog.StoredHashIndex(0, size)
 		for i, hash := range list {
-			added[first+int64(i)] = hash
+			fresh[first+int64(i)] = hash
 			hashes = append(hashes, first+int64(i), hash[:])
 		}
-		entries = append(entries, size, leaf)
+		entries = append(entries, size, added.leaf, added.kind, added.customer[:])
 		size++
 	}
 	root, err := treeHash(size, reader)
 	if err != nil {
 		return nil, err
 	}
-	if err := tx.insert(ctx, "INSERT INTO entries (idx, leaf) VALUES ", entries); err != nil {
+	if err := tx.insert(ctx, "INSERT INTO entries (idx, leaf, kind, customer) VALUES ", 4, entries); err != nil {
 		return nil, err
 	}
-	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", hashes); err != nil {
+	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", 2, hashes); err != nil {
 		return nil, err
 	}
 	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.ledger.signer)
@@ -454,13 +462,11 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	return head, err
 }
 
-// insert adds rows of two columns, many with one statement.
-func (tx *Tx) insert(ctx context.Context, query string, values []any) error {
-	const chunk = 400 // values
-	for start := 0; start < len(values); start += chunk {
-		part := values[start:min(start+chunk, len(values))]
-		rows := strings.Repeat(",(?,?)", len(part)/2)[1:]
-		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(query+rows), part...); err != nil {
+// insert adds rows of a number of columns, many with one statement.
+func (tx *Tx) insert(ctx context.Context, query string, columns int, values []any) error {
+	for part := range slices.Chunk(values, 100*columns) {
+		row := ",(?" + strings.Repeat(",?", columns-1) + ")"
+		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(query+strings.Repeat(row, len(part)/columns)[1:]), part...); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 
+	"hsmsign/fault"
+
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -36,8 +38,8 @@ func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index i
 
 // entry returns one entry, which may be one of this batch.
 func (tx *Tx) entry(ctx context.Context, index int64) (*Entry, error) {
-	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.leaves)) {
-		return ParseEntry(tx.leaves[added])
+	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.added)) {
+		return ParseEntry(tx.added[added].leaf)
 	}
 	return tx.ledger.entry(ctx, tx.sql, tx.head, index)
 }
@@ -82,4 +84,99 @@ func (l *Ledger) Entries(ctx context.Context, from int64, do func(index int64, e
 		}
 	}
 	return l.store.fail("read the entries", rows.Err())
+}
+
+// Query selects entries.
+type Query struct {
+	Customer string // name; empty: all
+	Kind     string // empty: all
+	Before   int64  // only entries with a smaller index; 0: from the newest
+	Limit    int    // at most so many
+}
+
+// Record is one entry with the names of its customer and actor, which may have been erased.
+type Record struct {
+	Index    int64
+	Entry    *Entry
+	Customer string
+	Actor    string
+}
+
+// List returns entries, the newest first. It proves none of them: Verify does that.
+func (l *Ledger) List(ctx context.Context, q Query) ([]Record, error) {
+	query, args := "SELECT idx, leaf FROM entries WHERE 1 = 1", []any{}
+	where := func(condition string, value any) {
+		query, args = query+" AND "+condition, append(args, value)
+	}
+	if q.Customer != "" {
+		var id []byte
+		err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT id FROM customers WHERE name = ?"), q.Customer).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil, fault.NotFound.Errorf("there is no customer %q", q.Customer).Fix("hsmsign ledger customer list shows the names")
+		}
+		if err != nil {
+			return nil, l.store.fail("list the entries", err)
+		}
+		where("customer = ?", id)
+	}
+	if q.Kind != "" {
+		where("kind = ?", q.Kind)
+	}
+	if q.Before > 0 {
+		where("idx < ?", q.Before)
+	}
+	query += fmt.Sprintf(" ORDER BY idx DESC LIMIT %d", q.Limit)
+	records, err := l.records(ctx, query, args)
+	if err != nil {
+		return nil, l.store.fail("list the entries", err)
+	}
+	return records, nil
+}
+
+func (l *Ledger) records(ctx context.Context, query string, args []any) ([]Record, error) {
+	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var records []Record
+	for rows.Next() {
+		var r Record
+		var leaf []byte
+		if err := rows.Scan(&r.Index, &leaf); err != nil {
+			return nil, err
+		}
+		if r.Entry, err = ParseEntry(leaf); err != nil {
+			return nil, fmt.Errorf("%w: entry %d: %w", ErrTampered, r.Index, err)
+		}
+		records = append(records, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	names := map[ID]string{}
+	for i := range records {
+		r := &records[i]
+		if r.Customer, err = l.name(ctx, names, "customers", r.Entry.Customer); err != nil {
+			return nil, err
+		}
+		if r.Actor, err = l.name(ctx, names, "actors", r.Entry.Actor); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
+// name returns the name of a customer or actor; "" if it was erased.
+func (l *Ledger) name(ctx context.Context, names map[ID]string, table string, id ID) (string, error) {
+	if name, ok := names[id]; ok || id == (ID{}) {
+		return name, nil
+	}
+	var name string
+	err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT name FROM "+table+" WHERE id = ?"), id[:]).Scan(&name) // #nosec G202 -- a constant
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", err
+	}
+	names[id] = name
+	return name, nil
 }

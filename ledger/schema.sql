@@ -1,7 +1,9 @@
 -- One row: the newest signed checkpoint.
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL, checkpoint BLOB NOT NULL);
 -- The leaves, from 0, and the stored hashes of golang.org/x/mod/sumdb/tlog.
-CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+-- Kind and customer are caches of the leaf.
+CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, kind TEXT NOT NULL, customer BLOB NOT NULL);
+CREATE INDEX entries_customer ON entries (customer, idx);
 CREATE TABLE hashes (idx INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 -- What the entries' commitments are about. Erasing a person deletes rows here.
 CREATE TABLE openings (entry INTEGER NOT NULL, name TEXT NOT NULL, salt BLOB NOT NULL, data BLOB NOT NULL, PRIMARY KEY (entry, name));

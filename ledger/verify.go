@@ -109,15 +109,16 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(do
 	if v.hashes, err = v.storedHashes(ctx, tx); err != nil {
 		return err
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT idx, leaf FROM entries ORDER BY idx")
+	rows, err := tx.QueryContext(ctx, "SELECT idx, leaf, kind, customer FROM entries ORDER BY idx")
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var index int64
-		var leaf []byte
-		if err := rows.Scan(&index, &leaf); err != nil {
+		var leaf, customer []byte
+		var kind string
+		if err := rows.Scan(&index, &leaf, &kind, &customer); err != nil {
 			return err
 		}
 		if index < 0 || index >= v.Head.Size {
@@ -129,7 +130,9 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(do
 		if v.Entries%4096 == 0 {
 			progress(v.Entries, v.Head.Size)
 		}
-		v.entry(index, leaf, openings[index])
+		if e := v.entry(index, leaf, openings[index]); e != nil && (e.Kind != kind || e.Customer != idOf(customer)) {
+			v.add(index, "the list of entries does not say what the entry says")
+		}
 		delete(openings, index)
 	}
 	if err := rows.Err(); err != nil {
@@ -238,11 +241,11 @@ type opened struct {
 }
 
 // entry checks one entry, and follows what it says.
-func (v *verification) entry(index int64, leaf []byte, openings []opened) {
+func (v *verification) entry(index int64, leaf []byte, openings []opened) *Entry {
 	e, err := ParseEntry(leaf)
 	if err != nil {
 		v.add(index, err)
-		return
+		return nil
 	}
 	for _, o := range openings {
 		want := map[string]Hash{openCSR: e.CSR, openRequest: e.File}[o.Name]
@@ -260,8 +263,8 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) {
 			v.names[e.Customer] = c.Name
 		}
 	}
-	if len(openings) < len(e.Commitments) {
-		v.missing(index, e)
+	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
+		v.lost = append(v.lost, lost{index, e.Customer})
 	}
 	if e.Kind == KindErased {
 		v.erased[e.Customer] = true
@@ -272,13 +275,10 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) {
 	if e.Request != (ID{}) {
 		v.requests[e.Request], v.at[e.Request] = e, index
 	}
+	return e
 }
 
-// missing reports data that is missing unless a later entry erases it: so it is checked at the end.
-func (v *verification) missing(index int64, e *Entry) {
-	v.lost = append(v.lost, lost{index, e.Customer})
-}
-
+// lost is an entry whose data is missing.
 type lost struct {
 	index    int64
 	customer ID

@@ -241,7 +241,10 @@ func testTampered(t *testing.T, f *fixture) {
 			func() { f.exec(t, "UPDATE entries SET leaf = ? WHERE idx = 2", second) },
 			[]string{"2: the entry was changed"}},
 		{"a deleted entry", func() { f.exec(t, "DELETE FROM entries WHERE idx = 2") },
-			func() { f.exec(t, "INSERT INTO entries (idx, leaf) VALUES (2, ?)", second) },
+			func() {
+				f.exec(t, "INSERT INTO entries (idx, leaf, kind, customer) SELECT 2, ?, kind, customer FROM entries WHERE idx = 3", second)
+				f.exec(t, "UPDATE entries SET kind = 'intent' WHERE idx = 2")
+			},
 			[]string{"2: the entry is missing", "2: there is data for an entry"}},
 		{"swapped entries", func() {
 			f.exec(t, "UPDATE entries SET leaf = ? WHERE idx = 2", third)
@@ -250,7 +253,9 @@ func testTampered(t *testing.T, f *fixture) {
 			f.exec(t, "UPDATE entries SET leaf = ? WHERE idx = 2", second)
 			f.exec(t, "UPDATE entries SET leaf = ? WHERE idx = 3", third)
 		}, []string{"2: the entry was changed"}},
-		{"an inserted entry", func() { f.exec(t, "INSERT INTO entries (idx, leaf) VALUES (7, ?)", second) },
+		{"an inserted entry", func() {
+			f.exec(t, "INSERT INTO entries (idx, leaf, kind, customer) SELECT 7, leaf, kind, customer FROM entries WHERE idx = 2")
+		},
 			func() { f.exec(t, "DELETE FROM entries WHERE idx = 7") },
 			[]string{"7: the entry is not under the signed checkpoint"}},
 		{"another request file", func() { f.exec(t, "UPDATE openings SET data = ? WHERE entry = 3 AND name = 'request'", []byte("x")) },
@@ -267,6 +272,9 @@ func testTampered(t *testing.T, f *fixture) {
 		{"another state of a request", func() { f.exec(t, "UPDATE requests SET state = 'failed' WHERE entry = 3") },
 			func() { f.exec(t, "UPDATE requests SET state = 'issued' WHERE entry = 3") },
 			[]string{"3: the list of requests does not say"}},
+		{"another kind in the list", func() { f.exec(t, "UPDATE entries SET kind = 'refused' WHERE idx = 3") },
+			func() { f.exec(t, "UPDATE entries SET kind = 'issued' WHERE idx = 3") },
+			[]string{"3: the list of entries does not say"}},
 		{"another stored hash", func() { f.exec(t, "UPDATE hashes SET hash = ? WHERE idx = 2", make([]byte, 32)) }, nil,
 			[]string{"a stored hash above the entry was changed"}},
 	} {
