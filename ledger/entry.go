@@ -65,6 +65,9 @@ func (id ID) String() string {
 // Hash is a SHA-256. The zero Hash means none.
 type Hash [sha256.Size]byte
 
+// SHA256 returns the SHA-256 of data.
+func SHA256(data []byte) Hash { return sha256.Sum256(data) }
+
 // String returns 64 hex digits; "" for the zero Hash.
 func (h Hash) String() string {
 	if h == (Hash{}) {

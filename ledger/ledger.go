@@ -12,7 +12,9 @@ package ledger
 
 import (
 	"context"
+	"crypto/ed25519"
 	"database/sql"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -73,6 +75,19 @@ type change struct {
 // secret signer key and the public verifier key.
 func GenerateKey(origin string) (signerKey, verifierKey string, err error) {
 	return note.GenerateKey(nil, origin)
+}
+
+// VerifierKey returns the verifier key of a signer key.
+func VerifierKey(signerKey string) (string, error) {
+	if _, err := note.NewSigner(signerKey); err != nil {
+		return "", errors.New("it is not a note signer key")
+	}
+	part := strings.SplitN(signerKey, "+", 5) // PRIVATE+KEY+NAME+HASH+BASE64
+	raw, err := base64.StdEncoding.DecodeString(part[4])
+	if err != nil || len(raw) != 1+ed25519.SeedSize {
+		return "", errors.New("it is not an Ed25519 key")
+	}
+	return note.NewEd25519VerifierKey(part[2], ed25519.NewKeyFromSeed(raw[1:]).Public().(ed25519.PublicKey))
 }
 
 // Init creates the ledger in an empty store: the schema and the first entry. The error wraps fault.Usage if the store has
@@ -183,6 +198,9 @@ func (l *Ledger) Close() error {
 }
 
 func (l *Ledger) now() time.Time { return l.cfg.Now().UTC().Truncate(time.Millisecond) }
+
+// Name returns the reference of the store without secrets.
+func (l *Ledger) Name() string { return l.store.Name }
 
 // Origin returns the name of the ledger in its checkpoints.
 func (l *Ledger) Origin() string { return l.verifier.Name() }

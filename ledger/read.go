@@ -61,31 +61,6 @@ func (l *Ledger) opening(ctx context.Context, q querier, index int64, e *Entry, 
 	return nil, fmt.Errorf("%w: the stored %s of entry %d is missing or is not the one that was recorded", ErrTampered, name, index)
 }
 
-// Entries calls do for each entry from an index on, in their order, without proving them: Verify does that. An error of do
-// ends it and is returned.
-func (l *Ledger) Entries(ctx context.Context, from int64, do func(index int64, e *Entry) error) error {
-	rows, err := l.store.DB.QueryContext(ctx, l.store.bind("SELECT idx, leaf FROM entries WHERE idx >= ? ORDER BY idx"), from)
-	if err != nil {
-		return l.store.fail("read the entries", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var index int64
-		var leaf []byte
-		if err := rows.Scan(&index, &leaf); err != nil {
-			return l.store.fail("read the entries", err)
-		}
-		e, err := ParseEntry(leaf)
-		if err != nil {
-			return fmt.Errorf("%w: entry %d: %w", ErrTampered, index, err)
-		}
-		if err := do(index, e); err != nil {
-			return err
-		}
-	}
-	return l.store.fail("read the entries", rows.Err())
-}
-
 // Query selects entries.
 type Query struct {
 	Customer string // name; empty: all
@@ -154,6 +129,11 @@ func (l *Ledger) records(ctx context.Context, query string, args []any) ([]Recor
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
+	return l.named(ctx, records)
+}
+
+// named adds the names of customers and actors.
+func (l *Ledger) named(ctx context.Context, records []Record) (_ []Record, err error) {
 	names := map[ID]string{}
 	for i := range records {
 		r := &records[i]
@@ -179,4 +159,59 @@ func (l *Ledger) name(ctx context.Context, names map[ID]string, table string, id
 	}
 	names[id] = name
 	return name, nil
+}
+
+// Record returns one entry after proving it. The error is of kind not found if there is no such entry.
+func (l *Ledger) Record(ctx context.Context, index int64) (*Record, error) {
+	head, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if index < 0 || index >= head.Size {
+		return nil, fault.NotFound.Errorf("there is no entry %d; the ledger has %d", index, head.Size)
+	}
+	e, err := l.entry(ctx, l.store.DB, head, index)
+	if err != nil {
+		return nil, l.store.fail("read the entry", err)
+	}
+	records, err := l.named(ctx, []Record{{Index: index, Entry: e}})
+	if err != nil {
+		return nil, l.store.fail("read the entry", err)
+	}
+	return &records[0], nil
+}
+
+// Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is
+// returned.
+func (l *Ledger) Records(ctx context.Context, do func(r Record) error) error {
+	const page = 1000
+	for next := int64(0); ; {
+		records, err := l.records(ctx, fmt.Sprintf("SELECT idx, leaf FROM entries WHERE idx >= ? ORDER BY idx LIMIT %d", page), []any{next})
+		if err != nil {
+			return l.store.fail("read the entries", err)
+		}
+		for _, r := range records {
+			if err := do(r); err != nil {
+				return err
+			}
+			next = r.Index + 1
+		}
+		if len(records) < page {
+			return nil
+		}
+	}
+}
+
+// CheckAgainst checks that the ledger has grown from a checkpoint that was kept elsewhere. It finds an older copy and a
+// fork. The error wraps ErrTampered.
+func (l *Ledger) CheckAgainst(ctx context.Context, signed []byte) error {
+	older, err := ParseCheckpoint(signed, l.verifier)
+	if err != nil {
+		return err
+	}
+	head, err := l.Head(ctx)
+	if err != nil {
+		return err
+	}
+	return l.store.fail("compare the checkpoints", checkGrowth(older, head, l.store.hashReader(ctx, l.store.DB)))
 }

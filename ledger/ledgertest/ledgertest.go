@@ -100,8 +100,8 @@ func issue(t *testing.T, l *ledger.Ledger, u record.Use) record.Permit {
 func kinds(t *testing.T, l *ledger.Ledger) string {
 	t.Helper()
 	var all []string
-	must(t, l.Entries(t.Context(), 0, func(_ int64, e *ledger.Entry) error {
-		all = append(all, e.Kind)
+	must(t, l.Records(t.Context(), func(r ledger.Record) error {
+		all = append(all, r.Entry.Kind)
 		return nil
 	}))
 	return strings.Join(all, " ")
@@ -400,11 +400,11 @@ func testClock(t *testing.T, f *fixture) {
 	f.pass(-time.Minute)
 	issue(t, l, use("acme", "csr 2", "key 1", "vendor"))
 	var before time.Time
-	must(t, l.Entries(t.Context(), 0, func(index int64, e *ledger.Entry) error {
-		if e.Time.Before(before) {
-			t.Errorf("the time of entry %d falls", index)
+	must(t, l.Records(t.Context(), func(r ledger.Record) error {
+		if r.Entry.Time.Before(before) {
+			t.Errorf("the time of entry %d falls", r.Index)
 		}
-		before = e.Time
+		before = r.Entry.Time
 		return nil
 	}))
 	f.pass(-2 * time.Minute)
