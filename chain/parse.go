@@ -6,12 +6,10 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/pemtext"
 	"hsmsign/internal/strictder"
 )
@@ -32,7 +30,7 @@ func Parse(data []byte) ([]*x509.Certificate, error) {
 	}
 	var certs []*x509.Certificate
 	var err error
-	if isDER(data) {
+	if filekind.IsDER(data) {
 		certs, err = parseDER(data)
 	} else {
 		certs, err = parsePEM(data)
@@ -41,7 +39,7 @@ func Parse(data []byte) ([]*x509.Certificate, error) {
 	case err != nil:
 		return nil, err
 	case len(certs) == 0:
-		return nil, unreadable("it is %s, not a certificate", describe(data))
+		return nil, unreadable("it is %s, not a certificate", filekind.Of(data))
 	case len(certs) > MaxCerts:
 		return nil, tooMany(len(certs))
 	}
@@ -52,10 +50,6 @@ func unreadable(format string, args ...any) *fault.Finding {
 	return fault.Refuse("chain.unreadable", format, args...).
 		WithFix("give a certificate in PEM, DER or PKCS#7 form").WithPortal(fault.PortalChainMissing)
 }
-
-// isDER reports whether data begins as a SEQUENCE of more than 127 bytes, whose length has the long form (X.690 section
-// 8.1.3.5): certificates and PKCS#7 bundles do. The tag alone is the character "0".
-func isDER(data []byte) bool { return len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 }
 
 func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
@@ -173,67 +167,4 @@ func looksLikeCertificate(der []byte) bool {
 		return false
 	}
 	return bytes.HasPrefix(outer.TBS.Bytes, []byte{0xa0, 0x03, 0x02, 0x01})
-}
-
-// describe returns the kind of a file without certificates.
-func describe(data []byte) string {
-	if isDER(data) {
-		return describeDER(data)
-	}
-	for b := range pemtext.Scan(string(data)) {
-		switch label := b.Label; {
-		case strings.HasSuffix(label, "PRIVATE KEY"):
-			return "a private key"
-		case strings.HasSuffix(label, "CERTIFICATE REQUEST"):
-			return "a certificate signing request"
-		case label == "PUBLIC KEY":
-			return "a public key"
-		}
-		return fmt.Sprintf("PEM of type %q", fault.Clip(b.Label, maxName))
-	}
-	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
-		return "text in UTF-16 (save it as UTF-8)"
-	}
-	text := data[:min(len(data), 512)]
-	if utf8.Valid(text) {
-		text = bytes.ToLower(bytes.TrimSpace(text))
-	}
-	kinds := []struct{ prefix, kind string }{
-		{"<!doctype html", "an HTML page"}, {"<html", "an HTML page"},
-		{"<?xml", "an XML file"}, {"pd94bwwg", "a Push Certificate Request"}, // base64 of "<?xml "
-		{"\xfe\xed\xfe\xed", "a Java keystore (JKS)"}, {"\xce\xce\xce\xce", "a Java keystore (JCEKS)"},
-		{"{", "JSON"}, {"ssh-", "an SSH public key"},
-	}
-	for _, k := range kinds {
-		if bytes.HasPrefix(text, []byte(k.prefix)) {
-			return k.kind
-		}
-	}
-	if slices.ContainsFunc(text, func(b byte) bool { return b < ' ' && !unicode.IsSpace(rune(b)) }) {
-		return "binary data of an unknown kind"
-	}
-	return "text without a PEM block"
-}
-
-// describeDER returns the kind of DER by its first elements. The parsers of private keys would check primes of any size.
-func describeDER(data []byte) string {
-	if _, err := x509.ParseCertificateRequest(data); err == nil {
-		return "a certificate signing request"
-	}
-	if _, err := x509.ParsePKIXPublicKey(data); err == nil {
-		return "a public key"
-	}
-	var versioned struct {
-		Version int
-		Next    asn1.RawValue
-	}
-	if _, err := asn1.Unmarshal(data, &versioned); err == nil {
-		switch versioned.Version {
-		case 0, 1: // RFC 8017 appendix A.1.2, RFC 5958 section 2, RFC 5915 section 3
-			return "a private key"
-		case 3: // RFC 7292 section 4
-			return "a PKCS#12 file"
-		}
-	}
-	return "binary data of an unknown kind"
 }

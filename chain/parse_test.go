@@ -3,7 +3,6 @@ package chain
 import (
 	"bytes"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/binary"
@@ -110,10 +109,9 @@ func refusals(w world) []refusal {
 	key := testkit.Must(x509.MarshalPKCS8PrivateKey(w.key))
 	pub, csr := testkit.Must(x509.MarshalPKIXPublicKey(w.key.Public())), testkit.CSR(w.key)
 	pfx := testkit.Must(asn1.Marshal(struct {
-		Version int
-		Auth    pkix.AlgorithmIdentifier
-		Data    []byte
-	}{3, pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}}, make([]byte, 200)}))
+		Version  int
+		AuthSafe struct{ Data []byte }
+	}{3, struct{ Data []byte }{make([]byte, 200)}}))
 	return append(damages(w, csr), []refusal{
 		{"empty", "", "chain.empty", "the file is empty"},
 		{"blank", "\ufeff \r\n", "chain.empty", "the file is empty"},
@@ -130,9 +128,9 @@ func refusals(w world) []refusal {
 		{"PKCS#12", string(pfx), "chain.unreadable", "it is a PKCS#12 file, not"},
 		{"HTML", "\n<!DOCTYPE HTML>\n<p>", "chain.unreadable", "it is an HTML page, not"},
 		{"XML", "<?xml version='1.0'?>", "chain.unreadable", "it is an XML file, not"},
-		{"request", base64.StdEncoding.EncodeToString([]byte("<?xml version='1.0'?>")), "chain.unreadable", "it is a Push Certificate Request, not"},
-		{"JKS", "\xfe\xed\xfe\xed\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JKS), not"},
-		{"JCEKS", "\xce\xce\xce\xce\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JCEKS), not"},
+		{"request", base64.StdEncoding.EncodeToString([]byte("<?xml version='1.0'?><key>PushCertRequestCSR</key>")), "chain.unreadable", "it is a Push Certificate Request, not"},
+		{"JKS", "\xfe\xed\xfe\xed\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JKS or JCEKS), not"},
+		{"JCEKS", "\xce\xce\xce\xce\x00\x00\x00\x02", "chain.unreadable", "it is a Java keystore (JKS or JCEKS), not"},
 		{"JSON", `{"error":"x"}`, "chain.unreadable", "it is JSON, not"},
 		{"UTF-16", "\xff\xfe-\x00-\x00", "chain.unreadable", "it is text in UTF-16"},
 		{"SSH", "ssh-rsa AAAA", "chain.unreadable", "it is an SSH public key, not"},

@@ -42,11 +42,11 @@ func DecodeCSR(data []byte) (*CSR, error) {
 func ParseCSR(data []byte) (*CSR, error) {
 	der, err := csrDER(data)
 	if err != nil {
-		return nil, err
+		return nil, notCSR(data, err)
 	}
 	parsed, err := parseCSR(der)
 	if err != nil {
-		return nil, err
+		return nil, notCSR(data, err)
 	}
 	return &CSR{DER: der, File: data, Parsed: parsed, Findings: CheckCSR(parsed)}, nil
 }
@@ -57,13 +57,10 @@ func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 		return nil, err
 	}
 	parsed, err := strictder.ParseCertificateRequest(der)
-	if err == nil {
-		return parsed, nil
+	if err != nil {
+		return nil, refuseCSR("csr.malformed", "not a readable certificate signing request: %v", err)
 	}
-	if _, certErr := x509.ParseCertificate(der); certErr == nil {
-		return nil, refuseCSR("csr.kind", "this is a certificate, not a certificate signing request")
-	}
-	return nil, refuseCSR("csr.malformed", "not a readable certificate signing request: %v", err)
+	return parsed, nil
 }
 
 const (

@@ -8,10 +8,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"slices"
-	"strings"
 	"unicode/utf16"
 
-	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/pemtext"
 )
 
@@ -20,36 +19,36 @@ func csrDER(data []byte) ([]byte, error) {
 	if len(data) > MaxCSR {
 		return nil, refuseCSR("csr.size", "larger than %d bytes, the limit for a CSR", MaxCSR)
 	}
-	if looksDER(data) {
+	if filekind.IsDER(data) {
 		return data, nil
 	}
 	text := plainText(data)
 	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, refuseCSR("csr.empty", "the file is empty")
 	}
-	if isXML(bytes.TrimSpace(text)) {
-		return nil, alreadyRequest()
-	}
 	if bytes.Contains(text, pemBegin) {
 		return csrPEM(text)
 	}
 	inner, err := decodeBase64(text)
 	switch {
-	case isXML(bytes.TrimSpace(inner)):
-		return nil, alreadyRequest()
-	case err != nil:
-		return nil, refuseCSR("csr.encoding", "neither PEM nor DER nor base64 of them: %s", describe(text))
-	case looksDER(inner):
+	case err == nil && filekind.IsDER(inner):
 		return inner, nil
-	case bytes.Contains(inner, pemBegin):
+	case err == nil && bytes.Contains(inner, pemBegin):
 		return csrPEM(inner)
 	}
-	return nil, refuseCSR("csr.encoding", "base64 of something that is neither PEM nor DER: %s", describe(inner))
+	return nil, refuseCSR("csr.encoding", "neither PEM nor DER nor base64 of them: this is %s", filekind.Of(text))
 }
 
-func alreadyRequest() error {
-	return refuseCSR("csr.kind", "this is already a Push Certificate Request (or another property list), not a CSR").
-		WithFix("check it with hsmsign verify, or name the CSR")
+// notCSR returns the error about a file that cannot be read as a CSR: err, or what the file is instead.
+func notCSR(data []byte, err error) error {
+	switch kind := filekind.Of(plainText(data)); {
+	case kind == filekind.PrivateKey:
+		return refuseCSR("csr.private-key", "the file contains a private key, so its owner is not the only one who has it").WithFix(fixExposed)
+	case kind == filekind.CSR || kind.Use() == "":
+		return err
+	default:
+		return refuseCSR("csr.kind", "this is %s, not a certificate signing request", kind).WithFix(kind.Use() + "; " + fixAskCSR)
+	}
 }
 
 var pemBegin = []byte("-----BEGIN ")
@@ -61,10 +60,6 @@ const fixExposed = "tell the customer to make a new key and CSR and to send the 
 // a private key must not be overlooked.
 func csrPEM(text []byte) ([]byte, error) {
 	if n := bytes.Count(text, pemBegin); n > 1 {
-		if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
-			return nil, refuseCSR("csr.private-key", "the file contains a private key in addition to the CSR, so its owner is not the only one who has it").
-				WithFix(fixExposed)
-		}
 		return nil, refuseCSR("csr.count", "found %d PEM blocks, want one CSR", n).WithFix("split the file: one CSR per file")
 	}
 	block, _ := pem.Decode(text) // requires that BEGIN and END are on separate lines
@@ -77,13 +72,10 @@ func csrPEM(text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, refuseCSR("csr.pem", "the PEM block is damaged: its END line or its base64 is missing or broken")
 	}
-	switch {
-	case block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST":
-		return der, nil
-	case strings.Contains(block.Type, "PRIVATE KEY"):
-		return nil, refuseCSR("csr.private-key", "this is a private key, not a certificate signing request").WithFix(fixExposed)
+	if block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+		return nil, refuseCSR("csr.kind", "this is %s, not a certificate signing request", filekind.Of(text))
 	}
-	return nil, refuseCSR("csr.kind", "this is a PEM %q, not a certificate signing request", fault.Clip(block.Type, 128))
+	return der, nil
 }
 
 // oneDER checks that data is exactly one DER element.
@@ -98,9 +90,6 @@ func oneDER(data []byte) error {
 	}
 	return nil
 }
-
-// looksDER reports whether data begins as a SEQUENCE (X.690 section 8.9) whose length has several bytes. No text does.
-func looksDER(data []byte) bool { return len(data) >= 2 && data[0] == 0x30 && data[1] >= 0x80 }
 
 // plainText returns a text in UTF-8 without a byte order mark. It converts UTF-16, which PowerShell's ">" writes.
 func plainText(data []byte) []byte {
@@ -132,27 +121,4 @@ func decodeBase64(text []byte) ([]byte, error) {
 	}
 	n, err := base64.StdEncoding.Strict().Decode(compact, compact)
 	return compact[:n], err
-}
-
-// describe returns in a few words the kind of an unexpected file. It does not quote the content.
-func describe(data []byte) string {
-	data = bytes.TrimSpace(data)
-	head := bytes.ToLower(data[:min(len(data), 512)])
-	switch {
-	case len(data) == 0:
-		return "it is empty"
-	case bytes.HasPrefix(head, []byte("<!doctype html")) || bytes.HasPrefix(head, []byte("<html")):
-		return "it is a web page"
-	case bytes.HasPrefix(head, []byte("bplist")):
-		return "it is a binary property list"
-	case bytes.HasPrefix(head, []byte("pk\x03\x04")):
-		return "it is a ZIP archive"
-	case bytes.HasPrefix(data, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(data, []byte("\xce\xce\xce\xce")):
-		return "it is a Java keystore"
-	case bytes.HasPrefix(head, []byte("ssh-")):
-		return "it is an SSH public key"
-	case bytes.IndexByte(data, 0) >= 0:
-		return "it is binary data"
-	}
-	return "it is some other text"
 }

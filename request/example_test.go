@@ -41,7 +41,7 @@ func ExampleDecodeCSR() {
 	fmt.Println(err)
 	fmt.Println(fault.Hint(err))
 	// Output:
-	// neither PEM nor DER nor base64 of them: it is a web page
+	// neither PEM nor DER nor base64 of them: this is an HTML page
 	// ask the customer for the CSR file that the MDM server made
 }
 

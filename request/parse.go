@@ -2,6 +2,7 @@ package request
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/pem"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"howett.net/plist"
 
 	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/pemtext"
 )
 
@@ -77,11 +79,10 @@ func unwrap(data []byte) ([]byte, []fault.Finding, error) {
 		findings = append(findings, *fault.Note("request.wrapped", "the base64 is wrapped into lines, which the portal accepts"))
 	}
 	xml, err := decodeBase64(text)
-	if err != nil {
-		return nil, nil, refuse("request.encoding", "neither base64 nor an XML property list: %s", describe(text))
-	}
-	if xml = bytes.TrimSpace(xml); !isXML(xml) {
-		return nil, nil, refuse("request.encoding", "base64 of something that is not an XML property list: %s", describe(xml))
+	if xml = bytes.TrimSpace(xml); err != nil || !isXML(xml) {
+		kind := filekind.Of(text)
+		return nil, nil, refuse("request.encoding", "this is %s, not a Push Certificate Request (base64 of an XML property list)", kind).
+			WithFix(cmp.Or(kind.Use(), fixSignAgain))
 	}
 	return xml, findings, nil
 }

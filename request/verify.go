@@ -75,7 +75,7 @@ func (r *Report) readCSR(want *CSR) {
 	case innerErr == nil && !bytes.Equal(inner, der):
 		r.add(refuse("request.csr-pem", "%s is encoded in base64 twice; it must be the base64 of the DER", keyCSR))
 	default:
-		r.add(err)
+		r.add(notCSR(der, err))
 	}
 	if parsed == nil && innerErr == nil { // the CSR in another encoding is not another CSR
 		der = inner
@@ -148,6 +148,10 @@ func (r *Report) checkSignature(want *CSR) {
 			f.Severity, f.Portal = fault.SeverityWarning, ""
 		}
 		r.add(f)
+		return
+	}
+	if inner, err := csrDER(der); err == nil && madeWith(pub, inner, sig) != 0 {
+		wrong("was made over the DER of the CSR, and %s contains another encoding of it", keyCSR)
 		return
 	}
 	for _, text := range pemTexts(der, want) {

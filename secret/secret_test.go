@@ -86,7 +86,7 @@ func TestRead(t *testing.T) {
 		{"no such credential", full, Source{From: "credential:none"}, "", "no such file", fs.ErrNotExist},
 		{"credential without systemd", Reader{}, Source{From: "credential:good"}, "", "no such credential", nil},
 		{"program that fails", full, Source{From: "exec:" + program("fail", "echo secret-1234\necho secret-1234 >&2\nexit 3")}, "", "exit status 3", nil},
-		{"program that prints too much", full, Source{From: "exec:" + program("flood", "yes")}, "", "flood", nil},
+		{"program that prints too much", full, Source{From: "exec:" + program("flood", `printf "%1027d" 0`)}, "", "printed more than 1024 bytes", nil},
 		{"program that hangs", full, Source{From: "exec:" + program("hang", "exec sleep 600")}, "", "killed", nil},
 		{"program without a path", full, Source{From: "exec:show"}, "", "absolute path", nil},
 		{"no program named", full, Source{From: "exec:"}, "", "absolute path", nil},

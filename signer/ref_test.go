@@ -40,6 +40,7 @@ func TestParseRef(t *testing.T) {
 		{in: "file:clé", scheme: "file", path: "clé"},
 		{in: "pkcs11:token=a?pin-value=1234&module-path=/m", scheme: "pkcs11", path: "token=a",
 			query: map[string]string{"pin-value": "1234", "module-path": "/m"}, out: "pkcs11:token=a?pin-value=REDACTED&module-path=/m"},
+		{in: "vault://h/k?client-secret=1234", scheme: "vault", path: "//h/k", query: map[string]string{"client-secret": "1234"}, out: "vault://h/k?client-secret=REDACTED"},
 		{in: "file:a?Passphrase=1234", scheme: "file", path: "a", query: map[string]string{"Passphrase": "1234"}, out: "file:a?Passphrase=REDACTED"},
 		{in: "awskms:///k?secret_access_key=1234", scheme: "awskms", path: "///k", query: map[string]string{"secret_access_key": "1234"},
 			out: "awskms:///k?secret_access_key=REDACTED"},

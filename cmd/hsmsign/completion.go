@@ -41,7 +41,8 @@ func (p *program) completion(ctx *cli.Context) error {
 
 // flagValues are the values of flags that have few.
 var flagValues = map[string][]string{
-	"format": {"base64", "plist"}, "export-format": {"p12", "pem"}, "digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
+	"format": {"base64", "plist"}, "export-format": {"p12", "pem"}, "for": {"micromdm", "nanomdm", "fleet", "windows"},
+	"digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
 }
 
 // complete returns what may stand for the last of the words after the program's name. The shell filters it.

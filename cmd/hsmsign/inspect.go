@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"fmt"
 	"time"
 
@@ -10,6 +10,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/strictder"
 	"hsmsign/request"
 )
@@ -72,10 +73,12 @@ func inspectData(data []byte, now time.Time) (*api.InspectResult, error) {
 	if err == nil {
 		return &api.InspectResult{Kind: "csr", CSR: api.NewCSR(csr.Parsed), Findings: csr.Findings}, nil
 	}
-	if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
-		return nil, fault.Usage.Errorf("this is a private key").Fix("inspect shows public things only")
+	switch kind := filekind.Of(data); kind {
+	case filekind.CSR, filekind.Request, filekind.Certificate, filekind.Bundle: // damaged
+		return nil, fmt.Errorf("neither a request, a certificate nor a CSR: %w", err)
+	default:
+		return nil, fault.Refused.Errorf("this is %s: neither a request, a certificate nor a CSR", kind).Fix(cmp.Or(kind.Use(), "name another file"))
 	}
-	return nil, fmt.Errorf("neither a request, a certificate nor a CSR: %w", err)
 }
 
 func (p *program) showInspected(r *api.InspectResult, asJSON bool) {

@@ -21,7 +21,7 @@ func (p *program) keyCommand() *cli.Command {
 	certFlag := stringFlag("cert", "certificate `FILE` or reference that the key must belong to")
 	return &cli.Command{
 		Name:  "key",
-		Usage: "generate, list, show and test keys, and store a certificate with a key",
+		Usage: "generate, list, show, test and convert keys, and store a certificate with a key",
 		Subcommands: []*cli.Command{
 			{
 				Name: "generate", Usage: "make an RSA key in a PKCS#11 token, a KMS or a file",
@@ -61,6 +61,7 @@ func (p *program) keyCommand() *cli.Command {
 				Flags:  []cli.Flag{keyFlag(), jsonFlag(), configFlag()},
 				Action: p.keyImportCert,
 			},
+			p.keyConvertCommand(),
 		},
 	}
 }

@@ -22,13 +22,14 @@ func (p *program) pushP12Command() *cli.Command {
 			"--export-passphrase-file, $HSMSIGN_EXPORT_PASSPHRASE or the terminal, that of the key file from --passphrase-file,\n" +
 			"$HSMSIGN_PASSPHRASE or the terminal.\n\n" +
 			"  hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx\n" +
-			"  hsmsign push p12 --format pem --push-cert MDM_Certificate.pem --push-key push.key -o push.pem    # MicroMDM, NanoMDM",
+			"  hsmsign push p12 --for nanomdm --push-cert MDM_Certificate.pem --push-key push.key -o push.pem",
 		Flags: []cli.Flag{
 			stringFlag("push-cert", "the push certificate's `FILE`", "cert"), pushKeyFlag(), passphraseFileFlag(),
-			stringFlag("export-passphrase-file", "`FILE` with the passphrase of the file that is written; else $"+envExportPassphrase+", or the terminal"),
+			exportPassphraseFlag(),
+			stringFlag("for", "`PROGRAM` that reads the file: micromdm (p12 --legacy), nanomdm or fleet (pem --unencrypted), or windows (p12)"),
 			stringFlag("export-format", "`FORMAT` of the file: p12, or pem (certificate, then key) (default: p12)", "format"),
 			boolFlag("legacy", "encrypt the p12 with triple DES and SHA-1, for old Java and Windows importers"),
-			boolFlag("unencrypted", "write the key of a pem without a passphrase"),
+			unencryptedFlag(),
 			stringFlag("output", "write to `FILE`, or - for standard output", "o"), configFlag(),
 		},
 		Action: p.pushP12,
@@ -37,16 +38,30 @@ func (p *program) pushP12Command() *cli.Command {
 
 const envExportPassphrase = "HSMSIGN_EXPORT_PASSPHRASE" // #nosec G101 -- the name of a variable
 
+func exportPassphraseFlag() cli.Flag {
+	return stringFlag("export-passphrase-file", "`FILE` with the passphrase of the file that is written; else $"+envExportPassphrase+", or the terminal")
+}
+func unencryptedFlag() cli.Flag {
+	return boolFlag("unencrypted", "write the key in PEM without a passphrase")
+}
+
+// exportForm is the form of an exported file.
+type exportForm struct{ pem, legacy, unencrypted bool }
+
+// exportForms are the values of --for. MicroMDM reads no PBES2. NanoMDM's /v1/pushcert and Fleet's settings are PEM, and
+// neither asks for a passphrase. Windows reads PBES2 from Server 2019 and Windows 10 1709 on.
+var exportForms = map[string]exportForm{
+	"": {}, "micromdm": {legacy: true}, "nanomdm": {pem: true, unencrypted: true}, "fleet": {pem: true, unencrypted: true}, "windows": {},
+}
+
 // exportJob is one run of push p12.
 type exportJob struct {
-	p           *program
-	s           *settings
-	cert        *pushcert.Certificate
-	key         string
-	output      string
-	pem         bool
-	legacy      bool
-	unencrypted bool
+	p      *program
+	s      *settings
+	cert   *pushcert.Certificate
+	key    string
+	output string
+	exportForm
 }
 
 func (p *program) pushP12(ctx *cli.Context) error {
@@ -99,15 +114,20 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 	if certFile == "" || job.key == "" || job.output == "" {
 		return "", fault.Usage.Errorf("--push-cert, --push-key and -o are all needed").Fix("hsmsign push p12 --push-cert MDM_Certificate.pem --push-key push.key -o MDM_APNSCert.pfx")
 	}
+	target, fromTarget := job.s.str("for")
 	format, from := job.s.str("export-format")
-	switch orDefault(format, "p12") {
-	case "p12":
-	case "pem":
-		job.pem = true
-	default:
-		return "", fault.Usage.Errorf("%s: unknown format %q", from, format).Fix("it is p12 or pem")
+	var known bool
+	if job.exportForm, known = exportForms[target]; !known {
+		return "", fault.Usage.Errorf("%s: unknown program %q", fromTarget, target).Fix("it is micromdm, nanomdm, fleet or windows; for others use --format")
 	}
-	job.legacy, job.unencrypted = job.s.boolean("legacy"), job.s.boolean("unencrypted")
+	switch {
+	case format != "" && format != "p12" && format != "pem":
+		return "", fault.Usage.Errorf("%s: unknown format %q", from, format).Fix("it is p12 or pem")
+	case format != "" && target != "" && job.pem != (format == "pem"):
+		return "", fault.Usage.Errorf("%s does not read %s", target, format).Fix("leave out " + from)
+	}
+	job.pem = job.pem || format == "pem"
+	job.legacy, job.unencrypted = job.legacy || job.s.boolean("legacy"), job.unencrypted || job.s.boolean("unencrypted")
 	switch {
 	case job.legacy && job.pem:
 		return "", fault.Usage.Errorf("--legacy is for p12").Fix("leave it out")
@@ -118,17 +138,11 @@ func (job *exportJob) readFlags() (certFile string, err error) {
 }
 
 func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]byte, error) {
-	var passphrase []byte
-	if job.unencrypted {
-		job.p.con.Warnf("--unencrypted: anyone who can read %q can send in the name of the MDM server", job.output)
-	} else {
-		var err error
-		passphrase, err = job.p.newPassphrase(ctx, job.s, fmt.Sprintf("new passphrase of %q", job.output), "export-passphrase-file", envExportPassphrase)
-		if err != nil {
-			return nil, err
-		}
-		defer clear(passphrase)
+	passphrase, err := job.p.exportPassphrase(ctx, job.s, job.output, job.unencrypted)
+	if err != nil {
+		return nil, err
 	}
+	defer clear(passphrase)
 	if job.pem {
 		key, err := file.EncodePEM(private, passphrase)
 		return append([]byte(chain.PEM([]*x509.Certificate{job.cert.Certificate})), key...), err
@@ -136,7 +150,7 @@ func (job *exportJob) encode(ctx context.Context, private *rsa.PrivateKey) ([]by
 	encryption := pushcert.Modern
 	if job.legacy {
 		encryption = pushcert.Legacy
-		job.p.con.Warnf("--legacy: triple DES and SHA-1 are weak; choose a long passphrase")
+		job.p.con.Warnf("legacy form: triple DES and SHA-1 are weak; choose a long passphrase")
 	}
 	return pushcert.EncodePKCS12(job.cert, private, passphrase, encryption)
 }

@@ -20,9 +20,10 @@ import (
 	"hsmsign/testpki"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"hsmsign": main})
-}
+// commands are the programs that a script can run.
+var commands = map[string]func(){"hsmsign": main}
+
+func TestMain(m *testing.M) { testscript.Main(m, commands) }
 
 // TestScripts runs the real program. Every script starts in a folder with the golden files (vendor.key, chain.pem,
 // root.pem, customer.csr, customer.req, ...) and csr/, a CSR file for each rule.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -118,6 +119,19 @@ func Diagnose(t *testing.T, backend signer.Backend, text string, public crypto.P
 		testkit.OK(t, key.Close())
 	}
 	return letters, steps
+}
+
+// DiagnoseClosed checks that the diagnosis of a store that refuses connections ends within 3 s.
+func DiagnoseClosed(t *testing.T, backend signer.Backend, text string) {
+	t.Helper()
+	start := time.Now()
+	letters, steps := Diagnose(t, backend, text, nil)
+	if err := steps["reach"].Err; !strings.HasPrefix(letters, "oof") || !strings.Contains(fmt.Sprint(err), "connection refused") {
+		t.Errorf("%s, %v", letters, err)
+	}
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("it took %v", took)
+	}
 }
 
 // Double is a double of a network key store for Wiring. F is its type of faults.

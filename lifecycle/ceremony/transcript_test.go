@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -305,5 +307,16 @@ func TestFuzzCorpus(t *testing.T) {
 		if entries, err := os.ReadDir(filepath.Join("testdata", "fuzz", target)); err != nil || len(entries) == 0 {
 			t.Errorf("the seed corpus of %s is empty: %v", target, err)
 		}
+	}
+}
+
+// TestWriteFlushes: a pipe accepts the data, and cannot be flushed.
+func TestWriteFlushes(t *testing.T) {
+	r, w, err := os.Pipe()
+	testkit.OK(t, err)
+	defer r.Close()
+	defer w.Close()
+	if err := write(w, []byte("x")); err == nil {
+		t.Error("no flush")
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 // Service is mdmcert.download, or a server of its kind.
 type Service struct {
-	Address string       // "https://mdmcert.download"; http on loopback only
+	Address string       // "https://mdmcert.download", with or without the path of orders; http on loopback only
 	APIKey  string       // of the client product; a secret
 	Client  *http.Client // nil: a client with http.DefaultTransport
 }
@@ -95,7 +95,7 @@ func (s Service) address() (string, error) {
 	if u.Scheme != "https" && (u.Scheme != "http" || !loopback) {
 		return "", fault.Errorf("%w: %q: only https is used, and http on loopback", ErrAddress, u.Redacted()).Fix("write https://HOST")
 	}
-	return strings.TrimSuffix(u.String(), "/") + orderPath, nil
+	return strings.TrimSuffix(strings.TrimRight(u.String(), "/"), orderPath) + orderPath, nil // the user may name the whole path
 }
 
 func (s Service) post(ctx context.Context, address string, data []byte) (status int, answer []byte, err error) {

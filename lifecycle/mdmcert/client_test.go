@@ -92,4 +92,9 @@ func TestCheckAddress(t *testing.T) {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
+	for _, address := range []string{"https://mdm.example/x", "https://mdm.example/x/", "https://mdm.example/x/api/v1/signrequest", "https://mdm.example/x/api/v1/signrequest/"} {
+		if got, err := (Service{Address: address}).address(); got != "https://mdm.example/x/api/v1/signrequest" {
+			t.Errorf("%s: orders go to %q, %v", address, got, err)
+		}
+	}
 }

@@ -11,12 +11,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/big"
-	"slices"
 	"time"
 	"unicode"
 
 	"hsmsign/fault"
 	"hsmsign/internal/cbc"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
@@ -149,7 +149,7 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	}
 	var info contentInfo
 	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
-		return nil, damaged("it is not PKCS#7, or cut short")
+		return nil, damaged("it is %s, not PKCS#7, or cut short", filekind.Of(der))
 	}
 	if info.Type.Equal(oidAuthEnvelopedData) {
 		return nil, damaged("it is AuthEnvelopedData, encrypted with AES-GCM; only EnvelopedData in CBC mode is supported").WithFix(fixOpenSSL)
@@ -164,28 +164,26 @@ func Decrypt(attachment []byte, key *rsa.PrivateKey) ([]byte, error) {
 	if len(envelope.Recipients) > maxRecipients {
 		return nil, damaged("it has %d recipients; at most %d are allowed", len(envelope.Recipients), maxRecipients)
 	}
+	oaep := false
 	for _, recipient := range envelope.Recipients {
-		contentKey := unwrap(recipient, key)
-		if contentKey == nil {
+		var r keyTransRecipient
+		if _, err := asn1.Unmarshal(recipient.FullBytes, &r); err != nil || !r.Algorithm.Algorithm.Equal(oidRSAEncryption) {
+			oaep = oaep || err == nil && r.Algorithm.Algorithm.Equal(oidRSAESOAEP)
 			continue
 		}
-		defer clear(contentKey)
-		return envelope.Encrypted.decrypt(contentKey)
+		//nolint:staticcheck // the service encrypts with it; a person decrypts, so there is no oracle
+		if contentKey, err := rsa.DecryptPKCS1v15(nil, key, r.Key); err == nil {
+			defer clear(contentKey)
+			return envelope.Encrypted.decrypt(contentKey)
+		}
 	}
-	if slices.ContainsFunc(envelope.Recipients, usesOAEP) {
+	if oaep {
 		return nil, damaged("its key is encrypted with RSAES-OAEP; only PKCS #1 v1.5 is supported").WithFix(fixOpenSSL)
 	}
 	return nil, fault.Refuse("push.recipient", "the attachment is not encrypted to this key").WithFix("name the key of the order")
 }
 
 const fixOpenSSL = "decrypt it with openssl cms -decrypt -inform DER -inkey KEY"
-
-// usesOAEP reports whether the key for a recipient is encrypted with RSAES-OAEP (RFC 3560).
-func usesOAEP(recipient asn1.RawValue) bool {
-	var r keyTransRecipient
-	_, err := asn1.Unmarshal(recipient.FullBytes, &r)
-	return err == nil && r.Algorithm.Algorithm.Equal(oidRSAESOAEP)
-}
 
 func damaged(format string, args ...any) *fault.Finding {
 	return fault.Refuse("push.attachment", "unreadable attachment: "+format, args...).
@@ -194,7 +192,7 @@ func damaged(format string, args ...any) *fault.Finding {
 
 // unhex decodes hex digits with any white space. It returns DER unchanged.
 func unhex(data []byte) ([]byte, error) {
-	if len(data) > 1 && data[0] == 0x30 && data[1] >= 0x80 { // a SEQUENCE (X.690 section 8.9); no text begins like this
+	if filekind.IsDER(data) {
 		return data, nil
 	}
 	digits := bytes.Map(func(r rune) rune {
@@ -208,27 +206,9 @@ func unhex(data []byte) ([]byte, error) {
 	}
 	der := make([]byte, hex.DecodedLen(len(digits)))
 	if _, err := hex.Decode(der, digits); err != nil {
-		return nil, damaged("it is neither hex digits nor DER")
+		return nil, damaged("it is %s, neither hex digits nor DER", filekind.Of(data))
 	}
 	return der, nil
-}
-
-// unwrap returns the key of the content, or nil for another recipient or another encryption than that of RFC 8017 section
-// 7.2.
-func unwrap(recipient asn1.RawValue, key *rsa.PrivateKey) []byte {
-	var r keyTransRecipient
-	if _, err := asn1.Unmarshal(recipient.FullBytes, &r); err != nil {
-		return nil
-	}
-	if !r.Algorithm.Algorithm.Equal(oidRSAEncryption) {
-		return nil
-	}
-	//nolint:staticcheck // the service encrypts with it; a person decrypts, so there is no oracle
-	contentKey, err := rsa.DecryptPKCS1v15(nil, key, r.Key)
-	if err != nil {
-		return nil
-	}
-	return contentKey
 }
 
 // decrypt returns the content.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/crypto/pkcs12"
+
 	"hsmsign/internal/testkit"
 	"hsmsign/testpki"
 )
@@ -49,6 +51,10 @@ func TestEncodePKCS12(t *testing.T) {
 			}
 			if out, err := exec.Command("openssl", "pkcs12", "-in", path, "-noout", "-passin", "pass:wrong").CombinedOutput(); err == nil {
 				t.Errorf("a wrong passphrase is accepted: %s", out)
+			}
+			// The library of MicroMDM's client, which reads the legacy form only.
+			if _, _, err := pkcs12.Decode(pfx, passphrase); (err == nil) != (tt.encryption == Legacy) {
+				t.Errorf("golang.org/x/crypto/pkcs12: %v", err)
 			}
 			keytool, err := exec.LookPath("keytool")
 			if err != nil {

@@ -8,7 +8,8 @@
 //
 // The query attributes are:
 //
-//	region                   region of the key; default: that of the ARN, or of the SDK's configuration (AWS_REGION, profile)
+//	region                   region of the key; default: that of the ARN, of the endpoint, or of the SDK's configuration
+//	                         (AWS_REGION, profile)
 //	regions                  regions of a multi-Region key, in order of preference; the next one signs while the first is
 //	                         unavailable, if its public key is the same
 //	profile                  section of the AWS configuration

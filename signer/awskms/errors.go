@@ -21,6 +21,7 @@ const (
 	fixCredentials = "provide credentials: a role of the instance, container or service account, AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" // #nosec G101 -- names
 	fixClock       = "check the secret access key and the clock of this machine: KMS accepts a difference of 5 minutes"
 	fixKey         = "create an RSA key with usage SIGN_VERIFY: hsmsign key generate"
+	fixRegion      = "name the region that the endpoint serves: ?region=REGION"
 	fixReplaced    = "choose another alias; nothing is replaced"
 )
 
@@ -111,6 +112,8 @@ func describe(answer smithy.APIError, err error) string {
 // operations in their API references), or of an HTTP status without a code.
 func (c *regionClient) family(action string, answer smithy.APIError, status int) (fix string, family error) {
 	switch code := answer.ErrorCode(); {
+	case code == "NotFoundException" && c.elsewhere(answer.ErrorMessage()):
+		return fixRegion, signer.ErrReference
 	case code == "NotFoundException" && c.created:
 		return "", fmt.Errorf("%w: %w", signer.ErrUnavailable, signer.ErrKeyNotFound)
 	case code == "KMSInvalidStateException":
@@ -151,6 +154,12 @@ func (c *regionClient) family(action string, answer smithy.APIError, status int)
 		return fixCredentials, signer.ErrAuth
 	}
 	return "", signer.ErrUnsupported
+}
+
+// elsewhere reports whether a message names an ARN of another region: the endpoint serves that region only.
+func (c *regionClient) elsewhere(message string) bool {
+	m := notFoundARN().FindStringSubmatch(message)
+	return m != nil && m[1] != c.region
 }
 
 // stateFamily is family for KMSInvalidStateException, whose message alone names the state. The last two states end

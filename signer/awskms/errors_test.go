@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -58,6 +59,28 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%d requests, want %d", n, want)
 			}
 		})
+	}
+}
+
+// TestCheckID: an answer for a key of another region is final; a damaged one is retried.
+func TestCheckID(t *testing.T) {
+	c, id := &regionClient{region: "eu-west-1"}, "alias/x"
+	c.id.Store(&id)
+	for _, tt := range []struct {
+		answered string
+		want     error
+	}{
+		{"", signer.ErrUnavailable},
+		{"damaged", signer.ErrUnavailable},
+		{"arn:aws:kms:eu-west-1:111122223333:alias/x", signer.ErrUnavailable},
+		{strings.Replace(testARN, "eu-west-1", "us-east-1", 1), signer.ErrReference},
+		{testARN, nil},
+		{testARN, nil},
+		{strings.Replace(testARN, "1234abcd-", "5678abcd-", 1), signer.ErrBadKey},
+	} {
+		if err := c.checkID(&tt.answered); !errors.Is(err, tt.want) {
+			t.Errorf("%q: %v, want %v", tt.answered, err, tt.want)
+		}
 	}
 }
 

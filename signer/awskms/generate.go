@@ -40,13 +40,16 @@ func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	if err != nil {
 		return nil, err
 	}
+	if arnRegion(arn) != c.region {
+		return nil, left(c.otherRegion(arn), arn, "has no alias")
+	}
 	c.id.Store(&arn)
 	c.created = true
 	if err := c.createAlias(ctx, alias, arn); err != nil {
-		return nil, err
+		return nil, left(err, arn, "has no alias")
 	}
 	if err := s.resolve(ctx); err != nil {
-		return nil, err
+		return nil, left(err, arn, fmt.Sprintf("has the alias %q and was not tested", alias))
 	}
 	return kms.NewKey(s.ref, s.public, true, s), nil
 }
@@ -62,17 +65,28 @@ func (c *regionClient) createKey(ctx context.Context, spec types.KeySpec, alias 
 	})
 	switch {
 	case errors.Is(err, signer.ErrUnavailable) && !errors.Is(err, kms.ErrThrottled):
-		return "", fault.Errorf("%w: a key without an alias may have been created: %w", signer.ErrUnavailable, err).
-			Fix("look for it with hsmsign key list before you try again; delete it with kms:ScheduleKeyDeletion")
+		return "", unknown(err)
 	case err != nil:
 		return "", err
 	case created.KeyMetadata == nil || created.KeyMetadata.Arn == nil:
-		return "", fmt.Errorf("%w: kms:CreateKey returned no key", signer.ErrUnavailable)
+		return "", unknown(fmt.Errorf("%w: kms:CreateKey returned no key", signer.ErrUnavailable))
 	}
 	return *created.KeyMetadata.Arn, nil
 }
 
-// createAlias names the new key. The error names the key if it stays without an alias: nothing is ever deleted.
+// unknown returns the error of a CreateKey whose answer is unknown.
+func unknown(err error) error {
+	return fault.Errorf("%w: a key without an alias may have been created: %w", signer.ErrUnavailable, err).
+		Fix("look for it with hsmsign key list before you try again; delete it with kms:ScheduleKeyDeletion")
+}
+
+// left returns the error of a call after CreateKey. It names the new key, because nothing is ever deleted.
+func left(err error, arn, state string) error {
+	return fault.Errorf("%w: the new key %q %s", err, fault.Clip(arn, maxText), state).
+		Fix("use the key (kms:CreateAlias gives it an alias), or delete it (kms:ScheduleKeyDeletion): it costs money each month")
+}
+
+// createAlias names the new key.
 func (c *regionClient) createAlias(ctx context.Context, alias, arn string) error {
 	_, err := request(ctx, c, c.api.CreateAlias, &api.CreateAliasInput{AliasName: &alias, TargetKeyId: &arn})
 	if errors.Is(err, signer.ErrKeyExists) {
@@ -82,8 +96,5 @@ func (c *regionClient) createAlias(ctx context.Context, alias, arn string) error
 			return nil
 		}
 	}
-	if err != nil {
-		return fault.Errorf("%w: the new key %q has no alias", err, arn).Fix("create the alias (kms:CreateAlias), or delete the key (kms:ScheduleKeyDeletion)")
-	}
-	return nil
+	return err
 }

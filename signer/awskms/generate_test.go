@@ -4,6 +4,8 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +79,7 @@ func TestGenerateRefuses(t *testing.T) {
 // TestGenerateFaults: CreateKey is sent once, and the error names a key that stays behind.
 func TestGenerateFaults(t *testing.T) {
 	server, _ := start(t, awskmstest.Config{})
-	for _, tt := range []struct {
+	for i, tt := range []struct {
 		operation string
 		fault     awskmstest.Fault
 		family    error
@@ -91,10 +93,11 @@ func TestGenerateFaults(t *testing.T) {
 		{"CreateKey", awskmstest.Truncate, signer.ErrUnavailable, "may have been created", "key list", 1},
 		{"CreateAlias", awskmstest.Denied, signer.ErrAuth, "arn:aws:kms:eu-west-1:111122223333:key/", "kms:ScheduleKeyDeletion", 1},
 		{"CreateAlias", "AlreadyExistsException", signer.ErrKeyExists, "has no alias", "kms:CreateAlias", 1},
+		{"GetPublicKey", awskmstest.Denied, signer.ErrAuth, `" has the alias "alias/faulty-`, "kms:ScheduleKeyDeletion", 1},
 	} {
 		testkit.OK(t, server.Script(tt.operation, tt.fault))
 		before := server.Calls("CreateKey")
-		reference := at(server, "alias/faulty")
+		reference := at(server, fmt.Sprintf("alias/faulty-%d", i))
 		if tt.fault == "AlreadyExistsException" { // a new key may not be found at once, so it waits for the alias
 			reference += "&timeout=2s"
 		}
@@ -107,6 +110,41 @@ func TestGenerateFaults(t *testing.T) {
 	// The answer to CreateAlias is lost: the alias exists when it is requested again.
 	testkit.OK(t, server.Script("CreateAlias", awskmstest.Internal, awskmstest.Throttle))
 	testkit.Value(generate(t, at(server, "alias/faulty"), 2048))(t)
+}
+
+// TestGenerateElsewhere: an endpoint that serves another region gets one request if it says so, and a key that it made
+// in spite of that is named.
+func TestGenerateElsewhere(t *testing.T) {
+	environment(t)
+	const elsewhere = "arn:aws:kms:us-east-1:111122223333:"
+	for name, tt := range map[string]struct {
+		absent string // the message of NotFoundException
+		text   string
+		calls  int
+	}{
+		"names its region": {"Alias " + elsewhere + "alias/x is not found.", elsewhere + "alias/x", 1},
+		"makes the key":    {"not found", "the new key \"" + elsewhere + "key/" + testID + "\" has no alias", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls := 0
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				calls++
+				w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+				if r.Header.Get("X-Amz-Target") == "TrentService.CreateKey" {
+					_, _ = fmt.Fprintf(w, `{"KeyMetadata": {"KeyId": %q, "Arn": %q}}`, testID, elsewhere+"key/"+testID)
+					return
+				}
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = fmt.Fprintf(w, `{"__type": "NotFoundException", "message": %q}`, tt.absent)
+			}))
+			defer server.Close()
+			_, err := generate(t, "awskms:///alias/x?region=eu-west-1&endpoint="+server.URL, 2048)
+			signerkit.WantError(t, err, signer.ErrReference, tt.text, "")
+			if calls != tt.calls {
+				t.Errorf("%d requests, want %d", calls, tt.calls)
+			}
+		})
+	}
 }
 
 func list(t *testing.T, reference string) ([]signer.KeyInfo, error) {
@@ -238,6 +276,9 @@ func TestDiagnose(t *testing.T) {
 		})
 	}
 	t.Setenv("AWS_ACCESS_KEY_ID", awskmstest.AccessKeyID)
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	signerkit.DiagnoseClosed(t, Backend(Options{}), "awskms:///alias/x?region=eu-west-1&endpoint="+closed.URL)
 	testkit.OK(t, server.Stand("DescribeKey", awskmstest.Denied))
 	if _, steps := signerkit.Diagnose(t, backend, reference, nil); steps["protection"].Status != signer.StatusOK || !strings.Contains(steps["protection"].Detail, "needs kms:DescribeKey") {
 		t.Errorf("%+v", steps)

@@ -165,6 +165,10 @@ func wrongKey(format string, args ...any) error {
 	return fault.Errorf("%w: %s", signer.ErrBadKey, fmt.Sprintf(format, args...)).Fix(fixKey)
 }
 
+func (c *regionClient) otherRegion(arn string) error {
+	return fault.Errorf("%w: KMS answered for %q, which is not in region %q", signer.ErrReference, fault.Clip(arn, maxText), c.region).Fix(fixRegion)
+}
+
 // checkID stores the ARN of the first answer and requires the same one in all others, so that an alias that moves
 // meanwhile does not change the key.
 func (c *regionClient) checkID(answered *string) error {
@@ -174,7 +178,10 @@ func (c *regionClient) checkID(answered *string) error {
 	}
 	known := c.id.Load()
 	if arnRegion(*known) == "" || strings.HasPrefix(resource(*known), "alias/") {
-		if arnRegion(got) != c.region || !strings.HasPrefix(resource(got), "key/") {
+		if region := arnRegion(got); region != "" && region != c.region {
+			return c.otherRegion(got)
+		}
+		if arnRegion(got) == "" || !strings.HasPrefix(resource(got), "key/") {
 			return fmt.Errorf("%w: KMS answered for %q, which is not a key in region %q", signer.ErrUnavailable, fault.Clip(got, maxText), c.region)
 		}
 		if keyForm().MatchString(*known) && resource(got) != "key/"+*known {

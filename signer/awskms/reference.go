@@ -38,6 +38,8 @@ var (
 	regionForm  = lazily(`^` + regionPattern + `$`)
 	arnForm     = lazily(`^arn:aws[a-z-]{0,20}:kms:(` + regionPattern + `):[0-9]{12}:(?:key/` + keyPattern + `|` + aliasPattern + `)$`)
 	roleForm    = lazily(`^arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[\x21-\x7e]{1,576}$`)
+	hostForm    = lazily(`^(?:[a-z0-9-]+\.)?kms(?:-fips)?\.(` + regionPattern + `)\.(?:vpce\.)?(?:amazonaws\.com|api\.aws)`)
+	notFoundARN = lazily(`:kms:(` + regionPattern + `):`)
 	profileForm = lazily(`^[^\[\]]{1,128}$`)
 )
 
@@ -161,6 +163,14 @@ func (r *reference) readAccess(ref signer.Ref) error {
 		}
 		if !private(u) {
 			return malformed("endpoint %q: %v", r.endpoint, errPlain)
+		}
+		if m := hostForm().FindStringSubmatch(strings.ToLower(u.Hostname())); m != nil {
+			if len(r.regions) == 0 {
+				r.regions = m[1:]
+			}
+			if !slices.Equal(r.regions, m[1:]) {
+				return malformed("the endpoint is in region %q, not %q", m[1], strings.Join(r.regions, ","))
+			}
 		}
 	}
 	return nil

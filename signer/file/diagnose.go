@@ -3,6 +3,7 @@ package file
 import (
 	"context"
 	"crypto/rsa"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -16,7 +17,7 @@ import (
 type diagnosis struct {
 	session
 	data    []byte
-	der     []byte
+	block   *pem.Block
 	readErr error // the mode of the file
 	keyErr  error // why the key cannot be used
 	private *rsa.PrivateKey
@@ -27,7 +28,12 @@ type diagnosis struct {
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, _ signer.OpenOptions, report func(signer.Step)) signer.Signer {
 	d := &diagnosis{session: session{Options: o, ref: ref}}
 	d.Warn = nil // the step "mode" reports it
-	defer func() { clear(d.data); clear(d.der) }()
+	defer func() {
+		clear(d.data)
+		if d.block != nil {
+			clear(d.block.Bytes)
+		}
+	}()
 	signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "file", Run: d.checkFile}, {Name: "mode", Run: d.checkMode}, {Name: "kind", Run: d.checkKind},
 		{Name: "passphrase", Run: d.checkPassphrase}, {Name: "key", Run: d.checkKey}, {Name: "signature", Run: d.checkSignature},
@@ -66,25 +72,27 @@ func (d *diagnosis) checkMode(context.Context) signer.Step {
 
 func (d *diagnosis) checkKind(context.Context) signer.Step {
 	var err error
-	if d.der, err = d.keyBlock(d.data); err != nil {
+	if d.block, err = d.keyBlock(d.data); err != nil {
 		return signer.StepFail(withHint(err))
 	}
-	switch form := formOf(d.der); form {
+	switch form := formOf(d.block); form {
 	case "":
 		return signer.StepOK("not a known kind of key file") // the step "key" reports what it is
 	case formPKCS8, formPKCS1:
 		return signer.StepWarn("%s, not encrypted", form).WithFix("encrypt it, or use an HSM: everyone who can read the file can sign")
+	case formOldPEM:
+		return signer.StepWarn("%s, which is weak", form).WithFix(fixOldPEM)
 	default:
 		return signer.StepOK("%s", form)
 	}
 }
 
 func (d *diagnosis) checkPassphrase(ctx context.Context) signer.Step {
-	d.private, d.keyErr = d.parse(ctx, d.der)
+	d.private, d.keyErr = d.parse(ctx, d.block)
 	if errors.Is(d.keyErr, signer.ErrAuth) {
 		return signer.StepFail(d.keyErr)
 	}
-	if form := formOf(d.der); form != formEncrypted && form != formPKCS12 {
+	if !isEncrypted(formOf(d.block)) {
 		return signer.StepOK("not needed")
 	}
 	return signer.StepOK("accepted")

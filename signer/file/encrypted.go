@@ -7,17 +7,22 @@ import (
 	"crypto/sha1" // #nosec G505 -- the default PRF of PBKDF2 (RFC 8018 appendix A.2), as HMAC
 	"crypto/sha256"
 	"crypto/sha512"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
+	"strings"
 
 	"golang.org/x/crypto/scrypt"
 	"software.sslmate.com/src/go-pkcs12"
 
 	"hsmsign/fault"
 	"hsmsign/internal/cbc"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
@@ -47,6 +52,33 @@ type (
 		KeyLength int `asn1:"optional"`
 	}
 )
+
+const fixOldPEM = "write the key as PKCS#8: hsmsign key convert"
+
+// parseOldPEM reads a key with the encryption of RFC 1421, whose key derivation is one MD5. Existing files have it, such
+// as every key of mdmctl.
+func (s *session) parseOldPEM(ctx context.Context, block *pem.Block) (*rsa.PrivateKey, error) {
+	cipher, _, _ := strings.Cut(block.Headers["DEK-Info"], ",")
+	if !slices.Contains([]string{"DES-EDE3-CBC", "AES-128-CBC", "AES-192-CBC", "AES-256-CBC"}, cipher) {
+		return nil, fault.Errorf("%w: PEM encrypted with %q; AES and triple DES in CBC mode are supported", signer.ErrBadKey, fault.Clip(cipher, 64)).Fix(s.fixConvert())
+	}
+	passphrase, err := s.passphrase(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(passphrase)
+	plain, err := x509.DecryptPEMBlock(block, passphrase) //nolint:staticcheck // deprecated because it is weak, of which Open warns
+	defer clear(plain)
+	if err := decrypted(plain, err, x509.IncorrectPasswordError); err != nil {
+		return nil, err
+	}
+	return s.parse(ctx, &pem.Block{Bytes: plain})
+}
+
+// fixConvert returns the hint for a key that OpenSSL can convert to PKCS#8 with PBES2.
+func (s *session) fixConvert() string {
+	return fmt.Sprintf("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in %s -out NEW.key", s.path)
+}
 
 // parseEncrypted reads RFC 5208's EncryptedPrivateKeyInfo.
 func (s *session) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
@@ -83,18 +115,23 @@ func (s *session) parseEncrypted(ctx context.Context, der []byte) (*rsa.PrivateK
 	}
 	defer clear(derived)
 	plain, err := mode.Decrypt(derived, info.Data)
-	switch {
-	case errors.Is(err, cbc.ErrPadding):
-		return nil, errWrongPassphrase()
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
-	}
 	defer clear(plain)
-	// One wrong passphrase in 256 results in valid padding, but not in PKCS#8.
-	if shape(plain) == "" {
-		return nil, errWrongPassphrase()
+	if err := decrypted(plain, err, cbc.ErrPadding); err != nil {
+		return nil, err
 	}
 	return parsePKCS8(plain)
+}
+
+// decrypted returns the error of a decryption; padding is its error for a wrong padding. One wrong passphrase in 256 results
+// in a valid padding, but not in a key.
+func decrypted(plain []byte, err, padding error) error {
+	switch {
+	case errors.Is(err, padding), err == nil && filekind.Shape(plain) == "":
+		return errWrongPassphrase()
+	case err != nil:
+		return fmt.Errorf("%w: %w", signer.ErrBadKey, err)
+	}
+	return nil
 }
 
 func errWrongPassphrase() error {

@@ -11,7 +11,8 @@
 //	unencrypted=allow    Generate may write a key without a passphrase if none is given
 //
 // A key is RSA of 2048 to 8192 bits, in PKCS#8 or PKCS#1, PEM or DER; in PKCS#8 encrypted with PBES2 (PBKDF2 or scrypt;
-// AES or triple DES in CBC mode); or in PKCS#12. The error for any other content names what it is.
+// AES or triple DES in CBC mode); in PKCS#12; or in PEM with the encryption of RFC 1421 (AES or triple DES), of which Open
+// warns. The error for any other content names what it is.
 //
 // The private key is in the memory of this process from Open to Close, and Go does not guarantee that no copy of it
 // remains: that needs an HSM. Everything here is safe for concurrent use.
@@ -122,14 +123,17 @@ func (s *session) Open(ctx context.Context, _ signer.OpenOptions) (signer.Signer
 		return nil, err
 	}
 	defer clear(data)
-	der, err := s.keyBlock(data)
+	block, err := s.keyBlock(data)
 	if err != nil {
 		return nil, withHint(err)
 	}
-	defer clear(der)
-	private, err := s.parse(ctx, der)
+	defer clear(block.Bytes)
+	private, err := s.parse(ctx, block)
 	if err != nil {
 		return nil, withHint(err)
+	}
+	if formOf(block) == formOldPEM && s.Warn != nil {
+		s.Warn(fmt.Sprintf("%q is %s, which is weak; %s", s.path, formOldPEM, fixOldPEM))
 	}
 	return newKey(s.ref, private), nil
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ import (
 // TestSamples opens the committed files, made by OpenSSL 3.0 with flags that other versions do not all have.
 func TestSamples(t *testing.T) {
 	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "pbes2-aes128-sha512.der", "pbes2-des3-sha1.pem",
-		"scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
+		"rfc1421.pem", "scrypt.pem", "modern.p12", "legacy-3des.p12", "legacy-rc2.p12"} {
 		t.Run(name, func(t *testing.T) {
 			opens(t, env(passphrase), "file:"+private(t, name), &sampleKey(t).PublicKey)
 			_, err := open(t, env("wrong"), "file:"+private(t, name))
@@ -54,6 +55,10 @@ func TestOpenSSL(t *testing.T) {
 		"des3.pem":      {"pkcs8", "-topk8", "-v2", "des3", "-in", "key.pem", "-passout", pass},
 		"sha1.pem":      {"pkcs8", "-topk8", "-v2prf", "hmacWithSHA1", "-in", "key.pem", "-passout", pass},
 		"sha384.pem":    {"pkcs8", "-topk8", "-v2prf", "hmacWithSHA384", "-in", "key.pem", "-passout", pass},
+		"old-3des.pem":  {"rsa", "-traditional", "-des3", "-in", "key.pem", "-passout", pass},
+		"old-128.pem":   {"rsa", "-traditional", "-aes128", "-in", "key.pem", "-passout", pass},
+		"old-192.pem":   {"rsa", "-traditional", "-aes192", "-in", "key.pem", "-passout", pass},
+		"old-256.pem":   {"rsa", "-traditional", "-aes256", "-in", "key.pem", "-passout", pass},
 		"scrypt.pem":    {"pkcs8", "-topk8", "-scrypt", "-in", "key.pem", "-passout", pass},
 		"iter.pem":      {"pkcs8", "-topk8", "-iter", "600000", "-in", "key.pem", "-passout", pass},
 		"default.p12":   {"pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-passout", pass},
@@ -69,6 +74,23 @@ func TestOpenSSL(t *testing.T) {
 			testkit.OK(t, os.Chmod(name, 0o600))
 			opens(t, env(passphrase), "file:"+name, want.(*rsa.PublicKey))
 		})
+	}
+}
+
+// TestOldPEMPassphrase: some wrong passphrases result in valid padding; all of them are ErrAuth.
+func TestOldPEMPassphrase(t *testing.T) {
+	ref := "file:" + private(t, "rfc1421.pem")
+	for i := range 1000 {
+		if _, err := open(t, env(fmt.Sprint("wrong ", i)), ref); !errors.Is(err, signer.ErrAuth) {
+			t.Fatalf("passphrase %d: %v", i, err)
+		}
+	}
+	var warned []string
+	opts := env(passphrase)
+	opts.Warn = func(m string) { warned = append(warned, m) }
+	opens(t, opts, ref, &sampleKey(t).PublicKey)
+	if len(warned) != 1 || !strings.Contains(warned[0], "hsmsign key convert") {
+		t.Errorf("warnings: %q", warned)
 	}
 }
 
@@ -106,14 +128,16 @@ func TestRefusals(t *testing.T) {
 		{"RSA-8704", pkcs1OfSize(t, 8704), signer.ErrBadKey, "RSA of more than 8192 bits", ""},
 		{"RSA-8704 in PKCS#8", inPKCS8(t, pkcs1OfSize(t, 8704)), signer.ErrBadKey, "RSA of more than 8192 bits", ""},
 		{"RSA of 8200 bits", pkcs1OfSize(t, 8200), signer.ErrBadKey, "", ""},
-		{"certificate", sample(t, "certificate.pem"), signer.ErrBadKey, "no private key, only: CERTIFICATE", ""},
-		{"certificate request", sample(t, "request.pem"), signer.ErrBadKey, "no private key, only: CERTIFICATE REQUEST", ""},
-		{"public key", sample(t, "public.pem"), signer.ErrBadKey, "no private key, only: PUBLIC KEY", ""},
-		{"certificate, DER", decoded(t, "certificate.pem"), signer.ErrBadKey, "contains a certificate, not", ""},
-		{"certificate request, DER", decoded(t, "request.pem"), signer.ErrBadKey, "contains a certificate request, not", ""},
-		{"public key, DER", decoded(t, "public.pem"), signer.ErrBadKey, "contains a public key, not", ""},
-		{"PKCS#1 public key, DER", decoded(t, "public-pkcs1.pem"), signer.ErrBadKey, "contains a public key, not", ""},
-		{"old encrypted PEM", sample(t, "rfc1421.pem"), signer.ErrBadKey, "old PEM encryption", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
+		{"certificate", sample(t, "certificate.pem"), signer.ErrBadKey, "this is a certificate, not", ""},
+		{"certificate request", sample(t, "request.pem"), signer.ErrBadKey, "this is a certificate signing request, not", ""},
+		{"public key", sample(t, "public.pem"), signer.ErrBadKey, "this is a public key, not", ""},
+		{"certificate, DER", decoded(t, "certificate.pem"), signer.ErrBadKey, "this is a certificate, not", ""},
+		{"certificate request, DER", decoded(t, "request.pem"), signer.ErrBadKey, "this is a certificate signing request, not", ""},
+		{"public key, DER", decoded(t, "public.pem"), signer.ErrBadKey, "this is a public key, not", ""},
+		{"PKCS#1 public key, DER", decoded(t, "public-pkcs1.pem"), signer.ErrBadKey, "this is a public key, not", ""},
+		{"old PEM, DES", bytes.Replace(sample(t, "rfc1421.pem"), []byte("AES-128-CBC"), []byte("DES-CBC"), 1), signer.ErrBadKey, `encrypted with "DES-CBC"`, "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
+		{"old PEM, short IV", bytes.Replace(sample(t, "rfc1421.pem"), []byte("4540D32B"), nil, 1), signer.ErrBadKey, "IV", "name an RSA key"},
+		{"old PEM, no DEK-Info", bytes.Replace(sample(t, "rfc1421.pem"), []byte("DEK-Info"), []byte("X"), 1), signer.ErrBadKey, `encrypted with ""`, "openssl"},
 		{"PBES1", sample(t, "pbes1.pem"), signer.ErrBadKey, "only PBES2", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in "},
 		{"OpenSSH", sample(t, "openssh.pem"), signer.ErrBadKey, "the format of OpenSSH", "ssh-keygen"},
 		{"PKCS#12 without a certificate", sample(t, "no-certificate.p12"), signer.ErrBadKey, "certificate missing", "openssl pkcs12 -in "},
@@ -122,10 +146,10 @@ func TestRefusals(t *testing.T) {
 		{"two keys run together", joined, signer.ErrBadKey, "damaged PEM", ""},
 		{"cut short", key[:len(key)/2], signer.ErrBadKey, "damaged PEM", "name an RSA key"},
 		{"one bit flipped", tampered, signer.ErrBadKey, "", ""},
-		{"empty", nil, signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
-		{"text", []byte("hello\n"), signer.ErrBadKey, "neither PKCS#8, PKCS#1 nor PKCS#12", ""},
+		{"empty", nil, signer.ErrBadKey, "an empty file, not a private key in PKCS#8, PKCS#1 or PKCS#12", ""},
+		{"text", []byte("hello\n"), signer.ErrBadKey, "text without a PEM block, not a private key in PKCS#8, PKCS#1 or PKCS#12", ""},
 		{"JKS", []byte("\xfe\xed\xfe\xed\x00\x00\x00\x02"), signer.ErrBadKey, "a Java keystore", "keytool -importkeystore"},
-		{"DER with something after it", append(bytes.Clone(block.Bytes), 0), signer.ErrBadKey, "neither", ""},
+		{"DER with something after it", append(bytes.Clone(block.Bytes), 0), signer.ErrBadKey, "binary data", ""},
 		{"too large", bytes.Repeat([]byte("#"), maxFile+1), signer.ErrBadKey, "larger than 65536 bytes", ""},
 	}
 	for _, tt := range tests {
@@ -297,10 +321,10 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var s session
-		der, err := s.keyBlock(data)
+		block, err := s.keyBlock(data)
 		var key *rsa.PrivateKey
 		if err == nil {
-			key, err = s.parse(t.Context(), der)
+			key, err = s.parse(t.Context(), block)
 		}
 		if err != nil {
 			if !errors.Is(err, signer.ErrBadKey) && !errors.Is(err, signer.ErrAmbiguousKey) && !errors.Is(err, signer.ErrAuth) {

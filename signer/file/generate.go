@@ -1,10 +1,7 @@
 package file
 
 import (
-	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/rsa"
@@ -21,6 +18,7 @@ import (
 	"slices"
 
 	"hsmsign/fault"
+	"hsmsign/internal/cbc"
 	"hsmsign/internal/wholefile"
 	"hsmsign/signer"
 )
@@ -122,22 +120,18 @@ func EncodePEM(private *rsa.PrivateKey, passphrase []byte) ([]byte, error) {
 
 // encrypt returns RFC 5208's EncryptedPrivateKeyInfo with PBES2: PBKDF2-HMAC-SHA256 and AES-256-CBC.
 func encrypt(plain, passphrase []byte) ([]byte, error) {
-	random := make([]byte, 16+aes.BlockSize)
-	_, _ = rand.Read(random) // never fails (Go 1.24)
-	salt, iv := random[:16], random[16:]
+	salt := make([]byte, 16)
+	_, _ = rand.Read(salt) // never fails (Go 1.24)
 	derived, err := pbkdf2.Key(sha256.New, string(passphrase), salt, iterations, 32)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(derived)
-	block, err := aes.NewCipher(derived)
+	mode, algorithm := cbc.NewAES256()
+	data, err := mode.Encrypt(derived, plain)
 	if err != nil {
 		return nil, err
 	}
-	padding := aes.BlockSize - len(plain)%aes.BlockSize
-	data := append(bytes.Clone(plain), bytes.Repeat([]byte{byte(padding)}, padding)...)
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(data, data)
-
 	identifier := func(oid asn1.ObjectIdentifier, params any) (pkix.AlgorithmIdentifier, error) {
 		der, err := asn1.Marshal(params)
 		return pkix.AlgorithmIdentifier{Algorithm: oid, Parameters: asn1.RawValue{FullBytes: der}}, err
@@ -146,9 +140,8 @@ func encrypt(plain, passphrase []byte) ([]byte, error) {
 		Salt: salt, Iterations: iterations,
 		PRF: pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 9}, Parameters: asn1.NullRawValue},
 	})
-	cbc, errCBC := identifier(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}, iv)
-	pbes2, errPBES2 := identifier(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, pbes2Params{KDF: kdf, Cipher: cbc})
-	if err := errors.Join(errKDF, errCBC, errPBES2); err != nil {
+	pbes2, errPBES2 := identifier(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, pbes2Params{KDF: kdf, Cipher: algorithm})
+	if err := errors.Join(errKDF, errPBES2); err != nil {
 		return nil, err
 	}
 	return asn1.Marshal(encryptedInfo{Algorithm: pbes2, Data: data})

@@ -125,7 +125,7 @@ func TestGenerateRefuses(t *testing.T) {
 
 func TestList(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "modern.p12"} {
+	for _, name := range []string{"pkcs1.pem", "pbes2-aes256.pem", "modern.p12", "rfc1421.pem"} {
 		testkit.OK(t, os.WriteFile(filepath.Join(dir, name), sample(t, name), 0o600))
 	}
 	testkit.OK(t, os.WriteFile(filepath.Join(dir, "README"), []byte("no key"), 0o600))
@@ -142,7 +142,8 @@ func TestList(t *testing.T) {
 			t.Errorf("its reference does not open: %v", err)
 		}
 	}
-	want := []string{"modern.p12 PKCS#12 yes 0600", "pbes2-aes256.pem encrypted PKCS#8 yes 0600", "pkcs1.pem PKCS#1 no 0600"}
+	want := []string{"modern.p12 PKCS#12 yes 0600", "pbes2-aes256.pem encrypted PKCS#8 yes 0600", "pkcs1.pem PKCS#1 no 0600",
+		"rfc1421.pem encrypted PEM (RFC 1421) yes 0600"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -188,6 +189,7 @@ func TestDiagnose(t *testing.T) {
 	}{
 		{"encrypted", "file:" + encrypted, env(passphrase), "ooooooo", nil},
 		{"plain", "file:" + plain, Options{}, "ooowooo", nil},
+		{"old PEM", "file:" + private(t, "rfc1421.pem"), env(passphrase), "ooowooo", nil},
 		{"others can read it", "file:" + open, Options{}, "oofssss", signer.ErrBadKey},
 		{"which is allowed", "file:" + open + "?insecure-mode=allow", Options{}, "oowwooo", nil},
 		{"wrong passphrase", "file:" + encrypted, env("wrong"), "oooofss", signer.ErrAuth},

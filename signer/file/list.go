@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"hsmsign/internal/filekind"
 	"hsmsign/internal/strictder"
 	"hsmsign/secret"
 	"hsmsign/signer"
@@ -26,6 +27,7 @@ const (
 	formEncrypted = "encrypted PKCS#8"
 	formPKCS1     = "PKCS#1"
 	formPKCS12    = "PKCS#12"
+	formOldPEM    = "encrypted PEM (RFC 1421)"
 )
 
 // List describes the key in the file that the reference names, or the keys in the folder; other files there are skipped.
@@ -74,23 +76,23 @@ func (s *session) info(ctx context.Context, path, ref string) (signer.KeyInfo, e
 		return signer.KeyInfo{}, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	defer clear(data)
-	der, err := s.keyBlock(data)
+	block, err := s.keyBlock(data)
 	if err != nil {
 		return signer.KeyInfo{}, err
 	}
-	defer clear(der)
-	form := formOf(der)
+	defer clear(block.Bytes)
+	form := formOf(block)
 	if form == "" {
 		return signer.KeyInfo{}, fmt.Errorf("%w: the file contains no private key", signer.ErrBadKey)
 	}
-	encrypted, yesNo := form == formEncrypted || form == formPKCS12, map[bool]string{true: "yes", false: "no"}
+	encrypted, yesNo := isEncrypted(form), map[bool]string{true: "yes", false: "no"}
 	info := signer.KeyInfo{Ref: ref, Store: path, Label: filepath.Base(path), Properties: []signer.Property{
 		{Name: "form", Value: form}, {Name: "encrypted", Value: yesNo[encrypted]}, {Name: "mode", Value: fmt.Sprintf("%04o", stat.Mode().Perm())},
 	}}
 	if encrypted {
 		return info, nil
 	}
-	private, err := s.parse(ctx, der)
+	private, err := s.parse(ctx, block)
 	if err != nil {
 		return signer.KeyInfo{}, err
 	}
@@ -99,9 +101,16 @@ func (s *session) info(ctx context.Context, path, ref string) (signer.KeyInfo, e
 	return info, nil
 }
 
+// isEncrypted returns whether a key of this form has a passphrase.
+func isEncrypted(form string) bool {
+	return form == formEncrypted || form == formPKCS12 || form == formOldPEM
+}
+
 // formOf returns the form of a key, or "" for anything else.
-func formOf(der []byte) string {
-	switch s := shape(der); {
+func formOf(block *pem.Block) string {
+	switch s := filekind.Shape(block.Bytes); {
+	case strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
+		return formOldPEM
 	case strings.HasPrefix(s, "iso"):
 		return formPKCS8
 	case strings.HasPrefix(s, "iiiiiiiii"):

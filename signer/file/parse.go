@@ -13,16 +13,17 @@ import (
 	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/filekind"
 	"hsmsign/signer"
 )
 
 // The sizes of the modulus, in bits: Apple accepts 2048 or more, and a signature with more than 8192 takes seconds.
 const minBits, maxBits = 2048, 8192
 
-// keyBlock returns the DER of the one key in data, which is PEM or DER.
-func (s *session) keyBlock(data []byte) ([]byte, error) {
+// keyBlock returns the one key in data, which is PEM or DER, or all of data if it has no PEM block of a key.
+func (s *session) keyBlock(data []byte) (*pem.Block, error) {
 	var keys []*pem.Block
-	var keyLines, others []string
+	var keyLines []string
 	blocks := 0
 	for rest := data; ; blocks++ {
 		block, next := pem.Decode(rest)
@@ -35,8 +36,6 @@ func (s *session) keyBlock(data []byte) ([]byte, error) {
 			line := 1 + bytes.Count(data[:begin], []byte("\n"))
 			keys = append(keys, block)
 			keyLines = append(keyLines, fmt.Sprintf("%q in line %d", block.Type, line))
-		} else {
-			others = append(others, block.Type)
 		}
 		rest = next
 	}
@@ -44,65 +43,27 @@ func (s *session) keyBlock(data []byte) ([]byte, error) {
 	case bytes.Count(data, []byte("-----BEGIN ")) != blocks:
 		// This includes two blocks without a newline between them, of which pem.Decode finds the first only.
 		return nil, fmt.Errorf("%w: damaged PEM", signer.ErrBadKey)
-	case blocks == 0:
-		return bytes.Clone(data), nil
 	case len(keys) == 0:
-		return nil, fmt.Errorf("%w: the file contains no private key, only: %s", signer.ErrBadKey, strings.Join(others, ", "))
+		return &pem.Block{Bytes: bytes.Clone(data)}, nil // parse says what it is
 	case len(keys) > 1:
 		for _, k := range keys {
 			clear(k.Bytes)
 		}
 		return nil, fmt.Errorf("%w: the file contains %d keys: %s", signer.ErrAmbiguousKey, len(keys), strings.Join(keyLines, ", "))
 	}
-	if strings.Contains(keys[0].Headers["Proc-Type"], "ENCRYPTED") {
-		return nil, fault.Errorf("%w: it uses the old PEM encryption (RFC 1421), whose key derivation is one MD5", signer.ErrBadKey).Fix(s.fixConvert())
-	}
 	if keys[0].Type == "OPENSSH PRIVATE KEY" {
 		return nil, fault.Errorf("%w: it is in the format of OpenSSH", signer.ErrBadKey).Fix("convert a copy of it in place: ssh-keygen -p -m PKCS8 -f COPY")
 	}
-	return keys[0].Bytes, nil
+	return keys[0], nil
 }
 
-// fixConvert returns the hint for a key that OpenSSL can convert to PKCS#8 with PBES2.
-func (s *session) fixConvert() string {
-	return fmt.Sprintf("convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in %s -out NEW.key", s.path)
-}
-
-// shape returns the ASN.1 types of the elements of a SEQUENCE, which distinguish the kinds of DER files. Each is one
-// letter: i INTEGER, s SEQUENCE, o OCTET STRING, b BIT STRING, x any other. It is "" for anything else.
-func shape(der []byte) string {
-	var outer asn1.RawValue
-	rest, err := asn1.Unmarshal(der, &outer)
-	if err != nil || len(rest) > 0 || outer.Class != asn1.ClassUniversal || outer.Tag != asn1.TagSequence {
-		return ""
+// parse returns the RSA key in a block, decrypted if necessary.
+func (s *session) parse(ctx context.Context, block *pem.Block) (*rsa.PrivateKey, error) {
+	if formOf(block) == formOldPEM {
+		return s.parseOldPEM(ctx, block)
 	}
-	var letters strings.Builder
-	for rest := outer.Bytes; len(rest) > 0 && letters.Len() < 9; {
-		var v asn1.RawValue
-		if rest, err = asn1.Unmarshal(rest, &v); err != nil {
-			return ""
-		}
-		letter := byte('x')
-		if v.Class == asn1.ClassUniversal {
-			switch v.Tag {
-			case asn1.TagInteger:
-				letter = 'i'
-			case asn1.TagSequence:
-				letter = 's'
-			case asn1.TagOctetString:
-				letter = 'o'
-			case asn1.TagBitString:
-				letter = 'b'
-			}
-		}
-		letters.WriteByte(letter)
-	}
-	return letters.String()
-}
-
-// parse returns the RSA key in der, decrypted if necessary.
-func (s *session) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
-	switch form := shape(der); {
+	der := block.Bytes
+	switch form := filekind.Shape(der); {
 	case strings.HasPrefix(form, "iso"):
 		return parsePKCS8(der)
 	case strings.HasPrefix(form, "iiiiiiiii"):
@@ -113,20 +74,10 @@ func (s *session) parse(ctx context.Context, der []byte) (*rsa.PrivateKey, error
 		return s.parsePKCS12(ctx, der)
 	case strings.HasPrefix(form, "io"): // RFC 5915
 		return nil, notRSA("an EC key")
-	case form == "ssb":
-		what := "a certificate"
-		if _, err := x509.ParseCertificateRequest(der); err == nil {
-			what = "a certificate request"
-		}
-		return nil, fmt.Errorf("%w: the file contains %s, not a private key", signer.ErrBadKey, what)
-	case form == "sb" || form == "ii":
-		return nil, fmt.Errorf("%w: the file contains a public key, not a private key", signer.ErrBadKey)
 	}
-	if bytes.HasPrefix(der, []byte("\xfe\xed\xfe\xed")) || bytes.HasPrefix(der, []byte("\xce\xce\xce\xce")) {
-		return nil, fault.Errorf("%w: the file is a Java keystore (JKS or JCEKS)", signer.ErrBadKey).
-			Fix(fmt.Sprintf("convert it: keytool -importkeystore -srckeystore %s -destkeystore NEW.p12 -deststoretype PKCS12", s.path))
-	}
-	return nil, fmt.Errorf("%w: the file is neither PKCS#8, PKCS#1 nor PKCS#12", signer.ErrBadKey)
+	kind := filekind.Of(der)
+	return nil, fault.Errorf("%w: this is %s, not a private key in PKCS#8, PKCS#1 or PKCS#12", signer.ErrBadKey, kind).
+		Fix(strings.ReplaceAll(kind.Use(), "FILE", s.path))
 }
 
 func notRSA(what string) error {

@@ -25,6 +25,7 @@ type diagnosis struct {
 // diagnose implements signer.Backend.Diagnose. It always asks the service for the public key, and compares it with that
 // of the certificate.
 func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenOptions, report func(signer.Step)) signer.Signer {
+	o.Policy = o.Policy.Impatient()
 	d := &diagnosis{session: &session{Options: o, ref: ref}, open: open}
 	if signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},

@@ -52,7 +52,10 @@ func familyOf(err error) (fix string, family error) {
 	case codes.InvalidArgument:
 		return fixKey, signer.ErrBadKey
 	case codes.Unimplemented:
-		return "the endpoint is not Cloud KMS; check the attribute endpoint of the reference", signer.ErrUnsupported
+		if text := textOf(err); strings.HasPrefix(text, "unknown service ") || strings.HasPrefix(text, "unexpected HTTP status code ") {
+			return "the endpoint does not speak Cloud KMS; check the attribute endpoint of the reference", signer.ErrUnsupported
+		}
+		return "", signer.ErrUnsupported // a method, a field or an algorithm
 	case codes.ResourceExhausted:
 		if strings.HasPrefix(textOf(err), "grpc: ") { // from the client itself: the answer is longer than maxAnswer
 			return "", signer.ErrUnavailable

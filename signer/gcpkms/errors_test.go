@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -76,6 +79,20 @@ func TestFaults(t *testing.T) {
 	_ = server.Close()
 	_, err := signerkit.Open(t, Backend(quick()), reference+"&timeout=100ms", nil)
 	signerkit.WantError(t, err, signer.ErrUnavailable, "connection refused", "")
+}
+
+// TestUnimplemented: the error says that the endpoint does not speak Cloud KMS only where that is proven.
+func TestUnimplemented(t *testing.T) {
+	for text, want := range map[string]bool{
+		"unknown service google.cloud.kms.v1.KeyManagementService":                true,
+		"unexpected HTTP status code received from server: 404 (Not Found)":       true,
+		"unknown method AsymmetricSign for service google.cloud.kms.v1.Something": false,
+		"unsupported request field: page_size":                                    false,
+	} {
+		if fix, family := familyOf(status.Error(codes.Unimplemented, text)); !errors.Is(family, signer.ErrUnsupported) || strings.Contains(fix, "does not speak Cloud KMS") != want {
+			t.Errorf("%s: %q, %v", text, fix, family)
+		}
+	}
 }
 
 // TestOtherAnswers: whatever answers instead of Cloud KMS, the call ends in time with an error of one line, and it reads

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -18,19 +19,39 @@ import (
 
 // The limits of a listing. Read requests have the lowest quota, hundreds per minute, and every key costs one.
 const (
-	pageSize    = 500
 	maxListed   = 1000 // key rings, keys or versions, each
 	maxMentions = 20   // versions that an error names
 )
 
-// pages returns all entries of a List method, with one call for each page: pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, in).
-func pages[T, In any, It iterator.Pageable](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
+// pager is an iterator of the service's client.
+type pager[T any] interface {
+	iterator.Pageable
+	Next() (T, error)
+}
+
+// pages returns all entries of a List method, with one call for each page: pages(ctx, s, s.client.ListKeyRings, in). The
+// service chooses the size of the pages.
+func pages[T, In any, It pager[T]](ctx context.Context, s *session, list func(context.Context, *In, ...gax.CallOption) It, in *In) ([]T, error) {
 	var all []T
 	for token := ""; ; {
-		var page []T
-		next, err := kms.Do(ctx, s.caller, func(ctx context.Context) (string, error) {
-			page = nil
-			return iterator.NewPager(list(ctx, in), pageSize, token).NextPage(&page)
+		page, err := kms.Do(ctx, s.caller, func(ctx context.Context) ([]T, error) {
+			var page []T
+			it := list(ctx, in)
+			info := it.PageInfo()
+			for info.Token = token; ; {
+				entry, err := it.Next()
+				done := errors.Is(err, iterator.Done)
+				switch {
+				case err == nil:
+					page = append(page, entry)
+				case !done:
+					return nil, err
+				}
+				if done || info.Remaining() == 0 {
+					token = info.Token
+					return page, nil
+				}
+			}
 		})
 		if err != nil {
 			return nil, err
@@ -38,10 +59,9 @@ func pages[T, In any, It iterator.Pageable](ctx context.Context, s *session, lis
 		if all = append(all, page...); len(all) > maxListed {
 			return nil, tooMany("entries")
 		}
-		if next == "" {
+		if token == "" {
 			return all, nil
 		}
-		token = next
 	}
 }
 
@@ -99,7 +119,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	rings := []string{s.name.parentOfKeys()}
 	if s.name.ring == "" {
-		found, err := pages[*kmspb.KeyRing](ctx, s, s.client.ListKeyRings, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
+		found, err := pages(ctx, s, s.client.ListKeyRings, &kmspb.ListKeyRingsRequest{Parent: s.name.parentOfRings()})
 		if err != nil {
 			return nil, err
 		}
@@ -110,7 +130,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, ring := range rings {
-		found, err := pages[*kmspb.CryptoKey](ctx, s, s.client.ListCryptoKeys, &kmspb.ListCryptoKeysRequest{Parent: ring})
+		found, err := pages(ctx, s, s.client.ListCryptoKeys, &kmspb.ListCryptoKeysRequest{Parent: ring})
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +144,7 @@ func (s *session) keys(ctx context.Context) ([]string, error) {
 }
 
 func (s *session) versions(ctx context.Context, key string) ([]*kmspb.CryptoKeyVersion, error) {
-	return pages[*kmspb.CryptoKeyVersion](ctx, s, s.client.ListCryptoKeyVersions, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
+	return pages(ctx, s, s.client.ListCryptoKeyVersions, &kmspb.ListCryptoKeyVersionsRequest{Parent: key})
 }
 
 func (s *session) info(name string, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, level kmspb.ProtectionLevel, state string) signer.KeyInfo {

@@ -32,6 +32,13 @@ func (p Policy) WithDefaults() Policy {
 	return p
 }
 
+// Impatient returns the policy of a diagnosis, which ends after four failures in a row: within 3 s, if connections are
+// refused. A store that is slow still has Timeout.
+func (p Policy) Impatient() Policy {
+	p.BreakerThreshold = 4
+	return p
+}
+
 // InFlight returns how many callers can be served at the same time. With more callers the last one would wait under
 // MaxRPS until Timeout is over. Half of Timeout is reserved for the calls themselves.
 func (p Policy) InFlight() int {

@@ -61,14 +61,17 @@ func faults() []Fault {
 // permissions returns the operations of the double, and the permission that each of them needs.
 func permissions() map[string]string {
 	return map[string]string{
-		"GetPublicKey":          "cloudkms.cryptoKeyVersions.viewPublicKey",
-		"AsymmetricSign":        "cloudkms.cryptoKeyVersions.useToSign",
-		"GetCryptoKeyVersion":   "cloudkms.cryptoKeyVersions.get",
-		"CreateKeyRing":         "cloudkms.keyRings.create",
-		"CreateCryptoKey":       "cloudkms.cryptoKeys.create",
-		"ListKeyRings":          "cloudkms.keyRings.list",
-		"ListCryptoKeys":        "cloudkms.cryptoKeys.list",
-		"ListCryptoKeyVersions": "cloudkms.cryptoKeyVersions.list",
+		"GetPublicKey":           "cloudkms.cryptoKeyVersions.viewPublicKey",
+		"AsymmetricSign":         "cloudkms.cryptoKeyVersions.useToSign",
+		"GetCryptoKeyVersion":    "cloudkms.cryptoKeyVersions.get",
+		"GetKeyRing":             "cloudkms.keyRings.get",
+		"GetCryptoKey":           "cloudkms.cryptoKeys.get",
+		"CreateKeyRing":          "cloudkms.keyRings.create",
+		"CreateCryptoKey":        "cloudkms.cryptoKeys.create",
+		"CreateCryptoKeyVersion": "cloudkms.cryptoKeyVersions.create",
+		"ListKeyRings":           "cloudkms.keyRings.list",
+		"ListCryptoKeys":         "cloudkms.cryptoKeys.list",
+		"ListCryptoKeyVersions":  "cloudkms.cryptoKeyVersions.list",
 	}
 }
 

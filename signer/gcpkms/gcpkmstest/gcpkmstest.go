@@ -4,9 +4,10 @@
 // A client needs Endpoint as its endpoint. The program cmd/gcpkms-double is the same server as a separate process.
 // Package awskmstest is its counterpart for AWS and has the same functions.
 //
-// The operations are CreateKeyRing, CreateCryptoKey, GetCryptoKeyVersion, ListKeyRings, ListCryptoKeys,
-// ListCryptoKeyVersions, GetPublicKey and AsymmetricSign. All others answer UNIMPLEMENTED. All data is in memory.
-// Everything here is safe for concurrent use.
+// The operations are Create, Get and List of KeyRing, CryptoKey and CryptoKeyVersion, and GetPublicKey and
+// AsymmetricSign. All others answer UNIMPLEMENTED, and so does the creation of a version with another algorithm than RSA
+// PKCS1, PSS or OAEP, EC P256 or P384, and symmetric encryption. All data is in memory. Everything here is safe for
+// concurrent use.
 package gcpkmstest
 
 import (
@@ -45,9 +46,9 @@ type Server struct {
 	script   *double.Script[Fault]
 
 	mu       sync.Mutex
-	rings    map[string]bool
-	keys     map[string]*kmspb.CryptoKey
-	versions map[string]*Key
+	rings    map[string]*kmspb.KeyRing   // their values do not change
+	keys     map[string]*kmspb.CryptoKey // the same
+	versions map[string]Key
 }
 
 // NewServer starts a double. It listens until Close.
@@ -65,7 +66,7 @@ func NewServer(config Config) (*Server, error) {
 	s := &Server{
 		config: config, listener: &listener{Listener: inner, open: map[string]net.Conn{}}, closed: make(chan struct{}), done: make(chan struct{}),
 		script: double.NewScript(operations(), faults()...),
-		rings:  map[string]bool{}, keys: map[string]*kmspb.CryptoKey{}, versions: map[string]*Key{},
+		rings:  map[string]*kmspb.KeyRing{}, keys: map[string]*kmspb.CryptoKey{}, versions: map[string]Key{},
 	}
 	opts := []grpc.ServerOption{grpc.UnaryInterceptor(s.intercept)}
 	if config.TLS != nil {

@@ -2,16 +2,24 @@ package gcpkmstest
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"hash/crc32"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -23,10 +31,11 @@ type Key struct {
 	Protection kmspb.ProtectionLevel                        // unset: HSM
 	State      kmspb.CryptoKeyVersion_CryptoKeyVersionState // unset: ENABLED
 
-	ready time.Time // when a generated version becomes ENABLED
+	created time.Time
+	ready   time.Time // when a generated version becomes ENABLED
 }
 
-func (v *Key) state() kmspb.CryptoKeyVersion_CryptoKeyVersionState {
+func (v Key) state() kmspb.CryptoKeyVersion_CryptoKeyVersionState {
 	if time.Now().Before(v.ready) {
 		return kmspb.CryptoKeyVersion_PENDING_GENERATION
 	}
@@ -57,15 +66,19 @@ func (s *Server) Add(v Key) (string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.versions[v.Name] != nil {
+	if _, exists := s.versions[v.Name]; exists {
 		return "", fmt.Errorf("add %q: it exists", v.Name)
 	}
-	s.versions[v.Name] = &v
+	v.created = time.Now()
+	v.ready = v.created
+	s.versions[v.Name] = v
 	key, _, _ := strings.Cut(v.Name, "/cryptoKeyVersions/")
 	ring, _, _ := strings.Cut(key, "/cryptoKeys/")
-	s.rings[ring] = true
+	if s.rings[ring] == nil {
+		s.rings[ring] = &kmspb.KeyRing{Name: ring, CreateTime: timestamppb.Now()}
+	}
 	if s.keys[key] == nil {
-		s.keys[key] = &kmspb.CryptoKey{Name: key, Purpose: purposeOf(v.Algorithm)}
+		s.keys[key] = newCryptoKey(key, purposeOf(v.Algorithm), v.Algorithm, v.Protection)
 	}
 	return v.Name, nil
 }
@@ -74,12 +87,39 @@ func (s *Server) Add(v Key) (string, error) {
 func (s *Server) SetState(name string, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := s.versions[name]
-	if v == nil {
+	v, ok := s.versions[name]
+	if !ok {
 		return fmt.Errorf("set the state of %q: no such key version", name)
 	}
-	v.State, v.ready = state, time.Time{}
+	v.State, v.ready = state, v.created
+	s.versions[name] = v
 	return nil
+}
+
+func newCryptoKey(name string, purpose kmspb.CryptoKey_CryptoKeyPurpose, algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, level kmspb.ProtectionLevel) *kmspb.CryptoKey {
+	return &kmspb.CryptoKey{
+		Name: name, Purpose: purpose, CreateTime: timestamppb.Now(),
+		VersionTemplate:          &kmspb.CryptoKeyVersionTemplate{Algorithm: algorithm, ProtectionLevel: level},
+		DestroyScheduledDuration: durationpb.New(30 * 24 * time.Hour),
+	}
+}
+
+// newPrivate generates the private key of a version. It is nil for symmetric encryption.
+func newPrivate(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm) (crypto.Signer, error) {
+	switch algorithm {
+	case kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION:
+		return nil, nil
+	case kmspb.CryptoKeyVersion_EC_SIGN_P256_SHA256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case kmspb.CryptoKeyVersion_EC_SIGN_P384_SHA384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	}
+	m := regexp.MustCompile(`^RSA_(?:SIGN_PKCS1|SIGN_PSS|DECRYPT_OAEP)_([0-9]+)_SHA`).FindStringSubmatch(algorithm.String())
+	if m == nil {
+		return nil, status.Errorf(codes.Unimplemented, "The double creates no keys of %v.", algorithm)
+	}
+	bits, _ := strconv.Atoi(m[1])
+	return rsa.GenerateKey(rand.Reader, bits)
 }
 
 func purposeOf(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm) kmspb.CryptoKey_CryptoKeyPurpose {
@@ -88,8 +128,10 @@ func purposeOf(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm) kmspb
 		return kmspb.CryptoKey_ASYMMETRIC_SIGN
 	case strings.Contains(name, "_DECRYPT_"):
 		return kmspb.CryptoKey_ASYMMETRIC_DECRYPT
+	case algorithm == kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION:
+		return kmspb.CryptoKey_ENCRYPT_DECRYPT
 	}
-	return kmspb.CryptoKey_ENCRYPT_DECRYPT
+	return kmspb.CryptoKey_CRYPTO_KEY_PURPOSE_UNSPECIFIED // of algorithms that the double does not create
 }
 
 // The forms of resource names.

@@ -1,6 +1,7 @@
 package gcpkmstest
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -10,31 +11,39 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// find returns a version in any state.
-func (s *Server) find(name string) (Key, error) {
+// lookup returns the entry of a name, which must have the form.
+func lookup[V any](s *Server, all map[string]V, form, name string) (V, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v := s.versions[name]; v != nil {
-		return *v, nil
+	v, ok := all[name]
+	switch {
+	case ok:
+		return v, nil
+	case !matches(form, name):
+		return v, malformed(name)
 	}
-	if !matches(versionName, name) {
-		return Key{}, status.Errorf(codes.InvalidArgument, "Resource name [%s] does not match pattern.", name)
-	}
-	return Key{}, status.Errorf(codes.NotFound, "%s not found.", name)
+	return v, status.Errorf(codes.NotFound, "%s not found.", name)
 }
+
+func malformed(name string) error {
+	return status.Errorf(codes.InvalidArgument, "Resource name [%s] does not match pattern.", name)
+}
+
+func exists(name string) error { return status.Errorf(codes.AlreadyExists, "%s already exists.", name) }
 
 // enabled returns a version with a key pair that can be used now.
 func (s *Server) enabled(name string) (Key, error) {
-	v, err := s.find(name)
+	v, err := lookup(s, s.versions, versionName, name)
 	switch {
 	case err != nil:
 		return v, err
@@ -59,7 +68,7 @@ func (s *Server) GetPublicKey(_ context.Context, req *kmspb.GetPublicKeyRequest)
 	return &kmspb.PublicKey{Name: v.Name, Pem: text, PemCrc32C: checksum([]byte(text)), Algorithm: v.Algorithm, ProtectionLevel: v.Protection}, nil
 }
 
-// AsymmetricSign is the RPC of this name, for algorithms that sign a digest.
+// AsymmetricSign is the RPC of this name.
 func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequest) (*kmspb.AsymmetricSignResponse, error) {
 	v, err := s.enabled(req.GetName())
 	if err != nil {
@@ -68,14 +77,16 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 	if purposeOf(v.Algorithm) != kmspb.CryptoKey_ASYMMETRIC_SIGN {
 		return nil, status.Errorf(codes.FailedPrecondition, "%s has algorithm %v, which does not sign.", v.Name, v.Algorithm)
 	}
-	h, digest := digestFor(v.Algorithm, req.GetDigest())
+	h, digest := digestFor(v.Algorithm, req)
 	switch {
-	case h == 0 || len(req.GetData()) > 0:
-		return nil, status.Errorf(codes.InvalidArgument, "The digest's type does not match the algorithm %v.", v.Algorithm)
+	case h == 0:
+		return nil, status.Errorf(codes.InvalidArgument, "The request needs either data or a digest of the algorithm %v.", v.Algorithm)
 	case len(digest) != h.Size():
 		return nil, status.Errorf(codes.InvalidArgument, "The digest has %d bytes; %v has %d.", len(digest), h, h.Size())
-	case req.GetDigestCrc32C() != nil && req.GetDigestCrc32C().GetValue() != checksum(digest).GetValue():
+	case !intact(req.GetDigestCrc32C(), digest):
 		return nil, status.Error(codes.InvalidArgument, "The checksum in field digest_crc32c did not match the data in field digest.")
+	case !intact(req.GetDataCrc32C(), req.GetData()):
+		return nil, status.Error(codes.InvalidArgument, "The checksum in field data_crc32c did not match the data in field data.")
 	}
 	var opts crypto.SignerOpts = h
 	if strings.Contains(v.Algorithm.String(), "_PSS_") {
@@ -87,146 +98,216 @@ func (s *Server) AsymmetricSign(_ context.Context, req *kmspb.AsymmetricSignRequ
 	}
 	return &kmspb.AsymmetricSignResponse{
 		Name: v.Name, Signature: sig, SignatureCrc32C: checksum(sig), ProtectionLevel: v.Protection,
-		VerifiedDigestCrc32C: req.GetDigestCrc32C() != nil,
+		VerifiedDigestCrc32C: req.GetDigestCrc32C() != nil, VerifiedDataCrc32C: req.GetDataCrc32C() != nil,
 	}, nil
 }
 
-// digestFor returns the digest if its hash is that of the algorithm, and otherwise the hash 0.
-func digestFor(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, d *kmspb.Digest) (crypto.Hash, []byte) {
-	var h crypto.Hash
-	var digest []byte
-	switch d := d.GetDigest().(type) {
-	case *kmspb.Digest_Sha256:
-		h, digest = crypto.SHA256, d.Sha256
-	case *kmspb.Digest_Sha384:
-		h, digest = crypto.SHA384, d.Sha384
-	case *kmspb.Digest_Sha512:
-		h, digest = crypto.SHA512, d.Sha512
+// intact reports whether a checksum is absent or right.
+func intact(sum *wrapperspb.Int64Value, data []byte) bool {
+	return sum == nil || sum.GetValue() == checksum(data).GetValue()
+}
+
+// digestFor returns the digest of a request, or that of its data, with the hash of the algorithm. The hash is 0 if the
+// request has both, neither, or a digest of another hash.
+func digestFor(algorithm kmspb.CryptoKeyVersion_CryptoKeyVersionAlgorithm, req *kmspb.AsymmetricSignRequest) (crypto.Hash, []byte) {
+	for h, given := range map[crypto.Hash][]byte{
+		crypto.SHA256: req.GetDigest().GetSha256(), crypto.SHA384: req.GetDigest().GetSha384(), crypto.SHA512: req.GetDigest().GetSha512(),
+	} {
+		switch {
+		case !strings.HasSuffix(algorithm.String(), fmt.Sprintf("_SHA%d", 8*h.Size())):
+		case len(given) > 0 && len(req.GetData()) == 0:
+			return h, given
+		case req.GetDigest() == nil && len(req.GetData()) > 0:
+			sum := h.New()
+			sum.Write(req.GetData())
+			return h, sum.Sum(nil)
+		}
 	}
-	if h == 0 || !strings.HasSuffix(algorithm.String(), fmt.Sprintf("_SHA%d", 8*h.Size())) {
-		return 0, nil
-	}
-	return h, digest
+	return 0, nil
+}
+
+// GetKeyRing is the RPC of this name.
+func (s *Server) GetKeyRing(_ context.Context, req *kmspb.GetKeyRingRequest) (*kmspb.KeyRing, error) {
+	return lookup(s, s.rings, ringName, req.GetName())
+}
+
+// GetCryptoKey is the RPC of this name.
+func (s *Server) GetCryptoKey(_ context.Context, req *kmspb.GetCryptoKeyRequest) (*kmspb.CryptoKey, error) {
+	return lookup(s, s.keys, keyName, req.GetName())
 }
 
 // GetCryptoKeyVersion is the RPC of this name.
 func (s *Server) GetCryptoKeyVersion(_ context.Context, req *kmspb.GetCryptoKeyVersionRequest) (*kmspb.CryptoKeyVersion, error) {
-	v, err := s.find(req.GetName())
+	v, err := lookup(s, s.versions, versionName, req.GetName())
 	if err != nil {
 		return nil, err
 	}
 	return v.resource(), nil
 }
 
-func (v *Key) resource() *kmspb.CryptoKeyVersion {
-	return &kmspb.CryptoKeyVersion{Name: v.Name, State: v.state(), Algorithm: v.Algorithm, ProtectionLevel: v.Protection}
+func (v Key) resource() *kmspb.CryptoKeyVersion {
+	answer := &kmspb.CryptoKeyVersion{
+		Name: v.Name, State: v.state(), Algorithm: v.Algorithm, ProtectionLevel: v.Protection, CreateTime: timestamppb.New(v.created),
+	}
+	if answer.State != kmspb.CryptoKeyVersion_PENDING_GENERATION {
+		answer.GenerateTime = timestamppb.New(v.ready)
+	}
+	return answer
 }
 
 // CreateKeyRing is the RPC of this name.
 func (s *Server) CreateKeyRing(_ context.Context, req *kmspb.CreateKeyRingRequest) (*kmspb.KeyRing, error) {
 	name := req.GetParent() + "/keyRings/" + req.GetKeyRingId()
 	if !matches(ringName, name) {
-		return nil, status.Errorf(codes.InvalidArgument, "Resource name [%s] does not match pattern.", name)
+		return nil, malformed(name)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rings[name] {
-		return nil, status.Errorf(codes.AlreadyExists, "KeyRing %s already exists.", name)
+	if s.rings[name] != nil {
+		return nil, exists(name)
 	}
-	s.rings[name] = true
-	return &kmspb.KeyRing{Name: name}, nil
+	s.rings[name] = &kmspb.KeyRing{Name: name, CreateTime: timestamppb.Now()}
+	return s.rings[name], nil
 }
 
-// CreateCryptoKey is the RPC of this name, for keys of RSA_SIGN_PKCS1_n_SHA256. It creates version 1.
+// CreateCryptoKey is the RPC of this name. Without an algorithm the key is for symmetric encryption, without a protection
+// level it is SOFTWARE.
 func (s *Server) CreateCryptoKey(_ context.Context, req *kmspb.CreateCryptoKeyRequest) (*kmspb.CryptoKey, error) {
-	name := req.GetParent() + "/cryptoKeys/" + req.GetCryptoKeyId()
-	template := req.GetCryptoKey().GetVersionTemplate()
-	bits, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(template.GetAlgorithm().String(), "RSA_SIGN_PKCS1_"), "_SHA256"))
-	if !matches(keyName, name) || bits == 0 || req.GetCryptoKey().GetPurpose() != kmspb.CryptoKey_ASYMMETRIC_SIGN {
-		return nil, status.Errorf(codes.InvalidArgument, "The double creates keys of ASYMMETRIC_SIGN with RSA_SIGN_PKCS1_n_SHA256 only; [%s] with %v.", name, template.GetAlgorithm())
+	name, purpose := req.GetParent()+"/cryptoKeys/"+req.GetCryptoKeyId(), req.GetCryptoKey().GetPurpose()
+	algorithm := cmp.Or(req.GetCryptoKey().GetVersionTemplate().GetAlgorithm(), kmspb.CryptoKeyVersion_GOOGLE_SYMMETRIC_ENCRYPTION)
+	level := cmp.Or(req.GetCryptoKey().GetVersionTemplate().GetProtectionLevel(), kmspb.ProtectionLevel_SOFTWARE)
+	switch {
+	case !matches(keyName, name):
+		return nil, malformed(name)
+	case purpose == 0 || purpose != purposeOf(algorithm):
+		return nil, status.Errorf(codes.InvalidArgument, "The algorithm %v is not valid for the purpose %v.", algorithm, purpose)
 	}
 	if err := s.vacant(req.GetParent(), name); err != nil {
 		return nil, err
 	}
-	private, err := rsa.GenerateKey(rand.Reader, bits)
+	key := newCryptoKey(name, purpose, algorithm, level)
+	var first Key
+	if !req.GetSkipInitialVersionCreation() {
+		var err error
+		if first, err = s.newVersion(key); err != nil {
+			return nil, err
+		}
+		first.Name = name + "/cryptoKeyVersions/1"
+		if purpose == kmspb.CryptoKey_ENCRYPT_DECRYPT {
+			key.Primary = first.resource()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keys[name] != nil { // created meanwhile
+		return nil, exists(name)
+	}
+	s.keys[name] = key
+	if first.Name != "" {
+		s.versions[first.Name] = first
+	}
+	return key, nil
+}
+
+// CreateCryptoKeyVersion is the RPC of this name. An asymmetric version is PENDING_GENERATION in the answer.
+func (s *Server) CreateCryptoKeyVersion(_ context.Context, req *kmspb.CreateCryptoKeyVersionRequest) (*kmspb.CryptoKeyVersion, error) {
+	key, err := lookup(s, s.keys, keyName, req.GetParent())
 	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
+		return nil, err
 	}
-	version := Key{Name: name + "/cryptoKeyVersions/1", Private: private, Algorithm: template.GetAlgorithm(), Protection: template.GetProtectionLevel(), ready: time.Now().Add(s.config.Generation)}
-	if _, err := s.Add(version); err != nil {
-		return nil, status.Error(codes.AlreadyExists, err.Error())
+	v, err := s.newVersion(key)
+	if err != nil {
+		return nil, err
 	}
-	return &kmspb.CryptoKey{Name: name, Purpose: kmspb.CryptoKey_ASYMMETRIC_SIGN, VersionTemplate: template}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	number := 1
+	for v.Name == "" || s.versions[v.Name].Name != "" {
+		v.Name = fmt.Sprintf("%s/cryptoKeyVersions/%d", key.GetName(), number)
+		number++
+	}
+	s.versions[v.Name] = v
+	answer := v.resource()
+	if v.Private != nil {
+		answer.State, answer.GenerateTime = kmspb.CryptoKeyVersion_PENDING_GENERATION, nil
+	}
+	return answer, nil
+}
+
+// newVersion returns a version of a key, without a name.
+func (s *Server) newVersion(key *kmspb.CryptoKey) (Key, error) {
+	template := key.GetVersionTemplate()
+	private, err := newPrivate(template.GetAlgorithm())
+	if err != nil {
+		return Key{}, err
+	}
+	v := Key{Private: private, Algorithm: template.GetAlgorithm(), Protection: template.GetProtectionLevel(), State: kmspb.CryptoKeyVersion_ENABLED, created: time.Now()}
+	v.ready = v.created
+	if private != nil {
+		v.ready = v.created.Add(s.config.Generation)
+	}
+	return v, nil
 }
 
 // vacant returns an error unless a key can be created under this name.
 func (s *Server) vacant(ring, key string) error {
+	if _, err := lookup(s, s.rings, ringName, ring); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.rings[ring] {
-		return status.Errorf(codes.NotFound, "KeyRing %s not found.", ring)
-	}
 	if s.keys[key] != nil {
-		return status.Errorf(codes.AlreadyExists, "CryptoKey %s already exists.", key)
+		return exists(key)
 	}
 	return nil
 }
 
-// page returns one page of the names under a parent, sorted. The token is the last name of the page before.
-func page[V any](all map[string]V, prefix, token string, size int32) (names []string, next string) {
+// page returns one page of the entries under a parent, sorted by name. The token is the last name of the page before.
+func page[V any](s *Server, all map[string]V, prefix, token string, size int32) (entries []V, next string) {
 	if size <= 0 {
 		size = 100 // the default of the service
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if !strings.HasPrefix(name, prefix) || name <= token {
 			continue
 		}
-		if len(names) == int(size) {
-			return names, names[len(names)-1]
+		if len(entries) == int(size) {
+			return entries, next
 		}
-		names = append(names, name)
+		entries, next = append(entries, all[name]), name
 	}
-	return names, ""
+	return entries, ""
 }
 
 // ListKeyRings is the RPC of this name.
 func (s *Server) ListKeyRings(_ context.Context, req *kmspb.ListKeyRingsRequest) (*kmspb.ListKeyRingsResponse, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names, next := page(s.rings, req.GetParent()+"/keyRings/", req.GetPageToken(), req.GetPageSize())
-	answer := &kmspb.ListKeyRingsResponse{NextPageToken: next}
-	for _, name := range names {
-		answer.KeyRings = append(answer.KeyRings, &kmspb.KeyRing{Name: name})
+	if !matches(locationName, req.GetParent()) {
+		return nil, malformed(req.GetParent())
 	}
-	return answer, nil
+	rings, next := page(s, s.rings, req.GetParent()+"/keyRings/", req.GetPageToken(), req.GetPageSize())
+	return &kmspb.ListKeyRingsResponse{KeyRings: rings, NextPageToken: next}, nil
 }
 
 // ListCryptoKeys is the RPC of this name. Filters are ignored.
 func (s *Server) ListCryptoKeys(_ context.Context, req *kmspb.ListCryptoKeysRequest) (*kmspb.ListCryptoKeysResponse, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.rings[req.GetParent()] {
-		return nil, status.Errorf(codes.NotFound, "KeyRing %s not found.", req.GetParent())
+	if _, err := lookup(s, s.rings, ringName, req.GetParent()); err != nil {
+		return nil, err
 	}
-	names, next := page(s.keys, req.GetParent()+"/cryptoKeys/", req.GetPageToken(), req.GetPageSize())
-	answer := &kmspb.ListCryptoKeysResponse{NextPageToken: next}
-	for _, name := range names {
-		answer.CryptoKeys = append(answer.CryptoKeys, s.keys[name])
-	}
-	return answer, nil
+	keys, next := page(s, s.keys, req.GetParent()+"/cryptoKeys/", req.GetPageToken(), req.GetPageSize())
+	return &kmspb.ListCryptoKeysResponse{CryptoKeys: keys, NextPageToken: next}, nil
 }
 
 // ListCryptoKeyVersions is the RPC of this name. Filters are ignored.
 func (s *Server) ListCryptoKeyVersions(_ context.Context, req *kmspb.ListCryptoKeyVersionsRequest) (*kmspb.ListCryptoKeyVersionsResponse, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.keys[req.GetParent()] == nil {
-		return nil, status.Errorf(codes.NotFound, "CryptoKey %s not found.", req.GetParent())
+	if _, err := lookup(s, s.keys, keyName, req.GetParent()); err != nil {
+		return nil, err
 	}
-	names, next := page(s.versions, req.GetParent()+"/cryptoKeyVersions/", req.GetPageToken(), req.GetPageSize())
+	versions, next := page(s, s.versions, req.GetParent()+"/cryptoKeyVersions/", req.GetPageToken(), req.GetPageSize())
 	answer := &kmspb.ListCryptoKeyVersionsResponse{NextPageToken: next}
-	for _, name := range names {
-		answer.CryptoKeyVersions = append(answer.CryptoKeyVersions, s.versions[name].resource())
+	for _, v := range versions {
+		answer.CryptoKeyVersions = append(answer.CryptoKeyVersions, v.resource())
 	}
 	return answer, nil
 }
