@@ -51,14 +51,8 @@ func other() *store { return &store{key: testkit.NewSigner(testkit.Key("other"))
 
 func goldenCertificates(t *testing.T) func(context.Context) (Certificates, error) {
 	t.Helper()
-	certs, err := chain.Parse(testkit.File(t, "golden/chain.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots, err := chain.Parse(testkit.File(t, "golden/root.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	certs := testkit.Value(chain.Parse(testkit.File(t, "golden/chain.pem")))(t)
+	roots := testkit.Value(chain.Parse(testkit.File(t, "golden/root.pem")))(t)
 	return func(context.Context) (Certificates, error) {
 		return Certificates{Name: "chain.pem", Vendor: certs, TrustRoots: roots}, nil
 	}
@@ -69,10 +63,7 @@ func newVendor(t *testing.T, cfg Config) *Vendor {
 	if cfg.Certificates == nil {
 		cfg.Certificates = goldenCertificates(t)
 	}
-	v, err := NewVendor(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := testkit.Value(NewVendor(t.Context(), cfg))(t)
 	t.Cleanup(v.Close)
 	return v
 }
@@ -81,10 +72,7 @@ func customer(t *testing.T) Order { return Order{CSR: testkit.File(t, "golden/cu
 
 func prepare(t *testing.T, v *Vendor, order Order) *Prepared {
 	t.Helper()
-	p, err := v.Prepare(t.Context(), Caller{Name: "tester"}, order)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testkit.Value(v.Prepare(t.Context(), Caller{Name: "tester"}, order))(t)
 	return p
 }
 
@@ -101,10 +89,7 @@ func TestIssueIsGolden(t *testing.T) {
 		order := customer(t)
 		order.Format = format
 		p := prepare(t, v, order)
-		issued, err := v.Issue(t.Context(), p)
-		if err != nil {
-			t.Fatal(err)
-		}
+		issued := testkit.Value(v.Issue(t.Context(), p))(t)
 		want := testkit.File(t, file)
 		if string(issued.Request) != string(want) || p.Caller.Name != "tester" {
 			t.Errorf("%q: not the golden request", format)
@@ -283,10 +268,7 @@ func TestOpeningCallerGivesUp(t *testing.T) {
 
 // After Reload the new chain signs with its own key, and an order that was prepared under the old chain is refused.
 func TestReload(t *testing.T) {
-	authority, err := testpki.New(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
+	authority := testkit.Value(testpki.New(time.Now()))(t)
 	name, keys := "old", map[string]*testkit.Signer{"old": testkit.NewSigner(testkit.Key("old")), "new": testkit.NewSigner(testkit.Key("new"))}
 	certificates := func(context.Context) (Certificates, error) {
 		der, err := certreq.Create(t.Context(), testkit.NewSigner(testkit.Key(name)), certreq.Subject{CommonName: "Example", Email: "mdm@example.com", Country: "US"})
@@ -306,9 +288,7 @@ func TestReload(t *testing.T) {
 		t.Fatalf("%v, %d signatures", err, keys["old"].Calls.Load())
 	}
 	name = "new"
-	if err := v.Reload(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, v.Reload(t.Context()))
 	if _, err := v.Issue(t.Context(), before); fault.KindOf(err) != fault.Conflict || fault.Hint(err) == "" {
 		t.Errorf("prepared under the old chain: %v", err)
 	}
@@ -414,10 +394,7 @@ func TestCertificateFiles(t *testing.T) {
 
 func TestCheckStatus(t *testing.T) {
 	certificates := goldenCertificates(t)
-	loaded, err := certificates(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	loaded := testkit.Value(certificates(t.Context()))(t)
 	expiry := FirstExpiry(loaded.Vendor).NotAfter
 	down := golden(t)
 	down.fail = func() error { return signer.ErrUnavailable }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
 	"math"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
+	"hsmsign/fault"
 	"hsmsign/internal/strictder"
 	"hsmsign/lifecycle/pushcert"
 	"hsmsign/request"
@@ -39,9 +39,6 @@ type Certificate struct {
 	SHA256    string `json:"sha256"`     // of the DER
 }
 
-// vendorExtension marks an MDM vendor certificate. Apple does not document it; not every vendor certificate has it.
-var vendorExtension = asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
-
 // NewCertificate describes a certificate at the given time.
 func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 	c := Certificate{
@@ -62,7 +59,7 @@ func NewCertificate(cert *x509.Certificate, now time.Time) Certificate {
 		c.Kind, c.Name, c.Topic = "push", "push certificate", topic
 	case cert.IsCA:
 		c.Kind, c.Name = "ca", "CA certificate, not one of Apple's"
-	case isVendor(cert):
+	case chain.HasVendorExtension(cert) || strings.HasPrefix(cert.Subject.CommonName, "MDM Vendor:"):
 		c.Kind, c.Name = "vendor", "MDM vendor certificate"
 	}
 	return c
@@ -75,16 +72,6 @@ func NewCertificates(certs []*x509.Certificate, now time.Time) []Certificate {
 		all = append(all, NewCertificate(cert, now))
 	}
 	return all
-}
-
-// isVendor returns whether a certificate has Apple's extension, or else the name of a vendor certificate.
-func isVendor(cert *x509.Certificate) bool {
-	for _, e := range cert.Extensions {
-		if e.Id.Equal(vendorExtension) {
-			return true
-		}
-	}
-	return strings.HasPrefix(cert.Subject.CommonName, "MDM Vendor:")
 }
 
 // shortNames are those of RFC 4519 and PKCS #9 for the attributes that Apple and its customers use.
@@ -118,10 +105,7 @@ func keyName(pub any, algorithm x509.PublicKeyAlgorithm, spki []byte) string {
 }
 
 // SHA256 returns the SHA-256 of data in hex.
-func SHA256(data []byte) string {
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
-}
+func SHA256(data []byte) string { return fmt.Sprintf("%x", sha256.Sum256(data)) }
 
 // CSR describes a certificate signing request.
 type CSR struct {
@@ -156,7 +140,7 @@ type Key struct {
 // NewKey describes a private key at the given time.
 func NewKey(k signer.KeyInfo, now time.Time) Key {
 	key := Key{
-		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: notNil(k.Properties),
+		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: append([]signer.Property{}, k.Properties...),
 	}
 	if k.Public != nil {
 		key.KeySHA256 = chain.SPKISHA256(k.Public)
@@ -171,7 +155,7 @@ func NewKey(k signer.KeyInfo, now time.Time) Key {
 // NewVerifyResult describes the verdict on a request at the given time.
 func NewVerifyResult(file string, r *request.Report, now time.Time) VerifyResult {
 	result := VerifyResult{
-		File: file, OK: r.OK(), Digest: DigestName(r.Digest), Chain: NewCertificates(r.Chain, now), Findings: notNil(r.Findings),
+		File: file, OK: r.OK(), Digest: DigestName(r.Digest), Chain: NewCertificates(r.Chain, now), Findings: append([]fault.Finding{}, r.Findings...),
 	}
 	if r.CSR != nil {
 		result.CSR = NewCSR(r.CSR)
@@ -198,12 +182,4 @@ func DigestName(h crypto.Hash) string {
 		return ""
 	}
 	return strings.ToLower(strings.ReplaceAll(h.String(), "-", ""))
-}
-
-// notNil makes a list that JSON shows as [] if it is empty.
-func notNil[T any](list []T) []T {
-	if list == nil {
-		return []T{}
-	}
-	return list
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/invopop/jsonschema"
 )
 
@@ -28,24 +30,16 @@ func TestSchemas(t *testing.T) {
 	for name, shape := range shapes {
 		// A later version may add fields.
 		reflector := jsonschema.Reflector{AllowAdditionalProperties: true, Anonymous: true, ExpandedStruct: true}
-		schema, err := json.MarshalIndent(reflector.Reflect(shape), "", "  ")
-		if err != nil {
-			t.Fatal(err)
-		}
+		schema := testkit.Value(json.MarshalIndent(reflector.Reflect(shape), "", "  "))(t)
 		file := filepath.Join(dir, name+".json")
 		if *update {
-			if err := os.WriteFile(file, append(schema, '\n'), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, os.WriteFile(file, append(schema, '\n'), 0o644))
 		}
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(bytes.TrimSpace(got), schema) {
 			t.Errorf("%s is not the schema of %T (%v); run go test ./api -run Schemas -update", file, shape, err)
 		}
 	}
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testkit.Value(os.ReadDir(dir))(t)
 	for _, file := range files {
 		if shapes[strings.TrimSuffix(file.Name(), ".json")] == nil {
 			t.Errorf("%s belongs to no shape", file.Name())

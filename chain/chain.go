@@ -1,21 +1,19 @@
 // Package chain builds and checks the certificate chain of an MDM vendor, which is part of every Push Certificate
 // Request: the vendor certificate, Apple's WWDR intermediate, Apple's root.
 //
-// Parse reads certificate files. Build is for the vendor's own chain: it accepts certificates in any order and returns
-// one good chain or the first error. Check is for the chain of a finished request: it examines the certificates in their
-// order and reports all findings. Both apply the same rules, and every finding says what to do.
+// Parse reads certificate files. Build returns the vendor's own chain, or the first error. Check reports all findings
+// about the chain of a finished request. Both apply the same rules.
 //
 // Trust is by exact bytes: a chain ends at one of Apple's roots, known by SHA-256 (Pins), or at a certificate of
-// Options.TrustRoots. The system's certificate store is not used. Apple's older root is signed with SHA-1; the signature
-// of a root over itself proves nothing and is not verified (RFC 5280 section 6.1.1 (d)).
+// Options.TrustRoots. The system's certificate store is not used. The signature of a root over itself proves nothing and
+// is not verified (RFC 5280 section 6.1.1 (d)). Fetch downloads Apple's certificates, which hsmsign does not contain.
 //
-// hsmsign does not contain Apple's certificates. Fetch downloads them and compares them with their pins.
-//
-// Everything here is safe for concurrent use: the functions keep no state and do not change the certificates they get.
+// Everything here is safe for concurrent use.
 package chain
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -47,9 +45,7 @@ func (o Options) withDefaults() Options {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
-	if o.WarnDays == 0 {
-		o.WarnDays = 30
-	}
+	o.WarnDays = cmp.Or(o.WarnDays, 30)
 	return o
 }
 
@@ -183,3 +179,9 @@ func dedupe(certs []*x509.Certificate) (unique []*x509.Certificate, findings []f
 
 // selfIssued reports whether subject and issuer are the same, as in a root (RFC 5280 section 3.2).
 func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
+
+// CheckDates returns an error, a *fault.Finding, if a certificate of the chain is not valid at the given time. Build
+// checks the dates once; a process that keeps the chain for days checks them again before each signature.
+func (c *Chain) CheckDates(now time.Time) error {
+	return fault.First(checkDates(c.Certs, Options{Now: now}))
+}

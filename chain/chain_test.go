@@ -49,10 +49,7 @@ func TestBuild(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.opts.Now, tt.opts.TrustRoots = now, certs(w.Root)
-			c, err := Build(tt.cert, tt.extra, tt.opts)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := testkit.Value(Build(tt.cert, tt.extra, tt.opts))(t)
 			if diff := cmp.Diff(subjects(tt.path), subjects(c.Certs)); diff != "" {
 				t.Errorf("path (-want +got):\n%s", diff)
 			}

@@ -51,9 +51,8 @@ func checkLeaf(c *x509.Certificate) []fault.Finding {
 	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		f = append(f, *refuse("chain.leaf-usage", "%s must not sign data: its key usage lacks digitalSignature", name(c)).WithFix(fixLeaf))
 	}
-	vendor := asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
-	if !hasExtension(c, vendor) {
-		f = append(f, *fault.Warn("chain.vendor-extension", "%s lacks Apple's extension %v, which marks an MDM vendor's certificate", name(c), vendor).
+	if !HasVendorExtension(c) {
+		f = append(f, *fault.Warn("chain.vendor-extension", "%s lacks Apple's extension %v, which marks an MDM vendor's certificate", name(c), vendorExtension).
 			WithFix("make sure that Apple issued this certificate for the MDM vendor's CSR; if so, ignore this"))
 	}
 	return f
@@ -272,6 +271,10 @@ func userID(c *x509.Certificate) string {
 	return ""
 }
 
-func hasExtension(c *x509.Certificate, id asn1.ObjectIdentifier) bool {
-	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(id) })
+var vendorExtension = asn1.ObjectIdentifier{1, 2, 840, 113635, 100, 4, 12}
+
+// HasVendorExtension reports whether a certificate has the extension that marks an MDM vendor certificate. Apple does not
+// document it; not every vendor certificate has it.
+func HasVendorExtension(c *x509.Certificate) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(vendorExtension) })
 }

@@ -100,11 +100,11 @@ func TestFetch(t *testing.T) {
 // Both the timeout of a try and the context end a request that gets no answer.
 func TestFetchTimesOut(t *testing.T) {
 	opts, _ := mirror(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	opts.Timeout = 20 * time.Millisecond
+	opts.Client.Timeout = 20 * time.Millisecond
 	if _, err := Fetch(t.Context(), opts); !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "(try 3)") {
 		t.Errorf("error %v, want a timeout at the third try", err)
 	}
-	opts.Timeout = 0
+	opts.Client.Timeout = 0
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := Fetch(ctx, opts); !errors.Is(err, ErrFetch) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "(try 3)") {

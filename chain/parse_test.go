@@ -91,10 +91,7 @@ func TestParse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Parse([]byte(tt.data))
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := testkit.Value(Parse([]byte(tt.data)))(t)
 			if diff := cmp.Diff(subjects(tt.want), subjects(got)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}

@@ -175,11 +175,5 @@ func validAt(c *x509.Certificate, opts Options) bool {
 func byExpiry(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }
 
 func filter(certs []*x509.Certificate, keep func(*x509.Certificate) bool) []*x509.Certificate {
-	var kept []*x509.Certificate
-	for _, c := range certs {
-		if keep(c) {
-			kept = append(kept, c)
-		}
-	}
-	return kept
+	return slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return !keep(c) })
 }

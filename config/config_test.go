@@ -23,9 +23,7 @@ import (
 
 func TestLoad(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a b%?&")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(dir, 0o700))
 	path := filepath.Join(dir, "hsmsign.yaml")
 	const ref = "pkcs11:token=a;object=b?module-path=m.so"
 	escaped := filepath.Dir(dir) + "/a%20b%25%3F%26"
@@ -47,13 +45,8 @@ func TestLoad(t *testing.T) {
 		{"vendors:\n  a: {key: \"file:/k\", cert: c.pem, chain: [d.pem], trust-root: [/e.pem]}\n", Config{Vendors: map[string]Vendor{
 			"a": {Key: "file:/k", Cert: dir + "/c.pem", Chain: []string{dir + "/d.pem"}, TrustRoot: []string{"/e.pem"}}}}},
 	} {
-		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		c, err := Load(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(path, []byte(tt.text), 0o600))
+		c := testkit.Value(Load(path))(t)
 		if diff := cmp.Diff(&tt.want, c, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s-want +got:\n%s", tt.text, diff)
 		}
@@ -65,9 +58,7 @@ func TestLoadRefuses(t *testing.T) {
 	path := filepath.Join(dir, "hsmsign.yaml")
 	write := func(data []byte, mode fs.FileMode) {
 		t.Helper()
-		if err := errors.Join(os.WriteFile(path, data, mode), os.Chmod(path, mode)); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, errors.Join(os.WriteFile(path, data, mode), os.Chmod(path, mode)))
 	}
 	refused := func(path, message, fix string) {
 		t.Helper()
@@ -87,9 +78,7 @@ func TestLoadRefuses(t *testing.T) {
 	refused(path, "larger than", "")
 	refused(dir, "not a regular file", "")
 	fifo := filepath.Join(dir, "fifo") // without a writer
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, syscall.Mkfifo(fifo, 0o600))
 	refused(fifo, "not a regular file", "")
 	if _, err := Load(filepath.Join(dir, "missing.yaml")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)
@@ -102,9 +91,7 @@ func TestLoadOwner(t *testing.T) {
 		t.Skip("not root")
 	}
 	path := filepath.Join(t.TempDir(), "hsmsign.yaml")
-	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, 12345, 12345)); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, 12345, 12345)))
 	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 		t.Errorf("a file of user 12345: %v", err)
 	}
@@ -124,9 +111,7 @@ func TestTrusted(t *testing.T) {
 func TestFind(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, path := range []string{"hsmsign.yaml", "flag.yaml", "env.yaml", "home/hsmsign/hsmsign.yaml", "etc.yaml"} { // the first is ignored
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)))
 	}
 	for _, tt := range []struct {
 		name, explicit, env, home, system string

@@ -61,10 +61,7 @@ func TestParse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Parse("x.yaml", []byte(tt.text))
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := testkit.Value(Parse("x.yaml", []byte(tt.text)))(t)
 			if diff := cmp.Diff(&tt.want, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -207,10 +204,7 @@ func TestNested(t *testing.T) {
 		"serve:\n  tls:\n    cert: 5\n":                                                       "3:11: cert must be a string of one line, not int",
 		"serve: {tls: {cert: x}}\nserv: {}\n":                                                 `2:1: unknown key "serv"`,
 	} {
-		file, err := parser.ParseBytes([]byte(text), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		file := testkit.Value(parser.ParseBytes([]byte(text), 0))(t)
 		got := ""
 		if err := checkNode("the file", file.Docs[0].Body, reflect.TypeFor[nested](), ""); err != nil {
 			got = err.Error()
@@ -244,10 +238,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("a PIN was accepted: %q", v.Key)
 			}
 		}
-		text, err := yaml.Marshal(c)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.Value(yaml.Marshal(c))(t)
 		again, err := Parse("again.yaml", text)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"howett.net/plist"
 )
@@ -79,12 +78,9 @@ const (
 
 // NewEncoder returns an Encoder for a chain of DER certificates.
 func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
-	var text strings.Builder
-	for _, der := range chain {
-		// pem.Encode wraps at 64 columns, as Apple requires.
-		if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
-			return nil, err
-		}
+	var text []byte
+	for _, der := range chain { // 64 columns, as Apple requires
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
 	xml, err := plist.MarshalIndent(wire{CSR: markCSR, Chain: markChain, Signature: markSignature}, plist.XMLFormat, "\t")
 	if err != nil {
@@ -101,7 +97,7 @@ func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
 	xml = slices.Concat(xml[:keys], xml[csr:signature], xml[keys:csr], xml[signature:], []byte("\n"))
 	head, rest, _ := bytes.Cut(xml, []byte(markCSR))
 	middle, tail, _ := bytes.Cut(rest, []byte(markSignature))
-	return &Encoder{f, head, bytes.Replace(middle, []byte(markChain), []byte(text.String()), 1), tail}, nil
+	return &Encoder{f, head, bytes.Replace(middle, []byte(markChain), text, 1), tail}, nil
 }
 
 // Encode returns the request file for a DER CSR and its signature, as Request.Encode does.

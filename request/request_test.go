@@ -26,10 +26,7 @@ func TestEncodeIsGolden(t *testing.T) {
 		format Format
 		file   string
 	}{{Base64, "customer.req"}, {Plist, "customer.plist"}} {
-		got, err := r.Encode(c.format)
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := testkit.Value(r.Encode(c.format))(t)
 		if diff := cmp.Diff(string(testkit.File(t, "golden/"+c.file)), string(got)); diff != "" {
 			t.Errorf("%s: %s", c.file, diff)
 		}
@@ -218,10 +215,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, format := range []Format{Base64, Plist} {
-			out, err := r.Encode(format)
-			if err != nil {
-				t.Fatal(err)
-			}
+			out := testkit.Value(r.Encode(format))(t)
 			again, err := Parse(out)
 			if err != nil {
 				t.Fatalf("our form is refused: %v", err)

@@ -27,13 +27,9 @@ func newBatch(t *testing.T, size int, env ...string) *batch {
 	t.Helper()
 	b := &batch{dir: t.TempDir(), size: size, env: env, want: testkit.File(t, "golden/customer.req")}
 	csr := testkit.File(t, "golden/customer.csr")
-	if err := os.Mkdir(filepath.Join(b.dir, "in"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(filepath.Join(b.dir, "in"), 0o700))
 	for i := range size {
-		if err := os.WriteFile(filepath.Join(b.dir, "in", fmt.Sprintf("c%03d.csr", i)), csr, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(filepath.Join(b.dir, "in", fmt.Sprintf("c%03d.csr", i)), csr, 0o600))
 	}
 	return b
 }
@@ -61,9 +57,7 @@ func (b *batch) during(t *testing.T, ref string, args []string, do func(*os.Proc
 	cmd := b.command(ctx, ref, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, cmd.Start())
 	if do != nil {
 		testkit.Eventually(t, "a third of the batch", func() bool {
 			files, _ := filepath.Glob(filepath.Join(b.dir, "out", "*.req"))
@@ -81,10 +75,7 @@ func (b *batch) during(t *testing.T, ref string, args []string, do func(*os.Proc
 // outputs checks that each request that was written is whole and right, and returns their number.
 func (b *batch) outputs(t *testing.T) int {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(b.dir, "out", "*.req"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testkit.Value(filepath.Glob(filepath.Join(b.dir, "out", "*.req")))(t)
 	for _, file := range files {
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, b.want) {
 			t.Fatalf("%s is not the golden request (%d bytes, %v)", file, len(got), err)

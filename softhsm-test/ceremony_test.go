@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/internal/testkit"
+
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -89,9 +91,7 @@ func tokenMender(t *testing.T, token *softhsmtest.Token) func() {
 			return
 		}
 		t.Log("SoftHSM2 was killed in the middle of C_Login")
-		if err := os.WriteFile(found[0], whole, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(found[0], whole, 0o600))
 	}
 }
 
@@ -102,10 +102,7 @@ func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
 	defer cancel()
 	list := exec.CommandContext(ctx, filepath.Join(binary, "hsmsign"), "key", "list", "--json", "--key", token.Ref(label))
 	list.Stderr = os.Stderr
-	out, err := list.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testkit.Value(list.Output())(t)
 	return out
 }
 

@@ -18,10 +18,7 @@ import (
 // commandsOf returns the hsmsign commands in a document's code blocks, with continued lines joined.
 func commandsOf(t *testing.T, document string) []string {
 	t.Helper()
-	text, err := os.ReadFile(document)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Value(os.ReadFile(document))(t)
 	var commands []string
 	for _, block := range regexp.MustCompile("(?s)```\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
 		for _, line := range strings.Split(strings.ReplaceAll(block[1], "\\\n", " "), "\n") {
@@ -52,9 +49,7 @@ func runIn(t *testing.T, dir, script string, env ...string) []byte {
 func write(t *testing.T, dir string, files map[string][]byte) {
 	t.Helper()
 	for name, data := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 	}
 }
 
@@ -68,9 +63,7 @@ func TestReadme(t *testing.T) {
 	dir := t.TempDir()
 	golden := func(name string) []byte { return testkit.File(t, "golden/"+name) }
 	leaf, rest, _ := strings.Cut(string(golden("chain.pem")), "-----END CERTIFICATE-----\n")
-	if err := os.Mkdir(filepath.Join(dir, "csrs"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(filepath.Join(dir, "csrs"), 0o700))
 	write(t, dir, map[string][]byte{
 		"vendor.key": golden("vendor.key"), "vendor.csr": golden("vendor.csr"), "acme.csr": golden("customer.csr"),
 		"csrs/acme.csr": golden("customer.csr"), "mdm.cer": []byte(leaf + "-----END CERTIFICATE-----\n"),
@@ -86,14 +79,8 @@ func TestReadme(t *testing.T) {
 
 // TestWalkthrough runs docs/walkthrough.md unchanged, from an empty store to a PKCS#12 file, with every kind of key.
 func TestWalkthrough(t *testing.T) {
-	module, err := softhsmtest.FindModule()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile("../docs/walkthrough.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	module := testkit.Value(softhsmtest.FindModule())(t)
+	text := testkit.Value(os.ReadFile("../docs/walkthrough.md"))(t)
 	aws, gcp := startAWS(t), startGCP(t)
 	for _, store := range []struct {
 		name, ref string

@@ -25,9 +25,7 @@ func tool(t *testing.T, module, pin string, args ...string) (string, error) {
 func signArgs(t *testing.T) []string {
 	t.Helper()
 	in := filepath.Join(t.TempDir(), "in")
-	if err := os.WriteFile(in, []byte("something"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(in, []byte("something"), 0o600))
 	return []string{"--sign", "--mechanism", "RSA-PKCS", "--label", "vendor", "--input-file", in, "--output-file", os.DevNull}
 }
 

@@ -118,9 +118,7 @@ func rename(t *testing.T, from, to string) {
 func TestWrongPINIsSentOnce(t *testing.T) {
 	token, faults := faultyToken(t)
 	wrong := filepath.Join(t.TempDir(), "pin")
-	if err := os.WriteFile(wrong, []byte("0000"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(wrong, []byte("0000"), 0o600))
 	b := newBatch(t, 20)
 	for _, tt := range []struct {
 		script, says string
@@ -147,16 +145,12 @@ func TestTokenComesLater(t *testing.T) {
 	token := vendorToken(t)
 	tokens := filepath.Join(token.Dir, "tokens")
 	rename(t, tokens, tokens+".away")
-	if err := os.Mkdir(tokens, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(tokens, 0o700))
 	b := newBatch(t, 20)
 	if exit, stderr := b.sign(t, token.Ref("vendor")); exit != 4 || b.outputs(t) != 0 {
 		t.Fatalf("exit code %d: %s", exit, stderr)
 	}
-	if err := os.Remove(tokens); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Remove(tokens))
 	rename(t, tokens+".away", tokens)
 	b.complete(t, token.Ref("vendor"))
 }

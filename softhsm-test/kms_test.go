@@ -72,18 +72,10 @@ func startGCP(t *testing.T, args ...string) cloud {
 
 // TestKMSDocument runs the commands of docs/kms.md that need no account, with the addresses of the doubles.
 func TestKMSDocument(t *testing.T) {
-	text, err := os.ReadFile("../docs/kms.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	golden, err := filepath.Abs("../testdata")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.Value(os.ReadFile("../docs/kms.md"))(t)
+	golden := testkit.Value(filepath.Abs("../testdata"))(t)
 	dir := t.TempDir()
-	if err := os.Symlink(golden, filepath.Join(dir, "testdata")); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(golden, filepath.Join(dir, "testdata")))
 	var script strings.Builder
 	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
 		script.WriteString(block[1])

@@ -38,10 +38,7 @@ const (
 
 func newAWS(t *testing.T, delay time.Duration) *service {
 	t.Helper()
-	server, err := aws.NewServer(aws.Config{Delay: delay})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := testkit.Value(aws.NewServer(aws.Config{Delay: delay}))(t)
 	t.Cleanup(func() { _ = server.Close() })
 	if _, err := server.AddKey("alias/mdm-vendor", testkit.GoldenKey(t)); err != nil {
 		t.Fatal(err)
@@ -79,10 +76,7 @@ func newAWS(t *testing.T, delay time.Duration) *service {
 
 func newGCP(t *testing.T, delay time.Duration) *service {
 	t.Helper()
-	server, err := gcp.NewServer(gcp.Config{Delay: delay})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := testkit.Value(gcp.NewServer(gcp.Config{Delay: delay}))(t)
 	t.Cleanup(func() { _ = server.Close() })
 	const name = "projects/mdm-prod/locations/europe-west1/keyRings/mdm/cryptoKeys/vendor/cryptoKeyVersions/1"
 	if _, err := server.AddKey(name, testkit.GoldenKey(t)); err != nil {
@@ -161,9 +155,7 @@ func TestKMSResets(t *testing.T) {
 	for name, start := range services() {
 		t.Run(name, func(t *testing.T) {
 			double := start(t, signatureDelay)
-			if err := double.script(slices.Repeat(append(slices.Repeat([]string{"ok"}, 20), double.fault["reset"]), 5)...); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, double.script(slices.Repeat(append(slices.Repeat([]string{"ok"}, 20), double.fault["reset"]), 5)...))
 			newBatch(t, csrs, double.env...).complete(t, double.ref)
 			if signatures, _ := double.calls(); signatures <= csrs {
 				t.Errorf("%d requests: the connections were not reset", signatures)
@@ -183,9 +175,7 @@ func TestKMSInterrupted(t *testing.T) {
 			cmd := exec.Command(filepath.Join(binary, "hsmsign"), "sign", "--key", double.ref, "--cert", goldenDir+"/chain.pem",
 				"--trust-root", goldenDir+"/root.pem", "-o", output, filepath.Join(b.dir, "in", "c000.csr"))
 			cmd.Env = append(os.Environ(), b.env...)
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			testkit.OK(t, cmd.Start())
 			testkit.Eventually(t, "a signature", func() bool { signatures, _ := double.calls(); return signatures > 0 })
 			kill(t, cmd.Process, syscall.SIGINT)
 			began := time.Now()
@@ -230,9 +220,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 		} {
 			t.Run(name+" "+fault.name, func(t *testing.T) {
 				double := start(t, signatureDelay)
-				if err := double.script(slices.Repeat([]string{"ok"}, csrs/2)...); err != nil {
-					t.Fatal(err)
-				}
+				testkit.OK(t, double.script(slices.Repeat([]string{"ok"}, csrs/2)...))
 				stands := fault.name
 				if stands == "gone" || stands == "interrupted" {
 					stands = "silent"

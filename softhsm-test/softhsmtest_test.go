@@ -61,10 +61,7 @@ func TestToken(t *testing.T) {
 // objects counts the objects in a token's folder, which are separate files.
 func objects(t *testing.T, tok *Token) int {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(tok.Dir, "tokens", "*", "*-*.object"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testkit.Value(filepath.Glob(filepath.Join(tok.Dir, "tokens", "*", "*-*.object")))(t)
 	return len(files)
 }
 

@@ -66,12 +66,9 @@ func (p *program) chainBuild(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	output, _ := s.str("output")
-	force := s.boolean("force")
-	if output != "" && output != "-" {
-		if err := checkOutput(output, force, inputs...); err != nil {
-			return err
-		}
+	output, force, err := s.output(inputs...)
+	if err != nil {
+		return err
 	}
 	c, err := chain.Build(certs, nil, chain.Options{TrustRoots: roots})
 	if err != nil {
@@ -142,15 +139,12 @@ func (p *program) chainFetch(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	force := s.boolean("force")
-	output, _ := s.str("output")
+	output, force, err := s.output()
+	if err != nil {
+		return err
+	}
 	if s.json && (output == "" || output == "-") {
 		return fault.Usage.Errorf("--json takes standard output").Fix("name the bundle's file with -o")
-	}
-	if output != "" && output != "-" {
-		if err := checkOutput(output, force); err != nil {
-			return err
-		}
 	}
 	baseURL, _ := s.str("base-url")
 	fetched, err := chain.Fetch(ctx.Context, chain.FetchOptions{BaseURL: baseURL, Names: args})

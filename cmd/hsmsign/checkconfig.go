@@ -51,7 +51,8 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	if err := (&signJob{p: p}).readFlags(s); err != nil {
 		return err
 	}
-	if cert, _ := s.str("cert"); cert == "" {
+	cert, _ := s.str("cert")
+	if cert == "" {
 		if len(s.config.Vendors) > 0 {
 			return s.missing("cert", "vendor certificate")
 		}
@@ -66,7 +67,6 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	c := vendor.Chain()
-	cert, _ := s.str("cert")
 	p.con.Warnings(keystore.Redact(cert), c.Findings)
 	first := agent.FirstExpiry(c.Certs)
 	p.con.Infof("the vendor chain is complete; %q is valid until %s, the first to expire is %q, %s", c.Leaf().Subject.CommonName,
@@ -76,25 +76,19 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 
 // effective returns every setting; the error is that of a key reference that cannot be read.
 func (s *settings) effective() ([]api.Setting, error) {
-	config := api.Setting{Name: "config", Values: []string{s.path}, Origin: "found there"}
-	if s.path == "" {
-		config = api.Setting{Name: "config", Values: []string{}, Origin: "not set"}
-	}
-	infos := []api.Setting{config}
+	infos := []api.Setting{inFile("config", "found there", s.path != "", []string{s.path})}
 	defaults := map[string]string{"format": string(request.Base64), "digest": "sha256"}
 	var keyErr error
 	for _, name := range []string{"key", "cert", "out-dir", "format", "digest"} {
 		value, origin := s.str(name)
-		if name == "key" && value != "" {
-			ref, err := signer.ParseRef(value)
-			value, keyErr = ref.String(), err
-			if err != nil {
-				value = "(unreadable)"
-				keyErr = fmt.Errorf("%s: %w", origin, err)
-			}
-		}
-		if name == "cert" {
+		switch {
+		case name == "cert":
 			value = keystore.Redact(value)
+		case name == "key" && value != "":
+			ref, err := signer.ParseRef(value)
+			if value = ref.String(); err != nil {
+				value, keyErr = "(unreadable)", fmt.Errorf("%s: %w", origin, err)
+			}
 		}
 		infos = append(infos, setting(name, origin, defaults[name], value))
 	}
@@ -104,16 +98,17 @@ func (s *settings) effective() ([]api.Setting, error) {
 	}
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
-	vendors := setting("vendors", "", "", "")
-	if len(s.config.Vendors) > 0 {
-		vendors = setting("vendors", s.path, "", s.vendorNames()...)
+	return append(infos,
+		inFile("vendors", s.path, len(s.config.Vendors) > 0, s.vendorNames()),
+		inFile("modules", s.path, s.config.Modules != nil, s.config.Modules)), keyErr
+}
+
+// inFile returns a setting that only the configuration file can have.
+func inFile(name, origin string, set bool, values []string) api.Setting {
+	if !set {
+		origin = ""
 	}
-	infos = append(infos, vendors)
-	modules := setting("modules", "", "", "")
-	if s.config.Modules != nil {
-		modules = setting("modules", s.path, "", s.config.Modules...)
-	}
-	return append(infos, modules), keyErr
+	return setting(name, origin, "", values...)
 }
 
 func setting(name, origin, def string, values ...string) api.Setting {

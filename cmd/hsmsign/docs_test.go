@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/fault"
@@ -19,10 +21,7 @@ import (
 
 func readDoc(t *testing.T, name string) string {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testkit.Value(os.ReadFile(filepath.Join("..", "..", "docs", name)))(t)
 	return string(data)
 }
 
@@ -78,30 +77,20 @@ func TestExitCodesAreDocumented(t *testing.T) {
 
 // TestLibraryDocument compiles the Go code of docs/library.md.
 func TestLibraryDocument(t *testing.T) {
-	root, err := filepath.Abs(filepath.Join("..", ".."))
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := testkit.Value(filepath.Abs(filepath.Join("..", "..")))(t)
 	replace, packages := map[string]string{}, []string{"build", "-o", os.DevNull}
 	for i, block := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(readDoc(t, "library.md"), -1) {
 		file, name := filepath.Join(t.TempDir(), "example.go"), fmt.Sprintf("docs/example%d", i)
-		if err := os.WriteFile(file, []byte(block[1]), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, os.WriteFile(file, []byte(block[1]), 0o600))
 		replace[filepath.Join(root, name, "example.go")] = file
 		packages = append(packages, "./"+name)
 	}
 	if len(replace) < 2 {
 		t.Fatalf("%d examples", len(replace))
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		t.Fatal(err)
-	}
+	overlay := testkit.Value(json.Marshal(map[string]any{"Replace": replace}))(t)
 	list := filepath.Join(t.TempDir(), "overlay.json")
-	if err := os.WriteFile(list, overlay, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(list, overlay, 0o600))
 	build := exec.Command("go", slices.Insert(packages, 1, "-overlay", list)...) // #nosec G204 -- the project's own documents
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -183,28 +186,24 @@ func (s *settings) boolean(name string) bool {
 
 // duration returns the time that a flag sets, as 30s.
 func (s *settings) duration(name string, def, lo, hi time.Duration) (time.Duration, error) {
-	value, from := s.str(name)
-	if value == "" {
-		return def, nil
-	}
-	d, err := time.ParseDuration(value)
-	if err != nil || d < lo || d > hi {
-		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a time from %v to %v, as 30s", lo, hi))
-	}
-	return d, nil
+	return bounded(s, name, time.ParseDuration, def, lo, hi, fmt.Sprintf("it is a time from %v to %v, as 30s", lo, hi))
 }
 
 // number returns the whole number that a flag sets.
 func (s *settings) number(name string, def, lo, hi int) (int, error) {
-	value, from := s.str(name)
-	if value == "" {
+	return bounded(s, name, strconv.Atoi, def, lo, hi, fmt.Sprintf("it is a number from %d to %d", lo, hi))
+}
+
+func bounded[T cmp.Ordered](s *settings, name string, parse func(string) (T, error), def, lo, hi T, fix string) (T, error) {
+	text, from := s.str(name)
+	if text == "" {
 		return def, nil
 	}
-	n, err := strconv.Atoi(value)
-	if err != nil || n < lo || n > hi {
-		return 0, fault.Usage.Errorf("%s is %q", from, value).Fix(fmt.Sprintf("it is a number from %d to %d", lo, hi))
+	value, err := parse(text)
+	if err != nil || value < lo || value > hi {
+		return def, fault.Usage.Errorf("%s is %q", from, text).Fix(fix)
 	}
-	return n, nil
+	return value, nil
 }
 
 // key returns the key that --key names; what is its name in an error.
@@ -222,26 +221,10 @@ func (s *settings) key(what string) (keystore.Key, error) {
 
 // fromConfig returns the configuration's value for a flag.
 func (s *settings) fromConfig(name string) []string {
-	c := s.config
-	switch name {
-	case "key":
-		return []string{s.identity.Key}
-	case "cert":
-		return []string{s.identity.Cert}
-	case "chain":
-		return s.identity.Chain
-	case "trust-root":
-		return s.identity.TrustRoot
-	case "vendor":
-		return []string{c.Vendor}
-	case "format":
-		return []string{c.Format}
-	case "digest":
-		return []string{c.Digest}
-	case "out-dir":
-		return []string{c.OutDir}
-	}
-	return nil
+	return map[string][]string{
+		"key": {s.identity.Key}, "cert": {s.identity.Cert}, "chain": s.identity.Chain, "trust-root": s.identity.TrustRoot,
+		"vendor": {s.config.Vendor}, "format": {s.config.Format}, "digest": {s.config.Digest}, "out-dir": {s.config.OutDir},
+	}[name]
 }
 
 // arguments returns the file arguments of the command.
@@ -255,4 +238,55 @@ func arguments(ctx *cli.Context, want files) ([]string, error) {
 			Fix("its files have flags; run " + ctx.Command.HelpName + " --help")
 	}
 	return args, nil
+}
+
+func vendorFlag() cli.Flag {
+	return stringFlag("vendor", "`NAME` of the vendor identity in the configuration (default: its active one)")
+}
+
+// choose selects the vendor identity that --vendor or the configuration names, or the configuration's unnamed one.
+func (s *settings) choose() error {
+	c := s.config
+	s.vendor, s.identity = "", config.Vendor{Key: c.Key, Cert: c.Cert, Chain: c.Chain, TrustRoot: c.TrustRoot}
+	name, from := s.str("vendor")
+	if name == "" {
+		return nil
+	}
+	if _, ok := c.Vendors[name]; !ok {
+		return fault.Usage.Errorf("%s: there is no vendor %q", from, name).Fix(config.SuggestVendor(name, s.vendorNames()))
+	}
+	*s = *s.of(name)
+	return nil
+}
+
+// of returns the settings with one of the configuration's vendor identities.
+func (s *settings) of(name string) *settings {
+	chosen := *s
+	chosen.vendor, chosen.identity = name, s.config.Vendors[name]
+	if len(chosen.identity.TrustRoot) == 0 {
+		chosen.identity.TrustRoot = s.config.TrustRoot
+	}
+	return &chosen
+}
+
+// vendorNames returns the sorted names of the configuration's vendor identities.
+func (s *settings) vendorNames() []string {
+	return slices.Sorted(maps.Keys(s.config.Vendors))
+}
+
+// origin returns where in the configuration a setting is.
+func (s *settings) origin(name string) string {
+	if s.vendor != "" && slices.Contains([]string{"key", "cert", "chain", "trust-root"}, name) {
+		return s.path + ", vendors: " + s.vendor
+	}
+	return s.path
+}
+
+// missing is the error for a setting of the vendor identity that is needed and not set.
+func (s *settings) missing(name, what string) error {
+	hint := fmt.Sprintf("name it with --%s, $%s or %s: in the configuration", name, envName(name), name)
+	if len(s.config.Vendors) > 0 && s.vendor == "" {
+		hint = "choose with --vendor, $HSMSIGN_VENDOR or vendor: in the configuration; there are " + strings.Join(s.vendorNames(), ", ")
+	}
+	return fault.Usage.Errorf("no %s given", what).Fix(hint)
 }

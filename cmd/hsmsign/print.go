@@ -1,16 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
+	"hsmsign/internal/wholefile"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -87,25 +94,17 @@ func (p *program) printKey(k signer.KeyInfo, asJSON bool) {
 		return
 	}
 	p.con.Printf("%s", info.Ref)
-	var rows [][]string
-	add := func(name, value string) {
-		if value != "" {
-			rows = append(rows, []string{"", name, value})
-		}
+	rows := [][]string{
+		{"", "store", info.Store}, {"", "label", info.Label}, {"", "id", info.ID},
+		{"", "key", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits)}, {"", "key SHA-256", info.KeySHA256},
 	}
-	add("store", info.Store)
-	add("label", info.Label)
-	add("id", info.ID)
-	add("key", fmt.Sprintf("%s %d bits", info.Algorithm, info.Bits))
-	add("key SHA-256", info.KeySHA256)
 	for _, property := range info.Properties {
-		add(property.Name, property.Value)
+		rows = append(rows, []string{"", property.Name, property.Value})
 	}
 	if info.Certificate != nil {
-		add("certificate", info.Certificate.Subject)
-		add("valid until", info.Certificate.NotAfter)
+		rows = append(rows, []string{"", "certificate", info.Certificate.Subject}, []string{"", "valid until", info.Certificate.NotAfter})
 	}
-	p.con.Table(rows)
+	p.con.Table(slices.DeleteFunc(rows, func(row []string) bool { return row[2] == "" }))
 }
 
 // keyRow is a key as one row of a table.
@@ -115,16 +114,10 @@ func keyRow(k signer.KeyInfo) []string {
 		size += fmt.Sprintf(" %d", k.Bits)
 	}
 	for _, p := range k.Properties {
-		switch p.Name + " " + p.Value {
-		case "CKA_EXTRACTABLE no":
-			protection = "not extractable"
-		case "CKA_EXTRACTABLE yes":
-			protection = "extractable"
-		case "encrypted yes":
-			protection = "encrypted"
-		case "encrypted no":
-			protection = "not encrypted"
-		}
+		protection = cmp.Or(map[string]string{
+			"CKA_EXTRACTABLE no": "not extractable", "CKA_EXTRACTABLE yes": "extractable",
+			"encrypted no": "not encrypted", "encrypted yes": "encrypted",
+		}[p.Name+" "+p.Value], protection)
 	}
 	if k.Cert != nil {
 		cert = "certificate"
@@ -147,18 +140,75 @@ func (p *program) printStep(step signer.Step, asJSON bool) {
 		p.con.JSON(api.NewStep(step))
 		return
 	}
-	status := console.Styled{Text: string(step.Status)}
-	switch step.Status {
-	case signer.StatusOK:
-		status.Level = console.Good
-	case signer.StatusWarn:
-		status.Level = console.Warning
-	case signer.StatusFail:
-		status = console.Styled{Level: console.Bad, Text: "FAIL"}
+	levels := map[signer.Status]console.Level{signer.StatusOK: console.Good, signer.StatusWarn: console.Warning, signer.StatusFail: console.Bad}
+	status := console.Styled{Level: levels[step.Status], Text: fmt.Sprintf("%-7s", step.Status)}
+	if step.Status == signer.StatusFail {
+		status.Text = strings.ToUpper(status.Text)
 	}
-	status.Text = fmt.Sprintf("%-7s", status.Text)
 	p.con.Printf("%s  %s", status, strings.TrimRight(fmt.Sprintf("%-14s  %s", step.Name, step.Detail), " "))
 	if step.Fix != "" && step.Status != signer.StatusOK {
 		p.con.Printf("%-7s  %-14s  -> %s", "", "", step.Fix)
 	}
+}
+
+// writeFile writes a file whole or not at all; without force it leaves an existing file as it is.
+func writeFile(path string, data []byte, mode fs.FileMode, force bool) error {
+	err := wholefile.Write(path, data, mode, force)
+	if errors.Is(err, fs.ErrExist) {
+		return existsError(path)
+	}
+	return err
+}
+
+var errExists = errors.New("the output exists already")
+
+func existsError(path string) error {
+	return fault.Usage.Errorf("%q: %w", path, errExists).Fix("write elsewhere, or overwrite it with --force")
+}
+
+// checkOutput refuses, before the key is used, an output that could not be written anyway: one that exists and, forced or
+// not, one that is an input.
+func checkOutput(path string, force bool, inputs ...string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		dir := filepath.Dir(path)
+		if d, err := os.Stat(dir); err != nil || !d.IsDir() {
+			return fault.Usage.Errorf("write %q: the folder %q does not exist", path, dir).Fix("make the folder first")
+		}
+		return nil
+	}
+	for _, input := range inputs {
+		if sameFile(input, path) {
+			return fault.Usage.Errorf("the output %q is also an input", path).Fix("name another output")
+		}
+	}
+	switch {
+	case info.IsDir():
+		return fault.Usage.Errorf("the output %q is a folder", path).Fix("name a file, or use --out-dir")
+	case !force && info.Mode().IsRegular():
+		return existsError(path)
+	}
+	return nil
+}
+
+// sameFile returns whether two paths are one existing file.
+func sameFile(a, b string) bool {
+	ia, errA := os.Stat(a)
+	ib, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(ia, ib)
+}
+
+// emit writes a result to a file, or to standard output if path is "" or "-".
+func (p *program) emit(path string, data []byte, mode fs.FileMode, force bool) error {
+	if path != "" && path != "-" {
+		if force {
+			wholefile.Sweep(filepath.Dir(path)) // of a run with --force that was killed
+		}
+		return writeFile(path, data, mode, force)
+	}
+	p.con.Write(data)
+	if p.con.OutIsTerminal() && len(data) > 0 && data[len(data)-1] != '\n' {
+		p.con.Write([]byte("\n"))
+	}
+	return nil
 }

@@ -33,33 +33,18 @@ type terminal struct {
 // startOnTerminal runs the program in a folder, with a pseudo-terminal as its controlling terminal and standard input.
 func startOnTerminal(t *testing.T, dir string, args ...string) *terminal {
 	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	master := testkit.Value(os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0))(t)
+	testkit.OK(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
+	n := testkit.Value(unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN))(t)
+	slave := testkit.Value(os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0))(t)
 	program := filepath.Join(t.TempDir(), "hsmsign") // testscript.Main goes by the name
-	if err := os.Symlink(os.Args[0], program); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Symlink(os.Args[0], program))
 	term := &terminal{t: t, master: master, slave: slave, cmd: exec.Command(program, args...)}
 	term.cmd.Dir = dir
 	term.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	term.cmd.Stdin, term.cmd.Stderr, term.cmd.Stdout = slave, slave, &term.stdout
 	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := term.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, term.cmd.Start())
 	go func() {
 		buf := make([]byte, 1024)
 		for {
@@ -94,10 +79,7 @@ func (term *terminal) waitFor(text string, n int) {
 }
 
 func (term *terminal) echo() bool {
-	state, err := unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS)
-	if err != nil {
-		term.t.Fatal(err)
-	}
+	state := testkit.Value(unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS))(term.t)
 	return state.Lflag&unix.ECHO != 0
 }
 
@@ -123,13 +105,9 @@ func (term *terminal) exit() int {
 func encryptedKey(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := copyDir(filepath.Join("..", "..", "testdata", "golden"), dir); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, copyDir(filepath.Join("..", "..", "testdata", "golden"), dir))
 	testkit.OpenSSL(t, dir, nil, "pkcs8", "-topk8", "-in", "vendor.key", "-out", "enc.key", "-v2", "aes-256-cbc", "-passout", "pass:correct-horse")
-	if err := os.Chmod(filepath.Join(dir, "enc.key"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Chmod(filepath.Join(dir, "enc.key"), 0o600))
 	return dir
 }
 
@@ -141,20 +119,11 @@ func TestStoppedAtPrompt(t *testing.T) {
 	term.waitForEcho(false)
 	// The program leads its session, and a terminal stops no group without a parent in the session, so the signal is sent
 	// by hand.
-	if err := term.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	state, err := unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, term.cmd.Process.Signal(syscall.SIGSTOP))
+	state := testkit.Value(unix.IoctlGetTermios(int(term.slave.Fd()), unix.TCGETS))(t)
 	state.Lflag |= unix.ECHO
-	if err := unix.IoctlSetTermios(int(term.slave.Fd()), unix.TCSETS, state); err != nil {
-		t.Fatal(err)
-	}
-	if err := term.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, unix.IoctlSetTermios(int(term.slave.Fd()), unix.TCSETS, state))
+	testkit.OK(t, term.cmd.Process.Signal(syscall.SIGCONT))
 	term.waitFor("passphrase of", 2)
 	term.waitForEcho(false)
 	term.write("correct-horse\n")

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -35,47 +37,53 @@ func (p *program) vendorStatusCommand() *cli.Command {
 	}
 }
 
-// statusJob is one run of vendor status.
-type statusJob struct {
-	p            *program
-	warn         int
-	nagios, json bool
-	prometheus   string
-}
-
 func (p *program) vendorStatus(ctx *cli.Context) error {
 	// With --nagios even a usage error has an exit code of Nagios.
 	nagios := (&settings{ctx: ctx, getenv: p.getenv}).boolean("nagios")
-	job := &statusJob{p: p, nagios: nagios}
-	err := job.run(ctx)
-	if err == nil || !job.nagios || isSilent(err) {
+	err := p.reportStatus(ctx, nagios)
+	if err == nil || !nagios || isSilent(err) {
 		return err
 	}
 	p.con.Printf("UNKNOWN: %s", nagiosText(console.ErrorLine(err)))
 	return exitStatus(nagiosUnknown)
 }
 
-func (job *statusJob) run(ctx *cli.Context) error {
-	s, _, err := job.p.start(ctx, noFiles)
+// reportStatus checks every identity and prints the states. The error is that of the first identity whose state decides.
+func (p *program) reportStatus(ctx *cli.Context, nagios bool) error {
+	s, _, err := p.start(ctx, noFiles)
 	if err != nil {
 		return err
 	}
-	if job.json = s.json; job.json && job.nagios {
+	if s.json && nagios {
 		return fault.Usage.Errorf("--json and --nagios together").Fix("leave one out")
 	}
-	if job.warn, err = s.number("warn", 30, 1, 3650); err != nil {
+	warn, err := s.number("warn", 30, 1, 3650)
+	if err != nil {
 		return err
 	}
-	job.prometheus, _ = s.str("prometheus")
 	var states []*agent.Status
 	for _, one := range identities(s) {
-		state, err := job.check(ctx.Context, one)
+		state, err := one.check(ctx.Context, warn)
 		if err != nil {
 			return err
 		}
 		states = append(states, state)
 	}
-	return job.report(states)
+	if file, _ := s.str("prometheus"); file != "" {
+		wholefile.Sweep(filepath.Dir(file)) // of a run that was killed
+		if err := writeFile(file, prometheusText(states, time.Now()), requestMode, true); err != nil {
+			return err
+		}
+	}
+	if !nagios {
+		return p.printStates(states, s.json)
+	}
+	line, code := nagiosLine(states, warn)
+	p.con.Printf("%s", line)
+	if code == nagiosOK {
+		return nil
+	}
+	return exitStatus(code)
 }
 
 // identities returns the settings of each identity to check, the active one first: that of the flags, that of --vendor,
@@ -99,13 +107,13 @@ func identities(s *settings) []*settings {
 }
 
 // check checks one identity. The error is one of usage.
-func (job *statusJob) check(ctx context.Context, s *settings) (*agent.Status, error) {
+func (s *settings) check(ctx context.Context, warn int) (*agent.Status, error) {
 	key, err := s.key("vendor key")
 	if err != nil {
 		return nil, err
 	}
 	active, _ := s.str("vendor")
-	opts := agent.StatusOptions{Vendor: s.vendor, Key: key.String(), Active: active == "" || active == s.vendor, WarnDays: job.warn}
+	opts := agent.StatusOptions{Vendor: s.vendor, Key: key.String(), Active: active == "" || active == s.vendor, WarnDays: warn}
 	cfg, err := s.vendorConfig(key)
 	if err != nil {
 		if opts.Active {
@@ -118,31 +126,16 @@ func (job *statusJob) check(ctx context.Context, s *settings) (*agent.Status, er
 	return agent.CheckStatus(ctx, cfg, opts), nil
 }
 
-// report prints the states. The error is that of the first identity whose state decides.
-func (job *statusJob) report(states []*agent.Status) error {
-	if job.prometheus != "" {
-		wholefile.Sweep(filepath.Dir(job.prometheus)) // of a run that was killed
-		if err := writeFile(job.prometheus, prometheusText(states, time.Now()), requestMode, true); err != nil {
-			return err
-		}
-	}
-	if job.nagios {
-		line, code := nagiosLine(states, job.warn)
-		job.p.con.Printf("%s", line)
-		if code == nagiosOK {
-			return nil
-		}
-		return exitStatus(code)
-	}
+func (p *program) printStates(states []*agent.Status, asJSON bool) error {
 	var failed error
 	for _, s := range states {
 		if s.State == api.StateCritical && failed == nil {
 			failed = exitStatus(exitCode(s.Err))
 		}
-		if job.json {
-			job.p.con.JSON(s.VendorStatus)
+		if asJSON {
+			p.con.JSON(s.VendorStatus)
 		} else {
-			job.p.printVendor(s, len(states) > 1)
+			p.printVendor(s, len(states) > 1)
 		}
 	}
 	return failed
@@ -179,3 +172,86 @@ func (p *program) printVendor(s *agent.Status, several bool) {
 	}
 	p.con.Field("next", s.Next)
 }
+
+// The exit codes of Nagios' plugins (Monitoring Plugins Development Guidelines, "Plugin Return Codes").
+const (
+	nagiosOK       = 0
+	nagiosWarning  = 1
+	nagiosCritical = 2
+	nagiosUnknown  = 3
+)
+
+// nagiosLine returns one line for all identities: the word of the worst state, the state of each, and the days left of
+// each as performance data ('label'=value;warn;crit).
+func nagiosLine(states []*agent.Status, warn int) (line string, code int) {
+	var texts, data []string
+	for _, v := range states {
+		text := vendorName(v) + " signs"
+		switch v.State {
+		case api.StateWarning:
+			code = max(code, nagiosWarning)
+			text = vendorName(v) + ": " + v.Next
+		case api.StateCritical:
+			code = nagiosCritical
+			text = vendorName(v) + ": " + console.ErrorLine(v.Err)
+		}
+		if len(v.Certs) > 0 {
+			text += fmt.Sprintf(" (%d days left)", v.DaysLeft)
+			// A value outside the range alerts: "30:" is thirty and more.
+			data = append(data, fmt.Sprintf("'%s'=%d;%d:;0:", vendorName(v), v.DaysLeft, warn))
+		}
+		texts = append(texts, text)
+	}
+	word := []string{"OK", "WARNING", "CRITICAL"}[code]
+	line = word + ": " + nagiosText(strings.Join(texts, "; "))
+	if len(data) > 0 {
+		line += " | " + strings.Join(data, " ")
+	}
+	return line, code
+}
+
+// nagiosText replaces the character that begins the performance data.
+func nagiosText(s string) string { return strings.ReplaceAll(s, "|", "/") }
+
+// prometheusText returns metrics in the text-based exposition format, version 0.0.4. The textfile collector requires that
+// they have no timestamps.
+func prometheusText(states []*agent.Status, now time.Time) []byte {
+	var b bytes.Buffer
+	gauge := func(name, help string, each func(v *agent.Status, sample func(value int64, labels ...string))) {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
+		for _, v := range states {
+			each(v, func(value int64, labels ...string) {
+				labels = append([]string{"vendor", v.Vendor}, labels...)
+				var pairs []string
+				for i := 0; i < len(labels); i += 2 {
+					pairs = append(pairs, labels[i]+`="`+labelEscaper.Replace(labels[i+1])+`"`)
+				}
+				fmt.Fprintf(&b, "%s{%s} %d\n", name, strings.Join(pairs, ","), value)
+			})
+		}
+	}
+	flag := func(name, help string, is func(v *agent.Status) bool) {
+		gauge(name, help, func(v *agent.Status, sample func(int64, ...string)) {
+			sample(map[bool]int64{true: 1}[is(v)])
+		})
+	}
+	flag("hsmsign_vendor_active", "Whether the vendor identity is the active one.", func(v *agent.Status) bool { return v.Active })
+	flag("hsmsign_vendor_key_signs", "Whether the key was opened and made a signature.", func(v *agent.Status) bool { return v.Signs })
+	flag("hsmsign_vendor_usable", "Whether key, certificate and chain can sign requests that Apple accepts.", func(v *agent.Status) bool { return v.Err == nil })
+	gauge("hsmsign_vendor_certificate_not_after_seconds", "When the certificate expires, in seconds since 1970.",
+		func(v *agent.Status, sample func(int64, ...string)) {
+			seen := map[string]bool{} // a series must be unique
+			for i, c := range v.Certs {
+				if sum := v.Certificates[i].SHA256; !seen[sum] {
+					seen[sum] = true
+					sample(c.NotAfter.Unix(), "certificate", strings.ToValidUTF8(c.Subject.CommonName, "?"), "sha256", sum)
+				}
+			}
+		})
+	gauge("hsmsign_vendor_checked_seconds", "When this was checked, in seconds since 1970.",
+		func(_ *agent.Status, sample func(int64, ...string)) { sample(now.Unix()) })
+	return b.Bytes()
+}
+
+// labelEscaper escapes the value of a label. Names in certificates are chosen by strangers.
+var labelEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"hsmsign/internal/testkit"
 )
 
 // module is the module path; see make rename.
@@ -101,16 +103,11 @@ func packages(t *testing.T) []listed {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module()+"/...")
 	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testkit.Value(cmd.Output())(t)
 	var all []listed
 	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
 		var p listed
-		if err := dec.Decode(&p); err != nil {
-			t.Fatal(err)
-		}
+		testkit.OK(t, dec.Decode(&p))
 		all = append(all, p)
 	}
 	return all

@@ -8,15 +8,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"hsmsign/internal/testkit"
 )
 
 // TestRename: after make rename, a copy of the project has another module path everywhere, and builds.
 func TestRename(t *testing.T) {
 	const renamed = "example.org/team/hsm-sign"
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, source(t)); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.CopyFS(dir, source(t)))
 	run := func(name string, args ...string) string {
 		t.Helper()
 		cmd := exec.Command(name, args...)
@@ -49,10 +49,7 @@ func TestRename(t *testing.T) {
 // source is the files of the project.
 func source(t *testing.T) sourceFS {
 	t.Helper()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := testkit.Value(filepath.Abs("../.."))(t)
 	return sourceFS{os.DirFS(root)}
 }
 

@@ -78,14 +78,12 @@ func Wait(ctx context.Context, timeout time.Duration, read func() ([]byte, error
 		data, err := read()
 		done <- result{data, err}
 	}()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
 	select {
 	case r := <-done:
 		return r.data, r.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-timer.C:
+	case <-time.After(timeout):
 		return nil, fmt.Errorf("nothing came for %v", timeout)
 	}
 }

@@ -13,17 +13,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"hsmsign/internal/testkit"
 )
 
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.WriteFile(path("file"), []byte("12345"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(syscall.Mkfifo(path("fifo"), 0o600), os.Symlink(path("none"), path("dangling")), os.Symlink(path("fifo"), path("link"))); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(path("file"), []byte("12345"), 0o600))
+	testkit.OK(t, errors.Join(syscall.Mkfifo(path("fifo"), 0o600), os.Symlink(path("none"), path("dangling")), os.Symlink(path("fifo"), path("link"))))
 	r := Reader{Stdin: strings.NewReader("abcdef")}
 	for _, tt := range []struct{ name, want, wrong string }{
 		{path("file"), "123", ""}, // two bytes and one more
@@ -65,9 +63,7 @@ func TestReadDescriptor(t *testing.T) {
 	}
 	defer other.Close()
 	_, err = otherWrite.WriteString("hello")
-	if err := errors.Join(err, otherWrite.Close()); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, errors.Join(err, otherWrite.Close()))
 	if data, err := (Reader{}).Read(t.Context(), fmt.Sprintf("/dev/fd/%d", other.Fd()), 10); err != nil || string(data) != "hello" {
 		t.Errorf("%q, %v", data, err)
 	}

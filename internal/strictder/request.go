@@ -73,12 +73,12 @@ type nameAttribute struct {
 	oid   asn1.ObjectIdentifier
 	tag   tags.Tag
 	value cryptobyte.String // with tag and length
-	text  []byte            // the content of value
+	text  cryptobyte.String // the content of value
 }
 
 // nameAttributes returns the attributes of a Name (RFC 5280 section 4.1.2.4) in their order.
 func nameAttributes(name cryptobyte.String) (attributes []nameAttribute, ok bool) {
-	var rdns, rdn, attribute cryptobyte.String
+	var rdns, rdn cryptobyte.String
 	if !name.ReadASN1(&rdns, tags.SEQUENCE) || !name.Empty() {
 		return nil, false
 	}
@@ -88,15 +88,13 @@ func nameAttributes(name cryptobyte.String) (attributes []nameAttribute, ok bool
 		}
 		for !rdn.Empty() {
 			var a nameAttribute
-			if !rdn.ReadASN1(&attribute, tags.SEQUENCE) || !attribute.ReadASN1ObjectIdentifier(&a.oid) {
+			if !rdn.ReadASN1(&a.value, tags.SEQUENCE) || !a.value.ReadASN1ObjectIdentifier(&a.oid) {
 				return nil, false
 			}
-			a.value = attribute
-			var text cryptobyte.String
-			if !attribute.ReadAnyASN1(&text, &a.tag) || !attribute.Empty() {
+			rest := a.value
+			if !rest.ReadAnyASN1(&a.text, &a.tag) || !rest.Empty() {
 				return nil, false
 			}
-			a.text = text
 			attributes = append(attributes, a)
 		}
 	}
@@ -192,7 +190,10 @@ func makeReadable(der []byte) (otherCurve bool) {
 		}
 	}
 	oid, parameters, point := splitKey(info.key)
-	if !oid.Equal(oidECKey) || curve(parameters).supported && len(point) > 0 && point[0] == 4 {
+	if !oid.Equal(oidECKey) {
+		return false
+	}
+	if _, supported := curve(parameters); supported && len(point) > 0 && point[0] == 4 {
 		return false
 	}
 	encoded, _ := asn1.Marshal(oidECKey)

@@ -156,6 +156,7 @@ func TestSignatureParameters(t *testing.T) {
 		{"PSS, more in the hash", algorithm(oidPSS, sequence(element(0xa0, hash(5, 0, 5, 0)))...), false},
 		{"PSS, OCTET STRING in the hash", algorithm(oidPSS, sequence(element(0xa0, hash(4, 0)))...), false},
 		{"PSS, more in the mask", algorithm(oidPSS, sequence(element(0xa1, algorithm(mgf, slices.Concat(hash(), []byte{5, 0})...)))...), false},
+		{"PSS, OCTET STRING in the hash of the mask", algorithm(oidPSS, sequence(element(0xa1, algorithm(mgf, hash(4, 0)...)))...), false},
 		{"PSS, more after them", algorithm(oidPSS, slices.Concat(sequence(), []byte{5, 0})...), false},
 	} {
 		if _, err := readSignatureAlgorithm(content(tt.der)); (err == nil) != tt.ok {

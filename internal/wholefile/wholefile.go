@@ -109,12 +109,10 @@ func FlushFolder(dir string) error {
 
 // cause returns an error without the name of the temporary file, which means nothing to the user.
 func cause(err error) error {
-	var path *fs.PathError
-	var link *os.LinkError
-	switch {
-	case errors.As(err, &path):
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path.Err
-	case errors.As(err, &link):
+	}
+	if link, ok := errors.AsType[*os.LinkError](err); ok {
 		return link.Err
 	}
 	return err
@@ -122,19 +120,13 @@ func cause(err error) error {
 
 // Sweep removes the temporary files that killed processes left in a folder. It ignores errors.
 func Sweep(dir string) {
-	f, err := os.Open(dir) // #nosec G304 -- the folder of the user's output
-	if err != nil {
-		return
-	}
-	names, _ := f.Readdirnames(-1) // an error ends the list early
-	_ = f.Close()
-	for _, name := range names {
-		if !strings.HasPrefix(name, tempPrefix) {
+	entries, _ := os.ReadDir(dir) // an error ends the list early
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), tempPrefix) {
 			continue
 		}
-		path := filepath.Join(dir, name)
-		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
-			_ = os.Remove(path)
+		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > unfinishedAge {
+			_ = os.Remove(filepath.Join(dir, entry.Name()))
 		}
 	}
 }

@@ -71,14 +71,12 @@ func Import(ctx context.Context, key signer.Signer, file []byte, opts ImportOpti
 	build := chain.Options{TrustRoots: opts.TrustRoots, Key: key.Public()}
 	c, err := chain.Build(certs, opts.Extra, build)
 	if opts.Fetch != nil && incomplete(err) {
-		fetched, err := fetchIssuers(ctx, ownCertificate(certs, key.Public()), *opts.Fetch)
-		if err != nil {
-			return nil, err
+		var fetched []*x509.Certificate
+		if fetched, err = fetchIssuers(ctx, ownCertificate(certs, key.Public()), *opts.Fetch); err == nil {
+			c, err = chain.Build(certs, slices.Concat(opts.Extra, fetched), build)
 		}
-		if c, err = chain.Build(certs, slices.Concat(opts.Extra, fetched), build); err != nil {
-			return nil, err
-		}
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil, err
 	}
 	return c, Prove(ctx, key, c.Leaf())
@@ -136,12 +134,8 @@ func incomplete(err error) bool {
 
 // ownCertificate returns the certificate of the key, or the first one.
 func ownCertificate(certs []*x509.Certificate, key crypto.PublicKey) *x509.Certificate {
-	for _, c := range certs {
-		if (&chain.Chain{Certs: []*x509.Certificate{c}}).MatchKey(key) == nil {
-			return c
-		}
-	}
-	return certs[0]
+	own := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return chain.SPKISHA256(c.PublicKey) == chain.SPKISHA256(key) })
+	return certs[max(own, 0)]
 }
 
 // fetchIssuers downloads Apple's certificates above cert, up to the root. It returns none if Apple did not issue cert.

@@ -21,7 +21,7 @@ const (
 	maxFrame = 128 << 10
 	// maxText is the longest text that crosses; an error that lists ten tokens has about 1,500 bytes.
 	maxText = 4 << 10
-	// maxAnswer is the largest answer on a lane: the longest error, or a signature of 2 KiB.
+	// maxAnswer is the largest frame to the parent: the longest error, or a signature of 2 KiB.
 	maxAnswer = 2*maxText + 1<<10
 )
 
@@ -73,47 +73,32 @@ func (f frame) encode() []byte {
 	return b
 }
 
-// readFrame reads one frame; its fields share one buffer. It returns io.EOF at the end of the stream between two frames.
-// It reads nothing ahead, so that no buffer keeps a secret.
-func readFrame(r io.Reader) (frame, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+// readFrame reads one frame; its fields share one buffer. The buffer of r has room for any expected frame; the frame is
+// cleared in it, because it may contain a secret. When the read is interrupted, readFrame can be called again and nothing
+// is lost. It returns io.EOF at the end of the stream between two frames.
+func readFrame(r *bufio.Reader) (frame, error) {
+	whole, err := r.Peek(4)
+	if err == nil {
+		size := binary.BigEndian.Uint32(whole)
+		if limit := r.Size() - 4; size < 1 || int64(size) > int64(limit) {
+			return frame{}, fmt.Errorf("a frame of %d bytes, want 1 to %d", size, limit)
+		}
+		whole, err = r.Peek(4 + int(size))
+	}
+	if errors.Is(err, io.EOF) && len(whole) > 0 {
+		err = fmt.Errorf("a frame was cut off: %w", io.ErrUnexpectedEOF)
+	}
+	if err != nil {
 		return frame{}, err
 	}
-	size := binary.BigEndian.Uint32(head[:])
-	if size < 1 || size > maxFrame {
-		return frame{}, errFrameSize(size, maxFrame)
-	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(r, body); err != nil {
-		return frame{}, fmt.Errorf("a frame was cut off: %w", io.ErrUnexpectedEOF)
-	}
+	body := bytes.Clone(whole[4:])
+	clear(whole)
+	_, _ = r.Discard(len(whole)) // it is in the buffer
 	return decodeFrame(body)
 }
 
-// peekFrame is readFrame for a reader whose buffer has room for any expected frame. When the read is interrupted, it can
-// be called again and nothing is lost.
-func peekFrame(r *bufio.Reader) (frame, error) {
-	head, err := r.Peek(4)
-	if err != nil {
-		return frame{}, err
-	}
-	size := binary.BigEndian.Uint32(head)
-	if limit := r.Size() - 4; size < 1 || int64(size) > int64(limit) {
-		return frame{}, errFrameSize(size, limit)
-	}
-	whole, err := r.Peek(4 + int(size))
-	if err != nil {
-		return frame{}, err
-	}
-	f, err := decodeFrame(bytes.Clone(whole[4:]))
-	_, _ = r.Discard(len(whole)) // it is in the buffer
-	return f, err
-}
-
-func errFrameSize(size uint32, limit int) error {
-	return fmt.Errorf("a frame of %d bytes, want 1 to %d", size, limit)
-}
+// newReader returns the buffer of a worker for its socket.
+func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, 4+maxFrame) }
 
 // decodeFrame reads what follows the length of a frame, at least one byte.
 func decodeFrame(body []byte) (frame, error) {

@@ -47,13 +47,18 @@ func TestFrames(t *testing.T) {
 	if len(want) != int(kindWarning) {
 		t.Fatalf("%d kinds; want %d", len(want), kindWarning)
 	}
+	in := newReader(&stream)
 	for _, f := range want {
-		got, err := readFrame(&stream)
+		buffered := testkit.Value(in.Peek(len(f.encode())))(t)
+		got, err := readFrame(in)
 		if diff := cmp.Diff(f, got, cmp.AllowUnexported(frame{})); err != nil || diff != "" {
 			t.Errorf("%v (-sent +read)\n%s", err, diff)
 		}
+		if !bytes.Equal(buffered, make([]byte, len(buffered))) {
+			t.Errorf("the buffer keeps a frame of kind %d, which may contain a secret", f.kind)
+		}
 	}
-	if _, err := readFrame(&stream); !errors.Is(err, io.EOF) {
+	if _, err := readFrame(in); !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %v; want io.EOF", err)
 	}
 }
@@ -80,7 +85,7 @@ func TestBadFrames(t *testing.T) {
 		"field past its frame": {change(5, 0xff, 0xff, 0xff, 0xff), "too short"},
 		"bytes behind":         {change(10, 0, 0, 0, 31), "1 bytes too many"},
 	} {
-		if f, err := readFrame(bytes.NewReader(tt.in)); err == nil || !strings.Contains(err.Error(), tt.says) {
+		if f, err := readFrame(newReader(bytes.NewReader(tt.in))); err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s: %v, %v; want %q", name, f, err, tt.says)
 		}
 	}
@@ -105,7 +110,7 @@ func TestErrorsCross(t *testing.T) {
 		{fault.WithHint(errors.New("disk on fire"), "look"), "use", []error{signer.ErrUnavailable}, []error{signer.ErrAuth}, "disk on fire"},
 		{wrap("sign", errors.New(strings.Repeat("x", 2*maxText))), "sign", nil, nil, "xxx"},
 	} {
-		f := testkit.Value(readFrame(bytes.NewReader(failure(tt.err).encode())))(t)
+		f := testkit.Value(readFrame(newReader(bytes.NewReader(failure(tt.err).encode()))))(t)
 		op, got := failed(f)
 		for _, family := range tt.is {
 			if !errors.Is(got, family) {
@@ -127,7 +132,7 @@ func TestErrorsCross(t *testing.T) {
 func FuzzFrame(f *testing.F) {
 	testkit.Seeds(f, "FuzzFrame", len(framesOf()))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		got, err := readFrame(bytes.NewReader(in))
+		got, err := readFrame(newReader(bytes.NewReader(in)))
 		if err != nil {
 			return
 		}

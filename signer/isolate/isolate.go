@@ -11,8 +11,7 @@
 // seconds. Workers that die without a signature between them are started ever more slowly, from 0.1 to 10 seconds
 // apart; meanwhile signatures fail at once with signer.ErrUnavailable. A worker dies with its parent.
 //
-// Each signature crosses on a lane, a socket of its own that carries one signature at a time, so that no other thread
-// takes part in it.
+// Each signature crosses on a lane, a separate socket that carries one signature at a time.
 //
 // Keys are safe for concurrent use. Workers need Unix; Open and Serve fail elsewhere.
 package isolate

@@ -179,6 +179,9 @@ func TestWorkerCrashes(t *testing.T) {
 	if n := s.calls("sign"); n != 3 {
 		t.Errorf("%d signatures; want 3: none during the back-off", n)
 	}
+	if since := time.Since(k.notUntil); since > time.Hour {
+		t.Errorf("the back-off ended %v ago", since)
+	}
 	before := k.pid()
 	s.fault(t, "refuse")
 	_, err = k.Sign(nil, digest, crypto.SHA256)

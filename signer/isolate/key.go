@@ -36,17 +36,16 @@ type Key struct {
 	ref    signer.Ref
 	open   signer.OpenOptions
 	cfg    Config
-	pub    *rsa.PublicKey
-	spki   []byte        // of pub: every worker must find this key
-	free   chan int      // the numbers of the lanes that are not in use
-	closed chan struct{} // closed by Close
+	pub    *rsa.PublicKey     // every worker must find this key
+	free   chan int           // the numbers of the lanes that are not in use
+	closed context.Context    // ends with Close: no signature begins any more
+	shut   context.CancelFunc // of closed
 	ctx    context.Context
 	end    context.CancelFunc // of ctx: no worker is started any more
 
 	limit, grace, closeWait time.Duration
 
-	closing  sync.Once
-	closeErr error // readable after closing
+	closing func() error // close, once
 
 	mu       sync.Mutex
 	warned   map[string]bool // the warnings that were passed on
@@ -66,13 +65,15 @@ func Open(ctx context.Context, ref signer.Ref, open signer.OpenOptions, cfg Conf
 	}
 	cfg.Lanes = min(max(cfg.Lanes, 1), MaxLanes)
 	k := &Key{
-		ref: ref, open: open, cfg: cfg, free: make(chan int, cfg.Lanes), closed: make(chan struct{}),
+		ref: ref, open: open, cfg: cfg, free: make(chan int, cfg.Lanes),
 		limit: defLimit, grace: defGrace, closeWait: defCloseWait, warned: map[string]bool{},
 	}
+	k.closing = sync.OnceValue(k.close)
 	for n := range cfg.Lanes {
 		k.free <- n
 	}
 	k.ctx, k.end = context.WithCancel(context.Background())
+	k.closed, k.shut = context.WithCancel(k.ctx)
 	w, err := k.launch(ctx)
 	if err != nil {
 		k.end()
@@ -166,7 +167,7 @@ func (k *Key) sign(ctx context.Context, question frame) ([]byte, error) {
 		w.lost(err)
 		if again || ctx.Err() != nil {
 			k.free <- n
-			return nil, k.fail(opSign, w.err)
+			return nil, k.fail(opSign, context.Cause(w.life))
 		}
 	}
 }
@@ -204,19 +205,15 @@ func (k *Key) acquire(ctx context.Context) (lane int, err error) {
 	}
 	select {
 	case n := <-k.free:
-		// Close may have come before, or while both were ready.
-		select {
-		case <-k.closed:
-			k.free <- n
-			return 0, signer.ErrClosed
-		default:
+		if k.closed.Err() == nil {
 			return n, nil
 		}
-	case <-k.closed:
-		return 0, signer.ErrClosed
+		k.free <- n // both were ready
+	case <-k.closed.Done():
 	case <-ctx.Done():
 		return 0, late(ctx, fmt.Sprintf("all %d sessions are busy", cap(k.free)))
 	}
+	return 0, signer.ErrClosed
 }
 
 // signature returns the signature of a worker's answer, or its error.
@@ -247,26 +244,19 @@ func (k *Key) Stats() signer.Stats {
 
 // Close ends the worker. It waits some seconds for the signatures in flight and some more for the worker to close its
 // key; then the worker is killed, which is not an error.
-func (k *Key) Close() error {
-	k.closing.Do(func() {
-		close(k.closed)
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			for range cap(k.free) {
-				<-k.free
-			}
-		}()
-		wait := k.closeWait
-		select {
-		case <-drained:
-		case <-time.After(wait):
-			wait = 0 // it hangs
-		}
-		k.closeErr = k.endWorker(wait)
-		<-drained // the worker is dead, so the signatures have ended
-	})
-	return k.fail("close", k.closeErr)
+func (k *Key) Close() error { return k.fail("close", k.closing()) }
+
+func (k *Key) close() error {
+	k.shut()
+	ended := make(chan error, 1)
+	hangs := time.AfterFunc(k.closeWait, func() { ended <- k.endWorker(0) })
+	for range cap(k.free) {
+		<-k.free // the end of the worker ends its signatures too
+	}
+	if hangs.Stop() {
+		ended <- k.endWorker(k.closeWait)
+	}
+	return <-ended
 }
 
 // endWorker ends the worker that exists or is being started.

@@ -134,20 +134,15 @@ func (p *process) gone(wait time.Duration) bool {
 	select {
 	case <-p.exited:
 		return true
-	default:
-	}
-	select {
-	case <-p.exited:
-		return true
 	case <-time.After(wait):
 		return false
 	}
 }
 
-// lastWords returns how the process ended and what it wrote to standard error, without the secret.
+// lastWords waits for the end of the process, and returns how it ended and what it wrote to standard error, without the secret.
 func (p *process) lastWords(secret []byte) string {
 	how := "it closed its socket"
-	if p.gone(0) {
+	if p.gone(exitWait) {
 		how = "exit status 0"
 		if p.status != nil && !errors.Is(p.status, exec.ErrWaitDelay) {
 			how = p.status.Error()

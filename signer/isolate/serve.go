@@ -3,7 +3,7 @@
 package isolate
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -47,9 +47,7 @@ func Serve(ctx context.Context, args []string, open Opener) error {
 	context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends the read
 	s := &server{conn: conn, lanes: lanes, fail: cancel, answers: make(chan frame, 1), opened: make(chan signer.Signer, 1)}
 	err = s.serve(ctx, open)
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
+	err = cmp.Or(context.Cause(ctx), err)
 	_ = conn.Close()
 	select {
 	case key := <-s.opened:
@@ -117,7 +115,8 @@ func (s *server) send(f frame) {
 
 // serve handles the frames of the first socket until it ends.
 func (s *server) serve(ctx context.Context, open Opener) error {
-	first, err := readFrame(s.conn)
+	in := newReader(s.conn)
+	first, err := readFrame(in)
 	if err != nil {
 		return err
 	}
@@ -126,7 +125,7 @@ func (s *server) serve(ctx context.Context, open Opener) error {
 	}
 	go s.open(ctx, open, first)
 	for {
-		f, err := readFrame(s.conn)
+		f, err := readFrame(in)
 		if err != nil {
 			return err
 		}
@@ -185,7 +184,7 @@ func (s *server) openKey(ctx context.Context, open Opener, f frame) (signer.Sign
 // serveLane makes one signature after the other. The thread that reads also signs and answers: to wake another one
 // costs tens of microseconds.
 func serveLane(lane io.ReadWriter, key signer.Signer) error {
-	in := bufio.NewReader(lane)
+	in := newReader(lane)
 	for {
 		f, err := readFrame(in)
 		if err != nil {

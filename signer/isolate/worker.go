@@ -6,6 +6,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -28,11 +30,11 @@ const hintStore = "check that the key store answers and that its client is conne
 type worker struct {
 	process *process
 	warn    func(text string)
-	opened  chan frame    // receives the answer to kindOpen
-	dead    chan struct{} // closed when nothing is answered any more
+	opened  chan frame      // receives the answer to kindOpen
+	life    context.Context // ends when nothing is answered any more; its cause says why
+	end     context.CancelCauseFunc
 	killing sync.Once
-	err     error     // why it is dead; readable after dead
-	died    time.Time // as err
+	died    time.Time // readable after life
 
 	starting context.Context // of its start: secrets are answered until it ends
 	secret   Secret          // nil: a question is refused
@@ -54,15 +56,17 @@ func startWorker(ctx context.Context, cfg Config, secret Secret, warn func(strin
 		return nil, fault.Errorf("%w: start a worker process: %w", signer.ErrUnavailable, err).
 			Fix("check that the program's own file exists and may be run")
 	}
-	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), dead: make(chan struct{}), starting: ctx, secret: secret}
+	w := &worker{process: p, warn: warn, opened: make(chan frame, 1), starting: ctx, secret: secret}
+	w.life, w.end = context.WithCancelCause(context.Background())
 	go w.read()
 	return w, nil
 }
 
 // read handles the frames of the first socket until the worker is dead.
 func (w *worker) read() {
+	in := bufio.NewReaderSize(w.process.conn, maxAnswer)
 	for {
-		f, err := readFrame(w.process.conn)
+		f, err := readFrame(in)
 		if err == nil {
 			err = w.handle(f)
 		}
@@ -133,7 +137,6 @@ func (w *worker) send(f frame) {
 // lost kills the worker because a read from it failed.
 func (w *worker) lost(err error) {
 	if broken := syscall.Errno(0); errors.As(err, &broken) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		w.process.gone(exitWait) // how it ended is known then
 		w.mu.Lock()
 		secret := bytes.Clone(w.sent)
 		w.mu.Unlock()
@@ -144,22 +147,15 @@ func (w *worker) lost(err error) {
 }
 
 // alive reports whether the worker was neither killed nor found dead.
-func (w *worker) alive() bool {
-	select {
-	case <-w.dead:
-		return false
-	default:
-		return true
-	}
-}
+func (w *worker) alive() bool { return w.life.Err() == nil }
 
 // kill ends the worker. Whoever waits for an answer gets the first reason.
 func (w *worker) kill(why error) {
 	w.killing.Do(func() {
 		_ = w.process.cmd.Process.Kill() // it may be gone already
 		w.process.closeAll()
-		w.err, w.died = why, time.Now()
-		close(w.dead)
+		w.died = time.Now()
+		w.end(why)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		clear(w.sent)
@@ -201,7 +197,7 @@ func (l *lane) ask(ctx context.Context, question frame, end time.Time) (frame, e
 // wait waits for the answer to a question that was sent.
 func (l *lane) wait(ctx context.Context, end time.Time) (frame, error) {
 	for {
-		f, err := peekFrame(l.in)
+		f, err := readFrame(l.in)
 		switch {
 		case errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil && time.Now().Before(end):
 			continue
@@ -212,4 +208,171 @@ func (l *lane) wait(ctx context.Context, end time.Time) (frame, error) {
 		}
 		return f, err
 	}
+}
+
+const (
+	// startLimit is the time limit for the start of a worker that replaces a dead one.
+	startLimit = 30 * time.Second
+	// The wait between workers that die without a signature doubles from minBackOff to maxBackOff.
+	minBackOff, maxBackOff = 100 * time.Millisecond, 10 * time.Second
+)
+
+// start is the start of a worker, for all callers that wait for it.
+type start struct {
+	done chan struct{}
+	w    *worker // after done
+	err  error   // after done
+}
+
+// running returns the worker, and starts one if there is none.
+func (k *Key) running(ctx context.Context) (*worker, error) {
+	k.mu.Lock()
+	if k.current != nil && !k.current.alive() {
+		k.lose(context.Cause(k.current.life), k.current.died)
+		k.current = nil
+	}
+	var err error
+	switch {
+	case k.current != nil:
+	case k.ctx.Err() != nil:
+		err = signer.ErrClosed
+	case k.starting != nil:
+	case time.Now().Before(k.notUntil):
+		err = fault.Errorf("%w: the next worker process may be started at %s; the last one: %w", signer.ErrUnavailable,
+			k.notUntil.Format(time.RFC3339Nano), k.lost).Fix(hintStore)
+	default:
+		k.starting = &start{done: make(chan struct{})}
+		go k.replace(k.starting)
+	}
+	w, s := k.current, k.starting
+	k.mu.Unlock()
+	if w != nil || err != nil {
+		return w, err
+	}
+	select {
+	case <-s.done:
+		return s.w, s.err
+	case <-ctx.Done():
+		return nil, late(ctx, "the new worker process is not ready")
+	}
+}
+
+// lose counts the loss of a worker. The caller holds k.mu.
+func (k *Key) lose(why error, at time.Time) {
+	k.lost = why
+	k.notUntil = at.Add(k.backOff)
+	k.backOff = min(max(2*k.backOff, minBackOff), maxBackOff)
+}
+
+// replace launches the next worker.
+func (k *Key) replace(s *start) {
+	ctx, cancel := context.WithTimeout(k.ctx, startLimit)
+	defer cancel()
+	w, err := k.launch(ctx)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.w, s.err = w, err
+	k.current, k.starting = w, nil
+	switch {
+	case err == nil:
+		k.restarts++
+	case !errors.Is(err, ErrSecretRefused): // after that no worker is started
+		k.lose(inner(err), time.Now())
+	}
+	close(s.done)
+}
+
+// launch starts a worker and opens the key in it, within one Login.
+func (k *Key) launch(ctx context.Context) (w *worker, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	begin := func(secret Secret) (err error) {
+		if w, err = startWorker(ctx, k.cfg, secret, k.warn); err == nil {
+			err = k.openIn(ctx, w)
+		}
+		return k.fail("open", err)
+	}
+	if k.cfg.Login == nil {
+		err = begin(nil)
+	} else {
+		err = k.cfg.Login(ctx, begin)
+	}
+	if err == nil {
+		return w, nil
+	}
+	if w != nil {
+		w.kill(signer.ErrClosed)
+		w.process.gone(exitWait) // what cannot be killed is left to the system
+	}
+	return nil, err
+}
+
+// openIn opens the key in a new worker. It must be the key of the workers before.
+func (k *Key) openIn(ctx context.Context, w *worker) error {
+	var wanted []byte
+	if k.open.PublicKey != nil {
+		var err error
+		if wanted, err = x509.MarshalPKIXPublicKey(k.open.PublicKey); err != nil {
+			return fmt.Errorf("%w: the wanted public key: %w", signer.ErrBadKey, err)
+		}
+	}
+	w.send(frame{kindOpen, [][]byte{[]byte(k.cfg.Ref.Encode()), wanted}})
+	var answer frame
+	select {
+	case answer = <-w.opened:
+	case <-w.life.Done():
+		return context.Cause(w.life)
+	case <-ctx.Done():
+		return late(ctx, "the worker process has not opened the key")
+	}
+	if answer.kind == kindFailed {
+		op, err := failed(answer)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.refused != nil {
+			err = w.refused // it wraps more than what crossed the socket and came back
+		}
+		return k.fail(op, err)
+	}
+	return k.check(answer.fields[0])
+}
+
+// check reads the public key of a worker, which must be that of the first one.
+func (k *Key) check(spki []byte) error {
+	parsed, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return fmt.Errorf("%w: its public key: %w", signer.ErrBadKey, err)
+	}
+	pub, ok := parsed.(*rsa.PublicKey)
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: a key of type %T", signer.ErrBadKey, parsed)
+	case k.pub == nil:
+		k.pub = pub
+	case !k.pub.Equal(pub):
+		return fault.Errorf("%w: the reference now names another key than before", signer.ErrKeyNotFound).
+			Fix("restore the key; or, if the change is intended, restart the program")
+	}
+	return nil
+}
+
+// warn passes a warning on, once: every later worker would repeat it.
+func (k *Key) warn(text string) {
+	k.mu.Lock()
+	told := k.warned[text] || len(k.warned) == maxWarnings
+	if !told {
+		k.warned[text] = true
+	}
+	k.mu.Unlock()
+	if !told && k.cfg.Warn != nil {
+		k.cfg.Warn(text)
+	}
+}
+
+// inner returns the error without operation and reference.
+func inner(err error) error {
+	if e, ok := errors.AsType[*signer.Error](err); ok {
+		return e.Err
+	}
+	return err
 }

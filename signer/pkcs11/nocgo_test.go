@@ -8,20 +8,16 @@ import (
 	"strings"
 	"testing"
 
+	"hsmsign/internal/testkit"
+
 	"hsmsign/fault"
 	"hsmsign/signer"
 )
 
 func TestBuildWithoutCgo(t *testing.T) {
-	module, err := filepath.Abs("m.so")
-	if err != nil {
-		t.Fatal(err)
-	}
+	module := testkit.Value(filepath.Abs("m.so"))(t)
 	for path, want := range map[string]error{"object=k": signer.ErrUnsupported, "objekt=k": signer.ErrReference} {
-		ref, err := signer.ParseRef("pkcs11:" + path + "?module-path=" + module)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ref := testkit.Value(signer.ParseRef("pkcs11:" + path + "?module-path=" + module))(t)
 		_, err = Backend(Options{}).Open(t.Context(), ref, signer.OpenOptions{})
 		if _, ok := errors.AsType[*signer.Error](err); !ok || !errors.Is(err, want) {
 			t.Errorf("%s: error %v; want %v", path, err, want)
