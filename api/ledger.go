@@ -1,8 +1,6 @@
 package api
 
-import (
-	"hsmsign/ledger"
-)
+import "hsmsign/ledger/record"
 
 // LedgerInit is the result of ledger init. Both keys are pinned outside the store.
 type LedgerInit struct {
@@ -44,7 +42,7 @@ type LedgerEntry struct {
 }
 
 // NewLedgerEntry describes an entry.
-func NewLedgerEntry(r ledger.Record) LedgerEntry {
+func NewLedgerEntry(r record.Record) LedgerEntry {
 	e := r.Entry
 	entry := LedgerEntry{
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
@@ -63,6 +61,6 @@ type LedgerVerify struct {
 	OK      bool            `json:"ok"`
 	Entries int64           `json:"entries"`
 	Root    string          `json:"root,omitempty"` // in hex
-	Defects []ledger.Defect `json:"defects"`
+	Defects []record.Defect `json:"defects"`
 	Entry   *LedgerEntry    `json:"entry,omitempty"` // of a proof
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
+	"hsmsign/ledger/record"
 )
 
 const (
@@ -120,7 +121,7 @@ func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
 			return err
 		}
 		tx := &Tx{ledger: l, sql: sqlTx, head: empty, now: l.now()}
-		if _, err := tx.Append(&Entry{Kind: KindGenesis}); err != nil {
+		if _, err := tx.Append(&record.Entry{Kind: record.KindGenesis}); err != nil {
 			return err
 		}
 		head, err = tx.finish(ctx)
@@ -360,7 +361,7 @@ type Tx struct {
 type leaf struct {
 	leaf     []byte
 	kind     string
-	customer ID
+	customer record.ID
 }
 
 // statement changes a side row.
@@ -399,7 +400,7 @@ func (tx *Tx) apply(ctx context.Context) error {
 }
 
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
-func (tx *Tx) Append(e *Entry, openings ...Opening) (int64, error) {
+func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
 	index := tx.head.Size + int64(len(tx.added))
 	e.Time = tx.now
 	for _, o := range openings {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
+	"hsmsign/ledger/record"
 )
 
 // maxProof is the maximum length of a proof in bytes.
@@ -20,13 +21,13 @@ const maxProof = 256 << 10
 // Proven is an entry that is in a ledger, and where.
 type Proven struct {
 	Index      int64
-	Entry      *Entry
+	Entry      *record.Entry
 	Checkpoint *Checkpoint
 }
 
 // Prove returns a proof (C2SP tlog-proof) that the entry with which a request was issued is in the ledger. Its extra line
 // has the bytes of the leaf. The error is of kind not found if the request was not issued.
-func (l *Ledger) Prove(ctx context.Context, request ID) ([]byte, error) {
+func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 	head, err := l.Head(ctx)
 	if err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func (l *Ledger) Prove(ctx context.Context, request ID) ([]byte, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fault.NotFound.Errorf("no request %s was issued", request).Fix("hsmsign ledger list shows the ids")
 	}
-	var found *Entry
+	var found *record.Entry
 	if err == nil {
 		found, err = l.entry(ctx, l.store.DB, head, index)
 	}
@@ -92,7 +93,7 @@ func CheckProof(data []byte, verifierKey string) (*Proven, error) {
 	if err := tlog.CheckRecord(hashes, head.Size, head.Root, index, tlog.RecordHash(p.ExtraData)); err != nil {
 		return refused(errors.New("the entry is not in the ledger of the checkpoint"))
 	}
-	e, err := ParseEntry(p.ExtraData)
+	e, err := record.ParseEntry(p.ExtraData)
 	if err != nil {
 		return refused(err)
 	}

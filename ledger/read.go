@@ -8,12 +8,13 @@ import (
 	"slices"
 
 	"hsmsign/fault"
+	"hsmsign/ledger/record"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
 
 // entry returns one entry after proving that it is under the checkpoint.
-func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index int64) (*Entry, error) {
+func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index int64) (*record.Entry, error) {
 	var leaf []byte
 	err := q.QueryRowContext(ctx, l.store.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -29,7 +30,7 @@ func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index i
 	if tlog.CheckRecord(proof, head.Size, head.Root, index, tlog.RecordHash(leaf)) != nil {
 		return nil, fmt.Errorf("%w: entry %d was changed", ErrTampered, index)
 	}
-	e, err := ParseEntry(leaf)
+	e, err := record.ParseEntry(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("%w: entry %d: %w", ErrTampered, index, err)
 	}
@@ -37,23 +38,23 @@ func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index i
 }
 
 // entry returns one entry, which may be one of this batch.
-func (tx *Tx) entry(ctx context.Context, index int64) (*Entry, error) {
+func (tx *Tx) entry(ctx context.Context, index int64) (*record.Entry, error) {
 	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.added)) {
-		return ParseEntry(tx.added[added].leaf)
+		return record.ParseEntry(tx.added[added].leaf)
 	}
 	return tx.ledger.entry(ctx, tx.sql, tx.head, index)
 }
 
 // opening returns the data of an opening of an entry after checking it against the entry's commitment.
-func (l *Ledger) opening(ctx context.Context, q querier, index int64, e *Entry, name string) ([]byte, error) {
-	o := Opening{Name: name}
+func (l *Ledger) opening(ctx context.Context, q querier, index int64, e *record.Entry, name string) ([]byte, error) {
+	o := record.Opening{Name: name}
 	var salt []byte
 	err := q.QueryRowContext(ctx, l.store.bind("SELECT salt, data FROM openings WHERE entry = ? AND name = ?"), index, name).Scan(&salt, &o.Data)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, err
 	}
 	if err == nil && len(salt) == len(o.Salt) {
-		o.Salt = Hash(salt)
+		o.Salt = record.Hash(salt)
 		if slices.Contains(e.Commitments, o.Commitment()) {
 			return o.Data, nil
 		}
@@ -69,16 +70,8 @@ type Query struct {
 	Limit    int    // at most so many
 }
 
-// Record is one entry with the names of its customer and actor, which may have been erased.
-type Record struct {
-	Index    int64
-	Entry    *Entry
-	Customer string
-	Actor    string
-}
-
 // List returns entries, the newest first. It proves none of them: Verify does that.
-func (l *Ledger) List(ctx context.Context, q Query) ([]Record, error) {
+func (l *Ledger) List(ctx context.Context, q Query) ([]record.Record, error) {
 	query, args := "SELECT idx, leaf FROM entries WHERE 1 = 1", []any{}
 	where := func(condition string, value any) {
 		query, args = query+" AND "+condition, append(args, value)
@@ -108,20 +101,20 @@ func (l *Ledger) List(ctx context.Context, q Query) ([]Record, error) {
 	return records, nil
 }
 
-func (l *Ledger) records(ctx context.Context, query string, args []any) ([]Record, error) {
+func (l *Ledger) records(ctx context.Context, query string, args []any) ([]record.Record, error) {
 	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query), args...)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var records []Record
+	var records []record.Record
 	for rows.Next() {
-		var r Record
+		var r record.Record
 		var leaf []byte
 		if err := rows.Scan(&r.Index, &leaf); err != nil {
 			return nil, err
 		}
-		if r.Entry, err = ParseEntry(leaf); err != nil {
+		if r.Entry, err = record.ParseEntry(leaf); err != nil {
 			return nil, fmt.Errorf("%w: entry %d: %w", ErrTampered, r.Index, err)
 		}
 		records = append(records, r)
@@ -133,8 +126,8 @@ func (l *Ledger) records(ctx context.Context, query string, args []any) ([]Recor
 }
 
 // named adds the names of customers and actors.
-func (l *Ledger) named(ctx context.Context, records []Record) (_ []Record, err error) {
-	names := map[ID]string{}
+func (l *Ledger) named(ctx context.Context, records []record.Record) (_ []record.Record, err error) {
+	names := map[record.ID]string{}
 	for i := range records {
 		r := &records[i]
 		if r.Customer, err = l.name(ctx, names, "customers", r.Entry.Customer); err != nil {
@@ -148,8 +141,8 @@ func (l *Ledger) named(ctx context.Context, records []Record) (_ []Record, err e
 }
 
 // name returns the name of a customer or actor; "" if it was erased.
-func (l *Ledger) name(ctx context.Context, names map[ID]string, table string, id ID) (string, error) {
-	if name, ok := names[id]; ok || id == (ID{}) {
+func (l *Ledger) name(ctx context.Context, names map[record.ID]string, table string, id record.ID) (string, error) {
+	if name, ok := names[id]; ok || id == (record.ID{}) {
 		return name, nil
 	}
 	var name string
@@ -162,7 +155,7 @@ func (l *Ledger) name(ctx context.Context, names map[ID]string, table string, id
 }
 
 // Record returns one entry after proving it. The error is of kind not found if there is no such entry.
-func (l *Ledger) Record(ctx context.Context, index int64) (*Record, error) {
+func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error) {
 	head, err := l.Head(ctx)
 	if err != nil {
 		return nil, err
@@ -174,7 +167,7 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*Record, error) {
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
-	records, err := l.named(ctx, []Record{{Index: index, Entry: e}})
+	records, err := l.named(ctx, []record.Record{{Index: index, Entry: e}})
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
@@ -183,7 +176,7 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*Record, error) {
 
 // Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is
 // returned.
-func (l *Ledger) Records(ctx context.Context, do func(r Record) error) error {
+func (l *Ledger) Records(ctx context.Context, do func(r record.Record) error) error {
 	const page = 1000
 	for next := int64(0); ; {
 		records, err := l.records(ctx, fmt.Sprintf("SELECT idx, leaf FROM entries WHERE idx >= ? ORDER BY idx LIMIT %d", page), []any{next})

@@ -64,8 +64,8 @@ func (c Customer) Check() error {
 // use is a Use with its ids and hashes.
 type use struct {
 	record.Use
-	actor, customer         ID
-	csr, spki, vendor, root Hash
+	actor, customer         record.ID
+	csr, spki, vendor, root record.Hash
 }
 
 func newUse(u record.Use) *use {
@@ -73,8 +73,8 @@ func newUse(u record.Use) *use {
 }
 
 // entry returns an entry about the use.
-func (u *use) entry(kind string, request ID) *Entry {
-	return &Entry{
+func (u *use) entry(kind string, request record.ID) *record.Entry {
+	return &record.Entry{
 		Kind: kind, Request: request, Customer: u.customer, Actor: u.actor, Channel: u.Channel,
 		CSR: u.csr, SPKI: u.spki, Vendor: u.vendor, Chain: u.root, Digest: u.Digest,
 	}
@@ -105,7 +105,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil {
 		return permit, nil, err
 	}
-	var owner ID
+	var owner record.ID
 	foreign, err := tx.find(ctx, &owner, "SELECT customer FROM requests WHERE spki = ? AND customer <> ? AND state <> 'failed'", u.spki[:], u.customer[:])
 	if err != nil {
 		return permit, nil, err
@@ -123,13 +123,13 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil || permit.Stored != nil {
 		return permit, nil, err
 	}
-	id := NewID()
-	index, err := tx.Append(u.entry(KindIntent, id), NewOpening(openActor, []byte(u.Actor)), NewOpening(openCSR, u.CSR))
+	id := record.NewID()
+	index, err := tx.Append(u.entry(record.KindIntent, id), record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
 		return permit, nil, err
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
-		id[:], u.customer[:], KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
+		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
 	return record.Permit{Request: id.String()}, nil, nil
 }
 
@@ -143,14 +143,14 @@ func (tx *Tx) closeIntents(ctx context.Context) error {
 	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
 	for _, id := range ids {
 		if err == nil {
-			err = tx.move(ctx, id, &Entry{Kind: KindUnknown})
+			err = tx.move(ctx, id, &record.Entry{Kind: record.KindUnknown})
 		}
 	}
 	return err
 }
 
 // move appends an entry about a request, which gets its state.
-func (tx *Tx) move(ctx context.Context, id ID, e *Entry, openings ...Opening) error {
+func (tx *Tx) move(ctx context.Context, id record.ID, e *record.Entry, openings ...record.Opening) error {
 	var at int64
 	if err := tx.row(ctx, "SELECT entry FROM requests WHERE id = ?", id[:]).Scan(&at); err != nil {
 		return err
@@ -166,14 +166,14 @@ func (tx *Tx) move(ctx context.Context, id ID, e *Entry, openings ...Opening) er
 		return err
 	}
 	tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, id[:])
-	if moved.Kind == KindIssued {
+	if moved.Kind == record.KindIssued {
 		tx.exec("UPDATE requests SET issued = ? WHERE id = ?", index, id[:])
 	}
 	return nil
 }
 
 // find reads one id, and returns whether there is one.
-func (tx *Tx) find(ctx context.Context, id *ID, query string, args ...any) (bool, error) {
+func (tx *Tx) find(ctx context.Context, id *record.ID, query string, args ...any) (bool, error) {
 	var raw []byte
 	err := tx.row(ctx, query, args...).Scan(&raw)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -183,13 +183,13 @@ func (tx *Tx) find(ctx context.Context, id *ID, query string, args ...any) (bool
 		err = fmt.Errorf("%w: an id of %d bytes", ErrTampered, len(raw))
 	}
 	if err == nil {
-		*id = ID(raw)
+		*id = record.ID(raw)
 	}
 	return err == nil, err
 }
 
 // ids reads a list of ids.
-func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []ID, err error) {
+func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.ID, err error) {
 	rows, err := tx.sql.QueryContext(ctx, tx.ledger.store.bind(query), args...)
 	if err != nil {
 		return nil, err
@@ -200,32 +200,32 @@ func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []ID, err
 		if err := rows.Scan(&raw); err != nil {
 			return nil, err
 		}
-		if len(raw) != len(ID{}) {
+		if len(raw) != len(record.ID{}) {
 			return nil, fmt.Errorf("%w: an id of %d bytes", ErrTampered, len(raw))
 		}
-		ids = append(ids, ID(raw))
+		ids = append(ids, record.ID(raw))
 	}
 	return ids, rows.Err()
 }
 
 // actor returns the id of an actor, which is new at its first use.
-func (tx *Tx) actor(ctx context.Context, name string) (id ID, err error) {
+func (tx *Tx) actor(ctx context.Context, name string) (id record.ID, err error) {
 	known, err := tx.find(ctx, &id, "SELECT id FROM actors WHERE name = ?", name)
 	if err == nil && !known {
-		id = NewID()
+		id = record.NewID()
 		tx.exec("INSERT INTO actors (id, name) VALUES (?, ?)", id[:], name)
 	}
 	return id, err
 }
 
-func (tx *Tx) addCustomer(actor ID, actorName, channel string, c Customer) (ID, error) {
-	id := NewID()
+func (tx *Tx) addCustomer(actor record.ID, actorName, channel string, c Customer) (record.ID, error) {
+	id := record.NewID()
 	data, err := json.Marshal(c)
 	if err != nil {
 		return id, err
 	}
-	index, err := tx.Append(&Entry{Kind: KindCustomer, Customer: id, Actor: actor, Channel: channel},
-		NewOpening(openActor, []byte(actorName)), NewOpening(openCustomer, data))
+	index, err := tx.Append(&record.Entry{Kind: record.KindCustomer, Customer: id, Actor: actor, Channel: channel},
+		record.NewOpening(openActor, []byte(actorName)), record.NewOpening(openCustomer, data))
 	tx.exec("INSERT INTO customers (id, name, entry) VALUES (?, ?, ?)", id[:], c.Name, index)
 	return id, err
 }
@@ -242,9 +242,9 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	e := u.entry(KindRefused, ID{})
+	e := u.entry(record.KindRefused, record.ID{})
 	e.Rule = rule
-	if _, err := tx.Append(e, NewOpening(openActor, []byte(u.Actor)), NewOpening(openCSR, u.CSR)); err != nil {
+	if _, err := tx.Append(e, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR)); err != nil {
 		return err
 	}
 	tx.exec("INSERT INTO refusals (day, actor, rule, csr, repeated) VALUES (?, ?, ?, ?, 0)", day, u.actor[:], rule, u.csr[:])
@@ -256,7 +256,7 @@ const sameIssue = "SELECT id FROM requests WHERE csr = ? AND customer = ? AND ve
 
 // stored returns the permit of the same use, if it was issued before.
 func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err error) {
-	var id ID
+	var id record.ID
 	issued, err := tx.find(ctx, &id, sameIssue, u.csr[:], u.customer[:], u.vendor[:], u.root[:], u.Digest)
 	if err != nil || !issued {
 		return permit, err
@@ -275,14 +275,14 @@ func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err err
 
 // Conclude implements record.Recorder.
 func (l *Ledger) Conclude(ctx context.Context, permit record.Permit, outcome record.Outcome) error {
-	id, err := ParseID(permit.Request)
+	id, err := record.ParseID(permit.Request)
 	if err != nil {
 		return err
 	}
 	return l.Append(ctx, func(ctx context.Context, tx *Tx) error { return tx.conclude(ctx, id, outcome) })
 }
 
-func (tx *Tx) conclude(ctx context.Context, id ID, outcome record.Outcome) error {
+func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) error {
 	var state string
 	var customer, csr, vendor, root []byte
 	var digest string
@@ -290,24 +290,24 @@ func (tx *Tx) conclude(ctx context.Context, id ID, outcome record.Outcome) error
 	if err != nil {
 		return err
 	}
-	if state != KindIntent {
+	if state != record.KindIntent {
 		return fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
 	}
 	if outcome.Err != nil {
-		return tx.move(ctx, id, &Entry{Kind: KindFailed, Rule: fault.KindOf(outcome.Err).String()})
+		return tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
 	}
-	var other ID
+	var other record.ID
 	issued, err := tx.find(ctx, &other, sameIssue, csr, customer, vendor, root, digest)
 	if err != nil {
 		return err
 	}
 	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return tx.move(ctx, id, &Entry{Kind: KindFailed, Rule: ruleConcurrent})
+		return tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
 	}
 	if err := tx.supersede(ctx, customer, csr); err != nil {
 		return err
 	}
-	return tx.move(ctx, id, &Entry{Kind: KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, NewOpening(openRequest, outcome.File))
+	return tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
 }
 
 // supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.
@@ -315,7 +315,7 @@ func (tx *Tx) supersede(ctx context.Context, customer, csr []byte) error {
 	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", csr, customer)
 	for _, id := range ids {
 		if err == nil {
-			err = tx.move(ctx, id, &Entry{Kind: KindSuperseded})
+			err = tx.move(ctx, id, &record.Entry{Kind: record.KindSuperseded})
 		}
 	}
 	return err

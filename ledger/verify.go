@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"hsmsign/ledger/record"
+
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -20,13 +22,7 @@ type Report struct {
 	Head    *Checkpoint
 	Entries int64
 	// Defects are what is wrong, in the order of the entries; at most maxDefects. None: the ledger is whole.
-	Defects []Defect
-}
-
-// Defect is one thing that is wrong.
-type Defect struct {
-	Entry int64  `json:"entry"` // its index; -1: it is about the whole ledger
-	Text  string `json:"text"`
+	Defects []record.Defect
 }
 
 // maxDefects is how many defects a report has.
@@ -38,11 +34,11 @@ type verification struct {
 	ledger *Ledger
 
 	// What the entries say, to compare with the caches.
-	requests  map[ID]*Entry // the newest entry of each
-	at        map[ID]int64
-	customers map[ID]int64
-	names     map[ID]string
-	erased    map[ID]bool
+	requests  map[record.ID]*record.Entry // the newest entry of each
+	at        map[record.ID]int64
+	customers map[record.ID]int64
+	names     map[record.ID]string
+	erased    map[record.ID]bool
 	lost      []lost // entries whose data is missing
 
 	hashes   []tlog.Hash // as stored
@@ -60,7 +56,7 @@ type subtree struct {
 // reading; what is wrong with the ledger is in the report.
 func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Report, error) {
 	v := &verification{
-		Report: &Report{}, ledger: l, requests: map[ID]*Entry{}, at: map[ID]int64{}, customers: map[ID]int64{}, names: map[ID]string{}, erased: map[ID]bool{},
+		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, erased: map[record.ID]bool{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -96,7 +92,7 @@ func unlessTampered(err error) error {
 // add adds a defect.
 func (v *verification) add(entry int64, what any) {
 	if len(v.Defects) < maxDefects {
-		v.Defects = append(v.Defects, Defect{entry, strings.TrimPrefix(fmt.Sprint(what), ErrTampered.Error()+": ")})
+		v.Defects = append(v.Defects, record.Defect{Entry: entry, Text: strings.TrimPrefix(fmt.Sprint(what), ErrTampered.Error()+": ")})
 	}
 }
 
@@ -218,7 +214,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 	found := map[int64][]opened{}
 	for rows.Next() {
 		var index int64
-		var o Opening
+		var o record.Opening
 		var salt []byte
 		if err := rows.Scan(&index, &o.Name, &salt, &o.Data); err != nil {
 			return nil, err
@@ -235,20 +231,20 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 
 // opened is an opening without its data.
 type opened struct {
-	Commitment
-	hash Hash
+	record.Commitment
+	hash record.Hash
 	data []byte // of a customer
 }
 
 // entry checks one entry, and follows what it says.
-func (v *verification) entry(index int64, leaf []byte, openings []opened) *Entry {
-	e, err := ParseEntry(leaf)
+func (v *verification) entry(index int64, leaf []byte, openings []opened) *record.Entry {
+	e, err := record.ParseEntry(leaf)
 	if err != nil {
 		v.add(index, err)
 		return nil
 	}
 	for _, o := range openings {
-		want := map[string]Hash{openCSR: e.CSR, openRequest: e.File}[o.Name]
+		want := map[string]record.Hash{openCSR: e.CSR, openRequest: e.File}[o.Name]
 		switch {
 		case !slices.Contains(e.Commitments, o.Commitment):
 			v.add(index, fmt.Sprintf("the stored %s is not the one that was recorded", o.Name))
@@ -266,13 +262,13 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *Entry
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
 	}
-	if e.Kind == KindErased {
+	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true
 	}
-	if e.Kind == KindCustomer {
+	if e.Kind == record.KindCustomer {
 		v.customers[e.Customer] = index
 	}
-	if e.Request != (ID{}) {
+	if e.Request != (record.ID{}) {
 		v.requests[e.Request], v.at[e.Request] = e, index
 	}
 	return e
@@ -281,7 +277,7 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *Entry
 // lost is an entry whose data is missing.
 type lost struct {
 	index    int64
-	customer ID
+	customer record.ID
 }
 
 // caches compares the tables of requests and customers with what the entries say.
@@ -354,9 +350,9 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 }
 
 // idOf returns an id of the database; the zero ID if it has another length.
-func idOf(raw []byte) ID {
-	if len(raw) != len(ID{}) {
-		return ID{}
+func idOf(raw []byte) record.ID {
+	if len(raw) != len(record.ID{}) {
+		return record.ID{}
 	}
-	return ID(raw)
+	return record.ID(raw)
 }

@@ -18,6 +18,7 @@ import (
 	"hsmsign/internal/wholefile"
 	"hsmsign/ledger"
 	"hsmsign/ledger/open"
+	"hsmsign/ledger/record"
 	"hsmsign/request"
 	"hsmsign/secret"
 )
@@ -30,7 +31,6 @@ func ledgerFlags() []cli.Flag {
 		stringFlag("ledger", "`REFERENCE` of the ledger: sqlite:PATH or postgres://USER@HOST/DATABASE"),
 		stringFlag("checkpoint-key", "`FILE` with the ledger's checkpoint key, mode 0600 (default for sqlite:PATH: PATH.key)"),
 		stringFlag("last-checkpoint", "`FILE` that keeps the newest checkpoint outside the store (default for sqlite:PATH: PATH.last)"),
-		configFlag(),
 	}
 }
 
@@ -39,7 +39,7 @@ func verifierFlag() cli.Flag {
 }
 
 func (p *program) ledgerCommand() *cli.Command {
-	reading := append(ledgerFlags(), verifierFlag(), jsonFlag())
+	reading := append(ledgerFlags(), verifierFlag(), jsonFlag(), configFlag())
 	return &cli.Command{
 		Name:  "ledger",
 		Usage: "record who was issued what, and prove that nobody changed the record",
@@ -49,7 +49,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Usage: "make a ledger and its checkpoint key, and print its origin and verifier key",
 				Description: "Pin the verifier key outside the store: without it nobody can tell a ledger from another one.\n\n" +
 					"  hsmsign ledger init --ledger sqlite:/var/lib/hsmsign/ledger.db --origin example.com/mdm",
-				Flags:  append(ledgerFlags(), stringFlag("origin", "`NAME` of the ledger in its checkpoints: a name of yours, as example.com/mdm"), jsonFlag()),
+				Flags:  append(ledgerFlags(), stringFlag("origin", "`NAME` of the ledger in its checkpoints: a name of yours, as example.com/mdm"), jsonFlag(), configFlag()),
 				Action: p.ledgerInit,
 			},
 			{
@@ -338,7 +338,7 @@ func (p *program) ledgerExport(ctx *cli.Context) error {
 	var out strings.Builder
 	table := csv.NewWriter(&out)
 	first := true
-	err = l.Records(ctx.Context, func(r ledger.Record) error {
+	err = l.Records(ctx.Context, func(r record.Record) error {
 		e := api.NewLedgerEntry(r)
 		if format != "csv" {
 			line, err := json.Marshal(e)
@@ -403,7 +403,7 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 		result.Root = hex.EncodeToString(report.Head.Root[:])
 	}
 	if result.Defects == nil {
-		result.Defects = []ledger.Defect{}
+		result.Defects = []record.Defect{}
 	}
 	if s.json {
 		p.con.JSON(result)
@@ -445,8 +445,8 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 	}
 	for _, f := range []struct {
 		flag string
-		want ledger.Hash
-		hash func([]byte) (ledger.Hash, error)
+		want record.Hash
+		hash func([]byte) (record.Hash, error)
 	}{{"csr", proven.Entry.CSR, csrHash}, {"request", proven.Entry.File, fileHash}} {
 		file, _ := s.str(f.flag)
 		if file == "" {
@@ -464,9 +464,9 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 			return fault.Defects.Errorf("%s: the proof is about another %s, with SHA-256 %s", file, f.flag, f.want)
 		}
 	}
-	e := api.NewLedgerEntry(ledger.Record{Index: proven.Index, Entry: proven.Entry})
+	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry})
 	if s.json {
-		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []ledger.Defect{}, Entry: &e})
+		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
 		return nil
 	}
 	p.con.Printf("%s: entry %d of %s, a ledger of %d entries", console.Styled{Level: console.Good, Text: "ok"}, proven.Index, proven.Checkpoint.Origin, proven.Checkpoint.Size)
@@ -476,15 +476,15 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 	return nil
 }
 
-func csrHash(data []byte) (ledger.Hash, error) {
+func csrHash(data []byte) (record.Hash, error) {
 	csr, err := request.DecodeCSR(data)
 	if err != nil {
-		return ledger.Hash{}, err
+		return record.Hash{}, err
 	}
-	return ledger.SHA256(csr.DER), nil
+	return record.SHA256(csr.DER), nil
 }
 
-func fileHash(data []byte) (ledger.Hash, error) { return ledger.SHA256(data), nil }
+func fileHash(data []byte) (record.Hash, error) { return record.SHA256(data), nil }
 
 func (p *program) ledgerProve(ctx *cli.Context) error {
 	s, args, l, done, err := p.reader(ctx, oneFile)
@@ -492,7 +492,7 @@ func (p *program) ledgerProve(ctx *cli.Context) error {
 		return err
 	}
 	defer done()
-	id, err := ledger.ParseID(args[0])
+	id, err := record.ParseID(args[0])
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func issue(t *testing.T, l *ledger.Ledger, u record.Use) record.Permit {
 func kinds(t *testing.T, l *ledger.Ledger) string {
 	t.Helper()
 	var all []string
-	must(t, l.Records(t.Context(), func(r ledger.Record) error {
+	must(t, l.Records(t.Context(), func(r record.Record) error {
 		all = append(all, r.Entry.Kind)
 		return nil
 	}))
@@ -400,7 +400,7 @@ func testClock(t *testing.T, f *fixture) {
 	f.pass(-time.Minute)
 	issue(t, l, use("acme", "csr 2", "key 1", "vendor"))
 	var before time.Time
-	must(t, l.Records(t.Context(), func(r ledger.Record) error {
+	must(t, l.Records(t.Context(), func(r record.Record) error {
 		if r.Entry.Time.Before(before) {
 			t.Errorf("the time of entry %d falls", r.Index)
 		}
@@ -496,13 +496,13 @@ func testProof(t *testing.T, f *fixture) {
 	var data []byte
 	for i := range 5 {
 		permit := issue(t, l, use("acme", fmt.Sprint("csr ", i), "key 1", "vendor"))
-		id, err := ledger.ParseID(permit.Request)
+		id, err := record.ParseID(permit.Request)
 		must(t, err)
 		data, err = l.Prove(t.Context(), id)
 		must(t, err)
 		proven, err := ledger.CheckProof(data, f.cfg.Verifier)
 		must(t, err)
-		if proven.Entry.Request != id || proven.Entry.Kind != ledger.KindIssued || proven.Entry.CSR != sha256.Sum256([]byte(fmt.Sprint("csr ", i))) {
+		if proven.Entry.Request != id || proven.Entry.Kind != record.KindIssued || proven.Entry.CSR != sha256.Sum256([]byte(fmt.Sprint("csr ", i))) {
 			t.Errorf("%+v", proven.Entry)
 		}
 	}
@@ -518,7 +518,7 @@ func testProof(t *testing.T, f *fixture) {
 	if _, err := ledger.CheckProof(data, other); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("with another key: %v", err)
 	}
-	if _, err := l.Prove(t.Context(), ledger.NewID()); fault.KindOf(err) != fault.NotFound {
+	if _, err := l.Prove(t.Context(), record.NewID()); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("an unknown request: %v", err)
 	}
 }

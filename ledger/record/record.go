@@ -39,3 +39,17 @@ type Recorder interface {
 	// Conclude records the outcome of a permit. Without a nil error the file must not be released.
 	Conclude(ctx context.Context, permit Permit, outcome Outcome) error
 }
+
+// Record is one entry with the names of its customer and actor, which may have been erased.
+type Record struct {
+	Index    int64
+	Entry    *Entry
+	Customer string
+	Actor    string
+}
+
+// Defect is one thing that is wrong.
+type Defect struct {
+	Entry int64  `json:"entry"` // its index; -1: it is about the whole ledger
+	Text  string `json:"text"`
+}
