@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
@@ -28,8 +29,8 @@ const (
 	maxQuote   = 43 // bytes of a text from the file in an error
 )
 
-// vendorName matches words that flags, metrics and messages can contain unchanged.
-var vendorName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,63}$`)
+// vendorName matches words that flags, metrics and messages can contain unchanged. It is compiled at its first use.
+var vendorName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]{0,63}$`) })
 
 // Parse decodes the text of a config file of at most MaxFile bytes; name is the file's name in errors. Paths do not
 // change. An empty file returns the zero Config. Every error is *Error with a line, a column and a fix.
@@ -274,7 +275,7 @@ func (c *Config) checkVendors(root *ast.MappingNode) *Error {
 	for _, v := range vendors.Value.(*ast.MappingNode).Values {
 		at := v.Key.GetToken()
 		switch name := v.Key.(*ast.StringNode).Value; {
-		case !vendorName.MatchString(name):
+		case !vendorName().MatchString(name):
 			return refuse(at, "vendors: %q is not a name", fault.Clip(name, maxQuote)).
 				withFix("begin with a letter, then letters, digits, '.', '_' and '-'")
 		case c.Vendors[name].Key == "":

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"howett.net/plist"
 
@@ -211,7 +212,9 @@ const maxDepth = 16
 
 // doctype matches Apple's DOCTYPE of a property list, with the public identifiers that Apple's tools have had. An internal
 // subset, which could declare entities, does not match.
-var doctype = regexp.MustCompile(`^DOCTYPE\s+plist\s+PUBLIC\s+["']-//Apple( Computer| Inc)?//DTD PLIST 1\.0//EN["']\s+["']https?://www\.apple\.com/DTDs/PropertyList-1\.0\.dtd["']\s*$`)
+var doctype = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^DOCTYPE\s+plist\s+PUBLIC\s+["']-//Apple( Computer| Inc)?//DTD PLIST 1\.0//EN["']\s+["']https?://www\.apple\.com/DTDs/PropertyList-1\.0\.dtd["']\s*$`)
+})
 
 // document is what parsePlist needs to know about the XML of a property list in addition to the library's result.
 type document struct {
@@ -238,7 +241,7 @@ func readXML(data []byte) (document, error) {
 		}
 		switch token := token.(type) {
 		case xml.Directive:
-			m := doctype.FindSubmatch(token)
+			m := doctype().FindSubmatch(token)
 			doctypes++
 			if m == nil || doctypes > 1 || roots > 0 {
 				return doc, errors.New("a declaration is not Apple's DOCTYPE, or not the only one")
