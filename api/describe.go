@@ -124,9 +124,10 @@ func NewCSR(csr *x509.CertificateRequest) *CSR {
 	}
 }
 
-// Key describes a private key.
+// Key describes a private key, or what a token shows of its key pair.
 type Key struct {
 	Ref         string            `json:"ref"`
+	Type        string            `json:"type,omitempty"` // "public", "cert"; absent for a private key
 	Store       string            `json:"store"`
 	Label       string            `json:"label,omitempty"`
 	ID          string            `json:"id,omitempty"`
@@ -137,10 +138,22 @@ type Key struct {
 	Certificate *Certificate      `json:"certificate,omitempty"` // stored with the key
 }
 
+// Token describes one slot of a PKCS#11 module and the token in it.
+type Token struct {
+	Ref          string   `json:"ref,omitempty"` // names the token; absent if it is not initialized
+	Slot         uint     `json:"slot"`
+	Label        string   `json:"label,omitempty"`
+	Serial       string   `json:"serial,omitempty"`
+	Manufacturer string   `json:"manufacturer,omitempty"`
+	Model        string   `json:"model,omitempty"`
+	Flags        []string `json:"flags"`
+	Error        string   `json:"error,omitempty"` // why the module does not describe the token
+}
+
 // NewKey describes a private key at the given time.
 func NewKey(k signer.KeyInfo, now time.Time) Key {
 	key := Key{
-		Ref: k.Ref, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: append([]signer.Property{}, k.Properties...),
+		Ref: k.Ref, Type: k.Type, Store: k.Store, Label: k.Label, ID: k.ID, Algorithm: k.Algorithm, Bits: k.Bits, Properties: append([]signer.Property{}, k.Properties...),
 	}
 	if k.Public != nil {
 		key.KeySHA256 = chain.SPKISHA256(k.Public)

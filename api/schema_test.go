@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write the files of docs/schema again")
 // shapes are the objects that a command prints with --json, by the name of their schema.
 var shapes = map[string]any{
 	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
-	"key": Key{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
+	"key": Key{}, "token": Token{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
 }
 

@@ -147,21 +147,26 @@ func (s *Store) loadCertificates(ctx context.Context, name string) ([]*x509.Cert
 	}
 	data, err := s.readFile(ctx, name, chain.MaxFile)
 	if err != nil {
-		return nil, fault.Vendor.Errorf("certificate file %q: %w", name, err).Fix("check the path")
+		return nil, fault.Vendor.Errorf("certificate file %q: %w", Redact(name), err).Fix("check the path")
 	}
 	certs, err := chain.Parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", Redact(name), err)
 	}
 	return certs, nil
 }
 
-// Redact returns the name of a certificate file as it is, and a reference without its secrets.
+// Redact returns the name of a certificate file as it is, and a reference without its secrets. Of a reference that cannot
+// be read it returns the scheme only.
 func Redact(name string) string {
-	if ref, err := signer.ParseRef(name); err == nil {
+	ref, err := signer.ParseRef(name)
+	if err == nil {
 		return ref.String()
 	}
-	return name
+	if scheme, _, ok := strings.Cut(name, ":"); ok && slices.Contains(append(cloudSchemes, "file", "pkcs11"), strings.ToLower(scheme)) {
+		return scheme + ":(unreadable)"
+	}
+	return signer.Redact(name)
 }
 
 // IsReference returns whether text names a key by a reference, and not by the name of a file.
@@ -191,7 +196,16 @@ func (k Key) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, 
 	return k.backend.Generate(ctx, k.Ref, spec)
 }
 
-// List returns every private key that the reference matches; see signer.Backend.
+// Tokens returns every slot of the reference's module; see signer.Backend. The error is of kind usage if the backend has no
+// tokens.
+func (k Key) Tokens(ctx context.Context) ([]signer.TokenInfo, error) {
+	if k.backend.Tokens == nil {
+		return nil, fault.Usage.Errorf("%s: has no tokens", k.Ref.Scheme).Fix("name a PKCS#11 module: pkcs11:?module-path=PATH")
+	}
+	return k.backend.Tokens(ctx, k.Ref)
+}
+
+// List returns every key that the reference matches; see signer.Backend.
 func (k Key) List(ctx context.Context) ([]signer.KeyInfo, error) { return k.backend.List(ctx, k.Ref) }
 
 // Diagnose walks from the reference to a signature; see signer.Backend. A backend that this build leaves out has one
@@ -220,6 +234,7 @@ func (k Key) Describe(ctx context.Context, opened signer.Signer) (signer.KeyInfo
 	pub, ok := opened.Public().(*rsa.PublicKey)
 	for _, info := range infos {
 		switch {
+		case info.Type != "":
 		case ok && info.Public == nil && len(infos) == 1: // an encrypted file
 			info.Public, info.Algorithm, info.Bits = pub, "RSA", pub.N.BitLen()
 			return info, nil

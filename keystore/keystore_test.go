@@ -77,7 +77,8 @@ func TestLoadCertificates(t *testing.T) {
 }
 
 func TestRedact(t *testing.T) {
-	for name, want := range map[string]string{"vendor.pem": "vendor.pem", "pkcs11:object=a?pin-value=1234": "pkcs11:object=a?pin-value=REDACTED"} {
+	for name, want := range map[string]string{"vendor.pem": "vendor.pem", "pkcs11:object=a?pin-value=1234": "pkcs11:object=a?pin-value=REDACTED",
+		"PKCS11:a?x=y;pin-value=1234": "PKCS11:(unreadable)", "a:b.pem": "a:b.pem", "awskms:///k?x": "awskms:(unreadable)"} {
 		if got := Redact(name); got != want {
 			t.Errorf("%q: %q", name, got)
 		}
@@ -102,6 +103,15 @@ func TestDescribe(t *testing.T) {
 	}
 	if _, err := key.Describe(t.Context(), testkit.NewSigner(testkit.Key("other"))); !errors.Is(err, signer.ErrKeyNotFound) {
 		t.Errorf("another key: %v", err)
+	}
+	key.backend.List = func(context.Context, signer.Ref) ([]signer.KeyInfo, error) {
+		return []signer.KeyInfo{{Type: signer.TypePublic, Public: opened.Public()}}, nil
+	}
+	if info, err := key.Describe(t.Context(), opened); !errors.Is(err, signer.ErrKeyNotFound) {
+		t.Errorf("a public key is no private key: %+v, %v", info, err)
+	}
+	if _, err := key.Tokens(t.Context()); fault.KindOf(err) != fault.Usage {
+		t.Errorf("tokens of a file: %v", err)
 	}
 	if err := key.ImportCertificate(t.Context(), nil); fault.KindOf(err) != fault.Usage {
 		t.Errorf("a certificate in a file: %v", err)

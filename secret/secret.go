@@ -26,6 +26,9 @@ const Max = 1024
 // ErrSecret means that a secret is missing or cannot be read.
 var ErrSecret = fault.Auth.New("cannot read the secret")
 
+// ErrNoFile means that the file of a secret does not exist. It is a fault of the configuration: nothing refused a secret.
+var ErrNoFile = fault.Usage.New("file not found")
+
 // Reader reads secrets. Its functions are passed in, so that no other package reads the environment or the terminal.
 // The zero value reads files and programs only. Safe for concurrent use if its functions are.
 type Reader struct {
@@ -50,6 +53,7 @@ type Source struct {
 //	env:NAME                 an environment variable
 //	credential:NAME          a systemd credential: the file NAME in $CREDENTIALS_DIRECTORY (systemd.exec(5))
 //	exec:/PROGRAM ARG...     the output of a program; arguments are split at spaces, no shell is involved
+//	|/PROGRAM ARG...         the same, as RFC 7512 section 2.4 writes it
 //	prompt                   the person at the terminal
 func (r Reader) Read(ctx context.Context, src Source) ([]byte, error) {
 	secret, err := r.read(ctx, src)
@@ -67,6 +71,10 @@ func (r Reader) Read(ctx context.Context, src Source) ([]byte, error) {
 
 // failed returns an error of Read. Its text is like that of a key store that refuses a wrong secret.
 func failed(label string, err error) error {
+	if errors.Is(err, ErrNoFile) {
+		what, _, _ := strings.Cut(label, " of ")
+		return &failure{fault.Errorf("%s %w (%s)", what, err, label).Fix("correct the path, or create the file with mode 0600")}
+	}
 	return &failure{fmt.Errorf("%s: %w", label, err)}
 }
 
@@ -97,7 +105,9 @@ func (r Reader) ReadNew(ctx context.Context, label string) ([]byte, error) {
 func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 	given := r.getenv(src.Env)
 	kind, arg, ok := strings.Cut(src.From, ":")
-	switch {
+	switch program, piped := strings.CutPrefix(src.From, "|"); {
+	case piped:
+		return runSecretProgram(ctx, program)
 	case src.From == "" && given != "":
 		return []byte(given), nil
 	case src.From == "" && r.Prompt == nil:
@@ -139,6 +149,9 @@ func (r Reader) getenv(name string) string {
 
 func readSecretFile(path string, anyMode bool) ([]byte, error) {
 	b, err := ReadFile(path, Max+2, anyMode)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %q", ErrNoFile, path)
+	}
 	return trimNewline(b), err
 }
 
@@ -157,7 +170,7 @@ const programWait = time.Minute
 func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
 	args := strings.Fields(line)
 	if len(args) == 0 || !filepath.IsAbs(args[0]) {
-		return nil, errors.New("exec: needs the absolute path of a program")
+		return nil, errors.New("a program needs its absolute path, as exec:/PROGRAM")
 	}
 	ctx, cancel := context.WithTimeout(ctx, programWait)
 	defer cancel()

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/internal/testkit"
 )
 
@@ -67,9 +68,11 @@ func TestRead(t *testing.T) {
 		{"credential", full, Source{From: "credential:good"}, "1234", "", nil},
 		{"program", full, Source{From: "exec:" + program("show", `echo "pin-$1"`) + "   a  b"}, "pin-a", "", nil},
 
+		{"program by RFC 7512", full, Source{From: "|" + dir + "/show b:c"}, "pin-b:c", "", nil},
+
 		{"group can read", full, Source{From: open}, "", "mode 0640", ErrInsecureMode},
-		{"missing", full, Source{From: "missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
-		{"missing file", full, Source{From: "file:missing", Env: "PIN"}, "", "missing", fs.ErrNotExist},
+		{"missing", full, Source{From: "missing", Env: "PIN"}, "", `PIN file not found: "missing" (`, ErrNoFile},
+		{"missing file", full, Source{From: "file:missing", Env: "PIN"}, "", `PIN file not found: "missing" (`, ErrNoFile},
 		{"folder", full, Source{From: dir}, "", "not a regular file", nil},
 		{"pipe without a writer", full, Source{From: fifo}, "", "not a regular file", nil},
 		{"empty file", full, Source{From: writeSecret(t, dir, "empty", "", 0o600)}, "", "it is empty", nil},
@@ -83,7 +86,7 @@ func TestRead(t *testing.T) {
 		{"nothing at all", Reader{}, Source{Env: "PIN"}, "", "set PIN (there is no terminal", nil},
 		{"credential that others can read", full, Source{From: "credential:open"}, "", "chmod 600", ErrInsecureMode},
 		{"credential outside its folder", full, Source{From: "credential:../good"}, "", "no such credential", nil},
-		{"no such credential", full, Source{From: "credential:none"}, "", "no such file", fs.ErrNotExist},
+		{"no such credential", full, Source{From: "credential:none"}, "", "PIN file not found", ErrNoFile},
 		{"credential without systemd", Reader{}, Source{From: "credential:good"}, "", "no such credential", nil},
 		{"program that fails", full, Source{From: "exec:" + program("fail", "echo secret-1234\necho secret-1234 >&2\nexit 3")}, "", "exit status 3", nil},
 		{"program that prints too much", full, Source{From: "exec:" + program("flood", `printf "%1027d" 0`)}, "", "printed more than 1024 bytes", nil},
@@ -116,6 +119,9 @@ func TestRead(t *testing.T) {
 			}
 			if tt.is != nil && !errors.Is(err, tt.is) {
 				t.Errorf("%v does not wrap %v", err, tt.is)
+			}
+			if missing := errors.Is(err, ErrNoFile); missing != (fault.KindOf(err) == fault.Usage) || missing != (fault.Hint(err) != "") {
+				t.Errorf("%v is of kind %v, with the hint %q", err, fault.KindOf(err), fault.Hint(err))
 			}
 			if err != nil && (strings.Contains(err.Error(), "1234") || strings.Contains(err.Error(), "xxxx")) {
 				t.Errorf("the error contains the secret: %v", err)

@@ -13,8 +13,10 @@ type Backend struct {
 	// Generate creates the key that ref names and opens it. If a key of that name exists, the error wraps ErrKeyExists;
 	// nothing is ever replaced.
 	Generate func(ctx context.Context, ref Ref, spec KeySpec) (Signer, error)
-	// List returns every private key that ref matches; an attribute that ref omits matches any value. It may be empty.
+	// List returns every key that ref matches; an attribute that ref omits matches any value. It may be empty.
 	List func(ctx context.Context, ref Ref) ([]KeyInfo, error)
+	// Tokens returns every slot of the module that ref names, whatever else ref says. Nil if the backend has no tokens.
+	Tokens func(ctx context.Context, ref Ref) ([]TokenInfo, error)
 	// Diagnose checks everything from the reference to a signature and reports each step as it ends (RunSteps). It
 	// returns the opened key, or nil if a step failed.
 	Diagnose func(ctx context.Context, ref Ref, opts OpenOptions, report func(Step)) Signer
@@ -46,9 +48,11 @@ type KeySpec struct {
 	Bits int // size of the RSA modulus: 2048, 3072 or 4096
 }
 
-// KeyInfo describes one private key without opening it. A field that the backend does not know is zero.
+// KeyInfo describes one private key without opening it, or what the store shows of a key pair whose private key it does
+// not show. A field that the backend does not know is zero.
 type KeyInfo struct {
 	Ref       string            // a reference that names exactly this key, without secrets
+	Type      string            // "" for a private key, TypePublic, TypeCertificate
 	Store     string            // where it is: the file, the token's label and serial number, the key ring
 	Label     string            // CKA_LABEL, alias, ...
 	ID        string            // CKA_ID in hex, KMS key id
@@ -58,6 +62,24 @@ type KeyInfo struct {
 	Cert      *x509.Certificate // a certificate of this key, stored with it
 	// Properties describe the key's protection, with the names of the store ("CKA_SENSITIVE"), in a fixed order.
 	Properties []Property
+}
+
+// The types of KeyInfo besides a private key, as RFC 7512 names them.
+const (
+	TypePublic      = "public"
+	TypeCertificate = "cert"
+)
+
+// TokenInfo describes one slot of a PKCS#11 module and the token in it.
+type TokenInfo struct {
+	Ref          string // a reference that names this token, without secrets; "" if it is not initialized
+	Slot         uint
+	Label        string
+	Serial       string
+	Manufacturer string
+	Model        string
+	Flags        []string // the state of the token: "initialized", "PIN locked", "no token"; not nil
+	Error        string   // why the module does not describe the token
 }
 
 // Property is one fact about a key's protection.

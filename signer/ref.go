@@ -3,9 +3,11 @@ package signer
 import (
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
+
+	"hsmsign/fault"
+	"hsmsign/internal/suggest"
 )
 
 // MaxRef is the maximum length of a key reference, in bytes.
@@ -24,7 +26,8 @@ type Ref struct {
 // attr is one query attribute; the value is percent-decoded.
 type attr struct{ name, value string }
 
-// ParseRef parses a key reference. An error wraps ErrReference and never quotes the query, which may contain a PIN.
+// ParseRef parses a key reference. An error wraps ErrReference and quotes only names of attributes, because a value may be
+// a PIN. A secret in the wrong place is refused, so no part of a Ref but the values of its query attributes is secret.
 func ParseRef(s string) (Ref, error) {
 	if len(s) > MaxRef {
 		return Ref{}, fmt.Errorf("%w: %d bytes; the limit is %d", ErrReference, len(s), MaxRef)
@@ -42,6 +45,10 @@ func ParseRef(s string) (Ref, error) {
 	if ref.Path == "" && (ref.Scheme != "pkcs11" || !hasQuery) {
 		return Ref{}, fmt.Errorf("%w: nothing follows %q", ErrReference, ref.Scheme+":")
 	}
+	if Redact(path) != path {
+		return Ref{}, fault.Errorf("%w: the part before \"?\" contains an attribute that may be a secret", ErrReference).
+			Fix("write it after the \"?\": pin-source=file:PATH, or passphrase-file=PATH")
+	}
 	if !hasQuery {
 		return ref, nil
 	}
@@ -50,9 +57,16 @@ func ParseRef(s string) (Ref, error) {
 		if !ok || name == "" || strings.Trim(name, alphanumeric+"-_") != "" {
 			return Ref{}, fmt.Errorf("%w: query attribute %d is not of the form name=value", ErrReference, i+1)
 		}
+		if strings.Contains(raw, ";") { // RFC 7512 section 2.3: no pk11-qchar
+			return Ref{}, fault.Errorf("%w: query attribute %q: ';' separates path attributes; use '&' between query attributes", ErrReference, name).
+				Fix("quote the reference in the shell; write %3B for a ';' in a value")
+		}
 		value, err := Unescape(raw)
 		if err != nil {
 			return Ref{}, fmt.Errorf("%w: query attribute %q: a %% must be followed by two hexadecimal digits", ErrReference, name)
+		}
+		if checked := withoutArguments(value); Redact(checked) != checked {
+			return Ref{}, fmt.Errorf("%w: query attribute %q contains another one, which may be a secret; use '&' between query attributes", ErrReference, name)
 		}
 		if _, repeated := ref.Query(name); repeated {
 			return Ref{}, fmt.Errorf("%w: query attribute %q is repeated", ErrReference, name)
@@ -77,7 +91,8 @@ func (r Ref) Query(name string) (string, bool) {
 func (r Ref) CheckQuery(known ...string) error {
 	for _, a := range r.query {
 		if !slices.Contains(known, a.name) {
-			return fmt.Errorf("%w: unknown query attribute %q; %s: accepts %s", ErrReference, a.name, r.Scheme, strings.Join(known, ", "))
+			return fault.Errorf("%w: unknown query attribute %q; %s: accepts %s", ErrReference, a.name, r.Scheme, strings.Join(known, ", ")).
+				Fix(suggest.Name(a.name, known, ""))
 		}
 	}
 	return nil
@@ -99,18 +114,18 @@ func (r Ref) Without(names ...string) Ref {
 // that was parsed. It is for another process; String is for people.
 func (r Ref) Encode() string {
 	return r.format(r.Path, func(a attr) string {
-		return Escape(a.value, func(c byte) bool { return c < 0x20 || c == 0x7f || c == '%' || c == '&' })
+		return Escape(a.value, func(c byte) bool { return c < 0x20 || c == 0x7f || c == '%' || c == '&' || c == ';' })
 	})
 }
 
 // String returns the reference in the form that ParseRef reads, with the value of every attribute that may be a secret
 // replaced by "REDACTED".
 func (r Ref) String() string {
-	return r.format(redactPIN(r.Path), func(a attr) string {
+	return r.format(r.Path, func(a attr) string {
 		if secretAttr(a.name) {
-			return "REDACTED"
+			return redacted
 		}
-		return Escape(redactUser(a.name, redactPIN(a.value)), func(c byte) bool { return strings.IndexByte(alphanumeric+plain, c) < 0 })
+		return Escape(redactUser(a.name, Redact(a.value)), func(c byte) bool { return strings.IndexByte(alphanumeric+plain, c) < 0 })
 	})
 }
 
@@ -126,11 +141,43 @@ func (r Ref) format(path string, value func(attr) string) string {
 	return b.String()
 }
 
-var pinValue = regexp.MustCompile(`(?i)(pin-value=)[^;&]*`)
+const redacted = "REDACTED"
 
-// redactPIN hides a pin-value in the wrong place, in the path or after a ';' in the query: the error about it prints the
-// reference.
-func redactPIN(s string) string { return pinValue.ReplaceAllString(s, "${1}REDACTED") }
+// Redact returns text from a reference with the value of each attribute that may be a secret, in whatever place, replaced
+// by "REDACTED". A value ends at the next ';' or '&'.
+func Redact(text string) string {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] != '=' || !misplaced(text[:i]) {
+			continue
+		}
+		b.WriteString(text[:i+1] + redacted)
+		end := strings.IndexAny(text[i:], ";&")
+		if end < 0 {
+			return b.String()
+		}
+		text, i = text[i+end:], 0
+	}
+	return b.String() + text
+}
+
+// misplaced reports whether text ends with the name of an attribute whose value may be a secret: "pin", "api-key". "token"
+// and "keyPrefix" are not; a name that cannot be decoded may be one.
+func misplaced(text string) bool {
+	text = strings.TrimRight(text, " ")
+	name, err := Unescape(text[len(strings.TrimRight(text, alphanumeric+"-_%")):])
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return err != nil || secretAttr(name) && (hasAny(name, "pin", "pass", "secret", "credential") || hasAny(name+"=", "-key=", "-token=", "apikey="))
+}
+
+// withoutArguments returns the value without the arguments of a program (pin-source=exec:/PROGRAM ARG...), which may be
+// like "--secret=NAME".
+func withoutArguments(value string) string {
+	if strings.HasPrefix(value, "exec:/") || strings.HasPrefix(value, "|/") {
+		value, _, _ = strings.Cut(value, " ")
+	}
+	return value
+}
 
 // redactUser hides the user and password in the address of a server, "http://user:secret@host". No backend accepts them,
 // and the error about them prints the reference.
@@ -139,7 +186,7 @@ func redactUser(name, value string) string {
 	if name != "endpoint" || at < 0 {
 		return value
 	}
-	return "REDACTED" + value[at:]
+	return redacted + value[at:]
 }
 
 // secretAttr reports whether the value of an attribute may be a secret: pin-value (RFC 7512) and similar names. The
@@ -149,8 +196,11 @@ func secretAttr(name string) bool {
 	if strings.HasSuffix(name, "-source") || strings.HasSuffix(name, "-file") {
 		return false
 	}
-	return slices.ContainsFunc([]string{"pin", "pass", "secret", "token", "password", "credential", "key"},
-		func(word string) bool { return strings.Contains(name, word) })
+	return hasAny(name, "pin", "pass", "secret", "credential", "token", "key")
+}
+
+func hasAny(name string, words ...string) bool {
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(name, word) })
 }
 
 // isScheme refuses a single letter: it is a Windows drive, not a scheme.
@@ -161,7 +211,7 @@ func isScheme(s string) bool {
 const (
 	letters      = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	alphanumeric = letters + "0123456789"
-	plain        = "-._~:[]@!$'()*+,;=/?|" // in a query value: RFC 7512 pk11-qattr, without '&'
+	plain        = "-._~:[]@!$'()*+,=/?|" // in a query value: RFC 7512 pk11-qattr, without '&'
 )
 
 // Unescape percent-decodes s (RFC 3986 section 2.1). It does not change '+'.

@@ -4,7 +4,9 @@ package softhsmtest_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +172,50 @@ func TestTenProgramsAtOnce(t *testing.T) {
 	group.Wait()
 	if n := b.outputs(t); n != b.size {
 		t.Errorf("%d of %d requests", n, b.size)
+	}
+}
+
+// Six programs that found no key of a name make one each at the same time: at most one succeeds, and the others name the
+// keys.
+func TestGenerateAtOnce(t *testing.T) {
+	token, faults := faultyToken(t)
+	faults.Script(t, "C_GenerateKeyPair * hang")
+	const programs = 6
+	var group sync.WaitGroup
+	var results [programs]struct {
+		exit           int
+		stdout, stderr strings.Builder
+	}
+	for i := range programs {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binary, "hsmsign"), "key", "generate", "--key", token.Ref("new"))
+		cmd.Stdout, cmd.Stderr = &results[i].stdout, &results[i].stderr
+		testkit.OK(t, cmd.Start())
+		group.Go(func() {
+			_ = cmd.Wait() // the exit code counts
+			results[i].exit = cmd.ProcessState.ExitCode()
+		})
+		testkit.Eventually(t, "a program that makes a key", func() bool { return faults.Calls(t)["C_GenerateKeyPair"] == i+1 })
+	}
+	faults.Script(t)
+	group.Wait()
+	made, succeeded := run(t, filepath.Join(binary, "hsmsign"), "key", "list", "--key", token.Ref("new")), 0
+	if n := strings.Count(string(made), " new "); n != programs {
+		t.Errorf("%d keys:\n%s", n, made)
+	}
+	for i := range results {
+		r := &results[i]
+		own := regexp.MustCompile(`the key .*;id=([%0-9A-F]+) was made, but: key exists: another program`).FindStringSubmatch(r.stderr.String())
+		switch {
+		case r.exit == 0 && r.stderr.Len() == 0:
+			succeeded++
+		case r.exit != 2 || own == nil || strings.Count(r.stderr.String(), own[1]) != 2 || r.stdout.Len() > 0:
+			t.Errorf("exit code %d: %s%s", r.exit, &r.stdout, &r.stderr)
+		case !strings.Contains(string(made), strings.ToLower(strings.ReplaceAll(own[1], "%", ""))):
+			t.Errorf("no key has id %s:\n%s", own[1], made)
+		}
+	}
+	if succeeded > 1 {
+		t.Errorf("%d programs succeeded", succeeded)
 	}
 }
 

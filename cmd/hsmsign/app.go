@@ -45,7 +45,7 @@ func (p *program) keystore(modules []string) *keystore.Store {
 func (p *program) read(ctx context.Context, name string, limit int64, fix string) ([]byte, error) {
 	data, err := p.in.Read(ctx, name, limit)
 	if err != nil {
-		return nil, fault.Refused.Errorf("%s: %w", name, err).Fix(fix)
+		return nil, fault.Refused.Errorf("%s: %w", keystore.Redact(name), err).Fix(fix)
 	}
 	return data, nil
 }
@@ -63,7 +63,7 @@ func (p *program) app() *cli.App {
 		Flags:   []cli.Flag{configFlag(), cli.HelpFlag},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.keyCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.ledgerCommand(),
+			p.keyCommand(), p.tokenCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.ledgerCommand(),
 			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.helpCommand(), p.workerCommand(),
 		},
 		Writer:    writerFunc(func(b []byte) (int, error) { p.con.Write(b); return len(b), nil }),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,6 +95,10 @@ func (s *settings) effective() ([]api.Setting, error) {
 	}
 	for _, name := range []string{"chain", "trust-root"} {
 		values, origin := s.list(name)
+		values = slices.Clone(values)
+		for i := range values {
+			values[i] = keystore.Redact(values[i])
+		}
 		infos = append(infos, setting(name, origin, "", values...))
 	}
 	name, origin := s.str("vendor")

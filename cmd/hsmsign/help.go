@@ -25,9 +25,10 @@ var topics = map[string]string{
 
    A PKCS#11 reference is a PKCS#11 URI (RFC 7512): attributes of the token and the key before the "?", separated by ";"
    (token, serial, model, manufacturer, slot-id, object, id), and how to reach them after it, separated by "&"
-   (module-path or module-name, pin-source, max-sessions, mechanism, isolate). A percent sign encodes a byte: id=%01,
-   object=R%26D. Every attribute that is given must match, and the match must be one key.
+   (module-path or module-name, module-init, pin-source, max-sessions, mechanism, isolate). A percent sign encodes a
+   byte: id=%01, object=R%26D. Every attribute that is given must match, and the match must be one key.
 
+   hsmsign token list --key 'pkcs11:?module-path=PATH' lists the tokens of a module.
    hsmsign key list --key REFERENCE lists what matches; an attribute that is omitted matches any value.
    hsmsign doctor --key REFERENCE checks every step from the reference to a signature.
 `,
@@ -38,6 +39,7 @@ var topics = map[string]string{
    env:NAME              an environment variable
    credential:NAME       a systemd credential (LoadCredential=NAME:PATH in the unit)
    exec:/PROGRAM ARG...  the output of a program; arguments are split at spaces, no shell is involved
+   |/PROGRAM ARG...      the same, as RFC 7512 writes it
    prompt                the person at the terminal
 
    PIN of a token:        pin-source in the reference, else $HSMSIGN_PIN, else the terminal

@@ -35,7 +35,8 @@ func (p *program) keyCommand() *cli.Command {
 			},
 			{
 				Name: "list", Usage: "list the keys that a reference matches; an attribute that it omits matches any value",
-				Description: "A PIN is never tried on several tokens, so private keys are listed only if the reference names one token.\n\n" +
+				Description: "Of a token, public keys and certificates without a visible private key are listed too. Private keys need a PIN,\n" +
+					"which is not asked for unless the reference says so (pin-source=prompt), and is never tried on several tokens.\n\n" +
 					"  hsmsign key list --key 'pkcs11:?module-path=/usr/lib/softhsm/libsofthsm2.so'\n" +
 					"  hsmsign key list --key file:/etc/hsmsign",
 				Flags:  []cli.Flag{keyFlag(), jsonFlag(), configFlag()},

@@ -109,7 +109,8 @@ func (p *program) printKey(k signer.KeyInfo, asJSON bool) {
 
 // keyRow is a key as one row of a table.
 func keyRow(k signer.KeyInfo) []string {
-	size, protection, cert := k.Algorithm, "", "no certificate"
+	size, cert := k.Algorithm, "no certificate"
+	protection := map[string]string{signer.TypePublic: "public key only", signer.TypeCertificate: "certificate only"}[k.Type]
 	if k.Bits > 0 {
 		size += fmt.Sprintf(" %d", k.Bits)
 	}

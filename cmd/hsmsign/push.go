@@ -246,7 +246,7 @@ func (s *settings) pushKey(value string) (keystore.Key, error) {
 
 // fileRef returns the reference of a key file.
 func fileRef(path, passphraseFile string) string {
-	ref := "file:" + (&url.URL{Path: filepath.Clean(path)}).EscapedPath()
+	ref := "file:" + strings.ReplaceAll((&url.URL{Path: filepath.Clean(path)}).EscapedPath(), "=", "%3D")
 	if passphraseFile != "" {
 		ref += "?passphrase-file=" + strings.ReplaceAll(url.QueryEscape(passphraseFile), "+", "%20")
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 	"hsmsign/signer/kms"
 )
@@ -52,8 +53,8 @@ type reference struct {
 	policy                  kms.Policy
 }
 
-func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", signer.ErrReference, fmt.Sprintf(format, args...))
+func malformed(format string, args ...any) *fault.Failure {
+	return fault.Errorf("%w: %s", signer.ErrReference, fmt.Sprintf(format, args...))
 }
 
 // parseReference reads a reference, which overrides the policy. The error wraps ErrReference.
@@ -64,7 +65,7 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 	}
 	id, ok := strings.CutPrefix(ref.Path, "///")
 	if !ok {
-		return r, malformed("write awskms:///KEY with three slashes")
+		return r, malformed("write awskms:///KEY with three slashes").Fix(otherForm(ref.Path))
 	}
 	r.id = id
 	if err := cmp.Or(r.checkID(), r.readRegions(ref), r.readAccess(ref)); err != nil {
@@ -73,6 +74,19 @@ func parseReference(ref signer.Ref, policy kms.Policy) (reference, error) {
 	var err error
 	r.policy, err = policy.WithReference(ref, maxConcurrent)
 	return r, err
+}
+
+// otherForm returns how to write a reference of step ("key-id=ID;region=REGION") or cosign ("//HOST/KEY"); "" if it is
+// neither.
+func otherForm(path string) string {
+	if _, rest, ok := strings.Cut(path, "key-id="); ok {
+		id, _, _ := strings.Cut(rest, ";")
+		return "write awskms:///" + id + "?region=REGION"
+	}
+	if host, key, ok := strings.Cut(strings.TrimPrefix(path, "//"), "/"); ok && strings.HasPrefix(path, "//") {
+		return "write awskms:///" + key + "?endpoint=https://" + host
+	}
+	return ""
 }
 
 func (r *reference) checkID() error {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/fault"
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -48,7 +49,9 @@ func TestParseReference(t *testing.T) {
 func TestParseReferenceRefuses(t *testing.T) {
 	for _, tt := range []struct{ in, text string }{
 		{"awskms:alias/x", "three slashes"},
-		{"awskms://host/alias/x", "three slashes"},
+		{"awskms://host:4566/alias/x", "three slashes; write awskms:///alias/x?endpoint=https://host:4566"},
+		{"awskms:key-id=" + testID + ";region=us-east-2", "three slashes; write awskms:///" + testID + "?region=REGION"},
+		{"awskms:region=us-east-2;key-id=alias/x", "three slashes; write awskms:///alias/x?region=REGION"},
 		{"awskms:///mdm-vendor", `written "alias/mdm-vendor"`},
 		{"awskms:///alias/", "neither"},
 		{"awskms:///alias/x y", "neither"},
@@ -82,7 +85,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		{"awskms:///" + testID + "?access-key=x", "unknown"},
 	} {
 		_, err := parseReference(signerkit.Ref(t, tt.in), kms.Policy{})
-		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.text) {
+		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error()+"; "+fault.Hint(err), tt.text) {
 			t.Errorf("%s: got %v, want %q", tt.in, err, tt.text)
 		}
 		if err != nil && strings.Contains(err.Error(), "secret") {

@@ -89,7 +89,7 @@ func (d *diagnosis) checkKind(context.Context) signer.Step {
 
 func (d *diagnosis) checkPassphrase(ctx context.Context) signer.Step {
 	d.private, d.keyErr = d.parse(ctx, d.block)
-	if errors.Is(d.keyErr, signer.ErrAuth) {
+	if errors.Is(d.keyErr, signer.ErrAuth) || errors.Is(d.keyErr, secret.ErrNoFile) {
 		return signer.StepFail(d.keyErr)
 	}
 	if !isEncrypted(formOf(d.block)) {

@@ -177,6 +177,9 @@ func (s *session) passphrase(ctx context.Context) ([]byte, error) {
 		src.AnyMode = anyMode
 		return s.Secrets.Read(ctx, src)
 	})
+	if errors.Is(err, secret.ErrNoFile) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fault.Errorf("%w: %w", signer.ErrAuth, err).Fix("add ?passphrase-file=PATH to the reference, or set " + envPassphrase)
 	}

@@ -166,7 +166,7 @@ func TestPassphrase(t *testing.T) {
 		{"none", Options{}, encrypted, signer.ErrAuth, 0},
 		{"wrong", env("tr0ub4dor&3"), encrypted, signer.ErrAuth, 0},
 		{"wrong at the prompt: asked once", prompt("tr0ub4dor&3"), encrypted, signer.ErrAuth, 1},
-		{"a missing file is not replaced by the environment", env(passphrase), encrypted + missing, signer.ErrAuth, 0},
+		{"a missing file is not replaced by the environment", env(passphrase), encrypted + missing, secret.ErrNoFile, 0},
 		{"not asked for a plain key", prompt(passphrase), plain, nil, 0},
 		{"missing file of a plain key", Options{}, plain + missing, nil, 0},
 	}

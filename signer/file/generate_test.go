@@ -97,7 +97,7 @@ func TestGenerateRefuses(t *testing.T) {
 		{"no passphrase", "file:" + fresh, Options{}, 2048, signer.ErrAuth, "unencrypted=allow"},
 		{"two passphrases", "file:" + fresh, answers(t, "one", "two"), 2048, signer.ErrAuth, ""},
 		{"empty passphrase", "file:" + fresh, answers(t, ""), 2048, signer.ErrAuth, ""},
-		{"unreadable passphrase", "file:" + fresh + "?passphrase-file=" + dir + "/none", Options{}, 2048, signer.ErrAuth, ""},
+		{"no such passphrase", "file:" + fresh + "?passphrase-file=" + dir + "/none", Options{}, 2048, secret.ErrNoFile, "correct the path"},
 		{"small", "file:" + fresh, env(passphrase), 1024, signer.ErrUnsupported, ""},
 		{"odd", "file:" + fresh, env(passphrase), 2049, signer.ErrUnsupported, ""},
 		{"no folder", "file:" + dir + "/none/new.key", env(passphrase), 2048, signer.ErrReference, "create the folder"},

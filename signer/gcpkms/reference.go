@@ -11,6 +11,7 @@ import (
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
 
+	"hsmsign/fault"
 	"hsmsign/signer"
 	"hsmsign/signer/kms"
 )
@@ -121,7 +122,8 @@ func parseResource(path string) (resource, error) {
 	for i := 0; i < len(words); i += 2 {
 		collection := collections[i/2]
 		if words[i] != collection.name {
-			return resource{}, fmt.Errorf("%w: found %q, want %q (case-sensitive)", signer.ErrReference, words[i], collection.name)
+			return resource{}, fault.Errorf("%w: found %q, want %q (case-sensitive)", signer.ErrReference, words[i], collection.name).
+				Fix("write " + strings.Join(append([]string{collection.name}, words[i+1:]...), "/"))
 		}
 		if i+1 == len(words) || !regexp.MustCompile(collection.form).MatchString(words[i+1]) {
 			return resource{}, fmt.Errorf("%w: no valid name follows %q", signer.ErrReference, words[i]+"/")

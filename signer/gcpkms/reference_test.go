@@ -9,6 +9,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/fault"
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -60,7 +61,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		{"//projects/mdm-prod/locations/global/keyrings/r", `"keyRings"`},
 		{"//projects/mdm-prod/locations/global/keyRings/r r", "keyRings/"},
 		{"//projects/mdm-prod/locations/global/keyRings/" + strings.Repeat("r", 64), "keyRings/"},
-		{"//" + vendor + "/versions/1", `"cryptoKeyVersions"`},
+		{"//" + vendor + "/versions/1", `"cryptoKeyVersions" (case-sensitive); write cryptoKeyVersions/1`},
 		{"//" + vendor + "/cryptoKeyVersions/0", "cryptoKeyVersions/"},
 		{"//" + vendor + "/cryptoKeyVersions/01", "cryptoKeyVersions/"},
 		{"//" + vendor + "/cryptoKeyVersions/latest", "cryptoKeyVersions/"},
@@ -82,7 +83,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		{"//" + vendorOne + "?max-concurrent=101", "100"},
 	} {
 		_, err := parseReference(signerkit.Ref(t, "gcpkms:"+c.ref), kms.Policy{})
-		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), c.says) {
+		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error()+"; "+fault.Hint(err), c.says) {
 			t.Errorf("%s: %v, want %q", c.ref, err, c.says)
 		}
 	}

@@ -42,7 +42,7 @@ func TestConformance(t *testing.T) {
 func TestExactReference(t *testing.T) {
 	s := newStore(t)
 	pub := &testkit.GoldenKey(t).PublicKey
-	for _, query := range []string{"?echo=&pin-value=4711&passphrase=s%26 e%25", "?module-path=/lib/pin-value=1&echo=pin-value=2"} {
+	for _, query := range []string{"?echo=&pin-value=4711&passphrase=s%26 e%25", "?module-path=/lib/1%3B2&echo=exec:/x --pin-value=2"} {
 		ref := testkit.Value(signer.ParseRef("test:" + s.dir + query))(t)
 		var warned []string
 		cfg := config()

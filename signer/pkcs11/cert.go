@@ -3,7 +3,7 @@
 package pkcs11
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
@@ -38,11 +38,11 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 		if r.pinSource != "" || r.pinValue != "" {
 			as = loggedIn
 		}
-		return withToken(ctx, r, o, as, func(_ *module, f finder, t foundToken) ([]*x509.Certificate, error) {
+		return withToken(ctx, r, o, as, func(f finder, t foundToken) ([]*x509.Certificate, error) {
 			certs, err := f.certificates(f.template(pkcs11.CKO_CERTIFICATE)[1:]...)
 			if err == nil && len(certs) == 0 {
 				return nil, fault.Errorf("%w: no certificate in %s matches", signer.ErrKeyNotFound, t.id).
-					Fix("store it with hsmsign key import-cert; correct object= and id=")
+					Fix(cmp.Or(f.ref.path.HexHint(), "store it with hsmsign key import-cert; correct object= and id="))
 			}
 			return certs, err
 		})
@@ -52,7 +52,7 @@ func (o Options) loadCertificates(ctx context.Context, ref signer.Ref) ([]*x509.
 // importCertificate stores a certificate with the key that the reference names; see signer.CertificateStore.
 func (o Options) importCertificate(ctx context.Context, ref signer.Ref, cert *x509.Certificate) error {
 	_, err := operate(ctx, o, opImportCert, ref, func(r reference) (none struct{}, err error) {
-		return withToken(ctx, r, o, writer, func(_ *module, f finder, _ foundToken) (struct{}, error) { return none, f.importCertificate(cert) })
+		return withToken(ctx, r, o, writer, func(f finder, _ foundToken) (struct{}, error) { return none, f.importCertificate(cert) })
 	}, nil)
 	return err
 }
@@ -104,21 +104,29 @@ func (f finder) certificates(template ...*pkcs11.Attribute) ([]*x509.Certificate
 	}
 	var certs []*x509.Certificate
 	for _, o := range objects {
-		values, err := f.attributes(o, pkcs11.CKA_VALUE)
+		cert, err := f.certificate(o)
 		if err != nil {
 			return nil, err
 		}
-		if len(values[0]) > maxCertificate {
-			return nil, fmt.Errorf("%w: a certificate of %d bytes", signer.ErrBadKey, len(values[0]))
+		if !slices.ContainsFunc(certs, cert.Equal) {
+			certs = append(certs, cert)
 		}
-		if slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return bytes.Equal(c.Raw, values[0]) }) {
-			continue
-		}
-		cert, err := x509.ParseCertificate(values[0])
-		if err != nil {
-			return nil, fmt.Errorf("%w: a certificate object cannot be read: %w", signer.ErrBadKey, err)
-		}
-		certs = append(certs, cert)
 	}
 	return certs, nil
+}
+
+// certificate returns the certificate in an object.
+func (f finder) certificate(o pkcs11.ObjectHandle) (*x509.Certificate, error) {
+	values, err := f.attributes(o, pkcs11.CKA_VALUE)
+	if err != nil {
+		return nil, err
+	}
+	if len(values[0]) > maxCertificate {
+		return nil, fmt.Errorf("%w: a certificate of %d bytes", signer.ErrBadKey, len(values[0]))
+	}
+	cert, err := x509.ParseCertificate(values[0])
+	if err != nil {
+		return nil, fmt.Errorf("%w: a certificate object cannot be read: %w", signer.ErrBadKey, err)
+	}
+	return cert, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
+	"hsmsign/secret"
 	"hsmsign/signer"
 )
 
@@ -91,7 +92,7 @@ func TestDiagnoseDefects(t *testing.T) {
 		"final try":          {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x20000", "token state", fail, signer.ErrAuth, "CKF_USER_PIN_FINAL_TRY", noLogin},
 		"no key":             {tok.Ref("none"), "", "key", fail, signer.ErrKeyNotFound, `"vendor"`, 1},
 		"two keys":           {tok.Ref("twin"), "", "key", fail, signer.ErrAmbiguousKey, "%02", 1},
-		"no PIN file":        {tok.Ref("vendor") + "-none", "", "login", fail, signer.ErrAuth, "no such file", noLogin},
+		"no PIN file":        {tok.Ref("vendor") + "-none", "", "login", fail, secret.ErrNoFile, "PIN file not found", noLogin},
 		"imported":           {tok.Ref("vendor"), "", "key attributes", warn, nil, "CKA_LOCAL no", 1},
 		"extractable":        {tok.Ref("vendor"), lie(pkcs11.CKA_EXTRACTABLE, "01"), "key attributes", warn, nil, "can leave the token", 1},
 		"not sensitive":      {tok.Ref("vendor"), lie(pkcs11.CKA_SENSITIVE, "00"), "key attributes", warn, nil, "can leave the token", 1},
@@ -108,7 +109,7 @@ func TestDiagnoseDefects(t *testing.T) {
 		f.Script(t, tt.script)
 		before := f.Calls(t)["C_Login"]
 		step := diagnosed(t, tt.ref)[tt.step]
-		noHint := tt.status == signer.StatusOK || name == "bad reference" || name == "no PIN file"
+		noHint := tt.status == signer.StatusOK
 		if step.Status != tt.status || !errors.Is(step.Err, tt.family) || !strings.Contains(step.Detail+step.Fix, tt.says) ||
 			(step.Fix == "") != noHint || strings.Contains(step.Detail+step.Fix, tok.PIN) {
 			t.Errorf("%s: %+v; want %s %s, %v, %q", name, step, tt.step, tt.status, tt.family, tt.says)

@@ -133,12 +133,16 @@ func classOf(err error) class {
 	return c
 }
 
+const hintLocked = "unlock the PIN: have the security officer set a new user PIN (pkcs11-tool --init-pin, or the vendor's own tool)"
+
 // advise adds to an error what to do about it, unless it says so already or the caller has left.
 func advise(err error) error {
 	var hint string
 	switch {
 	case err == nil, fault.Hint(err) != "", errors.Is(err, signer.ErrClosed), errors.Is(err, context.Canceled):
 		return err
+	case is(err, pkcs11.CKR_PIN_LOCKED):
+		hint = hintLocked
 	case errors.Is(err, signer.ErrAuth):
 		hint = "check the PIN, then restart the program; a token locks itself after a few wrong PINs"
 	case errors.Is(err, signer.ErrUnsupported):

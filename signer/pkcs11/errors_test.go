@@ -107,6 +107,7 @@ func TestAdvise(t *testing.T) {
 		{signer.ErrClosed, ""},
 		{fmt.Errorf("%w: %w", signer.ErrUnavailable, context.Canceled), ""},
 		{fault.WithHint(signer.ErrAuth, "its own"), "its own"},
+		{call("C_Login", pkcs11.Error(pkcs11.CKR_PIN_LOCKED)), hintLocked},
 	} {
 		if got := fault.Hint(advise(tt.err)); got != tt.want {
 			t.Errorf("%v: hint %q; want %q", tt.err, got, tt.want)

@@ -4,6 +4,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (f finder) privateKey() (object pkcs11.ObjectHandle, pub *rsa.PublicKey, er
 			return 0, nil, err
 		}
 		return 0, nil, fault.Errorf("%w: no RSA private key matches; private keys there: %s", signer.ErrKeyNotFound, list(f.describe(all))).
-			Fix("correct object= and id= of the reference")
+			Fix(cmp.Or(f.ref.path.HexHint(), "correct object= and id= of the reference"))
 	case 1:
 	default:
 		return 0, nil, fault.Errorf("%w: several private keys match: %s", signer.ErrAmbiguousKey, list(f.describe(matches))).

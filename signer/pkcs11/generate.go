@@ -3,9 +3,11 @@
 package pkcs11
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -46,20 +48,7 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 	if id == "" {
 		return nil, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one")
 	}
-	made, err = withToken(ctx, r, o, writer, func(m *module, f finder, t foundToken) (signer.Signer, error) {
-		if err := f.refuseExisting(label, id); err != nil {
-			return nil, err
-		}
-		if err := f.generate(label, id, spec.Bits); err != nil {
-			return nil, err
-		}
-		exact := r
-		exact.path = exactPath(t.id, label, id)
-		// The session is still logged in, so opening the key needs no PIN. The reference is exact, so it needs no public key.
-		m.keys++ // this session is in use: the module must not be initialized again
-		defer func() { m.keys-- }()
-		return m.openKey(ctx, exact, o, signer.OpenOptions{})
-	})
+	made, err = withModule(ctx, r, func(m *module) (signer.Signer, error) { return m.generate(ctx, r, o, label, id, spec.Bits) })
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +58,46 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 	}
 	return made, nil
 }
+
+// generate makes a key pair in the one token that r names, and opens it. The caller holds m.mu.
+func (m *module) generate(ctx context.Context, r reference, opts Options, label, id string, bits int) (signer.Signer, error) {
+	found, err := m.findSettledToken(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := m.retainToken(ctx, r, &found, opts) // until the key is open, so that no PIN is asked for again
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = m.releaseToken(t) }() // the first error is reported
+	_, err = withSession(ctx, m, r, found, opts, writer, func(f finder) (none struct{}, err error) {
+		if err = cmp.Or(ctx.Err(), f.refuseExisting(label, id)); err == nil { // a caller that has left wants no key
+			err = f.generate(label, id, bits)
+		}
+		return none, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err = m.refresh(ctx, r, t, &found); err == nil {
+		err = finder{lib: m.lib, sh: t.anchor, ref: r}.refuseTwin(label, id)
+	}
+	exact := r
+	exact.path = exactPath(found.id, label, id)
+	var made signer.Signer
+	if err == nil {
+		m.keys++                                                      // the login is in use: the module must not be initialized again
+		made, err = m.openKey(ctx, exact, opts, signer.OpenOptions{}) // the reference is exact, so it needs no public key
+		m.keys--
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the key %v was made, but: %w", exact.path, inner(err))
+	}
+	return made, nil
+}
+
+// hintRefused: tpm2-pkcs11 answers CKR_GENERAL_ERROR to a key that cannot decrypt.
+const hintRefused = "look for the reason in the module's log; some tokens make keys only with their own tool, a TPM with tpm2_ptool addkey --algorithm=rsa2048"
 
 const hintDelete = "the key is still on the token: look at it with hsmsign key show, and delete it with the vendor's own tool"
 
@@ -87,23 +116,43 @@ func exactPath(t tokenID, label, id string) uri.Path {
 // refuseExisting returns signer.ErrKeyExists if a key has the label or the id already: of two keys with one name, either
 // may be found.
 func (f finder) refuseExisting(label, id string) error {
-	for _, class := range []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
-		for _, name := range []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id)} {
-			existing, err := f.objects([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), name})
-			switch {
-			case err != nil:
-				return err
-			case len(existing) == 0:
-			case class == pkcs11.CKO_PUBLIC_KEY:
-				return fault.Errorf("%w: a public key without its private key: %s", signer.ErrKeyExists, list(f.describe(existing))).
-					Fix("if a generation was interrupted, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id=")
-			default:
-				return fault.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(existing))).
-					Fix("choose another object= and id=; nothing is replaced")
-			}
-		}
+	private, err := f.named(pkcs11.CKO_PRIVATE_KEY, label, id)
+	switch {
+	case err != nil:
+		return err
+	case len(private) > 0:
+		return fault.Errorf("%w: %s", signer.ErrKeyExists, list(f.describe(private))).Fix("choose another object= and id=; nothing is replaced")
 	}
-	return nil
+	public, err := f.named(pkcs11.CKO_PUBLIC_KEY, label, id)
+	if err != nil || len(public) == 0 {
+		return err
+	}
+	return fault.Errorf("%w: a public key without its private key: %s", signer.ErrKeyExists, list(f.describe(public))).
+		Fix("if a generation was interrupted, delete it with the vendor's own tool (pkcs11-tool --delete-object --type pubkey); or choose another object= and id=")
+}
+
+// refuseTwin returns signer.ErrKeyExists if another program has made a key of this name since refuseExisting: PKCS#11 has
+// no way to make a key only if there is none. Of several programs at most the first one finds only its own key.
+func (f finder) refuseTwin(label, id string) error {
+	made, err := f.named(pkcs11.CKO_PRIVATE_KEY, label, id)
+	if err != nil || len(made) < 2 {
+		return err
+	}
+	return fault.Errorf("%w: another program made one of this name at the same time; there are now: %s", signer.ErrKeyExists, list(f.describe(made))).
+		Fix("nothing was deleted: keep one of the keys, and delete the others by their id with the vendor's own tool (pkcs11-tool --delete-object --type privkey --id)")
+}
+
+// named returns the objects of a class that have the label or the id.
+func (f finder) named(class uint, label, id string) (found []pkcs11.ObjectHandle, err error) {
+	for _, name := range []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id)} {
+		some, err := f.objects([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class), name})
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, some...)
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
 }
 
 // generate makes the key pair and checks that the token obeyed.
@@ -121,8 +170,12 @@ func (f finder) generate(label, id string, bits int) error {
 	}
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}
 	_, object, err := f.lib.GenerateKeyPair(f.sh, mechanism, public, private)
+	err = call("C_GenerateKeyPair", err)
+	if errors.Is(err, signer.ErrBadKey) || is(err, pkcs11.CKR_GENERAL_ERROR) {
+		return fault.Errorf("the token refused to make the key: %w", err).Fix(hintRefused)
+	}
 	if err != nil {
-		return call("C_GenerateKeyPair", err)
+		return advise(err)
 	}
 	if wrong := (signer.KeyInfo{Properties: f.protection(object)}).Unprotected(); len(wrong) > 0 {
 		return fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete)

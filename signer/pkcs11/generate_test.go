@@ -10,6 +10,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmsign/fault"
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
@@ -21,6 +22,7 @@ func TestGenerate(t *testing.T) {
 	tok := softhsmtest.New(t)
 	f := softhsmtest.BuildFaultModule(t)
 	f.Use(tok)
+	var opened []signer.Signer
 	for label, bits := range map[string]int{"first": 2048, "second": 3072} {
 		key := testkit.Value(generate(t, tok.Ref(label), bits))(t)
 		if n := key.Public().(*rsa.PublicKey).N.BitLen(); n != bits {
@@ -33,7 +35,9 @@ func TestGenerate(t *testing.T) {
 		if len(infos[0].ID) != 2*idSize {
 			t.Errorf("id %q; want %d random bytes", infos[0].ID, idSize)
 		}
-		if again := mustOpen(t, infos[0].Ref); !again.pub.Equal(key.Public()) {
+		again := mustOpen(t, infos[0].Ref)
+		opened = append(opened, again)
+		if !again.pub.Equal(key.Public()) {
 			t.Error("the listed reference names another key")
 		}
 		closeKey(t, key)
@@ -47,7 +51,10 @@ func TestGenerate(t *testing.T) {
 			t.Errorf("pkcs11-tool sees another use of the public key:\n%s", out)
 		}
 	}
-	calls(t, f, map[string]int{"C_Login": 1}) // the keys stay open
+	for _, key := range opened {
+		mustSign(t, key)
+	}
+	calls(t, f, map[string]int{"C_Login": 3}) // the keys stay open; SoftHSM2 is initialized again after each
 }
 
 func generate(t *testing.T, ref string, bits int) (signer.Signer, error) {
@@ -83,6 +90,34 @@ func TestGenerateRefuses(t *testing.T) {
 	}
 	if after := tool(t, tok, "-O"); after != before {
 		t.Errorf("the token has other objects than before:\n%s", after)
+	}
+}
+
+// What a token says to the template of the key is named as its refusal.
+func TestGenerateFails(t *testing.T) {
+	tok, f := faulty(t)
+	for code, want := range map[string]struct {
+		family     error
+		says, hint string
+	}{
+		"0x5":  {signer.ErrUnavailable, "the token refused to make the key: backend unavailable: C_GenerateKeyPair returns CKR_GENERAL_ERROR", "tpm2_ptool"},
+		"0xD1": {signer.ErrBadKey, "the token refused to make the key", "tpm2_ptool"},
+		"0x70": {signer.ErrUnsupported, "CKR_MECHANISM_INVALID", "--list-mechanisms"},
+		"0x30": {signer.ErrUnavailable, "CKR_DEVICE_ERROR", "the HSM answers"},
+	} {
+		f.Script(t, "C_GenerateKeyPair * return "+code)
+		_, err := generate(t, tok.Ref("new"), 2048)
+		signerkit.Refused(t, err, want.family, want.says)
+		if !strings.Contains(fault.Hint(err), want.hint) {
+			t.Errorf("%s: hint %q; want %q", code, fault.Hint(err), want.hint)
+		}
+	}
+	// What fails afterwards does not hide that there is a key.
+	f.Script(t, "C_Login 2 return 0xA0")
+	_, err := generate(t, tok.Ref("made"), 2048)
+	hinted(t, err, signer.ErrAuth, ";object=made;id=%", " was made, but: authentication failed: C_Login returns CKR_PIN_INCORRECT")
+	if out := tool(t, tok, "-O", "--type", "privkey", "--label", "made"); !strings.Contains(out, "made") {
+		t.Errorf("no key was made:\n%s", out)
 	}
 }
 

@@ -38,10 +38,6 @@ func (o Options) openIsolated(ctx context.Context, r reference, wanted signer.Op
 	if err != nil {
 		return nil, err
 	}
-	theirs, err := r.forWorker(m.path)
-	if err != nil {
-		return nil, r.wrap("open", err)
-	}
 	sessions := r.sessions
 	if _, set := r.ref.Query("max-sessions"); !set {
 		sessions *= 2 // while one answer and the next question cross, another session works
@@ -49,7 +45,7 @@ func (o Options) openIsolated(ctx context.Context, r reference, wanted signer.Op
 	variable, _ := strings.CutPrefix(r.pinSource, "env:")
 	k := &isolatedKey{ref: r, opts: o, module: m}
 	k.Key, err = isolate.Open(ctx, r.ref, wanted, isolate.Config{
-		Command: o.Worker, Lanes: sessions, Ref: theirs, DropEnv: variable, Login: k.login, Refused: k.refused, Warn: o.warn,
+		Command: o.Worker, Lanes: sessions, Ref: r.forWorker(m.path), DropEnv: variable, Login: k.login, Refused: k.refused, Warn: o.warn,
 	})
 	if err != nil {
 		return nil, err

@@ -70,7 +70,7 @@ func TestWorkerOptions(t *testing.T) {
 	opts := workerOptions()
 	opts.Warn = func(text string) { warned = append(warned, text) }
 	none := bare(tok.Ref("")) + "&pin-value=" + tok.PIN
-	for _, ref := range []string{none, strings.Replace(none, "?", ";object=pin-value=1%3B2?", 1)} {
+	for _, ref := range []string{none, strings.Replace(none, "?", ";object=pin-value%3D1%3B2?", 1)} {
 		warned = nil
 		key := testkit.Value(Backend(opts).Open(t.Context(), signerkit.Ref(t, ref), signer.OpenOptions{PublicKey: &second.PublicKey}))(t)
 		if !second.PublicKey.Equal(key.Public()) {

@@ -4,11 +4,14 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +20,7 @@ import (
 
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
+	"hsmsign/secret"
 	"hsmsign/signer"
 	softhsmtest "hsmsign/softhsm-test"
 )
@@ -31,7 +35,7 @@ func TestList(t *testing.T) {
 		ref  string
 		want []string
 	}{
-		{tok.Ref(""), []string{"vendor 01 RSA 2048", "twin 02 RSA 2048", "twin 03 RSA 2048", "curve 04 EC 0"}},
+		{tok.Ref(""), []string{"vendor 01 RSA 2048", "twin 02 RSA 2048", "twin 03 RSA 2048", "curve 04 EC 0"}}, // no row for their public keys
 		{tok.Ref("twin"), []string{"twin 02 RSA 2048", "twin 03 RSA 2048"}},
 		{with(tok, "object=twin;id=%03"), []string{"twin 03 RSA 2048"}},
 		{tok.Ref("none"), nil},
@@ -77,10 +81,16 @@ func TestListProperties(t *testing.T) {
 	}
 }
 
-// One PIN is never tried on several tokens, and no PIN is asked for if there is no way to one.
+// One PIN is never tried on several tokens, and no PIN is asked for: the token shows its public keys and certificates.
 func TestListWithoutLogin(t *testing.T) {
 	tok, f := faulty(t)
 	softhsmtest.New(t, softhsmtest.WithDir(tok), softhsmtest.WithLabel("other"))
+	vendor, alone := goldenCert(t, "chain.pem"), filepath.Join(t.TempDir(), "root.der")
+	testkit.OK(t, Backend(Options{}).Certificates.Import(t.Context(), signerkit.Ref(t, tok.Ref("vendor")), vendor))
+	testkit.OK(t, os.WriteFile(alone, goldenCert(t, "root.pem").Raw, 0o600))
+	tool(t, tok, "--write-object", alone, "--type", "cert", "--label", "alone", "--id", "04")
+	tool(t, tok, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "curve", "--id", "05")
+	logins := f.Calls(t)["C_Login"]
 	_, query, _ := strings.Cut(tok.Ref(""), "?")
 	module := bare(query)
 	for ref, warnings := range map[string]int{
@@ -89,18 +99,36 @@ func TestListWithoutLogin(t *testing.T) {
 		"pkcs11:token=" + tok.Label + "?" + module: 1,
 	} {
 		warned := 0
-		opts := Options{Warn: func(text string) {
+		opts := Options{Secrets: secret.Reader{Prompt: func(context.Context, string) ([]byte, error) {
+			t.Errorf("%s: asked for the PIN", ref)
+			return nil, io.EOF
+		}}, Warn: func(text string) {
 			warned++
 			if !strings.Contains(text, "not logged in to token=") {
 				t.Errorf("warned: %s", text)
 			}
 		}}
 		infos, err := Backend(opts).List(t.Context(), signerkit.Ref(t, ref))
-		if err != nil || len(infos) != 0 || warned != warnings {
-			t.Errorf("%s: %v, %v, %d warnings; want %d", ref, infos, err, warned, warnings)
+		var got []string
+		for _, k := range infos {
+			got = append(got, fmt.Sprintf("%s %s %s %s %d %v", k.Type, k.Label, k.ID, k.Algorithm, k.Bits, vendor.Equal(k.Cert)))
+			if len(k.Properties) > 0 {
+				t.Errorf("%+v", k)
+			}
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff([]string{"cert alone 04 RSA 2048 false", "public curve 05 EC 0 false", "public vendor 01 RSA 2048 true"}, got); diff != "" || err != nil || warned != warnings {
+			t.Errorf("%s: %v, %d warnings; want %d, -want +got\n%s", ref, err, warned, warnings, diff)
 		}
 	}
-	calls(t, f, map[string]int{"C_Login": 0})
+	calls(t, f, map[string]int{"C_Login": logins})
+	for _, opts := range []Options{{}, workerOptions()} { // the PIN of an open key is known
+		open := testkit.Value(open(t, opts, tok.Ref("vendor")))(t)
+		if infos, err := Backend(opts).List(t.Context(), signerkit.Ref(t, bare(tok.Ref("vendor")))); err != nil || len(infos) != 1 || infos[0].Type != "" {
+			t.Errorf("with an open key: %v, %v", infos, err)
+		}
+		closeKey(t, open)
+	}
 	_, err := Backend(Options{}).List(t.Context(), signerkit.Ref(t, "pkcs11:token=nope?"+module))
 	signerkit.Refused(t, err, signer.ErrKeyNotFound, tok.Label, "other")
 }
@@ -164,4 +192,34 @@ func TestCertificates(t *testing.T) {
 			t.Errorf("%v, %v; want the key", infos, err)
 		}
 	}
+}
+
+// Every slot is listed without a login, with the state of its token; a broken one does not hide the others.
+func TestTokens(t *testing.T) {
+	tok, f := faulty(t)
+	for script, want := range map[string]string{
+		"":                               "initialized, login required, PIN set",
+		"C_GetTokenInfo * flags 0x70102": "initialized, login required, PIN set, wrong PIN sent, last PIN try, PIN locked, PIN pad, write-protected",
+		"C_GetTokenInfo 1 return 0xE0":   "no token",
+		"C_GetTokenInfo 1 return 0xE1":   "backend unavailable: C_GetTokenInfo returns CKR_TOKEN_NOT_RECOGNIZED",
+		"C_GetSlotList * return 0x30":    "",
+	} {
+		f.Script(t, script)
+		tokens, err := Backend(Options{}).Tokens(t.Context(), signerkit.Ref(t, strings.Replace(bare(tok.Ref("")), tok.Label, "nope", 1)))
+		if want == "" {
+			signerkit.Refused(t, err, signer.ErrUnavailable, "CKR_DEVICE_ERROR")
+			continue
+		}
+		if err != nil || len(tokens) != 2 { // SoftHSM2 has always one more, which is not initialized
+			t.Fatalf("%s: %+v, %v", script, tokens, err)
+		}
+		got := tokens[0]
+		if state := strings.Join(got.Flags, ", ") + got.Error; state != want || (got.Ref == "") != (got.Label != tok.Label) {
+			t.Errorf("%s: %q, %+v; want %q", script, state, got, want)
+		}
+		if second := tokens[1]; second.Ref != "" || !slices.Contains(second.Flags, "not initialized") {
+			t.Errorf("%s: %+v; want a token that is not initialized", script, second)
+		}
+	}
+	calls(t, f, map[string]int{"C_Login": 0})
 }

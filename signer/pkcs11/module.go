@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/miekg/pkcs11"
 
@@ -37,7 +39,9 @@ type module struct {
 	tokens  map[tokenID]*token
 	pause   time.Duration // between two recoveries
 	wait    time.Duration // how long a recovery waits for calls of the module to end
-	next    time.Time     // when the next recovery may start
+	init    string        // what C_Initialize gets as pReserved
+	pinned  runtime.Pinner
+	next    time.Time // when the next recovery may start
 
 	signing gate
 	// serial: the module accepts no concurrent calls, so signing takes mu.
@@ -78,9 +82,14 @@ func (m *module) retain(r reference) error {
 	if err := m.load(r); err != nil {
 		return err
 	}
+	if m.keys > 0 && m.init != r.moduleInit {
+		return r.wrap("open", fault.Errorf("%w: module %q is in use with another module-init", signer.ErrReference, r.module).
+			Fix("write the same module-init in all references to this module, or isolate=yes"))
+	}
 	if m.keys == 0 {
+		m.init = r.moduleInit
 		if err := m.initialize(); err != nil {
-			return r.wrap("open", fault.WithHint(err, "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names) and that its device answers"))
+			return r.wrap("open", fault.WithHint(err, "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names; NSS: module-init in the reference) and that its device answers"))
 		}
 	}
 	m.keys++
@@ -99,9 +108,16 @@ func (m *module) release() error {
 // initialize calls C_Initialize. A module that cannot lock (CKR_CANT_LOCK) gets one call at a time from then on. The
 // caller holds m.mu.
 func (m *module) initialize() error {
-	err := call("C_Initialize", m.lib.Initialize())
+	reserved := pkcs11.InitializeWithReserved(nil)
+	if m.init != "" {
+		text := append([]byte(m.init), 0)
+		m.pinned.Unpin()
+		m.pinned.Pin(&text[0])                                             // until the next C_Initialize: the module may keep the address
+		reserved = pkcs11.InitializeWithReserved(unsafe.Pointer(&text[0])) // #nosec G103 -- C_Initialize wants an address
+	}
+	err := call("C_Initialize", m.lib.Initialize(reserved))
 	if is(err, pkcs11.CKR_CANT_LOCK) {
-		if err = call("C_Initialize", m.lib.Initialize(pkcs11.InitializeWithFlags(0))); err == nil {
+		if err = call("C_Initialize", m.lib.Initialize(pkcs11.InitializeWithFlags(0), reserved)); err == nil {
 			m.serial.Store(true)
 		}
 	}

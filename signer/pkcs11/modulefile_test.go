@@ -7,9 +7,12 @@ import (
 	"debug/elf"
 	"debug/macho"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/miekg/pkcs11"
 
 	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
@@ -113,4 +116,44 @@ func TestAllowedModules(t *testing.T) {
 		}
 		closeKey(t, key)
 	}
+}
+
+// The init string reaches C_Initialize, also after a recovery and in a worker; a module that is in use has only one.
+func TestModuleInit(t *testing.T) {
+	tok, f := faulty(t)
+	good := tok.Ref("vendor") + "&module-init=a=b"
+	f.Script(t, "C_Initialize * reserved a=b 0x7", "C_Sign 2 return 0x30")
+	openFails(t, tok.Ref("vendor"), signer.ErrUnavailable, "CKR_ARGUMENTS_BAD")
+	k := mustOpen(t, good)
+	mustSign(t, k)
+	mustSign(t, k)
+	if n := stats(k).Reinitialized; n != 1 {
+		t.Errorf("initialized again %d times; want once", n)
+	}
+	_, err := open(t, Options{}, good+"c")
+	hinted(t, err, signer.ErrReference, "in use with another module-init")
+	closeKey(t, k)
+	openFails(t, good+"c", signer.ErrUnavailable, "CKR_ARGUMENTS_BAD")
+	mustSign(t, mustOpenWith(t, workerOptions(), good))
+}
+
+// NSS softokn needs an init string: the folder of its database.
+func TestNSS(t *testing.T) {
+	const softokn = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so"
+	if _, err := os.Stat(softokn); err != nil {
+		t.Skip("needs libnss3")
+	}
+	ref := fmt.Sprintf("pkcs11:token=NSS%%20Certificate%%20DB;object=new?module-path=%s&pin-value=12345678&module-init=configdir='sql:%s'", softokn, t.TempDir())
+	openFails(t, "pkcs11:?module-path="+softokn, signer.ErrUnavailable, "C_Initialize returns CKR_ARGUMENTS_BAD")
+	initialize := func(m *module) (none struct{}, err error) {
+		slots := testkit.Value(m.lib.GetSlotList(true))(t)
+		sh := testkit.Value(m.lib.OpenSession(slots[1], pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION))(t)
+		testkit.OK(t, m.lib.Login(sh, pkcs11.CKU_SO, ""))
+		testkit.OK(t, m.lib.InitPIN(sh, "12345678"))
+		return none, m.lib.CloseSession(sh)
+	}
+	testkit.Value(withModule(t.Context(), testkit.Value(parseReference(signerkit.Ref(t, ref)))(t), initialize))(t)
+	_, err := generate(t, ref, 2048)
+	hinted(t, err, signer.ErrBadKey, "CKA_LOCAL is no") // NSS does not set it
+	mustSign(t, mustOpen(t, ref))
 }

@@ -23,6 +23,9 @@ func Backend(_ Options) signer.Backend {
 			return nil, refuse("generate", ref)
 		},
 		List: func(_ context.Context, ref signer.Ref) ([]signer.KeyInfo, error) { return nil, refuse("list", ref) },
+		Tokens: func(_ context.Context, ref signer.Ref) ([]signer.TokenInfo, error) {
+			return nil, refuse("list the tokens of", ref)
+		},
 	}
 }
 

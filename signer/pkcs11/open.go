@@ -24,6 +24,7 @@ func Backend(opts Options) signer.Backend {
 		Open:         opts.open,
 		Generate:     opts.generate,
 		List:         opts.list,
+		Tokens:       opts.tokens,
 		Diagnose:     opts.diagnose,
 		Certificates: &signer.CertificateStore{Load: opts.loadCertificates, Import: opts.importCertificate},
 	}

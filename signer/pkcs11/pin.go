@@ -11,7 +11,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsmsign/fault"
 	"hsmsign/secret"
 	"hsmsign/signer"
 )
@@ -47,7 +46,7 @@ func (p *pinState) latched() error {
 	if p.refused == nil {
 		return nil
 	}
-	return fault.Errorf("%w; no PIN was sent again", p.refused).Fix("correct the PIN, then restart the program; a token locks itself after a few wrong PINs")
+	return advise(fmt.Errorf("%w; no PIN was sent again", p.refused))
 }
 
 // refuse notes that the token has refused a PIN. No other follows.
@@ -64,6 +63,13 @@ func (p *pinState) known() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return bytes.Clone(p.value)
+}
+
+// inUse reports whether a key of the token is open.
+func (p *pinState) inUse() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.users > 0
 }
 
 // keep counts one more user, and owns the PIN from now on.
@@ -142,7 +148,7 @@ func (t *token) dropPIN() {
 }
 
 // read returns the PIN that is kept, or reads it from where the reference says. The caller clears it. Errors are those of
-// latched, or wrap signer.ErrAuth.
+// latched, or wrap signer.ErrAuth or secret.ErrNoFile.
 func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Options) ([]byte, error) {
 	if err := p.latched(); err != nil {
 		return nil, err
@@ -164,15 +170,16 @@ func (p *pinState) read(ctx context.Context, r reference, id tokenID, opts Optio
 		src.AnyMode = true
 		pin, err = opts.Secrets.Read(ctx, src)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", signer.ErrAuth, err)
+	if err != nil && !errors.Is(err, secret.ErrNoFile) {
+		err = fmt.Errorf("%w: %w", signer.ErrAuth, err)
 	}
-	return pin, nil
+	return pin, err
 }
 
-// hasPIN reports whether there may be a PIN for this reference.
-func (o Options) hasPIN(r reference) bool {
-	return r.pinSource != "" || r.pinValue != "" || o.Secrets.Prompt != nil || o.Secrets.Getenv != nil && o.Secrets.Getenv(pinVariable) != ""
+// hasPIN reports whether a login needs no question: the PIN is named, or typed at the token's own PIN pad.
+func (o Options) hasPIN(r reference, t foundToken) bool {
+	return r.pinSource != "" || r.pinValue != "" || o.Secrets.Getenv != nil && o.Secrets.Getenv(pinVariable) != "" ||
+		o.Secrets.Prompt != nil && t.info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0
 }
 
 func (o Options) warn(text string) {

@@ -55,7 +55,7 @@ func TestPINSources(t *testing.T) {
 		{"prompt by name", none + "&pin-source=prompt", prompt, "", ""},
 		{"value", none + "&pin-value=" + tok.PIN, secret.Reader{}, "", "pin-value"},
 		{"nothing", none, secret.Reader{}, "HSMSIGN_PIN", ""},
-		{"no such file", none + "&pin-source=file:" + readable + "2", secret.Reader{}, "no such file", ""},
+		{"no such file", none + "&pin-source=file:" + readable + "2", secret.Reader{}, "PIN file not found", ""},
 		{"readable by others", none + "&pin-source=file:" + readable, secret.Reader{}, "group or others can read it", ""},
 		{"and allowed", none + "&insecure-mode=allow&pin-source=file:" + readable, secret.Reader{}, "", "insecure-mode"},
 		{"allowed without need", tok.Ref("vendor") + "&insecure-mode=allow", secret.Reader{}, "", ""},
@@ -64,7 +64,7 @@ func TestPINSources(t *testing.T) {
 			var warned []string
 			key, err := open(t, Options{Secrets: tt.secrets, Warn: func(text string) { warned = append(warned, text) }}, tt.ref)
 			if tt.refused != "" {
-				signerkit.Refused(t, err, signer.ErrAuth, tt.refused)
+				signerkit.Refused(t, err, map[bool]error{false: signer.ErrAuth, true: secret.ErrNoFile}[tt.name == "no such file"], tt.refused)
 				return
 			}
 			if err != nil {
@@ -193,7 +193,7 @@ func always(t *testing.T, tok *softhsmtest.Token, label string) {
 	r := testkit.Value(Options{}.reference("open", signerkit.Ref(t, tok.Ref("vendor"))))(t)
 	k := testkit.GoldenKey(t)
 	attr := pkcs11.NewAttribute
-	_, err := withToken(t.Context(), r, Options{}, writer, func(_ *module, f finder, _ foundToken) (pkcs11.ObjectHandle, error) {
+	_, err := withToken(t.Context(), r, Options{}, writer, func(f finder, _ foundToken) (pkcs11.ObjectHandle, error) {
 		return f.lib.CreateObject(f.sh, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA), attr(pkcs11.CKA_TOKEN, true),
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),

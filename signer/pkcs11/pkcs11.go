@@ -10,6 +10,8 @@
 //	module-path    the module's file, absolute; this or module-name is required
 //	module-name    the module's name in p11-kit's configuration ("softhsm2"), or the name of its file without lib and
 //	               .so, from /etc/pkcs11/modules, then /usr/share/p11-kit/modules
+//	module-init    the string that C_Initialize passes to the module (pReserved), for modules that need one: NSS. A module
+//	               that is in use in this process with another string is refused
 //	pin-source     where the PIN is: file:PATH, env:NAME, prompt, ... (package secret). Without pin-source and
 //	               pin-value: the variable HSMSIGN_PIN, then the terminal
 //	pin-value      the PIN itself; works, with a warning

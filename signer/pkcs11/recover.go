@@ -161,13 +161,19 @@ func (m *module) reinitialize(cause error) error {
 		return fmt.Errorf("%w: %w; the module is connected again at %s at the earliest", signer.ErrUnavailable, cause, m.next.UTC().Format(time.TimeOnly+" MST"))
 	}
 	m.next = time.Now().Add(m.pause)
-	for _, t := range m.tokens {
-		t.now.Store(nil)
-	}
-	_ = m.finalize() // a module in trouble may refuse this; C_Initialize says whether it matters
-	if err := m.initialize(); err != nil {
+	if err := m.restart(); err != nil {
 		return err
 	}
 	m.reinitialized.Add(1)
 	return nil
+}
+
+// restart calls C_Finalize and C_Initialize; afterwards every token needs a login. The caller holds m.mu, with the gate
+// shut.
+func (m *module) restart() error {
+	for _, t := range m.tokens {
+		t.now.Store(nil)
+	}
+	_ = m.finalize() // a module in trouble may refuse this; C_Initialize says whether it matters
+	return m.initialize()
 }

@@ -2,13 +2,13 @@ package pkcs11
 
 import (
 	"fmt"
-	"net/url"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 
+	"hsmsign/fault"
 	"hsmsign/secret"
 	"hsmsign/signer"
 	"hsmsign/signer/pkcs11/internal/uri"
@@ -28,6 +28,7 @@ type reference struct {
 	ref        signer.Ref
 	path       uri.Path
 	module     string // absolute path of the module's file
+	moduleInit string // passed to C_Initialize; empty: nothing
 	moduleName string // the module's name in p11-kit's configuration, if the reference has no path
 	pinSource  string // empty: not given
 	pinValue   string // empty: not given
@@ -48,8 +49,12 @@ func parseReference(ref signer.Ref) (reference, error) {
 	if r.path, err = uri.Parse(ref.Path); err != nil {
 		return r, err
 	}
-	err = ref.CheckQuery("module-path", "module-name", "pin-source", "pin-value", "max-sessions", "mechanism", "isolate", "insecure-mode")
-	if err != nil {
+	if err = ref.CheckQuery(uri.QueryNames...); err != nil {
+		for _, name := range uri.Names {
+			if _, given := ref.Query(name); given {
+				return r, fault.WithHint(err, fmt.Sprintf("%s= is a path attribute; write it before the \"?\"", name))
+			}
+		}
 		return r, err
 	}
 	if s, ok := ref.Query("max-sessions"); ok {
@@ -83,11 +88,17 @@ func (r *reference) readModule() error {
 	var hasPath, hasName bool
 	r.module, hasPath = r.ref.Query("module-path")
 	r.moduleName, hasName = r.ref.Query("module-name")
-	switch {
+	init, hasInit := r.ref.Query("module-init")
+	r.moduleInit = init
+	switch other := uri.Second(r.module + r.moduleName); {
+	case other != "":
+		return fmt.Errorf("%w: the name of the module contains %q; '&' separates query attributes", signer.ErrReference, other+"=")
 	case hasPath && hasName:
 		return fmt.Errorf("%w: query attributes \"module-path\" and \"module-name\" exclude each other", signer.ErrReference)
 	case hasName && (r.moduleName == "" || strings.ContainsAny(r.moduleName, `/\`)):
 		return fmt.Errorf("%w: query attribute \"module-name\" must be a name, not a path (RFC 7512 section 2.3)", signer.ErrReference)
+	case hasInit && (init == "" || strings.ContainsRune(init, 0)):
+		return fmt.Errorf("%w: query attribute \"module-init\" is empty or contains a zero byte", signer.ErrReference)
 	case !hasName && !filepath.IsAbs(r.module):
 		return fmt.Errorf("%w: query attribute \"module-path\" is required and must be absolute", signer.ErrReference)
 	}
@@ -119,31 +130,19 @@ func (r reference) wrap(op string, err error) error {
 	return &signer.Error{Op: op, Ref: r.ref, Err: err}
 }
 
-// query returns the query attributes, each as "name=value", encoded exactly.
-func query(ref signer.Ref) []string {
-	_, query, _ := strings.Cut(ref.Encode(), "?")
-	return strings.Split(query, "&")
-}
-
 // exact returns the reference with another path and without its PIN, for people.
-func (r reference) exact(path uri.Path) (string, error) {
-	attrs := slices.DeleteFunc(query(r.ref), func(attr string) bool { return strings.HasPrefix(attr, "pin-value=") })
-	ref, err := signer.ParseRef(r.ref.Scheme + ":" + path.String() + "?" + strings.Join(attrs, "&"))
-	return ref.String(), err
+func (r reference) exact(path uri.Path) string {
+	ref := r.ref.Without("pin-value")
+	ref.Path = path.String()
+	return ref.String()
 }
 
 // forWorker returns the reference that a worker process opens: the resolved module replaces its path or name, and the
 // parent answers for the PIN. It is exact, with no value redacted.
-func (r reference) forWorker(module string) (signer.Ref, error) {
-	attrs := []string{"module-path=" + strings.NewReplacer("%2F", "/", "&", "%26").Replace(url.PathEscape(module))}
-	for _, attr := range query(r.ref) {
-		switch name, _, _ := strings.Cut(attr, "="); name {
-		case "module-path", "module-name":
-		case "pin-value":
-			attrs = append(attrs, "pin-source=parent") // a token with a PIN pad is sent a PIN only if the reference has one
-		default:
-			attrs = append(attrs, attr)
-		}
+func (r reference) forWorker(module string) signer.Ref {
+	ref := r.ref.Without("module-path", "module-name", "pin-value")
+	if r.pinValue != "" {
+		ref = ref.With("pin-source", "parent") // a token with a PIN pad is sent a PIN only if the reference has one
 	}
-	return signer.ParseRef(r.ref.Scheme + ":" + r.ref.Path + "?" + strings.Join(attrs, "&"))
+	return ref.With("module-path", module)
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hsmsign/internal/signerkit"
-	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
 
@@ -26,6 +25,7 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-source=file:/run/pin&max-sessions=64", reference{pinSource: "file:/run/pin", sessions: 64}},
 		{base + "&mechanism=rsa-pkcs&max-sessions=1", reference{mechanism: "rsa-pkcs", sessions: 1}},
 		{base + "&mechanism=sha256-rsa-pkcs&max-sessions=1", reference{mechanism: "sha256-rsa-pkcs", sessions: 1}},
+		{base + "&module-init=a='b'%20c&max-sessions=1", reference{moduleInit: "a='b' c", sessions: 1}},
 		{base + "&pin-value=12%2634&max-sessions=1&insecure-mode=allow", reference{pinValue: "12&34", sessions: 1, insecure: "allow"}},
 	}
 	for _, tt := range good {
@@ -58,6 +58,9 @@ func TestParseReference(t *testing.T) {
 		{base + "&pin-value=", `"pin-value" must have 1 to`},
 		{base + "&pin-value=" + strings.Repeat(secret, 200), `"pin-value" must have 1 to`},
 		{base + "&pin-source=", `"pin-source" is empty`},
+		{base + "&module-init=", `"module-init" is empty`},
+		{base + "&module-init=a%00" + secret, `or contains a zero byte`},
+		{base + ",pin-source=file:" + secret, `the name of the module contains "pin-source="; '&' separates`},
 		{base + "&max-sessions=0", `from 1 to 64`},
 		{base + "&max-sessions=65", `from 1 to 64`},
 		{base + "&max-sessions=" + secret, `from 1 to 64`},
@@ -74,18 +77,18 @@ func TestParseReference(t *testing.T) {
 
 // A worker gets the exact reference, with the resolved module and without the PIN; a person gets it redacted.
 func TestReferenceForWorker(t *testing.T) {
-	const in = "pkcs11:object=pin-value=x%26y;id=%01?module-name=softhsm2&pin-value=s3cr3t&max-sessions=2"
-	r := reference{ref: signerkit.Ref(t, in)}
-	ref := testkit.Value(r.forWorker("/lib/pin-value=1 50%&.so"))(t)
-	want := "pkcs11:object=pin-value=x%26y;id=%01?module-path=/lib/pin-value=1 50%25%26.so&pin-source=parent&max-sessions=2"
+	const in = "pkcs11:object=x%26y;id=%01?module-name=softhsm2&pin-value=s3cr3t%3B&max-sessions=2"
+	r := reference{ref: signerkit.Ref(t, in), pinValue: "s3cr3t;"}
+	ref := r.forWorker("/lib/1 50%&;.so")
+	want := "pkcs11:object=x%26y;id=%01?module-path=/lib/1 50%25%26%3B.so&pin-source=parent&max-sessions=2"
 	if got := ref.Encode(); got != want {
 		t.Errorf("%q; want %q", got, want)
 	}
-	if module, _ := ref.Query("module-path"); module != "/lib/pin-value=1 50%&.so" {
+	if module, _ := signerkit.Ref(t, ref.Encode()).Query("module-path"); module != "/lib/1 50%&;.so" {
 		t.Errorf("module-path is %q", module)
 	}
 	r.ref.Path = ""
-	if text, err := r.exact(nil); err != nil || text != "pkcs11:?module-name=softhsm2&max-sessions=2" {
-		t.Errorf("%q, %v", text, err)
+	if text := r.exact(nil); text != "pkcs11:?module-name=softhsm2&max-sessions=2" {
+		t.Errorf("%q", text)
 	}
 }

@@ -80,13 +80,13 @@ func withModule[T any](ctx context.Context, r reference, do func(m *module) (T, 
 }
 
 // withToken calls do with a session in the one token that the reference names; see withSession.
-func withToken[T any](ctx context.Context, r reference, opts Options, as access, do func(m *module, f finder, t foundToken) (T, error)) (T, error) {
+func withToken[T any](ctx context.Context, r reference, opts Options, as access, do func(f finder, t foundToken) (T, error)) (T, error) {
 	return withModule(ctx, r, func(m *module) (value T, err error) {
 		t, err := m.findSettledToken(ctx, r)
 		if err != nil {
 			return value, err
 		}
-		return withSession(ctx, m, r, t, opts, as, func(f finder) (T, error) { return do(m, f, t) })
+		return withSession(ctx, m, r, t, opts, as, func(f finder) (T, error) { return do(f, t) })
 	})
 }
 

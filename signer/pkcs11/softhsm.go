@@ -48,6 +48,31 @@ func (m *module) attachSettled(ctx context.Context, r reference, t *token, found
 	}
 }
 
+// softHSM is the manufacturer of SoftHSM2's tokens.
+const softHSM = "SoftHSM project"
+
+// refresh lets the module see what other processes have written to the token. SoftHSM2 reads a token again when its
+// generation number has changed; two processes that write at the same time both count to the same number, and neither
+// sees the object of the other until the next C_Initialize. The caller holds m.mu and has retained the token.
+func (m *module) refresh(ctx context.Context, r reference, t *token, found *foundToken) error {
+	if found.id.manufacturer != softHSM || m.foreign {
+		return nil
+	}
+	err := m.signing.close(ctx, m.wait)
+	if err != nil {
+		return err
+	}
+	defer m.signing.open()
+	_ = m.lib.CloseSession(t.anchor) // C_Finalize would close it too
+	if err = m.restart(); err != nil {
+		return err
+	}
+	if *found, err = m.findSettledToken(ctx, r); err != nil {
+		return err
+	}
+	return m.attachSettled(ctx, r, t, found)
+}
+
 // settle waits a moment and initializes the module again. It returns false if another try is useless. The caller holds
 // m.mu and has retained the module.
 func (m *module) settle(ctx context.Context) bool {

@@ -212,7 +212,7 @@ func checkPINFlags(r reference, found foundToken) error {
 		return nil
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
 		return r.wrap(opLogin, fault.Errorf("%w: %s has locked its user PIN (CKF_USER_PIN_LOCKED)", signer.ErrAuth, found.id).
-			Fix("have the security officer set a new user PIN (C_InitPIN; pkcs11-tool --init-pin)"))
+			Fix(hintLocked))
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 		return r.wrap(opLogin, fault.Errorf("%w: %s locks after one more wrong user PIN (CKF_USER_PIN_FINAL_TRY), so none is sent", signer.ErrAuth, found.id).
 			Fix("log in once by hand with the right PIN (pkcs11-tool --login --test), which resets the counter"))

@@ -19,6 +19,7 @@
  *	mechanism M CODE   return CODE if the call (C_SignInit, C_GetMechanismInfo) is about mechanism M
  *	without BITS CODE  return CODE if the flags of C_OpenSession lack these bits
  *	locking CODE       return CODE if C_Initialize is asked for locking (CKF_OS_LOCKING_OK)
+ *	reserved TEXT CODE return CODE unless pReserved of C_Initialize is this text
  *	alone CODE         return CODE if another call is in the module at the same time
  *	flags BITS         call the real module, then set these bits in the flags of C_GetTokenInfo
  *	attribute T VALUE  call the real module, then return VALUE for attribute T of C_GetAttributeValue: bytes in hex,
@@ -219,6 +220,16 @@ static int fits(const struct rule *r, const struct call *c)
 /* same finds the rule that a hanging call waits for. */
 static int same(const struct rule *r, void *arg) { return !memcmp(r, arg, sizeof *r); }
 
+/* reserved checks and removes pReserved of CK_C_INITIALIZE_ARGS. It returns true if that is not the text. */
+static int reserved(const ulong_t *a, const char *text)
+{
+	char **p = a[0] ? &((char **)a[0])[5] : NULL;
+	int other = !p || !*p || strcmp(*p, text);
+	if (p)
+		*p = NULL;
+	return other;
+}
+
 /* apply applies a rule to a call. It returns true if the call must not reach the real module. */
 static int apply(const struct rule *r, void *arg)
 {
@@ -259,7 +270,7 @@ static int apply(const struct rule *r, void *arg)
 	} else if (!strcmp(r->action, "closeall")) {
 		real->f[CLOSE_ALL](slot, 0, 0, 0, 0, 0, 0, 0);
 	} else if ((!strcmp(r->action, "mechanism") && (c->i == SIGN_INIT ? *(const ulong_t *)a[1] : a[1]) == x) ||
-		   (!strcmp(r->action, "without") && !(a[1] & x))) {
+		   (!strcmp(r->action, "without") && !(a[1] & x)) || (!strcmp(r->action, "reserved") && reserved(a, r->first))) {
 		c->rv = code;
 		return 1;
 	} else if ((!strcmp(r->action, "locking") && a[0] && ((const ulong_t *)a[0])[4] & CKF_OS_LOCKING_OK) ||

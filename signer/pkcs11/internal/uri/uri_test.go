@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hsmsign/fault"
 	"hsmsign/internal/testkit"
 	"hsmsign/signer"
 )
@@ -58,6 +59,12 @@ func TestParse(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	tests := []struct{ in, says string }{
+		{"token=mdm,object=vendor", `path attribute "token" contains "object="; ';' separates`},
+		{"token=Oil, Inc.&module-path=/m", `path attribute "token" contains "module-path="`},
+		{"token=a;pin%3Ds3cr3t=b", "the name of path attribute 2 is not a word"},
+		{"type=x%26pin%3Ds3cr3t", `"type" is "x&pin=REDACTED"`},
+		{"slot-id=1,PIN=s3cr3t", `"slot-id" is "1,PIN=REDACTED"`},
+		{"library-version=pin-value=s3cr3t", `is "pin-value=REDACTED"`},
 		{"object=a;", "path attribute 2 is not of the form name=value"},
 		{"object", "path attribute 1 is not of the form name=value"},
 		{"objekt=a", `unknown path attribute "objekt"`},
@@ -75,16 +82,43 @@ func TestParseRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		_, err := Parse(tt.in)
-		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.says) {
+		if !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("%q: error %v; want %q", tt.in, err, tt.says)
+		}
+	}
+}
+
+// A wrong name has a hint.
+func TestHints(t *testing.T) {
+	for in, want := range map[string]string{
+		"label=vendor":         "write object=",
+		"slot=1":               "write slot-id=",
+		"objct=vendor":         `did you mean "object"?`,
+		"module-path=/m.so":    `query attributes follow the "?"`,
+		"token=a,object=b":     `query attributes follow the "?"`,
+		"token=a&pin-source=b": `query attributes follow the "?"`,
+	} {
+		if _, err := Parse(in); !strings.Contains(fault.Hint(err), want) {
+			t.Errorf("%q: %v, hint %q; want %q", in, err, fault.Hint(err), want)
+		}
+	}
+}
+
+func TestHexHint(t *testing.T) {
+	for in, want := range map[string]string{
+		"id=01": `id=01 means the characters "01"; write id=%01 for hexadecimal 01`, "id=0xA1f": `id=0xA1f means the characters "0xA1f"; write id=%0A%1F for hexadecimal a1f`,
+		"id=%01": "", "id=": "", "id=vendor": "", "object=01": "",
+	} {
+		if got := testkit.Value(Parse(in))(t).HexHint(); got != want {
+			t.Errorf("%q: %q; want %q", in, got, want)
 		}
 	}
 }
 
 // All of an id is encoded (RFC 7512 section 2.3), and of other values only what must be.
 func TestString(t *testing.T) {
-	u := Path{{"id", "a\x00\xff"}, {"object", "R&D a+b;/?%"}, {"serial", ""}}
-	if got, want := u.String(), "id=%61%00%FF;object=R&D%20a+b%3B%2F%3F%25;serial="; got != want {
+	u := Path{{"id", "a\x00\xff"}, {"object", "R&D a+b;/?%="}, {"serial", ""}}
+	if got, want := u.String(), "id=%61%00%FF;object=R&D%20a+b%3B%2F%3F%25%3D;serial="; got != want {
 		t.Errorf("%q; want %q", got, want)
 	}
 }
@@ -117,6 +151,12 @@ func TestMatches(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	testkit.Seeds(f, "FuzzParse", 8)
 	f.Fuzz(func(t *testing.T, path string) {
+		const pin = "s3cr3t"
+		for _, with := range []string{path + ";type=a,pin=" + pin, path + ",pin-value=" + pin, "slot-id=" + path + "&p%49n%3D" + pin, "PIN=" + pin + path} {
+			if _, err := Parse(with); err != nil && !strings.Contains(path, pin) && strings.Contains(err.Error()+fault.Hint(err), pin) {
+				t.Fatalf("%q: %v", with, err)
+			}
+		}
 		u, err := Parse(path)
 		if err != nil {
 			if !errors.Is(err, signer.ErrReference) {
