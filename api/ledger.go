@@ -64,3 +64,14 @@ type LedgerVerify struct {
 	Defects []record.Defect `json:"defects"`
 	Entry   *LedgerEntry    `json:"entry,omitempty"` // of a proof
 }
+
+// Customer describes a customer of the ledger.
+type Customer struct {
+	Name    string `json:"name"`
+	Contact string `json:"contact,omitempty"`
+	Account string `json:"account,omitempty"` // the Apple Account that must renew the push certificate
+	Notes   string `json:"notes,omitempty"`
+	ID      string `json:"id"`
+	Entry   int64  `json:"entry"`   // the newest that says it
+	Changed string `json:"changed"` // RFC 3339, UTC
+}

@@ -80,7 +80,7 @@ func (l *Ledger) List(ctx context.Context, q Query) ([]record.Record, error) {
 		var id []byte
 		err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT id FROM customers WHERE name = ?"), q.Customer).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
-			return nil, fault.NotFound.Errorf("there is no customer %q", q.Customer).Fix("hsmsign ledger customer list shows the names")
+			return nil, noCustomer(q.Customer)
 		}
 		if err != nil {
 			return nil, l.store.fail("list the entries", err)

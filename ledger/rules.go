@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -215,18 +214,6 @@ func (tx *Tx) actor(ctx context.Context, name string) (id record.ID, err error) 
 		id = record.NewID()
 		tx.exec("INSERT INTO actors (id, name) VALUES (?, ?)", id[:], name)
 	}
-	return id, err
-}
-
-func (tx *Tx) addCustomer(actor record.ID, actorName, channel string, c Customer) (record.ID, error) {
-	id := record.NewID()
-	data, err := json.Marshal(c)
-	if err != nil {
-		return id, err
-	}
-	index, err := tx.Append(&record.Entry{Kind: record.KindCustomer, Customer: id, Actor: actor, Channel: channel},
-		record.NewOpening(openActor, []byte(actorName)), record.NewOpening(openCustomer, data))
-	tx.exec("INSERT INTO customers (id, name, entry) VALUES (?, ?, ?)", id[:], c.Name, index)
 	return id, err
 }
 

@@ -101,6 +101,11 @@ func (s *settings) effective() ([]api.Setting, error) {
 		}
 		infos = append(infos, setting(name, origin, "", values...))
 	}
+	ledgers, err := s.ledgerConfig()
+	if err != nil {
+		keyErr = errors.Join(keyErr, err)
+	}
+	infos = append(infos, setting("ledger", ledgers.origin, "", ledgers.name()))
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	return append(infos,

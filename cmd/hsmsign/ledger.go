@@ -1,12 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,13 +13,10 @@ import (
 
 	"hsmsign/api"
 	"hsmsign/fault"
-	"hsmsign/internal/console"
 	"hsmsign/internal/wholefile"
 	"hsmsign/ledger"
 	"hsmsign/ledger/open"
 	"hsmsign/ledger/record"
-	"hsmsign/request"
-	"hsmsign/secret"
 )
 
 // maxKeyFile is the maximum length of a file with a key of the ledger.
@@ -57,8 +53,8 @@ func (p *program) ledgerCommand() *cli.Command {
 				Usage: "list the entries, the newest first",
 				Description: "  hsmsign ledger list --ledger sqlite:ledger.db --customer acme\n" +
 					"  hsmsign ledger list --ledger sqlite:ledger.db --kind issued --limit 10 --json",
-				Flags: append(reading, stringFlag("customer", "only entries about the customer `NAME`"), stringFlag("kind", "only entries of the `KIND`: issued, refused, ..."),
-					stringFlag("before", "only entries older than the `INDEX`"), stringFlag("limit", "at most `NUMBER` entries (default: 50)")),
+				Flags: slices.Concat(reading, []cli.Flag{stringFlag("customer", "only entries about the customer `NAME`"), stringFlag("kind", "only entries of the `KIND`: issued, refused, ..."),
+					stringFlag("before", "only entries older than the `INDEX`"), stringFlag("limit", "at most `NUMBER` entries (default: 50)")}),
 				Action: p.ledgerList,
 			},
 			{
@@ -73,7 +69,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Name:        "export",
 				Usage:       "print every entry, the oldest first, as JSON lines or CSV",
 				Description: "  hsmsign ledger export --ledger sqlite:ledger.db --as csv -o ledger.csv",
-				Flags:       append(reading, stringFlag("as", "`FORMAT`: json (default) or csv"), outputFlag(), forceFlag()),
+				Flags:       slices.Concat(reading, []cli.Flag{stringFlag("as", "`FORMAT`: json (default) or csv"), outputFlag(), forceFlag()}),
 				Action:      p.ledgerExport,
 			},
 			{
@@ -83,8 +79,8 @@ func (p *program) ledgerCommand() *cli.Command {
 					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub\n" +
 					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub --against /mnt/other/checkpoint\n" +
 					"  hsmsign ledger verify --verifier-key ledger.pub --proof acme.tlog-proof --csr acme.csr --request acme.req",
-				Flags: append(reading, stringFlag("against", "also check that the ledger has grown from the checkpoint in `FILE`"), stringFlag("proof", "check the proof in `FILE`, without the ledger"),
-					stringFlag("csr", "with --proof: `FILE` with the CSR that the entry must be about"), stringFlag("request", "with --proof: `FILE` with the request that the entry must be about")),
+				Flags: slices.Concat(reading, []cli.Flag{stringFlag("against", "also check that the ledger has grown from the checkpoint in `FILE`"), stringFlag("proof", "check the proof in `FILE`, without the ledger"),
+					stringFlag("csr", "with --proof: `FILE` with the CSR that the entry must be about"), stringFlag("request", "with --proof: `FILE` with the request that the entry must be about")}),
 				Action: p.ledgerVerify,
 			},
 			{
@@ -92,7 +88,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Usage:       "write a proof that a request is in the ledger (C2SP tlog-proof)",
 				ArgsUsage:   "REQUEST-ID",
 				Description: "  hsmsign ledger prove --ledger sqlite:ledger.db -o acme.tlog-proof 6f1c...",
-				Flags:       append(reading, outputFlag(), forceFlag()),
+				Flags:       slices.Concat(reading, []cli.Flag{outputFlag(), forceFlag()}),
 				Action:      p.ledgerProve,
 			},
 			{
@@ -102,97 +98,9 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       reading,
 				Action:      p.ledgerStatus,
 			},
+			p.customerCommand(),
 		},
 	}
-}
-
-// ledgerConfig is where a ledger and its keys are.
-type ledgerConfig struct {
-	reference, keyFile, last, verifier string
-}
-
-// ledgerConfig reads the flags about the ledger; the reference is "" if there is none.
-func (s *settings) ledgerConfig() (c ledgerConfig, err error) {
-	var from string
-	if c.reference, from = s.str("ledger"); c.reference == "" {
-		return c, nil
-	}
-	if from == "--ledger" && open.HasPassword(c.reference) {
-		return c, fault.Usage.Errorf("--ledger contains a password, which process lists show").Fix("set $HSMSIGN_LEDGER, or leave the password to PGPASSFILE")
-	}
-	path := open.Path(c.reference)
-	def := func(name, extension string) string {
-		value, _ := s.str(name)
-		if value == "" && path != "" {
-			value = path + extension
-		}
-		return value
-	}
-	c.keyFile, c.last = def("checkpoint-key", ".key"), def("last-checkpoint", ".last")
-	c.verifier, _ = s.str("verifier-key")
-	return c, nil
-}
-
-// openLedger opens the ledger; to write, it needs the checkpoint key. The caller calls the function that it returns.
-func (p *program) openLedger(ctx context.Context, s *settings, write bool) (*ledger.Ledger, func(), error) {
-	c, err := s.ledgerConfig()
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.reference == "" {
-		return nil, nil, s.missing("ledger", "ledger")
-	}
-	verifier, key, err := c.keys(write)
-	if err != nil {
-		return nil, nil, err
-	}
-	cfg := ledger.Config{Verifier: verifier, Key: key, LastCheckpoint: c.last}
-	if cfg.Store, err = open.Store(ctx, c.reference, false); err != nil {
-		return nil, nil, err
-	}
-	l, err := ledger.Open(ctx, cfg)
-	if err != nil {
-		_ = cfg.Store.DB.Close() // the first error is reported
-		return nil, nil, err
-	}
-	return l, func() {
-		if err := l.Close(); err != nil {
-			p.con.Warnf("%s", console.ErrorLine(err))
-		}
-		_ = cfg.Store.DB.Close() // every transaction has ended
-	}, nil
-}
-
-// keys returns the verifier key, and the checkpoint key if it is needed.
-func (c *ledgerConfig) keys(write bool) (verifier, key string, err error) {
-	verifier = c.verifier
-	if _, err := os.Stat(verifier); verifier != "" && err == nil {
-		data, err := secret.ReadFile(verifier, maxKeyFile, true)
-		if err != nil {
-			return "", "", fault.Usage.Errorf("--verifier-key: %w", err).Fix("name the key that ledger init printed, or a file with it")
-		}
-		verifier = strings.TrimSpace(string(data))
-	}
-	if !write && verifier != "" {
-		return verifier, "", nil
-	}
-	if c.keyFile == "" {
-		return "", "", fault.Usage.Errorf("no key of the ledger").Fix("name the checkpoint key with --checkpoint-key, or, to read, the verifier key with --verifier-key")
-	}
-	data, err := secret.ReadFile(c.keyFile, maxKeyFile, false)
-	if err != nil {
-		return "", "", fault.Auth.Errorf("checkpoint key of the ledger: %w", err).Fix("name it with --checkpoint-key; to read, --verifier-key is enough")
-	}
-	key = strings.TrimSpace(string(data))
-	clear(data)
-	derived, err := ledger.VerifierKey(key)
-	if err != nil {
-		return "", "", fault.Usage.Errorf("checkpoint key %q: %w", c.keyFile, err).Fix("it is the file that ledger init made")
-	}
-	if verifier == "" {
-		verifier = derived
-	}
-	return verifier, key, nil
 }
 
 func (p *program) ledgerInit(ctx *cli.Context) error {
@@ -291,7 +199,7 @@ func (p *program) ledgerList(ctx *cli.Context) error {
 }
 
 func (p *program) ledgerShow(ctx *cli.Context) error {
-	s, args, l, done, err := p.reader(ctx, oneFile)
+	s, args, l, done, err := p.reader(ctx, oneName)
 	if err != nil {
 		return err
 	}
@@ -371,123 +279,8 @@ func plainCell(value string) string {
 	return value
 }
 
-func (p *program) ledgerVerify(ctx *cli.Context) error {
-	s, _, err := p.start(ctx, noFiles)
-	if err != nil {
-		return err
-	}
-	if name, _ := s.str("proof"); name != "" {
-		return p.verifyProof(ctx.Context, s, name)
-	}
-	l, done, err := p.openLedger(ctx.Context, s, false)
-	if err != nil {
-		return err
-	}
-	defer done()
-	against, _ := s.str("against")
-	if against != "" {
-		data, err := p.read(ctx.Context, against, maxKeyFile*16, "name a file with a checkpoint")
-		if err == nil {
-			err = l.CheckAgainst(ctx.Context, data)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	report, err := l.Verify(ctx.Context, nil)
-	if err != nil {
-		return err
-	}
-	result := api.LedgerVerify{OK: len(report.Defects) == 0, Entries: report.Entries, Defects: report.Defects}
-	if report.Head != nil {
-		result.Root = hex.EncodeToString(report.Head.Root[:])
-	}
-	if result.Defects == nil {
-		result.Defects = []record.Defect{}
-	}
-	if s.json {
-		p.con.JSON(result)
-	} else {
-		for _, d := range report.Defects {
-			where := "the ledger"
-			if d.Entry >= 0 {
-				where = fmt.Sprintf("entry %d", d.Entry)
-			}
-			p.con.Printf("%s  %s: %s", console.Styled{Level: console.Bad, Text: "DEFECT"}, where, d.Text)
-		}
-		if result.OK {
-			p.con.Printf("%s: %d entries of %s are whole; root %s", console.Styled{Level: console.Good, Text: "ok"}, report.Entries, l.Origin(), result.Root)
-		}
-	}
-	if !result.OK {
-		return exitStatus(fault.Defects.Exit())
-	}
-	return nil
-}
-
-// verifyProof checks a proof, and that it is about the given CSR and request.
-func (p *program) verifyProof(ctx context.Context, s *settings, name string) error {
-	c := ledgerConfig{}
-	if c.verifier, _ = s.str("verifier-key"); c.verifier == "" {
-		return s.missing("verifier-key", "verifier key of the ledger")
-	}
-	verifier, _, err := c.keys(false)
-	if err != nil {
-		return err
-	}
-	data, err := p.read(ctx, name, 1<<20, "name the file that ledger prove or sign --receipt wrote")
-	if err != nil {
-		return err
-	}
-	proven, err := ledger.CheckProof(data, verifier)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	for _, f := range []struct {
-		flag string
-		want record.Hash
-		hash func([]byte) (record.Hash, error)
-	}{{"csr", proven.Entry.CSR, csrHash}, {"request", proven.Entry.File, fileHash}} {
-		file, _ := s.str(f.flag)
-		if file == "" {
-			continue
-		}
-		data, err := p.read(ctx, file, request.MaxRequest, "name a readable file")
-		if err != nil {
-			return err
-		}
-		hash, err := f.hash(data)
-		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
-		}
-		if hash != f.want {
-			return fault.Defects.Errorf("%s: the proof is about another %s, with SHA-256 %s", file, f.flag, f.want)
-		}
-	}
-	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry})
-	if s.json {
-		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
-		return nil
-	}
-	p.con.Printf("%s: entry %d of %s, a ledger of %d entries", console.Styled{Level: console.Good, Text: "ok"}, proven.Index, proven.Checkpoint.Origin, proven.Checkpoint.Size)
-	for _, f := range fieldsOf(e)[1:] {
-		p.con.Field(f[0], f[1])
-	}
-	return nil
-}
-
-func csrHash(data []byte) (record.Hash, error) {
-	csr, err := request.DecodeCSR(data)
-	if err != nil {
-		return record.Hash{}, err
-	}
-	return record.SHA256(csr.DER), nil
-}
-
-func fileHash(data []byte) (record.Hash, error) { return record.SHA256(data), nil }
-
 func (p *program) ledgerProve(ctx *cli.Context) error {
-	s, args, l, done, err := p.reader(ctx, oneFile)
+	s, args, l, done, err := p.reader(ctx, oneName)
 	if err != nil {
 		return err
 	}
