@@ -150,7 +150,7 @@ func (v *Vendor) issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		return nil, err
 	}
 	return &Issued{
-		Request: p.identity.encoders[p.Order.Format].Encode(p.CSR.DER, signature), CSR: p.CSR.DER, Signature: signature,
+		Request: p.identity.encoder.Encode(p.CSR.DER, signature, p.Order.Format), CSR: p.CSR.DER, Signature: signature,
 	}, nil
 }
 
@@ -189,7 +189,7 @@ func (p *Prepared) Matches(data []byte) bool {
 	hash := p.Order.Digest.New()
 	hash.Write(found.CSR)
 	return rsa.VerifyPKCS1v15(pub, p.Order.Digest, hash.Sum(nil), found.Signature) == nil &&
-		bytes.Equal(p.identity.encoders[p.Order.Format].Encode(found.CSR, found.Signature), data)
+		bytes.Equal(p.identity.encoder.Encode(found.CSR, found.Signature, p.Order.Format), data)
 }
 
 // StatusOptions say how CheckStatus reports.

@@ -99,8 +99,8 @@ type Vendor struct {
 
 // identity is one loaded chain, and what is derived from it.
 type identity struct {
-	chain    *chain.Chain
-	encoders map[request.Format]*request.Encoder
+	chain   *chain.Chain
+	encoder *request.Encoder
 }
 
 // openKey is an open key and the number of its users; it is closed when it was dropped and the last user is done.
@@ -141,13 +141,11 @@ func (v *Vendor) Reload(ctx context.Context) error {
 	if before := v.identity.Load(); before != nil && before.chain.PEM() == c.PEM() {
 		return nil
 	}
-	id := &identity{chain: c, encoders: map[request.Format]*request.Encoder{}}
-	for _, format := range []request.Format{request.Base64, request.Plist} {
-		if id.encoders[format], err = request.NewEncoder(c.Raw(), format); err != nil {
-			return err
-		}
+	encoder, err := request.NewEncoder(c.Raw())
+	if err != nil {
+		return err
 	}
-	v.identity.Store(id)
+	v.identity.Store(&identity{chain: c, encoder: encoder})
 	return nil
 }
 

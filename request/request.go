@@ -56,16 +56,15 @@ type wire struct {
 
 // Encode returns the request file: one line of base64 without a newline, or the XML, which ends with a newline.
 func (r *Request) Encode(f Format) ([]byte, error) {
-	e, err := NewEncoder(r.Chain, f)
+	e, err := NewEncoder(r.Chain)
 	if err != nil {
 		return nil, err
 	}
-	return e.Encode(r.CSR, r.Signature), nil
+	return e.Encode(r.CSR, r.Signature, f), nil
 }
 
 // Encoder encodes the requests of one vendor. It encodes the chain once. It is safe for concurrent use.
 type Encoder struct {
-	format             Format
 	head, middle, tail []byte // of the XML: before the CSR, up to the signature, after it
 }
 
@@ -77,7 +76,7 @@ const (
 )
 
 // NewEncoder returns an Encoder for a chain of DER certificates.
-func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
+func NewEncoder(chain [][]byte) (*Encoder, error) {
 	var text []byte
 	for _, der := range chain { // 64 columns, as Apple requires
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
@@ -97,17 +96,17 @@ func NewEncoder(chain [][]byte, f Format) (*Encoder, error) {
 	xml = slices.Concat(xml[:keys], xml[csr:signature], xml[keys:csr], xml[signature:], []byte("\n"))
 	head, rest, _ := bytes.Cut(xml, []byte(markCSR))
 	middle, tail, _ := bytes.Cut(rest, []byte(markSignature))
-	return &Encoder{f, head, bytes.Replace(middle, []byte(markChain), text, 1), tail}, nil
+	return &Encoder{head, bytes.Replace(middle, []byte(markChain), text, 1), tail}, nil
 }
 
 // Encode returns the request file for a DER CSR and its signature, as Request.Encode does.
-func (e *Encoder) Encode(csr, signature []byte) []byte {
+func (e *Encoder) Encode(csr, signature []byte, f Format) []byte {
 	b64 := base64.StdEncoding
 	xml := make([]byte, 0, len(e.head)+b64.EncodedLen(len(csr))+len(e.middle)+b64.EncodedLen(len(signature))+len(e.tail))
 	xml = b64.AppendEncode(append(xml, e.head...), csr)
 	xml = b64.AppendEncode(append(xml, e.middle...), signature)
 	xml = append(xml, e.tail...)
-	if e.format == Plist {
+	if f == Plist {
 		return xml
 	}
 	return b64.AppendEncode(nil, xml)

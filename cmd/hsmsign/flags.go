@@ -66,6 +66,7 @@ func identityFlags() []cli.Flag {
 // settings resolves the value of a flag: command line, then environment, then configuration file.
 type settings struct {
 	ctx    *cli.Context
+	flags  []string // on the command line; Context.IsSet searches them each time
 	getenv func(string) string
 	config *config.Config
 	path   string // of the configuration file; "" if there is none
@@ -78,12 +79,13 @@ type settings struct {
 
 // bareSettings are for commands that read nothing from the configuration file.
 func (p *program) bareSettings(ctx *cli.Context) (*settings, error) {
-	s := &settings{ctx: ctx, getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
+	s := &settings{ctx: ctx, flags: ctx.FlagNames(), getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
 	for _, flag := range ctx.Command.Flags {
-		name := envName(flag.Names()[0])
-		if _, ok := flag.(*cli.BoolFlag); !ok || s.getenv(name) == "" {
+		boolean, ok := flag.(*cli.BoolFlag)
+		if !ok || s.getenv(envName(boolean.Name)) == "" {
 			continue
 		}
+		name := envName(boolean.Name)
 		if _, err := strconv.ParseBool(s.getenv(name)); err != nil {
 			return nil, fault.Usage.Errorf("%s is %q", name, s.getenv(name)).Fix("set it to true or false")
 		}
@@ -148,9 +150,12 @@ const (
 	anyFiles
 )
 
+// given returns whether a flag is on the command line.
+func (s *settings) given(name string) bool { return slices.Contains(s.flags, name) }
+
 // str returns the value of a flag and its origin; both are "" if it is not set.
 func (s *settings) str(name string) (value, origin string) {
-	if s.ctx.IsSet(name) {
+	if s.given(name) {
 		return s.ctx.String(name), "--" + name
 	}
 	if v := s.getenv(envName(name)); v != "" {
@@ -164,7 +169,7 @@ func (s *settings) str(name string) (value, origin string) {
 
 // list returns the values of a flag that may be repeated; in the environment they are separated as in PATH.
 func (s *settings) list(name string) (values []string, origin string) {
-	if s.ctx.IsSet(name) {
+	if s.given(name) {
 		return s.ctx.StringSlice(name), "--" + name
 	}
 	if v := s.getenv(envName(name)); v != "" {
@@ -178,7 +183,7 @@ func (s *settings) list(name string) (values []string, origin string) {
 
 // boolean returns the value of a flag. Its variable was checked by bareSettings.
 func (s *settings) boolean(name string) bool {
-	if s.ctx.IsSet(name) {
+	if s.given(name) {
 		return s.ctx.Bool(name)
 	}
 	b, _ := strconv.ParseBool(s.getenv(envName(name)))

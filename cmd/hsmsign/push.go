@@ -137,7 +137,7 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 func (s *settings) newOrExisting() (keyOut, existing string, err error) {
 	keyOut, _ = s.str("key-out")
 	existing, _ = s.str("push-key")
-	switch made, named := s.ctx.IsSet("key-out"), s.ctx.IsSet("push-key"); { // the command line beats the environment
+	switch made, named := s.given("key-out"), s.given("push-key"); { // the command line beats the environment
 	case made && !named:
 		existing = ""
 	case named && !made:

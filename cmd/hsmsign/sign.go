@@ -181,11 +181,11 @@ func (job *signJob) readFlags(s *settings) error {
 	job.output, from = s.str("output")
 	job.outDir, _ = s.str("out-dir")
 	if job.output != "" && job.outDir != "" {
-		if s.ctx.IsSet("out-dir") == s.ctx.IsSet("output") {
+		if s.given("out-dir") == s.given("output") {
 			return fault.Usage.Errorf("%s and --out-dir together", from).Fix("leave one out")
 		}
 		// The command line wins over the environment and the configuration.
-		if s.ctx.IsSet("output") {
+		if s.given("output") {
 			job.outDir = ""
 		} else {
 			job.output = ""
