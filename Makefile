@@ -84,6 +84,7 @@ bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
+	go test ./ledger/... -run '^$$' -bench . -benchtime 1x
 
 MUTATED ?= fault agent request chain
 .PHONY: mutate
@@ -99,8 +100,9 @@ opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft tok
 	@bash softhsm-test/opencryptoki.sh
 
 .PHONY: soak
-soak: deps ## Make 100,000 signatures and check that sessions, threads and memory do not grow
+soak: deps ## Make 100,000 signatures, kill 250 batches with a ledger, and check that nothing grows or is lost
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
+	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run TestLedgerAfterKill -v -timeout 30m
 
 .PHONY: demo
 demo: PROGRAMS := softhsm2-util openssl

@@ -128,7 +128,7 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	issued, err := v.issue(ctx, p)
 	outcome := record.Outcome{Err: err}
 	if err == nil {
-		outcome.File = p.identity.encoders[request.Base64].Encode(p.CSR.DER, issued.Signature)
+		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
 		issued.RequestID = permit.Request
 	}
 	// An interruption ends the signature, not the record of it.
@@ -168,7 +168,7 @@ func (p *Prepared) reissue(permit record.Permit) (*Issued, error) {
 	if err != nil {
 		return nil, fault.Defects.Errorf("the stored request %s is not readable: %w", permit.Request, err)
 	}
-	file := p.identity.encoders[p.Order.Format].Encode(p.CSR.DER, found.Signature)
+	file := p.identity.encoder.Encode(p.CSR.DER, found.Signature, p.Order.Format)
 	if !p.Matches(file) {
 		return nil, fault.Defects.Errorf("the stored request %s is not one for this CSR", permit.Request).Fix("verify the ledger")
 	}

@@ -75,7 +75,10 @@ type change struct {
 // GenerateKey returns a new checkpoint key pair for an origin, an unpadded line of text such as example.com/hsmsign: the
 // secret signer key and the public verifier key.
 func GenerateKey(origin string) (signerKey, verifierKey string, err error) {
-	return note.GenerateKey(nil, origin)
+	if signerKey, verifierKey, err = note.GenerateKey(nil, origin); err == nil {
+		_, err = note.NewVerifier(verifierKey) // it refuses spaces and plus signs
+	}
+	return signerKey, verifierKey, err
 }
 
 // VerifierKey returns the verifier key of a signer key.

@@ -59,9 +59,9 @@ func (s *Store) bind(query string) string {
 	return b.String()
 }
 
-// fail returns the error of a store that could not be used; it names the store.
+// fail returns the error of a store that could not be used; it names the store. Errors of other kinds do not change.
 func (s *Store) fail(what string, err error) error {
-	if err == nil || errors.Is(err, ErrTampered) || errors.Is(err, ErrStore) {
+	if kind := fault.KindOf(err); err == nil || kind != fault.Internal && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return fault.Errorf("%w: %s: %s: %w", ErrStore, s.Name, what, err).Fix("nothing was released; make the ledger's store available and try again")

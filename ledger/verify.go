@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -78,6 +79,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Re
 	if err := v.caches(ctx, tx); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
+	slices.SortStableFunc(v.Defects, func(a, b record.Defect) int { return cmp.Compare(a.Entry, b.Entry) })
 	return v.Report, nil
 }
 
@@ -343,8 +345,12 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 		}
 		delete(v.requests, idOf(id))
 	}
+	var missing []int64
 	for id := range v.requests {
-		v.add(v.at[id], "the request of the entry is missing in the list of requests")
+		missing = append(missing, v.at[id])
+	}
+	for _, index := range slices.Sorted(slices.Values(missing)) {
+		v.add(index, "the request of the entry is missing in the list of requests")
 	}
 	return rows.Err()
 }

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func open(t *testing.T, dsn string) *ledger.Store {
+func open(t testing.TB, dsn string) *ledger.Store {
 	t.Helper()
 	store, err := postgres.Open(t.Context(), dsn)
 	if err != nil {
@@ -61,3 +61,5 @@ func TestTransport(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkLedger(b *testing.B) { ledgertest.Benchmark(b, open(b, server.Schema(b))) }

@@ -9,7 +9,7 @@ import (
 	"hsmsign/ledger/sqlite"
 )
 
-func open(t *testing.T, path string) *ledger.Store {
+func open(t testing.TB, path string) *ledger.Store {
 	t.Helper()
 	store, err := sqlite.Open(t.Context(), path, true)
 	if err != nil {
@@ -24,4 +24,8 @@ func TestBattery(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "ledger.db")
 		return open(t, path), func(t *testing.T) *ledger.Store { return open(t, path) }
 	})
+}
+
+func BenchmarkLedger(b *testing.B) {
+	ledgertest.Benchmark(b, open(b, filepath.Join(b.TempDir(), "ledger.db")))
 }
