@@ -77,9 +77,15 @@ type settings struct {
 	vendor   string
 }
 
+// commandLine returns the settings of command line and environment.
+func (p *program) commandLine(ctx *cli.Context) *settings {
+	return &settings{ctx: ctx, flags: ctx.FlagNames(), getenv: p.getenv, config: &config.Config{}}
+}
+
 // bareSettings are for commands that read nothing from the configuration file.
 func (p *program) bareSettings(ctx *cli.Context) (*settings, error) {
-	s := &settings{ctx: ctx, flags: ctx.FlagNames(), getenv: p.getenv, config: &config.Config{}, store: p.keystore(nil)}
+	s := p.commandLine(ctx)
+	s.store = p.keystore(nil)
 	for _, flag := range ctx.Command.Flags {
 		boolean, ok := flag.(*cli.BoolFlag)
 		if !ok || s.getenv(envName(boolean.Name)) == "" {

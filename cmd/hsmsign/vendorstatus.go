@@ -39,7 +39,7 @@ func (p *program) vendorStatusCommand() *cli.Command {
 
 func (p *program) vendorStatus(ctx *cli.Context) error {
 	// With --nagios even a usage error has an exit code of Nagios.
-	nagios := (&settings{ctx: ctx, getenv: p.getenv}).boolean("nagios")
+	nagios := p.commandLine(ctx).boolean("nagios")
 	err := p.reportStatus(ctx, nagios)
 	if err == nil || !nagios || isSilent(err) {
 		return err

@@ -299,8 +299,8 @@ func ask(ctx context.Context, tty *os.File, text string) ([]byte, error) {
 			_, _ = fmt.Fprint(tty, Printable(text)) // a person who cannot read it cannot type either
 		}
 	}
+	stop := whenContinued(show) // first: a person may stop the program as soon as the prompt is shown
 	show()
-	stop := whenContinued(show)
 	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return term.ReadPassword(fd) })
 	stop()
 	_, _ = fmt.Fprintln(tty)
