@@ -33,7 +33,7 @@ func (l *Ledger) Customers(ctx context.Context, name string) ([]CustomerRecord, 
 	if err != nil {
 		return nil, l.store.fail("list the customers", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	var found []CustomerRecord
 	for rows.Next() {
 		var c CustomerRecord

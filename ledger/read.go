@@ -106,7 +106,7 @@ func (l *Ledger) records(ctx context.Context, query string, args []any) ([]recor
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	var records []record.Record
 	for rows.Next() {
 		var r record.Record

@@ -193,7 +193,7 @@ func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var raw []byte
 		if err := rows.Scan(&raw); err != nil {

@@ -165,7 +165,7 @@ func (s *Store) hashes(ctx context.Context, q querier, query string, args []any,
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var index int64
 		var raw []byte

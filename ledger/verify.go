@@ -111,7 +111,7 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(do
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var index int64
 		var leaf, customer []byte
@@ -152,7 +152,7 @@ func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Has
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	all := make([]tlog.Hash, tlog.StoredHashCount(v.Head.Size))
 	for rows.Next() {
 		var index int64
@@ -212,7 +212,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	found := map[int64][]opened{}
 	for rows.Next() {
 		var index int64
@@ -296,7 +296,7 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var raw []byte
 		var name string
@@ -327,7 +327,7 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var id, customer, csr, spki, vendor, root []byte
 		var state, digest string

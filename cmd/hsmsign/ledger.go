@@ -133,7 +133,7 @@ func (p *program) ledgerInit(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer store.DB.Close()
+	defer func() { _ = store.DB.Close() }() // every transaction has ended
 	// The key first: a ledger without its key could never grow.
 	if err := wholefile.Write(c.keyFile, []byte(key+"\n"), 0o600, false); err != nil {
 		return fault.Usage.Errorf("checkpoint key: %w", err).Fix("name a file that can be made with --checkpoint-key")

@@ -109,21 +109,13 @@ func kinds(t *testing.T, l *ledger.Ledger) string {
 	return strings.Join(all, " ")
 }
 
-// verified checks that a ledger has exactly the defects; each is a part of one.
-func verified(t *testing.T, l *ledger.Ledger, defects ...string) {
+// verified checks that a ledger has no defects.
+func verified(t *testing.T, l *ledger.Ledger) {
 	t.Helper()
 	report, err := l.Verify(t.Context(), nil)
 	must(t, err)
-	var got []string
-	for _, d := range report.Defects {
-		got = append(got, fmt.Sprintf("%d: %s", d.Entry, d.Text))
-	}
-	bad := len(got) != len(defects)
-	for i := range defects {
-		bad = bad || i < len(got) && !strings.Contains(got[i], defects[i])
-	}
-	if bad {
-		t.Errorf("defects %q, want %q", got, defects)
+	if len(report.Defects) > 0 {
+		t.Errorf("defects %+v", report.Defects)
 	}
 }
 
@@ -235,7 +227,7 @@ func testTampered(t *testing.T, f *fixture) {
 	row("SELECT id FROM customers WHERE name = 'bolt'", &id)
 	for _, tt := range []struct {
 		name    string
-		break_  func()
+		attack  func()
 		mend    func()
 		defects []string
 	}{
@@ -280,7 +272,7 @@ func testTampered(t *testing.T, f *fixture) {
 		{"another stored hash", func() { f.exec(t, "UPDATE hashes SET hash = ? WHERE idx = 2", make([]byte, 32)) }, nil,
 			[]string{"a stored hash above the entry was changed"}},
 	} {
-		tt.break_()
+		tt.attack()
 		report, err := l.Verify(t.Context(), nil)
 		must(t, err)
 		for _, want := range tt.defects {
