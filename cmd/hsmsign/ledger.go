@@ -228,8 +228,8 @@ func fieldsOf(e api.LedgerEntry) [][2]string {
 	return [][2]string{
 		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
 		{"customer id", e.CustomerID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
-		{"operation", e.Operation}, {"CSR SHA-256", e.CSRSHA256}, {"key SHA-256", e.KeySHA256}, {"vendor SHA-256", e.VendorSHA256},
-		{"chain SHA-256", e.ChainSHA256}, {"file SHA-256", e.FileSHA256}, {"commitments", strings.Join(e.Commitments, ", ")},
+		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
+		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"commitments", strings.Join(e.Commitments, ", ")},
 	}
 }
 
