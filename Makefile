@@ -80,7 +80,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
 
 .PHONY: bench
 bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
-	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM)' -benchtime 9x
+	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM|Ledger)' -benchtime 9x
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m

@@ -27,6 +27,8 @@ const (
 	openTimeout = 2 * time.Minute
 	// signTimeout bounds one signature by default: network HSMs answer within a second, or not at all.
 	signTimeout = time.Minute
+	// recording is how many requests of a batch are in flight with a ledger: most of them wait for its commits.
+	recording = 64
 	// requestMode: a request contains no secret.
 	requestMode = fs.FileMode(0o644)
 )
@@ -100,6 +102,7 @@ func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) 
 		return err
 	}
 	job.ledger, job.closeLedger, cfg.Recorder = l, done, l
+	job.workers = max(job.workers, recording) // many share one commit
 	job.caller = localCaller()
 	return nil
 }
