@@ -11,7 +11,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
 PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool zsh fish
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs
@@ -39,6 +39,7 @@ install: build ## Install the program and its completions below PREFIX (default 
 .PHONY: deps
 deps: ## Install the programs that tests and demo need, if any is missing (Debian, Ubuntu)
 	@missing=; for p in $(PROGRAMS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	[[ "$(PACKAGES)" != *postgresql* ]] || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[[ "$(PACKAGES)" != *p11-kit* ]] || ls /usr/lib/*/pkcs11/p11-kit-client.so >/dev/null 2>&1 || missing="$$missing p11-kit-client.so"; \
 	if [ -n "$$missing" ]; then \
 		echo "installing what is missing:$$missing"; \
@@ -49,7 +50,7 @@ deps: ## Install the programs that tests and demo need, if any is missing (Debia
 .PHONY: test
 test: deps ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
 	go vet ./...
-	go test -race -timeout 300s ./agent/... ./signer/... ./softhsm-test/... ./request/...
+	go test -race -timeout 300s ./agent/... ./ledger/... ./signer/... ./softhsm-test/... ./request/...
 	go test -timeout 300s ./api/... ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./keystore/... ./lifecycle/... ./secret/... ./testpki/...
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 
@@ -79,10 +80,11 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
 
 .PHONY: bench
 bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
-	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM)' -benchtime 9x
+	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM|Ledger)' -benchtime 9x
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
+	go test ./ledger/... -run '^$$' -bench . -benchtime 1x
 
 # signer includes the backends and takes hours.
 MUTATED ?= fault agent request chain signer
@@ -99,8 +101,9 @@ opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft tok
 	@bash softhsm-test/opencryptoki.sh
 
 .PHONY: soak
-soak: deps ## Make 100,000 signatures and check that sessions, threads and memory do not grow
+soak: deps ## Make 100,000 signatures, kill 250 batches with a ledger, and check that nothing grows or is lost
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
+	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run TestLedgerAfterKill -v -timeout 30m
 
 .PHONY: demo
 demo: PROGRAMS := softhsm2-util openssl

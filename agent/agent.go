@@ -25,6 +25,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/ledger/record"
 	"hsmsign/lifecycle/vendorcert"
 	"hsmsign/request"
 	"hsmsign/signer"
@@ -34,6 +35,8 @@ import (
 type Caller struct {
 	// Name is the name of the caller as the front end knows it; empty for the person at the command line.
 	Name string
+	// Channel is how the order came: "local" for the command line.
+	Channel string
 }
 
 // Order is what a caller asks for. The zero value of a field other than CSR is its default.
@@ -60,6 +63,8 @@ type Issued struct {
 	Request   []byte // the file for the customer, in the format of the order
 	CSR       []byte // DER
 	Signature []byte // RSASSA-PKCS1-v1_5 over the CSR; verified
+	RequestID string // of the recorder; "" without one
+	Stored    bool   // the request was issued before, and comes from the recorder; it was verified again
 }
 
 // Prepare checks an order against the vendor's identity: the CSR, the key of the CSR, and the dates of the vendor's
@@ -97,6 +102,9 @@ func (v *Vendor) Prepare(ctx context.Context, caller Caller, order Order) (*Prep
 // Issue signs what was prepared and returns the request, whose signature it has verified. A Prepared is redeemed once:
 // a second call is an error, whether or not the first succeeded. The key is opened by the first Issue, and again after
 // a failure. The chain must still be the one of Prepare and still be valid.
+//
+// With a Recorder the signature is authorized and recorded before it is made, and its outcome before it is released:
+// without both records there is no request.
 func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	if p.identity != v.identity.Load() {
 		return nil, fault.Conflict.Errorf("the CSR was prepared for another vendor chain").Fix("prepare it again")
@@ -107,6 +115,36 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	if err := p.identity.chain.CheckDates(v.cfg.Now()); err != nil {
 		return nil, err
 	}
+	if v.cfg.Recorder == nil {
+		return v.issue(ctx, p)
+	}
+	permit, err := v.cfg.Recorder.Authorize(ctx, p.use())
+	if err != nil {
+		return nil, err
+	}
+	if permit.Stored != nil {
+		return p.reissue(permit)
+	}
+	issued, err := v.issue(ctx, p)
+	outcome := record.Outcome{Err: err}
+	if err == nil {
+		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
+		issued.RequestID = permit.Request
+	}
+	// An interruption ends the signature, not the record of it.
+	concluding, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := errors.Join(err, v.cfg.Recorder.Conclude(concluding, permit, outcome)); err != nil {
+		return nil, err
+	}
+	return issued, nil
+}
+
+// recordTimeout bounds recording an outcome.
+const recordTimeout = time.Minute
+
+// issue signs what was prepared.
+func (v *Vendor) issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	signature, err := v.sign(ctx, p.identity, p.CSR.DER, p.Order.Digest)
 	if err != nil {
 		return nil, err
@@ -114,6 +152,27 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	return &Issued{
 		Request: p.identity.encoder.Encode(p.CSR.DER, signature, p.Order.Format), CSR: p.CSR.DER, Signature: signature,
 	}, nil
+}
+
+// use is what the recorder is told.
+func (p *Prepared) use() record.Use {
+	return record.Use{
+		Customer: p.Order.Customer, Actor: p.Caller.Name, Channel: p.Caller.Channel, CSR: p.CSR.DER, SPKI: p.CSR.Parsed.RawSubjectPublicKeyInfo,
+		Vendor: p.identity.chain.Leaf().Raw, Chain: bytes.Join(p.identity.chain.Raw(), nil), Digest: p.Order.Digest.String(),
+	}
+}
+
+// reissue returns the stored request of a permit in the format of the order, verified again: the recorder is not trusted.
+func (p *Prepared) reissue(permit record.Permit) (*Issued, error) {
+	found, err := request.Parse(permit.Stored)
+	if err != nil {
+		return nil, fault.Defects.Errorf("the stored request %s is not readable: %w", permit.Request, err)
+	}
+	file := p.identity.encoder.Encode(p.CSR.DER, found.Signature, p.Order.Format)
+	if !p.Matches(file) {
+		return nil, fault.Defects.Errorf("the stored request %s is not one for this CSR", permit.Request).Fix("verify the ledger")
+	}
+	return &Issued{Request: file, CSR: p.CSR.DER, Signature: found.Signature, RequestID: permit.Request, Stored: true}, nil
 }
 
 // Matches returns whether data is the very request that Issue would return. RSASSA-PKCS1-v1_5 is deterministic: a

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"hsmsign/chain"
+	"hsmsign/ledger/record"
 	"hsmsign/request"
 	"hsmsign/signer"
 )
@@ -70,6 +71,8 @@ type Config struct {
 	OpenTimeout time.Duration
 	// SignTimeout bounds one signature; zero: 1 minute. Network HSMs answer within a second, or not at all.
 	SignTimeout time.Duration
+	// Recorder records each signature before it is made and before it is released; nil: nothing is recorded.
+	Recorder record.Recorder
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }

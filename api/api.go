@@ -54,6 +54,7 @@ type SignResult struct {
 	CSRSHA256 string          `json:"csr_sha256,omitempty"` // of the DER
 	KeySHA256 string          `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
 	Findings  []fault.Finding `json:"findings,omitempty"`   // warnings and notes about the CSR
+	RequestID string          `json:"request_id,omitempty"` // of the ledger
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
 }

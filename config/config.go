@@ -38,9 +38,37 @@ type Config struct {
 	OutDir    string   `yaml:"out-dir"`                         // folder for the finished requests
 	Modules   []string `yaml:"modules" path:"absolute"`         // PKCS#11 modules that may be loaded; nil: any; empty: none
 	Vendor    string   `yaml:"vendor"`                          // name of the active one of Vendors; may be empty
+	Ledger    Ledger   `yaml:"ledger" scalar:"store"`           // the reference of the store, or several keys
 	// Vendors are several vendor identities by name, for the time of a renewal. They exclude Key, Cert and Chain of the
 	// Config itself. Its TrustRoot applies to those that have none.
 	Vendors map[string]Vendor `yaml:"vendors"`
+}
+
+// Ledger says where the ledger and its keys are. In the file it is this mapping, or only the reference of the store.
+type Ledger struct {
+	Store          string `yaml:"store"`           // sqlite:PATH or postgres://...
+	Origin         string `yaml:"origin"`          // name of the ledger
+	VerifierKey    string `yaml:"verifier-key"`    // as ledger init prints it
+	CheckpointKey  string `yaml:"checkpoint-key"`  // file with the secret key
+	LastCheckpoint string `yaml:"last-checkpoint"` // file that keeps the newest checkpoint
+}
+
+// UnmarshalYAML decodes either form.
+func (l *Ledger) UnmarshalYAML(unmarshal func(any) error) error {
+	if unmarshal(&l.Store) == nil {
+		return nil
+	}
+	type mapping Ledger
+	return unmarshal((*mapping)(l))
+}
+
+// in returns the paths joined to dir.
+func (l Ledger) in(dir string) Ledger {
+	if path, ok := strings.CutPrefix(l.Store, "sqlite:"); ok {
+		l.Store = "sqlite:" + inFolder(dir, path)
+	}
+	l.CheckpointKey, l.LastCheckpoint = inFolder(dir, l.CheckpointKey), inFolder(dir, l.LastCheckpoint)
+	return l
 }
 
 // Vendor is one vendor identity. The fields are those of Config; Key is always set.
@@ -128,7 +156,7 @@ const MaxFile = 256 << 10
 // user, and nobody else may have write access; otherwise the error is *Error, as for an error of Parse.
 //
 // Relative paths become paths relative to the folder of the file, not to the working directory: cert, chain, trust-root,
-// out-dir, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
+// out-dir, the files of the ledger, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
 // pkcs11:, also for a certificate in a token) do not change; use absolute paths in them.
 func Load(path string) (*Config, error) {
 	data, err := read(path)
@@ -141,7 +169,7 @@ func Load(path string) (*Config, error) {
 	}
 	dir := filepath.Dir(path)
 	own := Vendor{c.Key, c.Cert, c.Chain, c.TrustRoot}.in(dir)
-	c.Key, c.Cert, c.OutDir = own.Key, own.Cert, inFolder(dir, c.OutDir)
+	c.Key, c.Cert, c.OutDir, c.Ledger = own.Key, own.Cert, inFolder(dir, c.OutDir), c.Ledger.in(dir)
 	for name, v := range c.Vendors {
 		c.Vendors[name] = v.in(dir)
 	}

@@ -163,6 +163,9 @@ func checkNode(name string, node ast.Node, t reflect.Type, tag reflect.StructTag
 	case reflect.Pointer:
 		return checkNode(name, node, t.Elem(), tag)
 	case reflect.Struct, reflect.Map:
+		if _, text := node.(*ast.StringNode); text && tag.Get("scalar") != "" {
+			return checkString(name, node, "")
+		}
 		mapping, ok := node.(*ast.MappingNode)
 		if !ok {
 			return refuse(at, "%s must contain keys, not %s", name, kindOf(node)).withFix("write lines of the form key: value, indented below it")

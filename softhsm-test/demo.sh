@@ -37,6 +37,7 @@ Done. In demo-out/:
   acme.req                     the request that the vendor signed
   MDM_Acme_Certificate.pem     the push certificate for it, and MDM_Acme_renewed.pem its renewal
   MDM_APNSCert.pfx             push certificate and key for the MDM server
+  ledger.db, ledger.pub        the ledger, and its public key; acme.req.tlog-proof is the receipt of acme.req
 A test PKI issued the certificates instead of Apple. With Apple's, the customer uploads acme.req to
 https://identity.apple.com/pushcert.
 EOT

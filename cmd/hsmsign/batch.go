@@ -133,7 +133,11 @@ func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
+	result.RequestID = issued.RequestID
 	err = wholefile.WriteDeferred(result.Output, issued.Request, requestMode, b.force) // finish flushes the folder
+	if err == nil {
+		err = b.writeReceipt(ctx, result.Output, issued)
+	}
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}

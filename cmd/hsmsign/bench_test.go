@@ -29,6 +29,8 @@ import (
 	"hsmsign/internal/console"
 	"hsmsign/internal/input"
 	"hsmsign/internal/testkit"
+	"hsmsign/ledger"
+	"hsmsign/ledger/sqlite"
 	softhsmtest "hsmsign/softhsm-test"
 )
 
@@ -122,7 +124,7 @@ func memoryFolder(b *testing.B) string {
 }
 
 // runBatch runs the command in this process and returns the time it took.
-func runBatch(b *testing.B, in, out, key string) time.Duration {
+func runBatch(b *testing.B, in, out, key string, more ...string) time.Duration {
 	b.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
@@ -132,11 +134,11 @@ func runBatch(b *testing.B, in, out, key string) time.Duration {
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent)) // as main does
 	p := &program{con: console.New("hsmsign", null, null, ""), in: input.Reader{Stdin: null}, getenv: func(string) string { return "" }}
 	began := time.Now()
-	err = p.app().RunContext(b.Context(), []string{
+	args := append([]string{
 		"hsmsign", "sign", "--key", key, "--cert", filepath.Join(golden, "chain.pem"),
-		"--trust-root", filepath.Join(golden, "root.pem"), "--out-dir", out, in,
-	})
-	if err != nil {
+		"--trust-root", filepath.Join(golden, "root.pem"), "--out-dir", out,
+	}, more...)
+	if err = p.app().RunContext(b.Context(), append(args, in)); err != nil {
 		b.Fatal(console.ErrorLine(err))
 	}
 	return time.Since(began)
@@ -211,6 +213,49 @@ func BenchmarkBatchFileOnDisk(b *testing.B) {
 			return errors.Join(err, f.Close())
 		})
 	})
+}
+
+// BenchmarkBatchLedger compares batches that are recorded in a new ledger, on a disk, with batches that are not.
+func BenchmarkBatchLedger(b *testing.B) {
+	dir := memoryFolder(b)
+	in, out, key := filepath.Join(dir, "in"), filepath.Join(dir, "out"), "file:"+writeKey(b)
+	if err := os.Mkdir(in, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	makeCSRs(b, in, batchSize)
+	var ratios []float64
+	for b.Loop() {
+		without := runBatch(b, in, out, key)
+		if err := os.RemoveAll(out); err != nil {
+			b.Fatal(err)
+		}
+		store := filepath.Join(b.TempDir(), strconv.Itoa(len(ratios)))
+		signerKey, verifierKey, err := ledger.GenerateKey("example.com/bench")
+		if err == nil {
+			err = os.WriteFile(store+".key", []byte(signerKey), 0o600)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		opened, err := sqlite.Open(b.Context(), store, true)
+		if err == nil {
+			_, err = ledger.Init(b.Context(), ledger.Config{Store: opened, Key: signerKey, Verifier: verifierKey})
+		}
+		if err == nil {
+			err = opened.DB.Close()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		with := runBatch(b, in, out, key, "--ledger", "sqlite:"+store, "--customer", "acme")
+		if err := os.RemoveAll(out); err != nil {
+			b.Fatal(err)
+		}
+		ratios = append(ratios, without.Seconds()/with.Seconds())
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "x-without")
+	b.ReportMetric(0, "ns/op")
 }
 
 // benchToken is a SoftHSM2 token with the vendor's key.

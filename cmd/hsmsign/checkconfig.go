@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,6 +102,11 @@ func (s *settings) effective() ([]api.Setting, error) {
 		}
 		infos = append(infos, setting(name, origin, "", values...))
 	}
+	ledgers, err := s.ledgerConfig()
+	if err != nil {
+		keyErr = errors.Join(keyErr, err)
+	}
+	infos = append(infos, setting("ledger", ledgers.origin, "", ledgers.name()))
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	return append(infos,

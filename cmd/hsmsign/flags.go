@@ -152,6 +152,7 @@ type files int
 const (
 	noFiles files = iota // its files have flags
 	oneFile
+	oneName // of something that is not a file
 	anyFiles
 )
 
@@ -235,6 +236,8 @@ func (s *settings) fromConfig(name string) []string {
 	return map[string][]string{
 		"key": {s.identity.Key}, "cert": {s.identity.Cert}, "chain": s.identity.Chain, "trust-root": s.identity.TrustRoot,
 		"vendor": {s.config.Vendor}, "format": {s.config.Format}, "digest": {s.config.Digest}, "out-dir": {s.config.OutDir},
+		"ledger": {s.config.Ledger.Store}, "origin": {s.config.Ledger.Origin}, "verifier-key": {s.config.Ledger.VerifierKey},
+		"checkpoint-key": {s.config.Ledger.CheckpointKey}, "last-checkpoint": {s.config.Ledger.LastCheckpoint},
 	}[name]
 }
 
@@ -244,6 +247,8 @@ func arguments(ctx *cli.Context, want files) ([]string, error) {
 	switch {
 	case want == oneFile && len(args) != 1:
 		return nil, fault.Usage.Errorf("%d files given", len(args)).Fix("name one file, or - for standard input")
+	case want == oneName && len(args) != 1:
+		return nil, fault.Usage.Errorf("%d names given", len(args)).Fix("name one; run " + ctx.Command.HelpName + " --help")
 	case want == noFiles && len(args) > 0:
 		return nil, fault.Usage.Errorf("%s accepts no file names, but %q was given", ctx.Command.Name, args[0]).
 			Fix("its files have flags; run " + ctx.Command.HelpName + " --help")

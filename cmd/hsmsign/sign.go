@@ -5,7 +5,10 @@ import (
 	"crypto"
 	"fmt"
 	"io/fs"
+	"os"
+	"os/user"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -14,6 +17,8 @@ import (
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/keystore"
+	"hsmsign/ledger"
+	"hsmsign/ledger/record"
 	"hsmsign/request"
 )
 
@@ -22,6 +27,8 @@ const (
 	openTimeout = 2 * time.Minute
 	// signTimeout bounds one signature by default: network HSMs answer within a second, or not at all.
 	signTimeout = time.Minute
+	// recording is how many requests of a batch are in flight with a ledger: most of them wait for its commits.
+	recording = 64
 	// requestMode: a request contains no secret.
 	requestMode = fs.FileMode(0o644)
 )
@@ -42,10 +49,11 @@ func (p *program) signCommand() *cli.Command {
 			stringFlag("out-dir", "write each request into `FOLDER`, made if it does not exist"),
 			stringFlag("format", "`FORMAT` of the request: base64 (what Apple accepts) or plist (the XML inside) (default: base64)"),
 			stringFlag("digest", "`HASH` of the signature: sha256, or sha1 for vendor certificates older than 2021 (default: sha256)"),
-			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result"),
+			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result; required with a ledger"),
 			stringFlag("timeout", "`TIME` limit for one signature, 100ms to 10m (default: 1m)"),
+			boolFlag("receipt", "also write a proof that the request is in the ledger: FILE.tlog-proof beside the request"),
 			jsonFlag(), forceFlag(),
-		}, identityFlags()...),
+		}, append(ledgerFlags(), identityFlags()...)...),
 		Action: p.sign,
 	}
 }
@@ -56,11 +64,56 @@ type signJob struct {
 	output  string // -o; "-" is standard output
 	outDir  string
 	order   agent.Order // without the CSR
+	caller  agent.Caller
 	timeout time.Duration
 	json    bool
 	force   bool
 	workers int // of a batch
 	vendor  *agent.Vendor
+	ledger  *ledger.Ledger // nil: nothing is recorded
+	receipt bool           // write a proof beside each request
+
+	closeLedger func()
+}
+
+func (job *signJob) close() {
+	job.vendor.Close()
+	job.closeLedger()
+}
+
+// record opens the ledger, if there is one, as the recorder of the vendor.
+func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) error {
+	job.closeLedger = func() {}
+	job.receipt = s.boolean("receipt")
+	if reference, _ := s.str("ledger"); reference == "" {
+		if job.receipt {
+			return fault.Usage.Errorf("--receipt without a ledger").Fix("name it with --ledger")
+		}
+		return nil
+	}
+	if job.receipt && job.outDir == "" && (job.output == "" || job.output == "-") {
+		return fault.Usage.Errorf("--receipt without a file").Fix("name the request's file with -o, or a folder with --out-dir")
+	}
+	if job.order.Customer == "" {
+		return fault.Usage.Errorf("no customer given, and the ledger records one for each request").Fix("name the customer with --customer")
+	}
+	l, done, err := job.p.openLedger(ctx, s, true)
+	if err != nil {
+		return err
+	}
+	job.ledger, job.closeLedger, cfg.Recorder = l, done, l
+	job.workers = max(job.workers, recording) // many share one commit
+	job.caller = localCaller()
+	return nil
+}
+
+// localCaller returns the Unix user who runs the program.
+func localCaller() agent.Caller {
+	name := "uid " + strconv.Itoa(os.Getuid())
+	if u, err := user.Current(); err == nil {
+		name += " (" + u.Username + ")"
+	}
+	return agent.Caller{Name: name, Channel: "local"}
 }
 
 func (p *program) sign(ctx *cli.Context) error {
@@ -75,7 +128,7 @@ func (p *program) sign(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer job.vendor.Close()
+	defer job.close()
 	if job.outDir != "" {
 		return job.batch(ctx.Context, args)
 	}
@@ -101,7 +154,11 @@ func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error)
 		return nil, err
 	}
 	cfg.SignTimeout = job.timeout
+	if err := job.record(ctx, s, &cfg); err != nil {
+		return nil, err
+	}
 	if job.vendor, err = agent.NewVendor(ctx, cfg); err != nil {
+		job.closeLedger()
 		return nil, err
 	}
 	cert, _ := s.str("cert")
@@ -182,7 +239,7 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	result.Output = job.output
+	result.Output, result.RequestID = job.output, issued.RequestID
 	if job.json && (job.output == "" || job.output == "-") {
 		result.Output, result.Request = "", string(issued.Request)
 		return nil
@@ -190,10 +247,29 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 	if err := job.p.emit(job.output, issued.Request, requestMode, job.force); err != nil {
 		return err
 	}
+	if err := job.writeReceipt(ctx, job.output, issued); err != nil {
+		return err
+	}
 	if !job.json && job.output != "" && job.output != "-" {
 		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert", job.output)
 	}
 	return nil
+}
+
+// writeReceipt writes the proof of an issued request beside it, if receipts are asked for.
+func (job *signJob) writeReceipt(ctx context.Context, output string, issued *agent.Issued) error {
+	if !job.receipt {
+		return nil
+	}
+	id, err := record.ParseID(issued.RequestID)
+	if err != nil {
+		return err
+	}
+	proof, err := job.ledger.Prove(ctx, id)
+	if err != nil {
+		return err
+	}
+	return writeFile(output+".tlog-proof", proof, requestMode, true)
 }
 
 func (job *signJob) newResult(file string) *api.SignResult {
@@ -207,7 +283,7 @@ func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent
 	if order.CSR, err = job.p.read(ctx, result.File, request.MaxCSR, "name a readable CSR file"); err != nil {
 		return nil, err
 	}
-	prepared, err := job.vendor.Prepare(ctx, agent.Caller{}, order)
+	prepared, err := job.vendor.Prepare(ctx, job.caller, order)
 	if err != nil {
 		if fault.KindOf(err) == fault.Refused {
 			err = fmt.Errorf("%s: %w", result.File, err)

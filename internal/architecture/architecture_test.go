@@ -50,8 +50,15 @@ var mayImport = map[string]struct {
 	"softhsm-test":                               {[]string{"signer"}, "users' CI imports it"},
 	"chain":                                      {[]string{"fault", "internal/filekind", "internal/pemtext", "internal/strictder"}, "certificates only: no key, no request"},
 	"request":                                    {[]string{"chain", "fault", "internal/filekind", "internal/pemtext", "internal/strictder"}, "the file only: it never sees a key"},
-	"agent":                                      {[]string{"api", "chain", "fault", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
-	"api":                                        {[]string{"chain", "fault", "internal/strictder", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
+	"ledger/record":                              {[]string{"fault"}, "what a ledger records: no database, so that programs without a ledger link none"},
+	"ledger":                                     {[]string{"fault", "internal/input", "internal/wholefile", "ledger/record"}, "the record of each use of the key, over any database/sql store"},
+	"ledger/sqlite":                              {[]string{"fault", "ledger"}, "one store of the ledger; the driver is known here only"},
+	"ledger/postgres":                            {[]string{"fault", "ledger"}, "one store of the ledger; the driver is known here only"},
+	"ledger/postgres/postgrestest":               {nil, "a private server for tests"},
+	"ledger/ledgertest":                          {[]string{"fault", "ledger", "ledger/record"}, "the battery that every store passes"},
+	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
+	"agent":                                      {[]string{"api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
+	"api":                                        {[]string{"chain", "fault", "internal/strictder", "ledger/record", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
 	"lifecycle/certreq":                          {[]string{"fault", "internal/strictder", "signer"}, "the CSR only: whose it is, and who signs it, is the caller's business"},
 	"lifecycle/vendorcert":                       {[]string{"chain", "fault", "internal/pemtext", "internal/strictder", "lifecycle/certreq", "signer"}, "the vendor's key and certificate; which backend holds the key is not its business"},
@@ -71,7 +78,7 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore",
+	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/open", "ledger/record",
 		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }
@@ -83,6 +90,10 @@ var onlyIn = map[string][]string{
 	"cloud.google.com/go/kms":            {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
 	"google.golang.org/grpc":             {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
 	"github.com/sony/gobreaker/v2":       {"signer/kms"},
+	"modernc.org/sqlite":                 {"ledger/sqlite"},
+	"github.com/jackc/pgx/v5":            {"ledger/postgres", "ledger/postgres/postgrestest"},
+	"golang.org/x/mod":                   {"ledger", "ledger/ledgertest"},
+	"github.com/transparency-dev/formats": {"ledger"},
 	"howett.net/plist":                   {"request"},
 	"github.com/goccy/go-yaml":           {"config"},
 	"github.com/urfave/cli/v2":           {"cmd/hsmsign"},
@@ -152,7 +163,7 @@ func TestOnlyTheCommandSpeaks(t *testing.T) {
 		}
 		rel, _ := filepath.Rel("../..", path)
 		if d.IsDir() {
-			if strings.HasPrefix(d.Name(), ".") && d.Name() != ".." || d.Name() == "cmd" || rel == "softhsm-test" || d.Name() == "testkit" {
+			if strings.HasPrefix(d.Name(), ".") && d.Name() != ".." || d.Name() == "cmd" || rel == "softhsm-test" || d.Name() == "testkit" || d.Name() == "postgrestest" {
 				return filepath.SkipDir
 			}
 			return nil

@@ -1,0 +1,77 @@
+package api
+
+import "hsmsign/ledger/record"
+
+// LedgerInit is the result of ledger init. Both keys are pinned outside the store.
+type LedgerInit struct {
+	Store       string `json:"store"`
+	Origin      string `json:"origin"`
+	VerifierKey string `json:"verifier_key"`
+	KeyFile     string `json:"key_file"` // with the checkpoint key
+}
+
+// LedgerStatus is the state of a ledger.
+type LedgerStatus struct {
+	Store   string `json:"store"`
+	Origin  string `json:"origin"`
+	Entries int64  `json:"entries"`
+	Root    string `json:"root"` // in hex
+	Newest  string `json:"newest,omitempty"`
+}
+
+// LedgerEntry describes an entry.
+type LedgerEntry struct {
+	Index        int64    `json:"index"`
+	Time         string   `json:"time"` // RFC 3339, UTC, milliseconds
+	Kind         string   `json:"kind"`
+	Request      string   `json:"request,omitempty"` // id
+	Customer     string   `json:"customer,omitempty"`
+	CustomerID   string   `json:"customer_id,omitempty"`
+	Actor        string   `json:"actor,omitempty"`
+	ActorID      string   `json:"actor_id,omitempty"`
+	Channel      string   `json:"channel,omitempty"`
+	Rule         string   `json:"rule,omitempty"`
+	Digest       string   `json:"digest,omitempty"`
+	Operation    string   `json:"operation,omitempty"`
+	CSRSHA256    string   `json:"csr_sha256,omitempty"`
+	KeySHA256    string   `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
+	VendorSHA256 string   `json:"vendor_sha256,omitempty"`
+	ChainSHA256  string   `json:"chain_sha256,omitempty"`
+	FileSHA256   string   `json:"file_sha256,omitempty"`
+	Commitments  []string `json:"commitments,omitempty"` // their names
+}
+
+// NewLedgerEntry describes an entry.
+func NewLedgerEntry(r record.Record) LedgerEntry {
+	e := r.Entry
+	entry := LedgerEntry{
+		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
+		Customer: r.Customer, CustomerID: e.Customer.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
+		Digest: e.Digest, Operation: e.Operation, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(),
+	}
+	for _, c := range e.Commitments {
+		entry.Commitments = append(entry.Commitments, c.Name)
+	}
+	return entry
+}
+
+// LedgerVerify is the result of ledger verify.
+type LedgerVerify struct {
+	OK      bool            `json:"ok"`
+	Entries int64           `json:"entries"`
+	Root    string          `json:"root,omitempty"` // in hex
+	Defects []record.Defect `json:"defects"`
+	Entry   *LedgerEntry    `json:"entry,omitempty"` // of a proof
+}
+
+// Customer describes a customer of the ledger.
+type Customer struct {
+	Name    string `json:"name"`
+	Contact string `json:"contact,omitempty"`
+	Account string `json:"account,omitempty"` // the Apple Account that must renew the push certificate
+	Notes   string `json:"notes,omitempty"`
+	ID      string `json:"id"`
+	Entry   int64  `json:"entry"`   // the newest that says it
+	Changed string `json:"changed"` // RFC 3339, UTC
+}

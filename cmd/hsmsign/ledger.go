@@ -1,0 +1,327 @@
+package main
+
+import (
+	"encoding/csv"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/api"
+	"hsmsign/fault"
+	"hsmsign/internal/wholefile"
+	"hsmsign/ledger"
+	"hsmsign/ledger/open"
+	"hsmsign/ledger/record"
+)
+
+// maxKeyFile is the maximum length of a file with a key of the ledger.
+const maxKeyFile = 4096
+
+func ledgerFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("ledger", "`REFERENCE` of the ledger: sqlite:PATH or postgres://USER@HOST/DATABASE"),
+		stringFlag("checkpoint-key", "`FILE` with the ledger's checkpoint key, mode 0600 (default for sqlite:PATH: PATH.key)"),
+		stringFlag("last-checkpoint", "`FILE` that keeps the newest checkpoint outside the store (default for sqlite:PATH: PATH.last)"),
+	}
+}
+
+func verifierFlag() cli.Flag {
+	return stringFlag("verifier-key", "public `KEY` of the ledger, as ledger init prints it, or a file with it")
+}
+
+func (p *program) ledgerCommand() *cli.Command {
+	reading := append(ledgerFlags(), verifierFlag(), jsonFlag(), configFlag())
+	return &cli.Command{
+		Name:  "ledger",
+		Usage: "record who was issued what, and prove that nobody changed the record",
+		Subcommands: []*cli.Command{
+			{
+				Name:  "init",
+				Usage: "make a ledger and its checkpoint key, and print its origin and verifier key",
+				Description: "Pin the verifier key outside the store: without it nobody can tell a ledger from another one.\n\n" +
+					"  hsmsign ledger init --ledger sqlite:/var/lib/hsmsign/ledger.db --origin example.com/mdm",
+				Flags:  append(ledgerFlags(), stringFlag("origin", "`NAME` of the ledger in its checkpoints: a name of yours, as example.com/mdm"), jsonFlag(), configFlag()),
+				Action: p.ledgerInit,
+			},
+			{
+				Name:  "list",
+				Usage: "list the entries, the newest first",
+				Description: "  hsmsign ledger list --ledger sqlite:ledger.db --customer acme\n" +
+					"  hsmsign ledger list --ledger sqlite:ledger.db --kind issued --limit 10 --json",
+				Flags: slices.Concat(reading, []cli.Flag{stringFlag("customer", "only entries about the customer `NAME`"), stringFlag("kind", "only entries of the `KIND`: issued, refused, ..."),
+					stringFlag("before", "only entries older than the `INDEX`"), stringFlag("limit", "at most `NUMBER` entries (default: 50)")}),
+				Action: p.ledgerList,
+			},
+			{
+				Name:        "show",
+				Usage:       "show everything about one entry",
+				ArgsUsage:   "INDEX",
+				Description: "  hsmsign ledger show --ledger sqlite:ledger.db 17",
+				Flags:       reading,
+				Action:      p.ledgerShow,
+			},
+			{
+				Name:        "export",
+				Usage:       "print every entry, the oldest first, as JSON lines or CSV",
+				Description: "  hsmsign ledger export --ledger sqlite:ledger.db --as csv -o ledger.csv",
+				Flags:       slices.Concat(reading, []cli.Flag{stringFlag("as", "`FORMAT`: json (default) or csv"), outputFlag(), forceFlag()}),
+				Action:      p.ledgerExport,
+			},
+			{
+				Name:  "verify",
+				Usage: "recompute the ledger from its entries, or check a proof without the ledger",
+				Description: "Exit code 7 when something is wrong; the first entry that was changed, removed or added is named.\n\n" +
+					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub\n" +
+					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub --against /mnt/other/checkpoint\n" +
+					"  hsmsign ledger verify --verifier-key ledger.pub --proof acme.tlog-proof --csr acme.csr --request acme.req",
+				Flags: slices.Concat(reading, []cli.Flag{stringFlag("against", "also check that the ledger has grown from the checkpoint in `FILE`"), stringFlag("proof", "check the proof in `FILE`, without the ledger"),
+					stringFlag("csr", "with --proof: `FILE` with the CSR that the entry must be about"), stringFlag("request", "with --proof: `FILE` with the request that the entry must be about")}),
+				Action: p.ledgerVerify,
+			},
+			{
+				Name:        "prove",
+				Usage:       "write a proof that a request is in the ledger (C2SP tlog-proof)",
+				ArgsUsage:   "REQUEST-ID",
+				Description: "  hsmsign ledger prove --ledger sqlite:ledger.db -o acme.tlog-proof 6f1c...",
+				Flags:       slices.Concat(reading, []cli.Flag{outputFlag(), forceFlag()}),
+				Action:      p.ledgerProve,
+			},
+			{
+				Name:        "status",
+				Usage:       "show the size and the root hash of the ledger",
+				Description: "  hsmsign ledger status --ledger sqlite:ledger.db",
+				Flags:       reading,
+				Action:      p.ledgerStatus,
+			},
+			p.customerCommand(),
+		},
+	}
+}
+
+func (p *program) ledgerInit(ctx *cli.Context) error {
+	s, _, err := p.start(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	c, err := s.ledgerConfig()
+	if err != nil {
+		return err
+	}
+	origin, _ := s.str("origin")
+	switch {
+	case c.reference == "":
+		return s.missing("ledger", "ledger")
+	case c.keyFile == "":
+		return fault.Usage.Errorf("no file for the checkpoint key").Fix("name one with --checkpoint-key")
+	case origin == "":
+		host, _ := os.Hostname()
+		origin = orDefault(host, "hsmsign") + "/ledger"
+	}
+	if _, err := os.Lstat(c.keyFile); err == nil {
+		return fault.Usage.Errorf("%q exists", c.keyFile).Fix("a checkpoint key is never replaced; name another --checkpoint-key")
+	}
+	key, verifier, err := ledger.GenerateKey(origin)
+	if err != nil {
+		return fault.Usage.Errorf("--origin %q: %w", origin, err).Fix("write a name without spaces and plus signs, as example.com/mdm")
+	}
+	store, err := open.Store(ctx.Context, c.reference, true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = store.DB.Close() }() // every transaction has ended
+	// The key first: a ledger without its key could never grow.
+	if err := wholefile.Write(c.keyFile, []byte(key+"\n"), 0o600, false); err != nil {
+		return fault.Usage.Errorf("checkpoint key: %w", err).Fix("name a file that can be made with --checkpoint-key")
+	}
+	if _, err := ledger.Init(ctx.Context, ledger.Config{Store: store, Key: key, Verifier: verifier, LastCheckpoint: c.last}); err != nil {
+		_ = os.Remove(c.keyFile) // no ledger has this key
+		return err
+	}
+	if s.json {
+		p.con.JSON(api.LedgerInit{Store: store.Name, Origin: origin, VerifierKey: verifier, KeyFile: c.keyFile})
+		return nil
+	}
+	p.con.Printf("origin: %s", origin)
+	p.con.Printf("verifier key: %s", verifier)
+	p.con.Infof("pin the verifier key outside the store: give it to those who verify (--verifier-key)")
+	p.con.Infof("the checkpoint key is in %s: keep it where the ledger is not, and back it up", c.keyFile)
+	return nil
+}
+
+// reader opens the ledger for a command that reads.
+func (p *program) reader(ctx *cli.Context, want files) (*settings, []string, *ledger.Ledger, func(), error) {
+	s, args, err := p.start(ctx, want)
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	l, done, err := p.openLedger(ctx.Context, s, false)
+	return s, args, l, done, err
+}
+
+func (p *program) ledgerList(ctx *cli.Context) error {
+	s, _, l, done, err := p.reader(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	defer done()
+	query := ledger.Query{}
+	query.Customer, _ = s.str("customer")
+	query.Kind, _ = s.str("kind")
+	if query.Limit, err = s.number("limit", 50, 1, 10_000); err != nil {
+		return err
+	}
+	before, err := s.number("before", 0, 0, 1<<31-1)
+	if err != nil {
+		return err
+	}
+	query.Before = int64(before)
+	records, err := l.List(ctx.Context, query)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"ENTRY", "TIME", "KIND", "CUSTOMER", "ACTOR", "REQUEST"}}
+	for _, r := range records {
+		e := api.NewLedgerEntry(r)
+		if s.json {
+			p.con.JSON(e)
+		}
+		rows = append(rows, []string{strconv.FormatInt(e.Index, 10), e.Time, e.Kind, orDefault(e.Customer, e.CustomerID), orDefault(e.Actor, e.ActorID), e.Request})
+	}
+	if !s.json {
+		p.con.Table(rows)
+	}
+	return nil
+}
+
+func (p *program) ledgerShow(ctx *cli.Context) error {
+	s, args, l, done, err := p.reader(ctx, oneName)
+	if err != nil {
+		return err
+	}
+	defer done()
+	index, err := strconv.ParseInt(args[0], 10, 64)
+	if err != nil || index < 0 {
+		return fault.Usage.Errorf("%q is not the number of an entry", args[0]).Fix("hsmsign ledger list shows the numbers")
+	}
+	record, err := l.Record(ctx.Context, index)
+	if err != nil {
+		return err
+	}
+	e := api.NewLedgerEntry(*record)
+	if s.json {
+		p.con.JSON(e)
+		return nil
+	}
+	for _, f := range fieldsOf(e) {
+		p.con.Field(f[0], f[1])
+	}
+	return nil
+}
+
+// fieldsOf returns the names and values of an entry.
+func fieldsOf(e api.LedgerEntry) [][2]string {
+	return [][2]string{
+		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
+		{"customer id", e.CustomerID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
+		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
+		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"commitments", strings.Join(e.Commitments, ", ")},
+	}
+}
+
+func (p *program) ledgerExport(ctx *cli.Context) error {
+	s, _, l, done, err := p.reader(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	defer done()
+	format, from := s.str("as")
+	if format != "" && format != "json" && format != "csv" {
+		return fault.Usage.Errorf("%s is %q", from, format).Fix("it is json or csv")
+	}
+	var out strings.Builder
+	table := csv.NewWriter(&out)
+	first := true
+	err = l.Records(ctx.Context, func(r record.Record) error {
+		e := api.NewLedgerEntry(r)
+		if format != "csv" {
+			line, err := json.Marshal(e)
+			out.Write(append(line, '\n'))
+			return err
+		}
+		var names, values []string
+		for _, f := range fieldsOf(e) {
+			names, values = append(names, f[0]), append(values, plainCell(f[1]))
+		}
+		if first {
+			first = false
+			_ = table.Write(names) // to memory
+		}
+		return table.Write(values)
+	})
+	if err != nil {
+		return err
+	}
+	table.Flush()
+	output, _ := s.str("output")
+	return p.emit(output, []byte(out.String()), 0o600, s.boolean("force"))
+}
+
+// plainCell returns a value that no spreadsheet takes for a formula (OWASP, CSV injection).
+func plainCell(value string) string {
+	if value != "" && strings.ContainsRune("=+-@\t\r", rune(value[0])) {
+		return "'" + value
+	}
+	return value
+}
+
+func (p *program) ledgerProve(ctx *cli.Context) error {
+	s, args, l, done, err := p.reader(ctx, oneName)
+	if err != nil {
+		return err
+	}
+	defer done()
+	id, err := record.ParseID(args[0])
+	if err != nil {
+		return err
+	}
+	proof, err := l.Prove(ctx.Context, id)
+	if err != nil {
+		return err
+	}
+	output, _ := s.str("output")
+	return p.emit(output, proof, requestMode, s.boolean("force"))
+}
+
+func (p *program) ledgerStatus(ctx *cli.Context) error {
+	s, _, l, done, err := p.reader(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	defer done()
+	head, err := l.Head(ctx.Context)
+	if err != nil {
+		return err
+	}
+	newest, err := l.Record(ctx.Context, head.Size-1)
+	if err != nil {
+		return err
+	}
+	status := api.LedgerStatus{
+		Store: l.Name(), Origin: head.Origin, Entries: head.Size, Root: hex.EncodeToString(head.Root[:]), Newest: api.NewLedgerEntry(*newest).Time,
+	}
+	if s.json {
+		p.con.JSON(status)
+		return nil
+	}
+	for _, f := range [][2]string{
+		{"store", status.Store}, {"origin", status.Origin}, {"entries", strconv.FormatInt(status.Entries, 10)}, {"root", status.Root}, {"newest", status.Newest},
+	} {
+		p.con.Field(f[0], f[1])
+	}
+	return nil
+}

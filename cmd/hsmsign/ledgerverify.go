@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/api"
+	"hsmsign/fault"
+	"hsmsign/internal/console"
+	"hsmsign/ledger"
+	"hsmsign/ledger/record"
+	"hsmsign/request"
+)
+
+func (p *program) ledgerVerify(ctx *cli.Context) error {
+	s, _, err := p.start(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	if name, _ := s.str("proof"); name != "" {
+		return p.verifyProof(ctx.Context, s, name)
+	}
+	l, done, err := p.openLedger(ctx.Context, s, false)
+	if err != nil {
+		return err
+	}
+	defer done()
+	against, _ := s.str("against")
+	if against != "" {
+		data, err := p.read(ctx.Context, against, maxKeyFile*16, "name a file with a checkpoint")
+		if err == nil {
+			err = l.CheckAgainst(ctx.Context, data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	report, err := l.Verify(ctx.Context, nil)
+	if err != nil {
+		return err
+	}
+	result := api.LedgerVerify{OK: len(report.Defects) == 0, Entries: report.Entries, Defects: report.Defects}
+	if report.Head != nil {
+		result.Root = hex.EncodeToString(report.Head.Root[:])
+	}
+	if result.Defects == nil {
+		result.Defects = []record.Defect{}
+	}
+	if s.json {
+		p.con.JSON(result)
+	} else {
+		for _, d := range report.Defects {
+			where := "the ledger"
+			if d.Entry >= 0 {
+				where = fmt.Sprintf("entry %d", d.Entry)
+			}
+			p.con.Printf("%s  %s: %s", console.Styled{Level: console.Bad, Text: "DEFECT"}, where, d.Text)
+		}
+		if result.OK {
+			p.con.Printf("%s: %d entries of %s are whole; root %s", console.Styled{Level: console.Good, Text: "ok"}, report.Entries, l.Origin(), result.Root)
+		}
+	}
+	if !result.OK {
+		return exitStatus(fault.Defects.Exit())
+	}
+	return nil
+}
+
+// verifyProof checks a proof, and that it is about the given CSR and request.
+func (p *program) verifyProof(ctx context.Context, s *settings, name string) error {
+	c := ledgerConfig{}
+	if c.verifier, _ = s.str("verifier-key"); c.verifier == "" {
+		return s.missing("verifier-key", "verifier key of the ledger")
+	}
+	verifier, _, err := c.keys(false)
+	if err != nil {
+		return err
+	}
+	data, err := p.read(ctx, name, 1<<20, "name the file that ledger prove or sign --receipt wrote")
+	if err != nil {
+		return err
+	}
+	proven, err := ledger.CheckProof(data, verifier)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	for _, f := range []struct {
+		flag string
+		want record.Hash
+		hash func([]byte) (record.Hash, error)
+	}{{"csr", proven.Entry.CSR, csrHash}, {"request", proven.Entry.File, fileHash}} {
+		file, _ := s.str(f.flag)
+		if file == "" {
+			continue
+		}
+		data, err := p.read(ctx, file, request.MaxRequest, "name a readable file")
+		if err != nil {
+			return err
+		}
+		hash, err := f.hash(data)
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		if hash != f.want {
+			return fault.Defects.Errorf("%s: the proof is about another %s, with SHA-256 %s", file, f.flag, f.want)
+		}
+	}
+	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry})
+	if s.json {
+		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
+		return nil
+	}
+	p.con.Printf("%s: entry %d of %s, a ledger of %d entries", console.Styled{Level: console.Good, Text: "ok"}, proven.Index, proven.Checkpoint.Origin, proven.Checkpoint.Size)
+	for _, f := range fieldsOf(e)[1:] {
+		p.con.Field(f[0], f[1])
+	}
+	return nil
+}
+
+func csrHash(data []byte) (record.Hash, error) {
+	csr, err := request.DecodeCSR(data)
+	if err != nil {
+		return record.Hash{}, err
+	}
+	return record.SHA256(csr.DER), nil
+}
+
+func fileHash(data []byte) (record.Hash, error) { return record.SHA256(data), nil }

@@ -1,0 +1,166 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+)
+
+// CustomerRecord is a customer in the ledger.
+type CustomerRecord struct {
+	Customer
+	ID      record.ID
+	Entry   int64     // that says it
+	Changed time.Time // UTC
+}
+
+// Customers returns the customers in the order of their names; with a name, only that one. The error is of kind not found
+// if there is no such customer.
+func (l *Ledger) Customers(ctx context.Context, name string) ([]CustomerRecord, error) {
+	head, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	query, args := "SELECT id, entry FROM customers", []any{}
+	if name != "" {
+		query, args = query+" WHERE name = ?", []any{name}
+	}
+	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query+" ORDER BY name"), args...)
+	if err != nil {
+		return nil, l.store.fail("list the customers", err)
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	var found []CustomerRecord
+	for rows.Next() {
+		var c CustomerRecord
+		var id []byte
+		if err := rows.Scan(&id, &c.Entry); err != nil {
+			return nil, l.store.fail("list the customers", err)
+		}
+		c.ID = idOf(id)
+		found = append(found, c)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, l.store.fail("list the customers", err)
+	}
+	for i := range found {
+		c := &found[i]
+		e, err := l.entry(ctx, l.store.DB, head, c.Entry)
+		if err == nil {
+			c.Changed = e.Time
+			c.Customer, err = l.customerOf(ctx, l.store.DB, c.Entry, e)
+		}
+		if err != nil {
+			return nil, l.store.fail("read the customer", err)
+		}
+	}
+	if name != "" && len(found) == 0 {
+		return nil, noCustomer(name)
+	}
+	return found, nil
+}
+
+func noCustomer(name string) error {
+	return fault.NotFound.Errorf("there is no customer %q", name).Fix("hsmsign ledger customer list shows the names")
+}
+
+// customerOf returns what an entry says about a customer.
+func (l *Ledger) customerOf(ctx context.Context, q querier, index int64, e *record.Entry) (c Customer, err error) {
+	data, err := l.opening(ctx, q, index, e, openCustomer)
+	if err == nil && json.Unmarshal(data, &c) != nil {
+		err = fmt.Errorf("%w: the customer of entry %d is not readable", ErrTampered, index)
+	}
+	return c, err
+}
+
+// AddCustomer adds a customer. The error is of kind conflict if the name exists.
+func (l *Ledger) AddCustomer(ctx context.Context, actor, channel string, c Customer) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
+	return l.Append(ctx, func(ctx context.Context, tx *Tx) error {
+		if err := tx.freeName(ctx, c.Name); err != nil {
+			return err
+		}
+		id, err := tx.actor(ctx, actor)
+		if err != nil {
+			return err
+		}
+		_, err = tx.addCustomer(id, actor, channel, c)
+		return err
+	})
+}
+
+// EditCustomer changes a customer of a name. change gets what is recorded and returns what is to be recorded.
+func (l *Ledger) EditCustomer(ctx context.Context, actor, channel, name string, change func(Customer) Customer) error {
+	return l.Append(ctx, func(ctx context.Context, tx *Tx) error {
+		var id record.ID
+		known, err := tx.find(ctx, &id, "SELECT id FROM customers WHERE name = ?", name)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return noCustomer(name)
+		}
+		var at int64
+		if err := tx.row(ctx, "SELECT entry FROM customers WHERE id = ?", id[:]).Scan(&at); err != nil {
+			return err
+		}
+		e, err := tx.entry(ctx, at)
+		if err != nil {
+			return err
+		}
+		before, err := tx.ledger.customerOf(ctx, tx.sql, at, e)
+		if err != nil {
+			return err
+		}
+		after := change(before)
+		if err := after.Check(); err != nil {
+			return err
+		}
+		if after.Name != before.Name {
+			if err := tx.freeName(ctx, after.Name); err != nil {
+				return err
+			}
+		}
+		actorID, err := tx.actor(ctx, actor)
+		if err != nil {
+			return err
+		}
+		index, err := tx.customerEntry(id, actorID, actor, channel, after)
+		tx.exec("UPDATE customers SET name = ?, entry = ? WHERE id = ?", after.Name, index, id[:])
+		return err
+	})
+}
+
+// freeName returns an error of kind conflict if a customer has the name.
+func (tx *Tx) freeName(ctx context.Context, name string) error {
+	var other record.ID
+	taken, err := tx.find(ctx, &other, "SELECT id FROM customers WHERE name = ?", name)
+	if err == nil && taken {
+		err = fault.Conflict.Errorf("there is a customer %q already", name).Fix("choose another name, or change that customer with hsmsign ledger customer edit")
+	}
+	return err
+}
+
+// addCustomer adds a customer with a new id.
+func (tx *Tx) addCustomer(actor record.ID, actorName, channel string, c Customer) (record.ID, error) {
+	id := record.NewID()
+	index, err := tx.customerEntry(id, actor, actorName, channel, c)
+	tx.exec("INSERT INTO customers (id, name, entry) VALUES (?, ?, ?)", id[:], c.Name, index)
+	return id, err
+}
+
+// customerEntry appends the entry that says what is known of a customer.
+func (tx *Tx) customerEntry(id, actor record.ID, actorName, channel string, c Customer) (int64, error) {
+	data, err := json.Marshal(c)
+	if err != nil {
+		return 0, err
+	}
+	return tx.Append(&record.Entry{Kind: record.KindCustomer, Customer: id, Actor: actor, Channel: channel},
+		record.NewOpening(openActor, []byte(actorName)), record.NewOpening(openCustomer, data))
+}

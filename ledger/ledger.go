@@ -1,0 +1,360 @@
+// Package ledger records who was issued what, by whom, and proves that nobody changed the record.
+//
+// A ledger is a Merkle tree of entries (RFC 6962, as in Certificate Transparency) in a database. Its head is a signed
+// checkpoint (C2SP tlog-checkpoint); entries, hashes and checkpoint change in one transaction. Nothing is trusted because
+// it is in the database: before each append the stored checkpoint must be signed by the pinned key, the stored hashes must
+// have its root, and it must be the checkpoint that this process saw last, or one that has grown from it. Everything else
+// in the database is a cache of the entries.
+//
+// A Ledger is safe for concurrent use, and many processes may append to one store. Its lock is that of the store's head
+// row, held from the start of a batch of appends to its commit.
+package ledger
+
+import (
+	"context"
+	"crypto/ed25519"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+)
+
+const (
+	maxBatch  = 256              // appends in one transaction
+	batchWait = 30 * time.Second // for the lock and the commit of one batch
+	// keepEvery is how often the file with the last checkpoint is written.
+	keepEvery = time.Second
+	// maxClockSkew is by how much the clock may be behind the newest entry.
+	maxClockSkew = 2 * time.Minute
+)
+
+// Config is what a ledger is opened with.
+type Config struct {
+	Store *Store
+	// Verifier is the ledger's public key as a note verifier key; it is pinned outside the store. Its name is the origin.
+	Verifier string
+	// Key is the checkpoint key as a note signer key; empty: the ledger is opened for reading.
+	Key string
+	// LastCheckpoint is a file outside the store with the newest checkpoint that this host saw; empty: none.
+	LastCheckpoint string
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// Ledger is an open ledger.
+type Ledger struct {
+	cfg      Config
+	store    *Store
+	verifier note.Verifier
+	signer   note.Signer // nil: for reading
+
+	changes chan *change
+	closing chan struct{} // closed by Close
+	closed  chan struct{} // closed when the writer has ended
+
+	mu   sync.Mutex
+	last *Checkpoint // the newest that this process saw
+	once sync.Once
+}
+
+// change is what one caller adds to the ledger.
+type change struct {
+	ctx  context.Context
+	do   func(ctx context.Context, tx *Tx) error
+	done chan error // has room for one
+}
+
+// GenerateKey returns a new checkpoint key pair for an origin, an unpadded line of text such as example.com/hsmsign: the
+// secret signer key and the public verifier key.
+func GenerateKey(origin string) (signerKey, verifierKey string, err error) {
+	if signerKey, verifierKey, err = note.GenerateKey(nil, origin); err == nil {
+		_, err = note.NewVerifier(verifierKey) // it refuses spaces and plus signs
+	}
+	return signerKey, verifierKey, err
+}
+
+// VerifierKey returns the verifier key of a signer key.
+func VerifierKey(signerKey string) (string, error) {
+	if _, err := note.NewSigner(signerKey); err != nil {
+		return "", errors.New("it is not a note signer key")
+	}
+	part := strings.SplitN(signerKey, "+", 5) // PRIVATE+KEY+NAME+HASH+BASE64
+	raw, err := base64.StdEncoding.DecodeString(part[4])
+	if err != nil || len(raw) != 1+ed25519.SeedSize {
+		return "", errors.New("it is not an Ed25519 key")
+	}
+	return note.NewEd25519VerifierKey(part[2], ed25519.NewKeyFromSeed(raw[1:]).Public().(ed25519.PublicKey))
+}
+
+// Init creates the ledger in an empty store: the schema and the first entry. The error wraps fault.Usage if the store has
+// a ledger already.
+func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
+	l, err := prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if l.signer == nil {
+		return nil, fault.Usage.Errorf("no checkpoint key given")
+	}
+	var head *Checkpoint
+	err = l.store.transact(ctx, func(sqlTx *sql.Tx) error {
+		if err := l.store.migrate(ctx, sqlTx); err != nil {
+			return err
+		}
+		var n int
+		if err := sqlTx.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&n); err != nil {
+			return err
+		}
+		if n > 0 {
+			return fault.Usage.Errorf("%s contains a ledger already", l.store.Name).Fix("name another store; a ledger is never overwritten")
+		}
+		empty, err := Checkpoint{Origin: l.verifier.Name(), Root: emptyRoot}.sign(l.signer)
+		if err != nil {
+			return err
+		}
+		if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
+			return err
+		}
+		tx := &Tx{ledger: l, sql: sqlTx, head: empty, now: l.now()}
+		if _, err := tx.Append(&record.Entry{Kind: record.KindGenesis}); err != nil {
+			return err
+		}
+		head, err = tx.finish(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, l.store.fail("create the ledger", err)
+	}
+	return head, l.saw(head)
+}
+
+// prepare returns a ledger that is not open yet.
+func prepare(cfg Config) (*Ledger, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{})}
+	var err error
+	if l.verifier, err = note.NewVerifier(cfg.Verifier); err != nil {
+		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
+	}
+	if cfg.Key == "" {
+		return l, nil
+	}
+	if l.signer, err = note.NewSigner(cfg.Key); err != nil {
+		return nil, fault.Usage.Errorf("checkpoint key of the ledger: %w", err).Fix("it is the file that hsmsign ledger init made")
+	}
+	if l.signer.Name() != l.verifier.Name() || l.signer.KeyHash() != l.verifier.KeyHash() {
+		return nil, fault.Usage.Errorf("the checkpoint key is not that of the verifier key").Fix("use the pair that hsmsign ledger init made")
+	}
+	return l, nil
+}
+
+// Open opens a ledger and checks its head. Errors wrap ErrStore or ErrTampered.
+func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	l, err := prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n, err := l.store.version(ctx, l.store.DB)
+	switch {
+	case err != nil || n == 0:
+		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init")
+	case n > schemaVersion:
+		return nil, newerSchema(n)
+	}
+	if l.last, err = readLast(cfg.LastCheckpoint, l.verifier); err != nil {
+		return nil, err
+	}
+	if _, err := l.Head(ctx); err != nil {
+		return nil, err
+	}
+	if l.signer == nil {
+		close(l.closed)
+		return l, nil
+	}
+	go l.write()
+	return l, nil
+}
+
+func orNotLedger(err error) error {
+	if err == nil {
+		err = errors.New("it contains no ledger")
+	}
+	return err
+}
+
+// Close ends the writer after its batch and records the newest checkpoint. Appends that wait fail. The store stays open.
+func (l *Ledger) Close() error {
+	l.once.Do(func() { close(l.closing) })
+	<-l.closed
+	return l.keep()
+}
+
+// keep writes the newest checkpoint to the file outside the store.
+func (l *Ledger) keep() error {
+	l.mu.Lock()
+	last := l.last
+	l.mu.Unlock()
+	return writeLast(l.cfg.LastCheckpoint, last)
+}
+
+func (l *Ledger) now() time.Time { return l.cfg.Now().UTC().Truncate(time.Millisecond) }
+
+// Name returns the reference of the store without secrets.
+func (l *Ledger) Name() string { return l.store.Name }
+
+// Origin returns the name of the ledger in its checkpoints.
+func (l *Ledger) Origin() string { return l.verifier.Name() }
+
+// Head returns the checkpoint of the store after checking it.
+func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
+	head, err := l.check(ctx, l.store.DB, "")
+	if err != nil {
+		return nil, l.store.fail("read the head", err)
+	}
+	return head, l.saw(head)
+}
+
+// check reads the head and checks it: signature, root of the stored hashes, growth from what was seen before.
+func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint, error) {
+	if l.store.Check != nil {
+		if err := l.store.Check(); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
+	last := l.last // before the head is read, which is newer then
+	l.mu.Unlock()
+	var signed []byte
+	var size int64
+	err := q.QueryRowContext(ctx, "SELECT size, checkpoint FROM head WHERE id = 1"+lock).Scan(&size, &signed)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("%w: the store has no checkpoint", ErrTampered)
+	}
+	if err != nil {
+		return nil, err
+	}
+	head, err := ParseCheckpoint(signed, l.verifier)
+	if err != nil {
+		return nil, err
+	}
+	hashes := l.store.hashReader(ctx, q)
+	root, err := treeHash(head.Size, hashes)
+	switch {
+	case err != nil:
+		return nil, err
+	case size != head.Size || root != head.Root:
+		return nil, fmt.Errorf("%w: the stored hashes do not have the root of the signed checkpoint of %d entries", ErrTampered, head.Size)
+	}
+	if last == nil {
+		return head, nil
+	}
+	return head, checkGrowth(last, head, hashes)
+}
+
+// saw remembers the newest checkpoint.
+func (l *Ledger) saw(head *Checkpoint) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last == nil || head.Size > l.last.Size {
+		l.last = head
+	}
+	return nil
+}
+
+// Append runs do in a transaction under the lock of the head, with the batch of other callers, and returns when everything
+// is on the disk. An error of do is returned as it is, and nothing that it appended remains. If the outcome of the commit is
+// unknown, the error wraps ErrStore: nothing may be released; the next attempt finds what was committed.
+func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx) error) error {
+	if l.signer == nil {
+		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
+	}
+	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
+	select {
+	case l.changes <- c:
+		return <-c.done // a batch is bounded in time
+	case <-ctx.Done():
+		return l.store.fail("wait for the writer", ctx.Err())
+	case <-l.closing:
+		return l.store.fail("append", errors.New("the ledger was closed"))
+	}
+}
+
+// write is the only goroutine of the process that appends.
+func (l *Ledger) write() {
+	defer close(l.closed)
+	var kept time.Time
+	for {
+		var batch []*change
+		select {
+		case c := <-l.changes:
+			batch = append(batch, c)
+		case <-l.closing:
+			return
+		}
+		for more := true; more && len(batch) < maxBatch; {
+			select {
+			case c := <-l.changes:
+				batch = append(batch, c)
+			default:
+				more = false
+			}
+		}
+		l.commit(batch)
+		if time.Since(kept) > keepEvery {
+			kept = time.Now()
+			_ = l.keep() // Close tries again and reports the error
+		}
+	}
+}
+
+// commit appends a batch in one transaction and tells each caller the outcome.
+func (l *Ledger) commit(batch []*change) {
+	ctx, cancel := context.WithTimeout(context.Background(), batchWait)
+	defer cancel()
+	results := make([]error, len(batch))
+	var head *Checkpoint
+	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
+		before, err := l.check(ctx, sqlTx, l.store.LockHead)
+		if err != nil {
+			return err
+		}
+		tx := &Tx{ledger: l, sql: sqlTx, head: before}
+		if err := tx.clock(ctx); err != nil {
+			return err
+		}
+		for i, c := range batch {
+			if results[i] = c.ctx.Err(); results[i] != nil {
+				continue
+			}
+			tx.begin()
+			if results[i] = c.do(ctx, tx); results[i] != nil {
+				tx.forget()
+				continue
+			}
+			if err := tx.apply(ctx); err != nil {
+				return err
+			}
+		}
+		head, err = tx.finish(ctx)
+		return err
+	})
+	if err = l.store.fail("append", err); err == nil {
+		_ = l.saw(head) // never fails
+	}
+	for i, c := range batch {
+		if results[i] == nil || err != nil {
+			results[i] = errors.Join(err, results[i])
+		}
+		c.done <- results[i]
+	}
+}

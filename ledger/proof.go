@@ -1,0 +1,101 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/transparency-dev/formats/proof"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+)
+
+// maxProof is the maximum length of a proof in bytes.
+const maxProof = 256 << 10
+
+// Proven is an entry that is in a ledger, and where.
+type Proven struct {
+	Index      int64
+	Entry      *record.Entry
+	Checkpoint *Checkpoint
+}
+
+// Prove returns a proof (C2SP tlog-proof) that the entry with which a request was issued is in the ledger. Its extra line
+// has the bytes of the leaf. The error is of kind not found if the request was not issued.
+func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
+	head, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var index int64
+	err = l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT issued FROM requests WHERE id = ? AND issued >= 0"), request[:]).Scan(&index)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fault.NotFound.Errorf("no request %s was issued", request).Fix("hsmsign ledger list shows the ids")
+	}
+	var found *record.Entry
+	if err == nil {
+		found, err = l.entry(ctx, l.store.DB, head, index)
+	}
+	if err != nil {
+		return nil, l.store.fail("prove the entry", err)
+	}
+	leaf, err := found.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	hashes, err := tlog.ProveRecord(head.Size, index, l.store.hashReader(ctx, l.store.DB))
+	if err != nil {
+		return nil, l.store.fail("prove the entry", err)
+	}
+	p := proof.TLogProof{Index: uint64(index), Checkpoint: head.Signed, ExtraData: leaf} // #nosec G115 -- not negative
+	for _, h := range hashes {
+		p.Hashes = append(p.Hashes, h)
+	}
+	data := p.Marshal()
+	if _, err := CheckProof(data, l.cfg.Verifier); err != nil {
+		return nil, l.store.fail("prove the entry", err)
+	}
+	return data, nil
+}
+
+// CheckProof checks a proof with the ledger's verifier key, without the ledger. Nothing in the proof is trusted before: the
+// leaf's hash must lead to the root of the signed checkpoint. The error wraps ErrTampered.
+func CheckProof(data []byte, verifierKey string) (*Proven, error) {
+	verifier, err := note.NewVerifier(verifierKey)
+	if err != nil {
+		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
+	}
+	refused := func(err error) (*Proven, error) { return nil, fmt.Errorf("%w: the proof: %w", ErrTampered, err) }
+	var p proof.TLogProof
+	if len(data) > maxProof {
+		return refused(fmt.Errorf("larger than %d bytes", maxProof))
+	}
+	if err := p.Unmarshal(data); err != nil {
+		return refused(err)
+	}
+	head, err := ParseCheckpoint(p.Checkpoint, verifier)
+	if err != nil {
+		return nil, err
+	}
+	if p.Index >= uint64(head.Size) || !bytes.Equal(p.Marshal(), data) { // #nosec G115 -- a size is not negative
+		return refused(errors.New("it is not in its one form"))
+	}
+	hashes := make(tlog.RecordProof, len(p.Hashes))
+	for i, h := range p.Hashes {
+		hashes[i] = h
+	}
+	index := int64(p.Index) // #nosec G115 -- below the size
+	if err := tlog.CheckRecord(hashes, head.Size, head.Root, index, tlog.RecordHash(p.ExtraData)); err != nil {
+		return refused(errors.New("the entry is not in the ledger of the checkpoint"))
+	}
+	e, err := record.ParseEntry(p.ExtraData)
+	if err != nil {
+		return refused(err)
+	}
+	return &Proven{Index: index, Entry: e, Checkpoint: head}, nil
+}

@@ -1,0 +1,210 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// entry returns one entry after proving that it is under the checkpoint.
+func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index int64) (*record.Entry, error) {
+	var leaf []byte
+	err := q.QueryRowContext(ctx, l.store.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("%w: entry %d is missing", ErrTampered, index)
+	}
+	if err != nil {
+		return nil, err
+	}
+	proof, err := tlog.ProveRecord(head.Size, index, l.store.hashReader(ctx, q))
+	if err != nil {
+		return nil, err
+	}
+	if tlog.CheckRecord(proof, head.Size, head.Root, index, tlog.RecordHash(leaf)) != nil {
+		return nil, fmt.Errorf("%w: entry %d was changed", ErrTampered, index)
+	}
+	e, err := record.ParseEntry(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("%w: entry %d: %w", ErrTampered, index, err)
+	}
+	return e, nil
+}
+
+// entry returns one entry, which may be one of this batch.
+func (tx *Tx) entry(ctx context.Context, index int64) (*record.Entry, error) {
+	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.added)) {
+		return record.ParseEntry(tx.added[added].leaf)
+	}
+	return tx.ledger.entry(ctx, tx.sql, tx.head, index)
+}
+
+// opening returns the data of an opening of an entry after checking it against the entry's commitment.
+func (l *Ledger) opening(ctx context.Context, q querier, index int64, e *record.Entry, name string) ([]byte, error) {
+	o := record.Opening{Name: name}
+	var salt []byte
+	err := q.QueryRowContext(ctx, l.store.bind("SELECT salt, data FROM openings WHERE entry = ? AND name = ?"), index, name).Scan(&salt, &o.Data)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	if err == nil && len(salt) == len(o.Salt) {
+		o.Salt = record.Hash(salt)
+		if slices.Contains(e.Commitments, o.Commitment()) {
+			return o.Data, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: the stored %s of entry %d is missing or is not the one that was recorded", ErrTampered, name, index)
+}
+
+// Query selects entries.
+type Query struct {
+	Customer string // name; empty: all
+	Kind     string // empty: all
+	Before   int64  // only entries with a smaller index; 0: from the newest
+	Limit    int    // at most so many
+}
+
+// List returns entries, the newest first. It proves none of them: Verify does that.
+func (l *Ledger) List(ctx context.Context, q Query) ([]record.Record, error) {
+	query, args := "SELECT idx, leaf FROM entries WHERE 1 = 1", []any{}
+	where := func(condition string, value any) {
+		query, args = query+" AND "+condition, append(args, value)
+	}
+	if q.Customer != "" {
+		var id []byte
+		err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT id FROM customers WHERE name = ?"), q.Customer).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil, noCustomer(q.Customer)
+		}
+		if err != nil {
+			return nil, l.store.fail("list the entries", err)
+		}
+		where("customer = ?", id)
+	}
+	if q.Kind != "" {
+		where("kind = ?", q.Kind)
+	}
+	if q.Before > 0 {
+		where("idx < ?", q.Before)
+	}
+	query += fmt.Sprintf(" ORDER BY idx DESC LIMIT %d", q.Limit)
+	records, err := l.records(ctx, query, args)
+	if err != nil {
+		return nil, l.store.fail("list the entries", err)
+	}
+	return records, nil
+}
+
+func (l *Ledger) records(ctx context.Context, query string, args []any) ([]record.Record, error) {
+	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	var records []record.Record
+	for rows.Next() {
+		var r record.Record
+		var leaf []byte
+		if err := rows.Scan(&r.Index, &leaf); err != nil {
+			return nil, err
+		}
+		if r.Entry, err = record.ParseEntry(leaf); err != nil {
+			return nil, fmt.Errorf("%w: entry %d: %w", ErrTampered, r.Index, err)
+		}
+		records = append(records, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return l.named(ctx, records)
+}
+
+// named adds the names of customers and actors.
+func (l *Ledger) named(ctx context.Context, records []record.Record) (_ []record.Record, err error) {
+	names := map[record.ID]string{}
+	for i := range records {
+		r := &records[i]
+		if r.Customer, err = l.name(ctx, names, "customers", r.Entry.Customer); err != nil {
+			return nil, err
+		}
+		if r.Actor, err = l.name(ctx, names, "actors", r.Entry.Actor); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
+// name returns the name of a customer or actor; "" if it was erased.
+func (l *Ledger) name(ctx context.Context, names map[record.ID]string, table string, id record.ID) (string, error) {
+	if name, ok := names[id]; ok || id == (record.ID{}) {
+		return name, nil
+	}
+	var name string
+	err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT name FROM "+table+" WHERE id = ?"), id[:]).Scan(&name) // #nosec G202 -- a constant
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", err
+	}
+	names[id] = name
+	return name, nil
+}
+
+// Record returns one entry after proving it. The error is of kind not found if there is no such entry.
+func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error) {
+	head, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if index < 0 || index >= head.Size {
+		return nil, fault.NotFound.Errorf("there is no entry %d; the ledger has %d", index, head.Size)
+	}
+	e, err := l.entry(ctx, l.store.DB, head, index)
+	if err != nil {
+		return nil, l.store.fail("read the entry", err)
+	}
+	records, err := l.named(ctx, []record.Record{{Index: index, Entry: e}})
+	if err != nil {
+		return nil, l.store.fail("read the entry", err)
+	}
+	return &records[0], nil
+}
+
+// Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is
+// returned.
+func (l *Ledger) Records(ctx context.Context, do func(r record.Record) error) error {
+	const page = 1000
+	for next := int64(0); ; {
+		records, err := l.records(ctx, fmt.Sprintf("SELECT idx, leaf FROM entries WHERE idx >= ? ORDER BY idx LIMIT %d", page), []any{next})
+		if err != nil {
+			return l.store.fail("read the entries", err)
+		}
+		for _, r := range records {
+			if err := do(r); err != nil {
+				return err
+			}
+			next = r.Index + 1
+		}
+		if len(records) < page {
+			return nil
+		}
+	}
+}
+
+// CheckAgainst checks that the ledger has grown from a checkpoint that was kept elsewhere. It finds an older copy and a
+// fork. The error wraps ErrTampered.
+func (l *Ledger) CheckAgainst(ctx context.Context, signed []byte) error {
+	older, err := ParseCheckpoint(signed, l.verifier)
+	if err != nil {
+		return err
+	}
+	head, err := l.Head(ctx)
+	if err != nil {
+		return err
+	}
+	return l.store.fail("compare the checkpoints", checkGrowth(older, head, l.store.hashReader(ctx, l.store.DB)))
+}

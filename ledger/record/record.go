@@ -1,0 +1,55 @@
+// Package record defines what a vendor tells a ledger about each use of its key. It imports no database, so that programs
+// without a ledger link none.
+package record
+
+import "context"
+
+// Use is one signature that is asked for.
+type Use struct {
+	Customer string // name of the customer; required
+	Actor    string // who asks: "uid 1000 (ada)"
+	Channel  string // how: "local"
+	CSR      []byte // DER
+	SPKI     []byte // DER of the CSR's SubjectPublicKeyInfo
+	Vendor   []byte // DER of the vendor certificate
+	Chain    []byte // DER certificates of the vendor's chain, concatenated
+	Digest   string // of the signature: "SHA-256"
+}
+
+// Permit allows one signature.
+type Permit struct {
+	Request string // id of the request: 32 hex digits
+	// Stored is the request file that was issued for the same use before; nil: sign. The caller verifies it.
+	Stored []byte
+}
+
+// Outcome is what became of a permit: the request file, or why there is none.
+type Outcome struct {
+	File      []byte
+	Operation string // the key store's id of the signature, if it has one
+	Err       error
+}
+
+// Recorder records each use of a key. It fails closed: without a nil error nothing may be signed or released. Safe for
+// concurrent use.
+type Recorder interface {
+	// Authorize applies the ledger's rules and records that a signature is about to be made. A refusal is recorded too; its
+	// error wraps fault.Refused, fault.Denied or fault.Conflict.
+	Authorize(ctx context.Context, use Use) (Permit, error)
+	// Conclude records the outcome of a permit. Without a nil error the file must not be released.
+	Conclude(ctx context.Context, permit Permit, outcome Outcome) error
+}
+
+// Record is one entry with the names of its customer and actor, which may have been erased.
+type Record struct {
+	Index    int64
+	Entry    *Entry
+	Customer string
+	Actor    string
+}
+
+// Defect is one thing that is wrong.
+type Defect struct {
+	Entry int64  `json:"entry"` // its index; -1: it is about the whole ledger
+	Text  string `json:"text"`
+}

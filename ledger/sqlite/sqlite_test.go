@@ -1,0 +1,91 @@
+package sqlite_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"hsmsign/fault"
+	"hsmsign/ledger"
+	"hsmsign/ledger/ledgertest"
+	"hsmsign/ledger/sqlite"
+)
+
+func open(t testing.TB, path string) *ledger.Store {
+	t.Helper()
+	store, err := sqlite.Open(t.Context(), path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.DB.Close() })
+	return store
+}
+
+func TestBattery(t *testing.T) {
+	ledgertest.Run(t, func(t *testing.T) (*ledger.Store, func(t *testing.T) *ledger.Store) {
+		path := filepath.Join(t.TempDir(), "ledger.db")
+		return open(t, path), func(t *testing.T) *ledger.Store { return open(t, path) }
+	})
+}
+
+// A file that was deleted or replaced while it is open is no longer written.
+func TestReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ledger.Config{Store: open(t, path), Key: signerKey, Verifier: verifierKey}
+	if _, err := ledger.Init(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func() error {
+		return l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: rand.Text()})
+	}
+	if err := add(); err != nil {
+		t.Fatal(err)
+	}
+	for _, replace := range []func() error{
+		func() error { return os.Rename(path, path+".old") },
+		func() error { return os.WriteFile(path, nil, 0o600) },
+	} {
+		if err := replace(); err != nil {
+			t.Fatal(err)
+		}
+		if err := add(); !errors.Is(err, ledger.ErrStore) || fault.Hint(err) == "" {
+			t.Errorf("an append: %v", err)
+		}
+	}
+	if err := os.Rename(path+".old", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(); err != nil {
+		t.Errorf("the file is back: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Stores that cannot be opened are refused with what is wrong.
+func TestOpen(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "text"), []byte("not a database, although it is long enough"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"none.db", "none/x.db", ".", "text"} {
+		if _, err := sqlite.Open(t.Context(), filepath.Join(dir, name), false); !errors.Is(err, ledger.ErrStore) || fault.Hint(err) == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func BenchmarkLedger(b *testing.B) {
+	ledgertest.Benchmark(b, open(b, filepath.Join(b.TempDir(), "ledger.db")))
+}

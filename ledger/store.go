@@ -1,0 +1,181 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	_ "embed" // the schema
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"hsmsign/fault"
+)
+
+// ErrStore means that the ledger's store cannot be read or written.
+var ErrStore = fault.Unavailable.New("the ledger cannot be used")
+
+// schemaVersion is the version of the schema that this program reads and writes.
+const schemaVersion = 1
+
+//go:embed schema.sql
+var schema string
+
+// Store is an open database. Packages ledger/sqlite and ledger/postgres open one. Safe for concurrent use.
+type Store struct {
+	// Name is what messages call the store: its reference without secrets.
+	Name string
+	// DB begins transactions that write with the lock that serializes writers, or takes it with LockHead.
+	DB *sql.DB
+	// Bytes and Integer are the types of the columns for bytes and 64-bit integers.
+	Bytes, Integer string
+	// LockHead is added to the query of the head's row by a writer.
+	LockHead string
+	// LockSchema is a statement that serializes migrations, within their transaction.
+	LockSchema string
+	// Snapshot is the isolation of a transaction that reads one state.
+	Snapshot sql.IsolationLevel
+	// Numbered says that parameters are $1, $2, ...; otherwise ?.
+	Numbered bool
+	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
+	Check func() error
+}
+
+// bind returns a query, written with ?, as the store reads it.
+func (s *Store) bind(query string) string {
+	if !s.Numbered {
+		return query
+	}
+	var b strings.Builder
+	n := 0
+	for part := range strings.SplitSeq(query, "?") {
+		if n > 0 {
+			fmt.Fprintf(&b, "$%d", n)
+		}
+		b.WriteString(part)
+		n++
+	}
+	return b.String()
+}
+
+// fail returns the error of a store that could not be used; it names the store. Errors of other kinds do not change.
+func (s *Store) fail(what string, err error) error {
+	if kind := fault.KindOf(err); err == nil || kind != fault.Internal && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fault.Errorf("%w: %s: %s: %w", ErrStore, s.Name, what, err).Fix("nothing was released; make the ledger's store available and try again")
+}
+
+// querier is a database or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// version returns the version of the schema in the store; 0 if it has none.
+func (s *Store) version(ctx context.Context, q querier) (int, error) {
+	var n int
+	err := q.QueryRowContext(ctx, "SELECT version FROM ledger_schema").Scan(&n)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return n, err
+}
+
+// migrate creates the schema if it does not exist, within a transaction. Several processes may do it at once.
+func (s *Store) migrate(ctx context.Context, tx *sql.Tx) error {
+	statements := []string{s.LockSchema, s.ddl("CREATE TABLE IF NOT EXISTS ledger_schema (version INTEGER NOT NULL)")}
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	n, err := s.version(ctx, tx)
+	switch {
+	case err != nil:
+		return err
+	case n == schemaVersion:
+		return nil
+	case n > schemaVersion:
+		return newerSchema(n)
+	}
+	for statement := range strings.SplitSeq(s.ddl(schema), ";\n") {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	_, err = tx.ExecContext(ctx, s.bind("INSERT INTO ledger_schema (version) VALUES (?)"), schemaVersion)
+	return err
+}
+
+func newerSchema(n int) error {
+	return fault.Usage.Errorf("the ledger has schema %d, and this program knows up to %d", n, schemaVersion).Fix("use a newer hsmsign")
+}
+
+// ddl returns a statement of the schema with the store's types.
+func (s *Store) ddl(text string) string {
+	return strings.NewReplacer(" BLOB", " "+s.Bytes, " INTEGER", " "+s.Integer).Replace(text)
+}
+
+// transact runs do in a transaction that writes.
+func (s *Store) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
+	tx, err := s.DB.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
+	if err := do(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// hashReader reads stored hashes.
+func (s *Store) hashReader(ctx context.Context, q querier) tlog.HashReader {
+	return tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		found := make(map[int64]tlog.Hash, len(indexes))
+		const chunk = 500
+		for start := 0; start < len(indexes); start += chunk {
+			part := indexes[start:min(start+chunk, len(indexes))]
+			args := make([]any, len(part))
+			for i, index := range part {
+				args[i] = index
+			}
+			query := "SELECT idx, hash FROM hashes WHERE idx IN (?" + strings.Repeat(",?", len(part)-1) + ")"
+			if err := s.hashes(ctx, q, query, args, found); err != nil {
+				return nil, err
+			}
+		}
+		out := make([]tlog.Hash, len(indexes))
+		for i, index := range indexes {
+			hash, ok := found[index]
+			if !ok {
+				return nil, fmt.Errorf("%w: stored hash %d is missing", ErrTampered, index)
+			}
+			out[i] = hash
+		}
+		return out, nil
+	})
+}
+
+// hashes adds the stored hashes that a query returns.
+func (s *Store) hashes(ctx context.Context, q querier, query string, args []any, found map[int64]tlog.Hash) error {
+	rows, err := q.QueryContext(ctx, s.bind(query), args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	for rows.Next() {
+		var index int64
+		var raw []byte
+		if err := rows.Scan(&index, &raw); err != nil {
+			return err
+		}
+		if len(raw) != tlog.HashSize {
+			return fmt.Errorf("%w: stored hash %d has %d bytes", ErrTampered, index, len(raw))
+		}
+		found[index] = tlog.Hash(raw)
+	}
+	return rows.Err()
+}

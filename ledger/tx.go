@@ -1,0 +1,161 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"hsmsign/ledger/record"
+)
+
+// Tx is a batch of appends under the lock of the head. It is valid within the function that Append calls.
+type Tx struct {
+	ledger *Ledger
+	sql    *sql.Tx
+	head   *Checkpoint
+	now    time.Time
+
+	added   []leaf      // of the whole batch
+	pending []statement // of the change that runs
+	start   int         // its first leaf
+}
+
+// leaf is an entry as it is stored.
+type leaf struct {
+	leaf     []byte
+	kind     string
+	customer record.ID
+}
+
+// statement changes a side row.
+type statement struct {
+	query string
+	args  []any
+}
+
+// clock sets the time of the batch: it never falls, and a clock that is far behind is an error.
+func (tx *Tx) clock(ctx context.Context) error {
+	tx.now = tx.ledger.now()
+	newest, err := tx.entry(ctx, tx.head.Size-1)
+	if err != nil {
+		return err
+	}
+	if behind := newest.Time.Sub(tx.now); behind > maxClockSkew {
+		return fmt.Errorf("the clock is %v behind the newest entry; set it", behind.Round(time.Second))
+	} else if behind > 0 {
+		tx.now = newest.Time
+	}
+	return nil
+}
+
+func (tx *Tx) begin() { tx.start, tx.pending = len(tx.added), nil }
+
+func (tx *Tx) forget() { tx.added, tx.pending = tx.added[:tx.start], nil }
+
+// apply writes the side rows of a change, so that the next one in the batch sees them.
+func (tx *Tx) apply(ctx context.Context) error {
+	for _, s := range tx.pending {
+		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(s.query), s.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
+func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
+	index := tx.head.Size + int64(len(tx.added))
+	e.Time = tx.now
+	for _, o := range openings {
+		e.Commitments = append(e.Commitments, o.Commitment())
+		tx.exec("INSERT INTO openings (entry, name, salt, data) VALUES (?, ?, ?, ?)", index, o.Name, o.Salt[:], o.Data)
+	}
+	data, err := e.Marshal()
+	if err != nil {
+		return 0, err
+	}
+	tx.added = append(tx.added, leaf{data, e.Kind, e.Customer})
+	return index, nil
+}
+
+// exec changes a side row when the change has succeeded.
+func (tx *Tx) exec(query string, args ...any) {
+	tx.pending = append(tx.pending, statement{query, args})
+}
+
+// finish writes the entries, their hashes and the new checkpoint.
+func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
+	if len(tx.added) == 0 {
+		return tx.head, nil
+	}
+	store := tx.ledger.store
+	stored := store.hashReader(ctx, tx.sql)
+	fresh := map[int64]tlog.Hash{}
+	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		out := make([]tlog.Hash, len(indexes))
+		var missing, at []int64
+		for i, index := range indexes {
+			if hash, ok := fresh[index]; ok {
+				out[i] = hash
+			} else {
+				missing, at = append(missing, index), append(at, int64(i))
+			}
+		}
+		if missing == nil {
+			return out, nil
+		}
+		found, err := stored.ReadHashes(missing)
+		for i, hash := range found {
+			out[at[i]] = hash
+			fresh[missing[i]] = hash // it is read once
+		}
+		return out, err
+	})
+	var entries, hashes []any
+	size := tx.head.Size
+	for _, added := range tx.added {
+		list, err := tlog.StoredHashes(size, added.leaf, reader)
+		if err != nil {
+			return nil, err
+		}
+		first := tlog.StoredHashIndex(0, size)
+		for i, hash := range list {
+			fresh[first+int64(i)] = hash
+			hashes = append(hashes, first+int64(i), hash[:])
+		}
+		entries = append(entries, size, added.leaf, added.kind, added.customer[:])
+		size++
+	}
+	root, err := treeHash(size, reader)
+	if err != nil {
+		return nil, err
+	}
+	if err := tx.insert(ctx, "INSERT INTO entries (idx, leaf, kind, customer) VALUES ", 4, entries); err != nil {
+		return nil, err
+	}
+	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", 2, hashes); err != nil {
+		return nil, err
+	}
+	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.ledger.signer)
+	if err != nil {
+		return nil, err
+	}
+	_, err = tx.sql.ExecContext(ctx, store.bind("UPDATE head SET size = ?, checkpoint = ? WHERE id = 1"), size, head.Signed)
+	return head, err
+}
+
+// insert adds rows of a number of columns, many with one statement.
+func (tx *Tx) insert(ctx context.Context, query string, columns int, values []any) error {
+	for part := range slices.Chunk(values, 100*columns) {
+		row := ",(?" + strings.Repeat(",?", columns-1) + ")"
+		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(query+strings.Repeat(row, len(part)/columns)[1:]), part...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,364 @@
+package ledger
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"hsmsign/ledger/record"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Report is the result of Verify.
+type Report struct {
+	Head    *Checkpoint
+	Entries int64
+	// Defects are what is wrong, in the order of the entries; at most maxDefects. None: the ledger is whole.
+	Defects []record.Defect
+}
+
+// maxDefects is how many defects a report has.
+const maxDefects = 100
+
+// verification is one run of Verify.
+type verification struct {
+	*Report
+	ledger *Ledger
+
+	// What the entries say, to compare with the caches.
+	requests  map[record.ID]*record.Entry // the newest entry of each
+	at        map[record.ID]int64
+	customers map[record.ID]int64
+	names     map[record.ID]string
+	erased    map[record.ID]bool
+	lost      []lost // entries whose data is missing
+
+	hashes   []tlog.Hash // as stored
+	subtrees []subtree   // of the entries so far, from left to right
+}
+
+// subtree is the hash of a complete subtree.
+type subtree struct {
+	level int
+	hash  tlog.Hash
+}
+
+// Verify recomputes everything from the raw entries: their form, the tree under the signed checkpoint, each commitment,
+// and the caches. progress, if it is not nil, is called with the number of entries that were checked. The error is about
+// reading; what is wrong with the ledger is in the report.
+func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Report, error) {
+	v := &verification{
+		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, erased: map[record.ID]bool{},
+	}
+	// One snapshot, so that appends meanwhile are not seen by half.
+	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
+	if err != nil {
+		return nil, l.store.fail("verify", err)
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was written
+	if v.Head, err = l.check(ctx, tx, ""); err != nil {
+		if v.add(-1, err); v.Head == nil {
+			return v.Report, l.store.fail("verify", unlessTampered(err))
+		}
+	}
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	if err := v.entries(ctx, tx, progress); err != nil {
+		return nil, l.store.fail("verify", err)
+	}
+	if err := v.caches(ctx, tx); err != nil {
+		return nil, l.store.fail("verify", err)
+	}
+	slices.SortStableFunc(v.Defects, func(a, b record.Defect) int { return cmp.Compare(a.Entry, b.Entry) })
+	return v.Report, nil
+}
+
+// unlessTampered returns nil for a defect of the ledger, which is in the report.
+func unlessTampered(err error) error {
+	if errors.Is(err, ErrTampered) {
+		return nil
+	}
+	return err
+}
+
+// add adds a defect.
+func (v *verification) add(entry int64, what any) {
+	if len(v.Defects) < maxDefects {
+		v.Defects = append(v.Defects, record.Defect{Entry: entry, Text: strings.TrimPrefix(fmt.Sprint(what), ErrTampered.Error()+": ")})
+	}
+}
+
+// entries checks every entry with its stored hash and its openings.
+func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(done, of int64)) error {
+	openings, err := v.openings(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if v.hashes, err = v.storedHashes(ctx, tx); err != nil {
+		return err
+	}
+	rows, err := tx.QueryContext(ctx, "SELECT idx, leaf, kind, customer FROM entries ORDER BY idx")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	for rows.Next() {
+		var index int64
+		var leaf, customer []byte
+		var kind string
+		if err := rows.Scan(&index, &leaf, &kind, &customer); err != nil {
+			return err
+		}
+		if index < 0 || index >= v.Head.Size {
+			v.add(index, "the entry is not under the signed checkpoint")
+			continue
+		}
+		v.skip(index)
+		v.push(tlog.RecordHash(leaf))
+		if v.Entries%4096 == 0 {
+			progress(v.Entries, v.Head.Size)
+		}
+		if e := v.entry(index, leaf, openings[index]); e != nil && (e.Kind != kind || e.Customer != idOf(customer)) {
+			v.add(index, "the list of entries does not say what the entry says")
+		}
+		delete(openings, index)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	v.skip(v.Head.Size)
+	if v.root() != v.Head.Root {
+		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
+	}
+	for _, index := range slices.Sorted(maps.Keys(openings)) {
+		v.add(index, "there is data for an entry that does not exist")
+	}
+	return nil
+}
+
+// storedHashes returns the stored hashes in their order; a missing one is zero.
+func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Hash, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT idx, hash FROM hashes")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	all := make([]tlog.Hash, tlog.StoredHashCount(v.Head.Size))
+	for rows.Next() {
+		var index int64
+		var raw []byte
+		if err := rows.Scan(&index, &raw); err != nil {
+			return nil, err
+		}
+		if index >= 0 && index < int64(len(all)) {
+			copy(all[index][:], raw)
+		}
+	}
+	return all, rows.Err()
+}
+
+// push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
+func (v *verification) push(leaf tlog.Hash) {
+	node, n := subtree{hash: leaf}, v.Entries
+	for {
+		if v.hashes[tlog.StoredHashIndex(node.level, n)] != node.hash {
+			v.add(v.Entries, map[bool]string{true: "the entry was changed, or its stored hash", false: "a stored hash above the entry was changed"}[node.level == 0])
+		}
+		last := len(v.subtrees) - 1
+		if last < 0 || v.subtrees[last].level != node.level {
+			break
+		}
+		node, n = subtree{node.level + 1, tlog.NodeHash(v.subtrees[last].hash, node.hash)}, n/2
+		v.subtrees = v.subtrees[:last]
+	}
+	v.subtrees = append(v.subtrees, node)
+	v.Entries++
+}
+
+// skip reports the entries up to index as missing. Their stored hashes stand in, so that only they are reported.
+func (v *verification) skip(index int64) {
+	for v.Entries < index {
+		v.add(v.Entries, "the entry is missing")
+		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)])
+	}
+}
+
+// root returns the tree hash of the leaves so far.
+func (v *verification) root() tlog.Hash {
+	if len(v.subtrees) == 0 {
+		return emptyRoot
+	}
+	root := v.subtrees[len(v.subtrees)-1].hash
+	for i := len(v.subtrees) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(v.subtrees[i].hash, root)
+	}
+	return root
+}
+
+// openings returns, for each entry, its openings as commitments, and what they say where that is needed later. The data of
+// CSRs and requests may be large, so it is not kept.
+func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]opened, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT entry, name, salt, data FROM openings")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	found := map[int64][]opened{}
+	for rows.Next() {
+		var index int64
+		var o record.Opening
+		var salt []byte
+		if err := rows.Scan(&index, &o.Name, &salt, &o.Data); err != nil {
+			return nil, err
+		}
+		copy(o.Salt[:], salt)
+		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
+		if o.Name == openCustomer {
+			kept.data = o.Data
+		}
+		found[index] = append(found[index], kept)
+	}
+	return found, rows.Err()
+}
+
+// opened is an opening without its data.
+type opened struct {
+	record.Commitment
+	hash record.Hash
+	data []byte // of a customer
+}
+
+// entry checks one entry, and follows what it says.
+func (v *verification) entry(index int64, leaf []byte, openings []opened) *record.Entry {
+	e, err := record.ParseEntry(leaf)
+	if err != nil {
+		v.add(index, err)
+		return nil
+	}
+	for _, o := range openings {
+		want := map[string]record.Hash{openCSR: e.CSR, openRequest: e.File}[o.Name]
+		switch {
+		case !slices.Contains(e.Commitments, o.Commitment):
+			v.add(index, fmt.Sprintf("the stored %s is not the one that was recorded", o.Name))
+		case (o.Name == openCSR || o.Name == openRequest) && o.hash != want:
+			v.add(index, fmt.Sprintf("the stored %s does not have the SHA-256 of the entry", o.Name))
+		}
+		if o.Name == openCustomer {
+			var c Customer
+			if json.Unmarshal(o.data, &c) != nil {
+				v.add(index, "the customer is not readable")
+			}
+			v.names[e.Customer] = c.Name
+		}
+	}
+	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
+		v.lost = append(v.lost, lost{index, e.Customer})
+	}
+	if e.Kind == record.KindErased {
+		v.erased[e.Customer] = true
+	}
+	if e.Kind == record.KindCustomer {
+		v.customers[e.Customer] = index
+	}
+	if e.Request != (record.ID{}) {
+		v.requests[e.Request], v.at[e.Request] = e, index
+	}
+	return e
+}
+
+// lost is an entry whose data is missing.
+type lost struct {
+	index    int64
+	customer record.ID
+}
+
+// caches compares the tables of requests and customers with what the entries say.
+func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
+	for _, l := range v.lost {
+		if !v.erased[l.customer] {
+			v.add(l.index, "data of the entry is missing, and no entry says that it was erased")
+		}
+	}
+	if err := v.cachedRequests(ctx, tx); err != nil {
+		return err
+	}
+	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	for rows.Next() {
+		var raw []byte
+		var name string
+		var index int64
+		if err := rows.Scan(&raw, &name, &index); err != nil {
+			return err
+		}
+		id := idOf(raw)
+		at, ok := v.customers[id]
+		switch {
+		case !ok:
+			v.add(index, fmt.Sprintf("no entry adds the customer %q", name))
+		case at != index || name != v.names[id]:
+			v.add(at, fmt.Sprintf("the list of customers says %q, and not what the entry says", name))
+		}
+		delete(v.customers, id)
+	}
+	for id, index := range v.customers {
+		if !v.erased[id] {
+			v.add(index, "the customer of the entry is missing in the list of customers")
+		}
+	}
+	return rows.Err()
+}
+
+func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
+	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, vendor, chain, digest FROM requests")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	for rows.Next() {
+		var id, customer, csr, spki, vendor, root []byte
+		var state, digest string
+		var index int64
+		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &vendor, &root, &digest); err != nil {
+			return err
+		}
+		e := v.requests[idOf(id)]
+		switch {
+		case e == nil:
+			v.add(index, "the list of requests has one that no entry is about")
+		case v.at[idOf(id)] != index || e.Kind != state || e.Digest != digest || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
+			!bytes.Equal(e.SPKI[:], spki) || !bytes.Equal(e.Vendor[:], vendor) || !bytes.Equal(e.Chain[:], root):
+			v.add(v.at[idOf(id)], "the list of requests does not say what the entry says")
+		}
+		delete(v.requests, idOf(id))
+	}
+	var missing []int64
+	for id := range v.requests {
+		missing = append(missing, v.at[id])
+	}
+	for _, index := range slices.Sorted(slices.Values(missing)) {
+		v.add(index, "the request of the entry is missing in the list of requests")
+	}
+	return rows.Err()
+}
+
+// idOf returns an id of the database; the zero ID if it has another length.
+func idOf(raw []byte) record.ID {
+	if len(raw) != len(record.ID{}) {
+		return record.ID{}
+	}
+	return record.ID(raw)
+}
