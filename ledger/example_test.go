@@ -15,7 +15,7 @@ import (
 func Example() {
 	ctx := context.Background()
 	dir := must(os.MkdirTemp("", "ledger-"))
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	store := must(open.Store(ctx, "sqlite:"+filepath.Join(dir, "ledger.db"), true))
 	defer func() { _ = store.DB.Close() }()
 	signerKey, verifierKey, err := ledger.GenerateKey("example.com/mdm") // keep both outside the store
