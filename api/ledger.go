@@ -75,3 +75,13 @@ type Customer struct {
 	Entry   int64  `json:"entry"`   // the newest that says it
 	Changed string `json:"changed"` // RFC 3339, UTC
 }
+
+// LedgerDue is something that has to be done.
+type LedgerDue struct {
+	What     string `json:"what"` // "push certificate", "request", "vendor certificate"
+	Customer string `json:"customer,omitempty"`
+	Contact  string `json:"contact,omitempty"`
+	Account  string `json:"account,omitempty"`
+	At       string `json:"at"`                // RFC 3339, UTC: when the certificate expires, or when the request was issued
+	Request  string `json:"request,omitempty"` // id of a request that was not redeemed
+}

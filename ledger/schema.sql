@@ -10,6 +10,7 @@ CREATE TABLE openings (entry INTEGER NOT NULL, name TEXT NOT NULL, salt BLOB NOT
 -- Caches of the entries, for finding them. verify compares them with the entries.
 CREATE TABLE actors (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE customers (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, entry INTEGER NOT NULL);
+CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
     csr BLOB NOT NULL, spki BLOB NOT NULL, vendor BLOB NOT NULL, chain BLOB NOT NULL, digest TEXT NOT NULL);

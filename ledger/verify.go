@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -39,6 +38,7 @@ type verification struct {
 	at        map[record.ID]int64
 	customers map[record.ID]int64
 	names     map[record.ID]string
+	pushes    map[record.ID]push
 	erased    map[record.ID]bool
 	lost      []lost // entries whose data is missing
 
@@ -57,7 +57,7 @@ type subtree struct {
 // reading; what is wrong with the ledger is in the report.
 func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Report, error) {
 	v := &verification{
-		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, erased: map[record.ID]bool{},
+		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -223,7 +223,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
-		if o.Name == openCustomer {
+		if o.Name == openCustomer || o.Name == openPush {
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
@@ -235,7 +235,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 type opened struct {
 	record.Commitment
 	hash record.Hash
-	data []byte // of a customer
+	data []byte // of a customer or a push certificate
 }
 
 // entry checks one entry, and follows what it says.
@@ -260,6 +260,13 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 			}
 			v.names[e.Customer] = c.Name
 		}
+		if o.Name == openPush {
+			var p Push
+			if json.Unmarshal(o.data, &p) != nil {
+				v.add(index, "the push certificate is not readable")
+			}
+			v.pushes[e.Customer] = push{p, index}
+		}
 	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
@@ -280,79 +287,6 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 type lost struct {
 	index    int64
 	customer record.ID
-}
-
-// caches compares the tables of requests and customers with what the entries say.
-func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
-	for _, l := range v.lost {
-		if !v.erased[l.customer] {
-			v.add(l.index, "data of the entry is missing, and no entry says that it was erased")
-		}
-	}
-	if err := v.cachedRequests(ctx, tx); err != nil {
-		return err
-	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	for rows.Next() {
-		var raw []byte
-		var name string
-		var index int64
-		if err := rows.Scan(&raw, &name, &index); err != nil {
-			return err
-		}
-		id := idOf(raw)
-		at, ok := v.customers[id]
-		switch {
-		case !ok:
-			v.add(index, fmt.Sprintf("no entry adds the customer %q", name))
-		case at != index || name != v.names[id]:
-			v.add(at, fmt.Sprintf("the list of customers says %q, and not what the entry says", name))
-		}
-		delete(v.customers, id)
-	}
-	for id, index := range v.customers {
-		if !v.erased[id] {
-			v.add(index, "the customer of the entry is missing in the list of customers")
-		}
-	}
-	return rows.Err()
-}
-
-func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
-	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, vendor, chain, digest FROM requests")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	for rows.Next() {
-		var id, customer, csr, spki, vendor, root []byte
-		var state, digest string
-		var index int64
-		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &vendor, &root, &digest); err != nil {
-			return err
-		}
-		e := v.requests[idOf(id)]
-		switch {
-		case e == nil:
-			v.add(index, "the list of requests has one that no entry is about")
-		case v.at[idOf(id)] != index || e.Kind != state || e.Digest != digest || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
-			!bytes.Equal(e.SPKI[:], spki) || !bytes.Equal(e.Vendor[:], vendor) || !bytes.Equal(e.Chain[:], root):
-			v.add(v.at[idOf(id)], "the list of requests does not say what the entry says")
-		}
-		delete(v.requests, idOf(id))
-	}
-	var missing []int64
-	for id := range v.requests {
-		missing = append(missing, v.at[id])
-	}
-	for _, index := range slices.Sorted(slices.Values(missing)) {
-		v.add(index, "the request of the entry is missing in the list of requests")
-	}
-	return rows.Err()
 }
 
 // idOf returns an id of the database; the zero ID if it has another length.

@@ -1,0 +1,126 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+)
+
+// openPush is the name of the opening with a push certificate.
+const openPush = "push"
+
+// Push is a customer's push certificate.
+type Push struct {
+	Topic    string    `json:"topic"`
+	NotAfter time.Time `json:"not_after"` // UTC
+	SHA256   string    `json:"sha256"`    // of the DER, in hex
+	SPKI     string    `json:"spki"`      // SHA-256 of its SubjectPublicKeyInfo, in hex
+}
+
+// Attach records the push certificate that Apple issued for a customer. Errors: kind not found if there is no such customer;
+// kind conflict if the customer had another topic, which would cut off every device, or a certificate that is valid longer.
+func (l *Ledger) Attach(ctx context.Context, actor, channel, customer string, p Push) error {
+	return l.Append(ctx, func(ctx context.Context, tx *Tx) error {
+		var id record.ID
+		known, err := tx.find(ctx, &id, "SELECT id FROM customers WHERE name = ?", customer)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return noCustomer(customer)
+		}
+		var topic string
+		var expires int64
+		err = tx.row(ctx, "SELECT topic, expires FROM pushes WHERE customer = ?", id[:]).Scan(&topic, &expires)
+		first := errors.Is(err, sql.ErrNoRows)
+		switch {
+		case err != nil && !first:
+			return err
+		case !first && topic != p.Topic:
+			return fault.Conflict.Errorf("the topic of %q is %s, and this certificate has %s: every device would have to enroll again [ledger.topic]", customer, topic, p.Topic).
+				Fix("renew at https://identity.apple.com/pushcert with \"Renew\", not \"Create\", and the Apple Account of the old certificate")
+		case !first && p.NotAfter.UnixMilli() < expires:
+			return fault.Conflict.Errorf("the recorded certificate of %q is valid longer, until %s", customer, time.UnixMilli(expires).UTC().Format(time.DateOnly)).
+				Fix("attach the newest certificate")
+		}
+		actorID, err := tx.actor(ctx, actor)
+		if err != nil {
+			return err
+		}
+		data, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		index, err := tx.Append(&record.Entry{Kind: record.KindAttached, Customer: id, Actor: actorID, Channel: channel},
+			record.NewOpening(openActor, []byte(actor)), record.NewOpening(openPush, data))
+		if first {
+			tx.exec("INSERT INTO pushes (customer, topic, expires, spki, entry) VALUES (?, ?, ?, ?, ?)", id[:], p.Topic, p.NotAfter.UnixMilli(), p.SPKI, index)
+		} else {
+			tx.exec("UPDATE pushes SET expires = ?, spki = ?, entry = ? WHERE customer = ?", p.NotAfter.UnixMilli(), p.SPKI, index, id[:])
+		}
+		return err
+	})
+}
+
+// Due is something that has to be done.
+type Due struct {
+	What     string // "push certificate", "request"
+	Customer Customer
+	At       time.Time // UTC: when the certificate expires, or when the request was issued
+	Request  string    // id of a request that was not redeemed
+}
+
+// Due returns the push certificates that expire before a time and the requests that were issued and not redeemed: no push
+// certificate with their key was attached since. The soonest is first.
+func (l *Ledger) Due(ctx context.Context, before time.Time) ([]Due, error) {
+	customers, err := l.Customers(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	byID := map[record.ID]Customer{}
+	for _, c := range customers {
+		byID[c.ID] = c.Customer
+	}
+	var all []Due
+	err = l.rows(ctx, "SELECT customer, expires FROM pushes WHERE expires < ?", []any{before.UnixMilli()}, func(rows *sql.Rows) error {
+		var id []byte
+		var expires int64
+		err := rows.Scan(&id, &expires)
+		all = append(all, Due{What: "push certificate", Customer: byID[idOf(id)], At: time.UnixMilli(expires).UTC()})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = l.rows(ctx, `SELECT r.id, r.customer, r.begun FROM requests r WHERE r.state = 'issued' AND NOT EXISTS
+		(SELECT 1 FROM pushes p WHERE p.customer = r.customer AND p.entry > r.issued)`, nil, func(rows *sql.Rows) error {
+		var id, customer []byte
+		var begun int64
+		err := rows.Scan(&id, &customer, &begun)
+		all = append(all, Due{What: "request", Customer: byID[idOf(customer)], At: time.UnixMilli(begun).UTC(), Request: idOf(id).String()})
+		return err
+	})
+	slices.SortFunc(all, func(a, b Due) int { return a.At.Compare(b.At) })
+	return all, err
+}
+
+// rows calls do for each row of a query.
+func (l *Ledger) rows(ctx context.Context, query string, args []any, do func(rows *sql.Rows) error) error {
+	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query), args...)
+	if err != nil {
+		return l.store.fail("read", err)
+	}
+	defer func() { _ = rows.Close() }() // Err has the error
+	for rows.Next() {
+		if err := do(rows); err != nil {
+			return l.store.fail("read", err)
+		}
+	}
+	return l.store.fail("read", rows.Err())
+}
