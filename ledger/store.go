@@ -38,6 +38,8 @@ type Store struct {
 	Snapshot sql.IsolationLevel
 	// Numbered says that parameters are $1, $2, ...; otherwise ?.
 	Numbered bool
+	// Forget is a statement after which the store's files no longer contain deleted rows; empty: there is none.
+	Forget string
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
 }

@@ -61,7 +61,7 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 	if err != nil {
 		return refused(err, "check the file's owner and mode")
 	}
-	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Check: func() error {
+	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Forget: "PRAGMA wal_checkpoint(TRUNCATE)", Check: func() error {
 		now, err := os.Stat(path)
 		if err == nil && !os.SameFile(opened, now) {
 			err = errors.New("another file has its name now")
