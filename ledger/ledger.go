@@ -56,6 +56,10 @@ type Ledger struct {
 	verifier note.Verifier
 	signer   note.Signer // nil: for reading
 
+	// What the writer wrote last, and its time; only the writer uses them.
+	written *Checkpoint
+	newest  time.Time
+
 	changes chan *change
 	closing chan struct{} // closed by Close
 	closed  chan struct{} // closed when the writer has ended
@@ -133,7 +137,7 @@ func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
 	if err != nil {
 		return nil, l.store.fail("create the ledger", err)
 	}
-	return head, l.saw(head)
+	return head, writeLast(cfg.LastCheckpoint, head)
 }
 
 // prepare returns a ledger that is not open yet.
@@ -221,7 +225,8 @@ func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
 	if err != nil {
 		return nil, l.store.fail("read the head", err)
 	}
-	return head, l.saw(head)
+	l.saw(head)
+	return head, nil
 }
 
 // check reads the head and checks it: signature, root of the stored hashes, growth from what was seen before.
@@ -262,13 +267,12 @@ func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint
 }
 
 // saw remembers the newest checkpoint.
-func (l *Ledger) saw(head *Checkpoint) error {
+func (l *Ledger) saw(head *Checkpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.last == nil || head.Size > l.last.Size {
 		l.last = head
 	}
-	return nil
 }
 
 // Append runs do in a transaction under the lock of the head, with the batch of other callers, and returns when everything
@@ -323,6 +327,7 @@ func (l *Ledger) commit(batch []*change) {
 	defer cancel()
 	results := make([]error, len(batch))
 	var head *Checkpoint
+	var now time.Time
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
 		before, err := l.check(ctx, sqlTx, l.store.LockHead)
 		if err != nil {
@@ -345,11 +350,13 @@ func (l *Ledger) commit(batch []*change) {
 				return err
 			}
 		}
+		now = tx.now
 		head, err = tx.finish(ctx)
 		return err
 	})
 	if err = l.store.fail("append", err); err == nil {
-		_ = l.saw(head) // never fails
+		l.saw(head)
+		l.written, l.newest = head, now
 	}
 	for i, c := range batch {
 		if results[i] == nil || err != nil {
