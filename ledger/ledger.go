@@ -66,6 +66,7 @@ type Ledger struct {
 
 	mu   sync.Mutex
 	last *Checkpoint // the newest that this process saw
+	kept *Checkpoint // the one in the file outside the store
 	once sync.Once
 }
 
@@ -178,6 +179,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if l.last, err = readLast(cfg.LastCheckpoint, l.verifier); err != nil {
 		return nil, err
 	}
+	l.kept = l.last
 	if _, err := l.Head(ctx); err != nil {
 		return nil, err
 	}
@@ -206,9 +208,15 @@ func (l *Ledger) Close() error {
 // keep writes the newest checkpoint to the file outside the store.
 func (l *Ledger) keep() error {
 	l.mu.Lock()
-	last := l.last
-	l.mu.Unlock()
-	return writeLast(l.cfg.LastCheckpoint, last)
+	defer l.mu.Unlock()
+	if l.last == l.kept {
+		return nil
+	}
+	err := writeLast(l.cfg.LastCheckpoint, l.last)
+	if err == nil {
+		l.kept = l.last
+	}
+	return err
 }
 
 func (l *Ledger) now() time.Time { return l.cfg.Now().UTC().Truncate(time.Millisecond) }
