@@ -41,6 +41,8 @@ type Store struct {
 	Numbered bool
 	// Forget is a statement after which the store's files no longer contain deleted rows; empty: there is none.
 	Forget string
+	// Backup writes a copy of the store, while it is in use, to a new file. Nil: the database has tools for that.
+	Backup func(ctx context.Context, path string) error
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
 
