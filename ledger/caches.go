@@ -75,8 +75,10 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 		delete(v.requests, idOf(id))
 	}
 	var missing []int64
-	for id := range v.requests {
-		missing = append(missing, v.at[id])
+	for id, e := range v.requests {
+		if !v.erased[e.Customer] {
+			missing = append(missing, v.at[id])
+		}
 	}
 	for _, index := range slices.Sorted(slices.Values(missing)) {
 		v.add(index, "the request of the entry is missing in the list of requests")
@@ -109,7 +111,10 @@ func (v *verification) cachedPushes(ctx context.Context, tx *sql.Tx) error {
 		}
 		delete(v.pushes, idOf(id))
 	}
-	for _, p := range v.pushes {
+	for id, p := range v.pushes {
+		if v.erased[id] {
+			continue
+		}
 		v.add(p.index, "the push certificate of the entry is missing in the list of push certificates")
 	}
 	return rows.Err()

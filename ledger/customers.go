@@ -164,3 +164,37 @@ func (tx *Tx) customerEntry(id, actor record.ID, actorName, channel string, c Cu
 	return tx.Append(&record.Entry{Kind: record.KindCustomer, Customer: id, Actor: actor, Channel: channel},
 		record.NewOpening(openActor, []byte(actorName)), record.NewOpening(openCustomer, data))
 }
+
+// EraseCustomer deletes what is known of a customer: name, contact, CSRs, requests, push certificates, and who asked for
+// them. The entries remain, with random ids and hashes, and a new one says that the data was erased.
+func (l *Ledger) EraseCustomer(ctx context.Context, actor, channel, name string) error {
+	err := l.Append(ctx, func(ctx context.Context, tx *Tx) error {
+		var id record.ID
+		known, err := tx.find(ctx, &id, "SELECT id FROM customers WHERE name = ?", name)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return noCustomer(name)
+		}
+		actorID, err := tx.actor(ctx, actor)
+		if err != nil {
+			return err
+		}
+		tx.exec("DELETE FROM openings WHERE entry IN (SELECT idx FROM entries WHERE customer = ?)", id[:])
+		for i, added := range tx.added { // of this batch
+			if added.customer == id {
+				tx.exec("DELETE FROM openings WHERE entry = ?", tx.head.Size+int64(i))
+			}
+		}
+		tx.exec("DELETE FROM customers WHERE id = ?", id[:])
+		tx.exec("DELETE FROM pushes WHERE customer = ?", id[:])
+		tx.exec("DELETE FROM requests WHERE customer = ?", id[:])
+		_, err = tx.Append(&record.Entry{Kind: record.KindErased, Customer: id, Actor: actorID, Channel: channel})
+		return err
+	})
+	if err == nil && l.store.Forget != "" {
+		_, err = l.store.DB.ExecContext(ctx, l.store.Forget)
+	}
+	return l.store.fail("erase the customer", err)
+}

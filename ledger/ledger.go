@@ -56,12 +56,17 @@ type Ledger struct {
 	verifier note.Verifier
 	signer   note.Signer // nil: for reading
 
+	// What the writer wrote last, and its time; only the writer uses them.
+	written *Checkpoint
+	newest  time.Time
+
 	changes chan *change
 	closing chan struct{} // closed by Close
 	closed  chan struct{} // closed when the writer has ended
 
 	mu   sync.Mutex
 	last *Checkpoint // the newest that this process saw
+	kept *Checkpoint // the one in the file outside the store
 	once sync.Once
 }
 
@@ -133,7 +138,7 @@ func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
 	if err != nil {
 		return nil, l.store.fail("create the ledger", err)
 	}
-	return head, l.saw(head)
+	return head, writeLast(cfg.LastCheckpoint, head)
 }
 
 // prepare returns a ledger that is not open yet.
@@ -174,6 +179,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if l.last, err = readLast(cfg.LastCheckpoint, l.verifier); err != nil {
 		return nil, err
 	}
+	l.kept = l.last
 	if _, err := l.Head(ctx); err != nil {
 		return nil, err
 	}
@@ -202,9 +208,15 @@ func (l *Ledger) Close() error {
 // keep writes the newest checkpoint to the file outside the store.
 func (l *Ledger) keep() error {
 	l.mu.Lock()
-	last := l.last
-	l.mu.Unlock()
-	return writeLast(l.cfg.LastCheckpoint, last)
+	defer l.mu.Unlock()
+	if l.last == l.kept {
+		return nil
+	}
+	err := writeLast(l.cfg.LastCheckpoint, l.last)
+	if err == nil {
+		l.kept = l.last
+	}
+	return err
 }
 
 func (l *Ledger) now() time.Time { return l.cfg.Now().UTC().Truncate(time.Millisecond) }
@@ -221,7 +233,8 @@ func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
 	if err != nil {
 		return nil, l.store.fail("read the head", err)
 	}
-	return head, l.saw(head)
+	l.saw(head)
+	return head, nil
 }
 
 // check reads the head and checks it: signature, root of the stored hashes, growth from what was seen before.
@@ -262,13 +275,12 @@ func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint
 }
 
 // saw remembers the newest checkpoint.
-func (l *Ledger) saw(head *Checkpoint) error {
+func (l *Ledger) saw(head *Checkpoint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.last == nil || head.Size > l.last.Size {
 		l.last = head
 	}
-	return nil
 }
 
 // Append runs do in a transaction under the lock of the head, with the batch of other callers, and returns when everything
@@ -323,6 +335,7 @@ func (l *Ledger) commit(batch []*change) {
 	defer cancel()
 	results := make([]error, len(batch))
 	var head *Checkpoint
+	var now time.Time
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
 		before, err := l.check(ctx, sqlTx, l.store.LockHead)
 		if err != nil {
@@ -345,11 +358,13 @@ func (l *Ledger) commit(batch []*change) {
 				return err
 			}
 		}
+		now = tx.now
 		head, err = tx.finish(ctx)
 		return err
 	})
 	if err = l.store.fail("append", err); err == nil {
-		_ = l.saw(head) // never fails
+		l.saw(head)
+		l.written, l.newest = head, now
 	}
 	for i, c := range batch {
 		if results[i] == nil || err != nil {

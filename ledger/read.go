@@ -208,3 +208,12 @@ func (l *Ledger) CheckAgainst(ctx context.Context, signed []byte) error {
 	}
 	return l.store.fail("compare the checkpoints", checkGrowth(older, head, l.store.hashReader(ctx, l.store.DB)))
 }
+
+// Backup writes a copy of the store to a new file. The error is of kind usage if the store has other tools for that, and wraps
+// fs.ErrExist if the file exists.
+func (l *Ledger) Backup(ctx context.Context, path string) error {
+	if l.store.Backup == nil {
+		return fault.Usage.Errorf("%s is not backed up by hsmsign", l.store.Name).Fix("use the tools of the database")
+	}
+	return l.store.fail("back up", l.store.Backup(ctx, path))
+}

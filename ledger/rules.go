@@ -134,7 +134,11 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 
 // row is a query of one row in the transaction.
 func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
-	return tx.sql.QueryRowContext(ctx, tx.ledger.store.bind(query), args...)
+	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
+	if err != nil {
+		return tx.sql.QueryRowContext(ctx, tx.ledger.store.bind(query), args...) // its Scan returns the error
+	}
+	return statement.QueryRowContext(ctx, args...)
 }
 
 // closeIntents records that intents which a crash left open are unknown.
@@ -189,7 +193,11 @@ func (tx *Tx) find(ctx context.Context, id *record.ID, query string, args ...any
 
 // ids reads a list of ids.
 func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.ID, err error) {
-	rows, err := tx.sql.QueryContext(ctx, tx.ledger.store.bind(query), args...)
+	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := statement.QueryContext(ctx, args...)
 	if err != nil {
 		return nil, err
 	}

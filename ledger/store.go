@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -38,8 +39,30 @@ type Store struct {
 	Snapshot sql.IsolationLevel
 	// Numbered says that parameters are $1, $2, ...; otherwise ?.
 	Numbered bool
+	// Forget is a statement after which the store's files no longer contain deleted rows; empty: there is none.
+	Forget string
+	// Backup writes a copy of the store, while it is in use, to a new file. Nil: the database has tools for that.
+	Backup func(ctx context.Context, path string) error
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
+
+	statements sync.Map // from a query to its *sql.Stmt: parsing costs as much as running
+}
+
+// prepared returns the statement of a query in a transaction.
+func (s *Store) prepared(ctx context.Context, tx *sql.Tx, query string) (*sql.Stmt, error) {
+	found, ok := s.statements.Load(query)
+	if !ok {
+		made, err := s.DB.PrepareContext(ctx, s.bind(query))
+		if err != nil {
+			return nil, err
+		}
+		var raced bool
+		if found, raced = s.statements.LoadOrStore(query, made); raced {
+			_ = made.Close() // the other one is used
+		}
+	}
+	return tx.StmtContext(ctx, found.(*sql.Stmt)), nil
 }
 
 // bind returns a query, written with ?, as the store reads it.

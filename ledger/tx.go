@@ -41,14 +41,18 @@ type statement struct {
 // clock sets the time of the batch: it never falls, and a clock that is far behind is an error.
 func (tx *Tx) clock(ctx context.Context) error {
 	tx.now = tx.ledger.now()
-	newest, err := tx.entry(ctx, tx.head.Size-1)
-	if err != nil {
-		return err
+	newest := tx.ledger.newest
+	if written := tx.ledger.written; written == nil || written.Size != tx.head.Size || written.Root != tx.head.Root {
+		e, err := tx.entry(ctx, tx.head.Size-1)
+		if err != nil {
+			return err
+		}
+		newest = e.Time
 	}
-	if behind := newest.Time.Sub(tx.now); behind > maxClockSkew {
+	if behind := newest.Sub(tx.now); behind > maxClockSkew {
 		return fmt.Errorf("the clock is %v behind the newest entry; set it", behind.Round(time.Second))
 	} else if behind > 0 {
-		tx.now = newest.Time
+		tx.now = newest
 	}
 	return nil
 }
@@ -60,7 +64,11 @@ func (tx *Tx) forget() { tx.added, tx.pending = tx.added[:tx.start], nil }
 // apply writes the side rows of a change, so that the next one in the batch sees them.
 func (tx *Tx) apply(ctx context.Context) error {
 	for _, s := range tx.pending {
-		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(s.query), s.args...); err != nil {
+		statement, err := tx.ledger.store.prepared(ctx, tx.sql, s.query)
+		if err == nil {
+			_, err = statement.ExecContext(ctx, s.args...)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/fault"
+	"hsmsign/internal/console"
 	"hsmsign/ledger"
 )
 
@@ -31,6 +34,12 @@ func (p *program) customerCommand() *cli.Command {
 				Name: "edit", Usage: "change what is known of a customer; a value that is not given stays", ArgsUsage: "NAME",
 				Description: "  hsmsign ledger customer edit --ledger sqlite:ledger.db --rename acme-eu --contact it@acme.example acme",
 				Flags:       slices.Concat(writing, about, []cli.Flag{stringFlag("rename", "new `NAME` of the customer")}), Action: p.customerEdit,
+			},
+			{
+				Name: "erase", Usage: "delete what is known of a customer; the entries remain, with random ids and hashes", ArgsUsage: "NAME",
+				Description: "Copies of the store, such as backups, still have the data. It asks first (--yes: it does not ask).\n\n" +
+					"  hsmsign ledger customer erase --ledger sqlite:ledger.db acme",
+				Flags: slices.Concat(writing, []cli.Flag{boolFlag("yes", "erase without asking for confirmation")}), Action: p.customerErase,
 			},
 			{
 				Name: "list", Usage: "list the customers",
@@ -83,6 +92,25 @@ func (p *program) customerEdit(ctx *cli.Context) error {
 			Notes: orDefault(given.Notes, c.Notes),
 		}
 	})
+}
+
+func (p *program) customerErase(ctx *cli.Context) error {
+	c, l, done, err := p.customerJob(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if !p.commandLine(ctx).boolean("yes") {
+		yes, err := console.Confirm(ctx.Context, fmt.Sprintf("hsmsign: erase what is known of %q? [y/N] ", c.Name))
+		if err != nil {
+			return err
+		}
+		if !yes {
+			return fault.Usage.Errorf("the erasure was not confirmed, and nothing was erased").Fix("--yes confirms it in scripts")
+		}
+	}
+	actor := localCaller()
+	return l.EraseCustomer(ctx.Context, actor.Name, actor.Channel, c.Name)
 }
 
 func (p *program) customerList(ctx *cli.Context) error {

@@ -85,24 +85,24 @@ var mayImport = map[string]struct {
 
 // onlyIn says which of our packages may import a library; its types must not spread.
 var onlyIn = map[string][]string{
-	"github.com/miekg/pkcs11":            {"signer/pkcs11"},
-	"github.com/aws/aws-sdk-go-v2":       {"signer/awskms", "signer/awskms/awskmstest"},
-	"cloud.google.com/go/kms":            {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
-	"google.golang.org/grpc":             {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
-	"github.com/sony/gobreaker/v2":       {"signer/kms"},
-	"modernc.org/sqlite":                 {"ledger/sqlite"},
-	"github.com/jackc/pgx/v5":            {"ledger/postgres", "ledger/postgres/postgrestest"},
-	"golang.org/x/mod":                   {"ledger", "ledger/ledgertest"},
+	"github.com/miekg/pkcs11":             {"signer/pkcs11"},
+	"github.com/aws/aws-sdk-go-v2":        {"signer/awskms", "signer/awskms/awskmstest"},
+	"cloud.google.com/go/kms":             {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
+	"google.golang.org/grpc":              {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
+	"github.com/sony/gobreaker/v2":        {"signer/kms"},
+	"modernc.org/sqlite":                  {"ledger/sqlite"},
+	"github.com/jackc/pgx/v5":             {"ledger/postgres", "ledger/postgres/postgrestest"},
+	"golang.org/x/mod":                    {"ledger", "ledger/ledgertest"},
 	"github.com/transparency-dev/formats": {"ledger"},
-	"howett.net/plist":                   {"request"},
-	"github.com/goccy/go-yaml":           {"config"},
-	"github.com/urfave/cli/v2":           {"cmd/hsmsign"},
-	"github.com/schollz/progressbar/v3":  {"internal/console"},
-	"golang.org/x/term":                  {"internal/console"},
-	"software.sslmate.com/src/go-pkcs12": {"lifecycle/pushcert", "signer/file"},
-	"golang.org/x/crypto":                {"signer/file", "internal/strictder"},
-	"github.com/smallstep/pkcs7":         nil, // a second opinion in tests; on damaged input it panics
-	"github.com/rogpeppe/go-internal":    {"internal/scripttest"},
+	"howett.net/plist":                    {"request"},
+	"github.com/goccy/go-yaml":            {"config"},
+	"github.com/urfave/cli/v2":            {"cmd/hsmsign"},
+	"github.com/schollz/progressbar/v3":   {"internal/console"},
+	"golang.org/x/term":                   {"internal/console"},
+	"software.sslmate.com/src/go-pkcs12":  {"lifecycle/pushcert", "signer/file"},
+	"golang.org/x/crypto":                 {"signer/file", "internal/strictder"},
+	"github.com/smallstep/pkcs7":          nil, // a second opinion in tests; on damaged input it panics
+	"github.com/rogpeppe/go-internal":     {"internal/scripttest"},
 }
 
 type listed struct {

@@ -24,7 +24,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(t *testing.T) *ledger.Store)) {
 	for name, test := range map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
-		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "migrations": testMigrations,
+		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "erased": testErased, "migrations": testMigrations,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -617,4 +617,35 @@ func testDue(t *testing.T, f *fixture) {
 	if len(report.Defects) != 2 {
 		t.Errorf("changed dates: %+v", report.Defects)
 	}
+}
+
+// testErased: after an erasure nothing of the customer is in the store but random ids and hashes, and the ledger is whole.
+func testErased(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	must(t, l.AddCustomer(ctx, "uid 1000", "local", ledger.Customer{Name: "acme", Contact: "it@acme.example"}))
+	issue(t, l, use("acme", "the CSR of acme", "key 1", "vendor"))
+	must(t, l.Attach(ctx, "uid 1000", "local", "acme", ledger.Push{Topic: "com.apple.mgmt.External.acme", NotAfter: f.cfg.Now(), SPKI: "cd"}))
+	issue(t, l, use("bolt", "csr 2", "key 2", "vendor"))
+	if err := l.EraseCustomer(ctx, "uid 1000", "local", "coil"); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an unknown customer: %v", err)
+	}
+	must(t, l.EraseCustomer(ctx, "uid 1000", "local", "acme"))
+	if got := kinds(t, l); !strings.HasSuffix(got, " erased") {
+		t.Errorf("entries %s", got)
+	}
+	for _, query := range []string{
+		"SELECT count(*) FROM customers WHERE name = 'acme'", "SELECT count(*) FROM pushes",
+		"SELECT count(*) FROM requests r WHERE NOT EXISTS (SELECT 1 FROM customers c WHERE c.id = r.customer)",
+		"SELECT count(*) FROM openings o JOIN entries e ON e.idx = o.entry WHERE e.customer NOT IN (SELECT id FROM customers)",
+	} {
+		var n int
+		must(t, f.cfg.Store.DB.QueryRowContext(ctx, query).Scan(&n))
+		if n != 0 {
+			t.Errorf("%s: %d", query, n)
+		}
+	}
+	verified(t, l)
+	// The customer may come back, with its key.
+	issue(t, l, use("acme", "the CSR of acme", "key 1", "vendor"))
+	verified(t, l)
 }

@@ -61,7 +61,9 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 	if err != nil {
 		return refused(err, "check the file's owner and mode")
 	}
-	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Check: func() error {
+	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Forget: "PRAGMA wal_checkpoint(TRUNCATE)", Backup: func(ctx context.Context, to string) error {
+		return backup(ctx, db, to)
+	}, Check: func() error {
 		now, err := os.Stat(path)
 		if err == nil && !os.SameFile(opened, now) {
 			err = errors.New("another file has its name now")
@@ -71,4 +73,20 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 		}
 		return nil
 	}}, nil
+}
+
+// backup copies the database to a new file of mode 0600 and flushes it.
+func backup(ctx context.Context, db *sql.DB, to string) error {
+	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) // #nosec G304 -- the operator names the path
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, "VACUUM INTO ?", to) // which accepts an empty file
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(to) // it is not a backup
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -67,6 +68,47 @@ func TestReplaced(t *testing.T) {
 	}
 	if err := add(); err != nil {
 		t.Errorf("the file is back: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// After an erasure the files of the store do not contain the data.
+func TestErased(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ledger.Config{Store: open(t, path), Key: signerKey, Verifier: verifierKey}
+	if _, err := ledger.Init(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const contact = "somebody@acme.example"
+	contains := func() (found bool) {
+		files, err := filepath.Glob(path + "*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = found || bytes.Contains(data, []byte(contact))
+		}
+		return found
+	}
+	if err := l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: "acme", Contact: contact}); err != nil || !contains() {
+		t.Fatal(err)
+	}
+	if err := l.EraseCustomer(t.Context(), "uid 1000", "local", "acme"); err != nil || contains() {
+		t.Errorf("%v, or the contact is still in a file", err)
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
