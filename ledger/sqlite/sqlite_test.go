@@ -24,16 +24,9 @@ func open(t testing.TB, path string) *ledger.Store {
 	return store
 }
 
-func TestBattery(t *testing.T) {
-	ledgertest.Run(t, func(t *testing.T) (*ledger.Store, func(t *testing.T) *ledger.Store) {
-		path := filepath.Join(t.TempDir(), "ledger.db")
-		return open(t, path), func(t *testing.T) *ledger.Store { return open(t, path) }
-	})
-}
-
-// A file that was deleted or replaced while it is open is no longer written.
-func TestReplaced(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ledger.db")
+// newLedger makes a ledger in a file and opens it.
+func newLedger(t *testing.T, path string) *ledger.Ledger {
+	t.Helper()
 	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +39,20 @@ func TestReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+func TestBattery(t *testing.T) {
+	ledgertest.Run(t, func(t *testing.T) (*ledger.Store, func(t *testing.T) *ledger.Store) {
+		path := filepath.Join(t.TempDir(), "ledger.db")
+		return open(t, path), func(t *testing.T) *ledger.Store { return open(t, path) }
+	})
+}
+
+// A file that was deleted or replaced while it is open is no longer written.
+func TestReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l := newLedger(t, path)
 	add := func() error {
 		return l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: rand.Text()})
 	}
@@ -77,18 +84,7 @@ func TestReplaced(t *testing.T) {
 // After an erasure the files of the store do not contain the data.
 func TestErased(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
-	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := ledger.Config{Store: open(t, path), Key: signerKey, Verifier: verifierKey}
-	if _, err := ledger.Init(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
-	l, err := ledger.Open(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := newLedger(t, path)
 	const contact = "somebody@acme.example"
 	contains := func() (found bool) {
 		files, err := filepath.Glob(path + "*")
