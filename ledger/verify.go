@@ -25,6 +25,9 @@ type Report struct {
 	Defects []record.Defect
 }
 
+// progressEvery is after how many entries Verify reports progress.
+const progressEvery = 4096
+
 // maxDefects is how many defects a report has.
 const maxDefects = 100
 
@@ -53,9 +56,9 @@ type subtree struct {
 }
 
 // Verify recomputes everything from the raw entries: their form, the tree under the signed checkpoint, each commitment,
-// and the caches. progress, if it is not nil, is called with the number of entries that were checked. The error is about
-// reading; what is wrong with the ledger is in the report.
-func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Report, error) {
+// and the caches. progress, if it is not nil, is called as often as the number that it gets. The error is about reading;
+// what is wrong with the ledger is in the report.
+func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
 	}
@@ -71,7 +74,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(done, of int64)) (*Re
 		}
 	}
 	if progress == nil {
-		progress = func(int64, int64) {}
+		progress = func(int) {}
 	}
 	if err := v.entries(ctx, tx, progress); err != nil {
 		return nil, l.store.fail("verify", err)
@@ -99,7 +102,7 @@ func (v *verification) add(entry int64, what any) {
 }
 
 // entries checks every entry with its stored hash and its openings.
-func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(done, of int64)) error {
+func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of int)) error {
 	openings, err := v.openings(ctx, tx)
 	if err != nil {
 		return err
@@ -125,8 +128,8 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(do
 		}
 		v.skip(index)
 		v.push(tlog.RecordHash(leaf))
-		if v.Entries%4096 == 0 {
-			progress(v.Entries, v.Head.Size)
+		if v.Entries%progressEvery == 0 {
+			progress(int(v.Head.Size / progressEvery))
 		}
 		if e := v.entry(index, leaf, openings[index]); e != nil && (e.Kind != kind || e.Customer != idOf(customer)) {
 			v.add(index, "the list of entries does not say what the entry says")

@@ -38,7 +38,15 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 			return err
 		}
 	}
-	report, err := l.Verify(ctx.Context, nil)
+	var step func()
+	end := func() {}
+	report, err := l.Verify(ctx.Context, func(of int) {
+		if step == nil {
+			step, end = p.con.Progress(of, "verifying")
+		}
+		step()
+	})
+	end()
 	if err != nil {
 		return err
 	}
