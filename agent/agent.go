@@ -129,14 +129,14 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	outcome := record.Outcome{Err: err}
 	if err == nil {
 		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
-		issued.RequestID = permit.Request
 	}
 	// An interruption ends the signature, not the record of it.
 	concluding, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	if err := errors.Join(err, v.cfg.Recorder.Conclude(concluding, permit, outcome)); err != nil {
+	if err := errors.Join(err, v.cfg.Recorder.Conclude(concluding, &permit, outcome)); err != nil {
 		return nil, err
 	}
+	issued.RequestID = permit.Request
 	return issued, nil
 }
 

@@ -29,7 +29,7 @@ func Example() {
 
 	permit := must(l.Authorize(ctx, record.Use{Customer: "acme", Actor: "uid 1000", Channel: "local", CSR: []byte("DER of the CSR")}))
 	// sign, then:
-	if err := l.Conclude(ctx, permit, record.Outcome{File: []byte("request file")}); err != nil {
+	if err := l.Conclude(ctx, &permit, record.Outcome{File: []byte("request file")}); err != nil {
 		panic(err)
 	}
 	proof := must(l.Prove(ctx, must(record.ParseID(permit.Request))))

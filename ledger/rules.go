@@ -269,40 +269,49 @@ func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err err
 }
 
 // Conclude implements record.Recorder.
-func (l *Ledger) Conclude(ctx context.Context, permit record.Permit, outcome record.Outcome) error {
+func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome record.Outcome) error {
 	id, err := record.ParseID(permit.Request)
 	if err != nil {
 		return err
 	}
-	return l.Append(ctx, func(ctx context.Context, tx *Tx) error { return tx.conclude(ctx, id, outcome) })
+	issued := id
+	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
+		issued, err = tx.conclude(ctx, id, outcome)
+		return err
+	})
+	if err == nil {
+		permit.Request = issued.String()
+	}
+	return err
 }
 
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) error {
+// conclude records the outcome, and returns the id under which the request was issued.
+func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (record.ID, error) {
 	var state string
 	var customer, csr, vendor, root []byte
 	var digest string
 	err := tx.row(ctx, "SELECT state, customer, csr, vendor, chain, digest FROM requests WHERE id = ?", id[:]).Scan(&state, &customer, &csr, &vendor, &root, &digest)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if state != record.KindIntent {
-		return fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
+		return id, fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
 	}
 	if outcome.Err != nil {
-		return tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
+		return id, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
 	}
 	var other record.ID
 	issued, err := tx.find(ctx, &other, sameIssue, csr, customer, vendor, root, digest)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
+		return other, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
 	}
 	if err := tx.supersede(ctx, customer, csr); err != nil {
-		return err
+		return id, err
 	}
-	return tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
+	return id, tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
 }
 
 // supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.

@@ -89,7 +89,7 @@ func issue(t *testing.T, l *ledger.Ledger, u record.Use) record.Permit {
 	permit, err := l.Authorize(t.Context(), u)
 	must(t, err)
 	if permit.Stored == nil {
-		must(t, l.Conclude(t.Context(), permit, record.Outcome{File: []byte("request for " + string(u.CSR))}))
+		must(t, l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("request for " + string(u.CSR))}))
 	}
 	return permit
 }
@@ -133,16 +133,28 @@ func testRules(t *testing.T, f *fixture) {
 	}
 	permit, err := l.Authorize(ctx, use("coil", "csr 3", "key 3", "vendor 2"))
 	must(t, err)
-	must(t, l.Conclude(ctx, permit, record.Outcome{Err: fault.Unavailable.Errorf("down")}))
-	if err := l.Conclude(ctx, permit, record.Outcome{File: []byte("x")}); fault.KindOf(err) != fault.Conflict {
+	must(t, l.Conclude(ctx, &permit, record.Outcome{Err: fault.Unavailable.Errorf("down")}))
+	if err := l.Conclude(ctx, &permit, record.Outcome{File: []byte("x")}); fault.KindOf(err) != fault.Conflict {
 		t.Errorf("concluded twice: %v", err)
+	}
+	// Two processes sign the same CSR: one request is issued, and both are told which.
+	one, err := l.Authorize(ctx, use("coil", "csr 4", "key 3", "vendor 2"))
+	must(t, err)
+	two, err := l.Authorize(ctx, use("coil", "csr 4", "key 3", "vendor 2"))
+	must(t, err)
+	first4 := one.Request
+	for _, permit := range []*record.Permit{&one, &two} {
+		must(t, l.Conclude(ctx, permit, record.Outcome{File: []byte("request for csr 4")}))
+		if permit.Request != first4 {
+			t.Errorf("the permit is for %s, want %s", permit.Request, first4)
+		}
 	}
 	for _, name := range []string{"", " a", "a\nb", strings.Repeat("x", 129)} {
 		if _, err := l.Authorize(ctx, use(name, "csr", "key", "vendor")); fault.KindOf(err) != fault.Usage {
 			t.Errorf("customer %q: %v", name, err)
 		}
 	}
-	const want = "genesis customer intent issued intent superseded issued refused customer intent failed"
+	const want = "genesis customer intent issued intent superseded issued refused customer intent failed intent intent issued failed"
 	if got := kinds(t, l); got != want {
 		t.Errorf("entries %s; want %s", got, want)
 	}
@@ -169,7 +181,7 @@ func testConcurrent(t *testing.T, f *fixture) {
 					u := use("acme", fmt.Sprintf("csr %d/%d", caller, n), "key", "vendor")
 					permit, err := l.Authorize(t.Context(), u)
 					if err == nil && permit.Stored == nil {
-						err = l.Conclude(t.Context(), permit, record.Outcome{File: []byte("request for " + string(u.CSR))})
+						err = l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("request for " + string(u.CSR))})
 					}
 					if err != nil {
 						t.Errorf("process %d: %v", i, err)
@@ -223,7 +235,7 @@ func testOpenIntents(t *testing.T, f *fixture) {
 	if got := kinds(t, l); !strings.HasSuffix(got, "unknown intent issued") {
 		t.Errorf("after 16 minutes: %s", got)
 	}
-	if err := l.Conclude(t.Context(), permit, record.Outcome{File: []byte("x")}); fault.KindOf(err) != fault.Conflict {
+	if err := l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("x")}); fault.KindOf(err) != fault.Conflict {
 		t.Errorf("concluded late: %v", err)
 	}
 	verified(t, l)

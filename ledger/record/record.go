@@ -36,8 +36,9 @@ type Recorder interface {
 	// Authorize applies the ledger's rules and records that a signature is about to be made. A refusal is recorded too; its
 	// error wraps fault.Refused, fault.Denied or fault.Conflict.
 	Authorize(ctx context.Context, use Use) (Permit, error)
-	// Conclude records the outcome of a permit. Without a nil error the file must not be released.
-	Conclude(ctx context.Context, permit Permit, outcome Outcome) error
+	// Conclude records the outcome of a permit. Without a nil error the file must not be released. If another process has
+	// issued the same request meanwhile, the permit gets the id of that one.
+	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
 }
 
 // Record is one entry with the names of its customer and actor, which may have been erased.
