@@ -95,12 +95,12 @@ func tokenMender(t *testing.T, token *softhsmtest.Token) func() {
 	}
 }
 
-// keysOf returns the list of the keys with a label.
+// keysOf returns the list of the private keys with a label.
 func keysOf(t *testing.T, token *softhsmtest.Token, label string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	list := exec.CommandContext(ctx, filepath.Join(binary, "hsmsign"), "key", "list", "--json", "--key", token.Ref(label))
+	list := exec.CommandContext(ctx, filepath.Join(binary, "hsmsign"), "key", "list", "--json", "--key", strings.Replace(token.Ref(label), "?", ";type=private?", 1))
 	list.Stderr = os.Stderr
 	out := testkit.Value(list.Output())(t)
 	return out
