@@ -30,6 +30,7 @@ import (
 const (
 	maxBatch  = 256              // appends in one transaction
 	batchWait = 30 * time.Second // for the lock and the commit of one batch
+	closeWait = time.Second      // for the batch in progress when the ledger is closed
 	// keepEvery is how often the file with the last checkpoint is written.
 	keepEvery = time.Second
 	// maxClockSkew is by how much the clock may be behind the newest entry.
@@ -60,6 +61,8 @@ type Ledger struct {
 	written *Checkpoint
 	newest  time.Time
 
+	ctx     context.Context // of the writer
+	cancel  context.CancelFunc
 	changes chan *change
 	closing chan struct{} // closed by Close
 	closed  chan struct{} // closed when the writer has ended
@@ -147,6 +150,7 @@ func prepare(cfg Config) (*Ledger, error) {
 		cfg.Now = time.Now
 	}
 	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var err error
 	if l.verifier, err = note.NewVerifier(cfg.Verifier); err != nil {
 		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
@@ -201,7 +205,10 @@ func orNotLedger(err error) error {
 // Close ends the writer after its batch and records the newest checkpoint. Appends that wait fail. The store stays open.
 func (l *Ledger) Close() error {
 	l.once.Do(func() { close(l.closing) })
+	late := time.AfterFunc(closeWait, l.cancel) // of a batch that waits for a lock
 	<-l.closed
+	late.Stop()
+	l.cancel()
 	return l.keep()
 }
 
@@ -293,11 +300,16 @@ func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx
 	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
 	select {
 	case l.changes <- c:
-		return <-c.done // a batch is bounded in time
 	case <-ctx.Done():
-		return l.store.fail("wait for the writer", ctx.Err())
+		return l.store.fail("append", ctx.Err())
 	case <-l.closing:
 		return l.store.fail("append", errors.New("the ledger was closed"))
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done(): // the outcome is unknown, so nothing may be released
+		return l.store.fail("append", ctx.Err())
 	}
 }
 
@@ -331,7 +343,7 @@ func (l *Ledger) write() {
 
 // commit appends a batch in one transaction and tells each caller the outcome.
 func (l *Ledger) commit(batch []*change) {
-	ctx, cancel := context.WithTimeout(context.Background(), batchWait)
+	ctx, cancel := context.WithTimeout(l.ctx, batchWait)
 	defer cancel()
 	results := make([]error, len(batch))
 	var head *Checkpoint

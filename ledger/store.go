@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -39,6 +40,9 @@ type Store struct {
 	Snapshot sql.IsolationLevel
 	// Numbered says that parameters are $1, $2, ...; otherwise ?.
 	Numbered bool
+	// Busy returns whether an error means that another process has the lock, after a wait. Nil: BeginTx waits and ends with
+	// its context.
+	Busy func(err error) bool
 	// Forget is a statement after which the store's files no longer contain deleted rows; empty: there is none.
 	Forget string
 	// Backup writes a copy of the store, while it is in use, to a new file. Nil: the database has tools for that.
@@ -143,7 +147,7 @@ func (s *Store) ddl(text string) string {
 
 // transact runs do in a transaction that writes.
 func (s *Store) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
-	tx, err := s.DB.BeginTx(ctx, nil)
+	tx, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -152,6 +156,19 @@ func (s *Store) transact(ctx context.Context, do func(tx *sql.Tx) error) error {
 		return err
 	}
 	return tx.Commit()
+}
+
+// lockWait is how long a transaction waits for those of other processes.
+const lockWait = 10 * time.Second
+
+// begin begins a transaction. A store that waits for a lock without looking at ctx says Busy after a short time.
+func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
+	for end := time.Now().Add(lockWait); ; {
+		tx, err := s.DB.BeginTx(ctx, nil)
+		if err == nil || ctx.Err() != nil || s.Busy == nil || !s.Busy(err) || time.Now().After(end) {
+			return tx, err
+		}
+	}
 }
 
 // hashReader reads stored hashes.

@@ -14,14 +14,17 @@ import (
 	"path/filepath"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver
+	"modernc.org/sqlite"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
 )
 
-// lockWait is how long a transaction waits for those of other processes.
-const lockWait = 10 * time.Second
+// busyWait is how long SQLite waits for a lock at a time; it does not look at a context meanwhile.
+const busyWait = time.Second
+
+// busy is SQLITE_BUSY without its extended part.
+const busy = 5
 
 // Open opens the SQLite file; create makes it if it does not exist. The caller closes Store.DB.
 func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) {
@@ -51,7 +54,7 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 		return refused(err, "make the ledger with hsmsign ledger init")
 	}
 	query := url.Values{"_txlock": {"immediate"}, "_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", lockWait.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "trusted_schema(OFF)",
+		fmt.Sprintf("busy_timeout(%d)", busyWait.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "trusted_schema(OFF)",
 	}}
 	dsn := (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
 	db, err := sql.Open("sqlite", dsn)
@@ -61,7 +64,10 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 	if err != nil {
 		return refused(err, "check the file's owner and mode")
 	}
-	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Forget: "PRAGMA wal_checkpoint(TRUNCATE)", Backup: func(ctx context.Context, to string) error {
+	return &ledger.Store{Name: name, DB: db, Bytes: "BLOB", Integer: "INTEGER", LockSchema: "SELECT 1", Busy: func(err error) bool {
+		e, ok := errors.AsType[*sqlite.Error](err)
+		return ok && e.Code()&0xff == busy
+	}, Forget: "PRAGMA wal_checkpoint(TRUNCATE)", Backup: func(ctx context.Context, to string) error {
 		return backup(ctx, db, to)
 	}, Check: func() error {
 		now, err := os.Stat(path)

@@ -2,11 +2,13 @@ package sqlite_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
@@ -107,6 +109,31 @@ func TestErased(t *testing.T) {
 		t.Errorf("%v, or the contact is still in a file", err)
 	}
 	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A caller who waits for the lock of another process leaves when its context ends, and so does Close.
+func TestLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l := newLedger(t, path)
+	lock, err := open(t, path).DB.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if err := l.AddCustomer(ctx, "uid 1000", "local", ledger.Customer{Name: "acme"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an append: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 8*time.Second { // it would wait for 10
+		t.Errorf("it took %v", took)
+	}
+	if err := lock.Rollback(); err != nil {
 		t.Error(err)
 	}
 }
