@@ -77,10 +77,8 @@ func (k *key) run(ctx context.Context, p payload) ([]byte, error) {
 	if err := k.sessions.acquire(ctx); err != nil {
 		return nil, k.fail(err)
 	}
-	sig, err := await(ctx, "C_Sign has not returned", func() ([]byte, error) {
-		defer k.sessions.release()
-		return k.sign(ctx, p)
-	}, nil)
+	work := func() ([]byte, error) { return k.sign(ctx, p) }
+	sig, err := awaitThen(ctx, "C_Sign has not returned", work, k.sessions.release, nil) // the next caller signs meanwhile
 	return sig, k.fail(err)
 }
 

@@ -16,7 +16,13 @@ import (
 // says what is missing, and wraps signer.ErrUnavailable and ctx.Err(). A result that comes later goes to drop, unless that
 // is nil.
 func await[T any](ctx context.Context, what string, work func() (T, error), drop func(T)) (T, error) {
+	return awaitThen(ctx, what, work, func() {}, drop)
+}
+
+// awaitThen is await, and calls then after the work, when the caller has its result: what then wakes runs before the caller.
+func awaitThen[T any](ctx context.Context, what string, work func() (T, error), then func(), drop func(T)) (T, error) {
 	if ctx.Done() == nil { // it cannot end
+		defer then()
 		return work()
 	}
 	type result struct {
@@ -25,6 +31,7 @@ func await[T any](ctx context.Context, what string, work func() (T, error), drop
 	}
 	done := make(chan result, 1)
 	go func() {
+		defer then()
 		value, err := work()
 		done <- result{value, err}
 	}()
