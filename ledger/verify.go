@@ -188,7 +188,7 @@ func (v *verification) push(leaf tlog.Hash) {
 	v.Entries++
 }
 
-// skip reports the entries up to index as missing. Their stored hashes stand in, so that only they are reported.
+// skip reports the entries up to index as missing. Their stored hashes replace them, so that only they are reported.
 func (v *verification) skip(index int64) {
 	for v.Entries < index {
 		v.add(v.Entries, "the entry is missing")
