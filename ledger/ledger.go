@@ -11,6 +11,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"database/sql"
@@ -22,15 +23,19 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
 )
 
 const (
-	maxBatch  = 256              // appends in one transaction
-	batchWait = 30 * time.Second // for the lock and the commit of one batch
-	closeWait = time.Second      // for the batch in progress when the ledger is closed
+	maxBatch = 256 // appends in one transaction
+	// A batch waits for linger while manyIntents requests are being signed.
+	manyIntents = 16
+	linger      = 5 * time.Millisecond
+	batchWait   = 30 * time.Second // for the lock and the commit of one batch
+	closeWait   = time.Second      // for the batch in progress when the ledger is closed
 	// keepEvery is how often the file with the last checkpoint is written.
 	keepEvery = time.Second
 	// maxClockSkew is by how much the clock may be behind the newest entry.
@@ -57,9 +62,10 @@ type Ledger struct {
 	verifier note.Verifier
 	signer   note.Signer // nil: for reading
 
-	// What the writer wrote last, and its time; only the writer uses them.
+	// What the writer wrote; only the writer uses it.
 	written *Checkpoint
 	newest  time.Time
+	intents map[record.ID]*record.Entry // that this process appended, and that are open
 
 	ctx     context.Context // of the writer
 	cancel  context.CancelFunc
@@ -131,7 +137,7 @@ func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
 		if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
 			return err
 		}
-		tx := &Tx{ledger: l, sql: sqlTx, head: empty, now: l.now()}
+		tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx)), head: empty, now: l.now()}
 		if _, err := tx.Append(&record.Entry{Kind: record.KindGenesis}); err != nil {
 			return err
 		}
@@ -149,7 +155,7 @@ func prepare(cfg Config) (*Ledger, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{})}
+	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]*record.Entry{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var err error
 	if l.verifier, err = note.NewVerifier(cfg.Verifier); err != nil {
@@ -236,7 +242,7 @@ func (l *Ledger) Origin() string { return l.verifier.Name() }
 
 // Head returns the checkpoint of the store after checking it.
 func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
-	head, err := l.check(ctx, l.store.DB, "")
+	head, err := l.check(ctx, l.store.DB, l.store.hashReader(ctx, l.store.DB), "")
 	if err != nil {
 		return nil, l.store.fail("read the head", err)
 	}
@@ -245,7 +251,7 @@ func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
 }
 
 // check reads the head and checks it: signature, root of the stored hashes, growth from what was seen before.
-func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint, error) {
+func (l *Ledger) check(ctx context.Context, q querier, hashes tlog.HashReader, lock string) (*Checkpoint, error) {
 	if l.store.Check != nil {
 		if err := l.store.Check(); err != nil {
 			return nil, err
@@ -263,11 +269,12 @@ func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint
 	if err != nil {
 		return nil, err
 	}
-	head, err := ParseCheckpoint(signed, l.verifier)
-	if err != nil {
-		return nil, err
+	head := last
+	if last == nil || !bytes.Equal(signed, last.Signed) { // the signature of the last one was verified
+		if head, err = ParseCheckpoint(signed, l.verifier); err != nil {
+			return nil, err
+		}
 	}
-	hashes := l.store.hashReader(ctx, q)
 	root, err := treeHash(head.Size, hashes)
 	switch {
 	case err != nil:
@@ -321,17 +328,9 @@ func (l *Ledger) write() {
 		var batch []*change
 		select {
 		case c := <-l.changes:
-			batch = append(batch, c)
+			batch = l.gather(c)
 		case <-l.closing:
 			return
-		}
-		for more := true; more && len(batch) < maxBatch; {
-			select {
-			case c := <-l.changes:
-				batch = append(batch, c)
-			default:
-				more = false
-			}
 		}
 		l.commit(batch)
 		if time.Since(kept) > keepEvery {
@@ -339,6 +338,36 @@ func (l *Ledger) write() {
 			_ = l.keep() // Close tries again and reports the error
 		}
 	}
+}
+
+// gather returns a batch: a change, those that wait, and while many requests are being signed those that come soon. A
+// commit costs as much for one change as for many.
+func (l *Ledger) gather(first *change) []*change {
+	batch := []*change{first}
+	var soon <-chan time.Time
+	if len(l.intents) >= manyIntents {
+		soon = time.After(linger)
+	}
+	for len(batch) < maxBatch {
+		select {
+		case c := <-l.changes:
+			batch = append(batch, c)
+			continue
+		default:
+		}
+		if soon == nil {
+			break
+		}
+		select {
+		case c := <-l.changes:
+			batch = append(batch, c)
+		case <-soon:
+			return batch
+		case <-l.closing:
+			return batch
+		}
+	}
+	return batch
 }
 
 // commit appends a batch in one transaction and tells each caller the outcome.
@@ -349,11 +378,11 @@ func (l *Ledger) commit(batch []*change) {
 	var head *Checkpoint
 	var now time.Time
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
-		before, err := l.check(ctx, sqlTx, l.store.LockHead)
-		if err != nil {
+		tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx))}
+		var err error
+		if tx.head, err = l.check(ctx, sqlTx, tx.hashes, l.store.LockHead); err != nil {
 			return err
 		}
-		tx := &Tx{ledger: l, sql: sqlTx, head: before}
 		if err := tx.clock(ctx); err != nil {
 			return err
 		}

@@ -15,15 +15,19 @@ import (
 
 // entry returns one entry after proving that it is under the checkpoint.
 func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index int64) (*record.Entry, error) {
+	return l.store.entry(ctx, q, l.store.hashReader(ctx, q), head, index)
+}
+
+func (s *Store) entry(ctx context.Context, q querier, hashes tlog.HashReader, head *Checkpoint, index int64) (*record.Entry, error) {
 	var leaf []byte
-	err := q.QueryRowContext(ctx, l.store.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
+	err := q.QueryRowContext(ctx, s.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("%w: entry %d is missing", ErrTampered, index)
 	}
 	if err != nil {
 		return nil, err
 	}
-	proof, err := tlog.ProveRecord(head.Size, index, l.store.hashReader(ctx, q))
+	proof, err := tlog.ProveRecord(head.Size, index, hashes)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +46,7 @@ func (tx *Tx) entry(ctx context.Context, index int64) (*record.Entry, error) {
 	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.added)) {
 		return record.ParseEntry(tx.added[added].leaf)
 	}
-	return tx.ledger.entry(ctx, tx.sql, tx.head, index)
+	return tx.ledger.store.entry(ctx, tx.sql, tx.hashes, tx.head, index)
 }
 
 // opening returns the data of an opening of an entry after checking it against the entry's commitment.

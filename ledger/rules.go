@@ -105,7 +105,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, nil, err
 	}
 	var owner record.ID
-	foreign, err := tx.find(ctx, &owner, "SELECT customer FROM requests WHERE spki = ? AND customer <> ? AND state <> 'failed'", u.spki[:], u.customer[:])
+	foreign, err := tx.find(ctx, &owner, foreignKey, u.spki[:], u.customer[:], u.spki[:], u.customer[:])
 	if err != nil {
 		return permit, nil, err
 	}
@@ -115,7 +115,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, refusal, tx.refuse(ctx, u, ruleForeignKey)
 	}
 	if known {
-		permit, err = tx.stored(ctx, u)
+		permit, err = tx.stored(ctx, u.entry(record.KindIntent, record.ID{}))
 	} else {
 		u.customer, err = tx.addCustomer(u.actor, u.Actor, u.Channel, Customer{Name: u.Customer})
 	}
@@ -123,14 +123,21 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, nil, err
 	}
 	id := record.NewID()
-	index, err := tx.Append(u.entry(record.KindIntent, id), record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
+	intent := u.entry(record.KindIntent, id)
+	index, err := tx.Append(intent, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
 		return permit, nil, err
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
+	tx.ledger.intents[id] = intent
 	return record.Permit{Request: id.String()}, nil, nil
 }
+
+// foreignKey finds another customer that a key belongs to: with two ranges of the index, because a customer may have many
+// requests with one key.
+const foreignKey = "SELECT customer FROM requests WHERE spki = ? AND customer < ? AND state <> 'failed' " +
+	"UNION ALL SELECT customer FROM requests WHERE spki = ? AND customer > ? AND state <> 'failed' LIMIT 1"
 
 // row is a query of one row in the transaction.
 func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
@@ -143,34 +150,36 @@ func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
 
 // closeIntents records that intents which a crash left open are unknown.
 func (tx *Tx) closeIntents(ctx context.Context) error {
-	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
-	for _, id := range ids {
+	list, err := tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
+	for _, r := range list {
 		if err == nil {
-			err = tx.move(ctx, id, &record.Entry{Kind: record.KindUnknown})
+			delete(tx.ledger.intents, r.id)
+			err = tx.move(r, &record.Entry{Kind: record.KindUnknown})
 		}
 	}
 	return err
 }
 
+// request is a request and the newest entry about it.
+type request struct {
+	id    record.ID
+	at    int64 // the number of the entry
+	state string
+	*record.Entry
+}
+
 // move appends an entry about a request, which gets its state.
-func (tx *Tx) move(ctx context.Context, id record.ID, e *record.Entry, openings ...record.Opening) error {
-	var at int64
-	if err := tx.row(ctx, "SELECT entry FROM requests WHERE id = ?", id[:]).Scan(&at); err != nil {
-		return err
-	}
-	before, err := tx.entry(ctx, at)
-	if err != nil {
-		return err
-	}
-	moved := *before
+func (tx *Tx) move(r request, e *record.Entry, openings ...record.Opening) error {
+	moved := *r.Entry
 	moved.Kind, moved.File, moved.Operation, moved.Rule, moved.Commitments = e.Kind, e.File, e.Operation, e.Rule, nil
 	index, err := tx.Append(&moved, openings...)
 	if err != nil {
 		return err
 	}
-	tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, id[:])
 	if moved.Kind == record.KindIssued {
-		tx.exec("UPDATE requests SET issued = ? WHERE id = ?", index, id[:])
+		tx.exec("UPDATE requests SET state = ?, entry = ?, issued = ? WHERE id = ?", moved.Kind, index, index, r.id[:])
+	} else {
+		tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, r.id[:])
 	}
 	return nil
 }
@@ -191,8 +200,8 @@ func (tx *Tx) find(ctx context.Context, id *record.ID, query string, args ...any
 	return err == nil, err
 }
 
-// ids reads a list of ids.
-func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.ID, err error) {
+// requests reads requests, each with its entry, which is proved. The query returns ids and numbers of entries.
+func (tx *Tx) requests(ctx context.Context, query string, args ...any) (list []request, err error) {
 	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
 	if err != nil {
 		return nil, err
@@ -204,15 +213,29 @@ func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.
 	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var raw []byte
-		if err := rows.Scan(&raw); err != nil {
+		var r request
+		if err := rows.Scan(&raw, &r.at, &r.state); err != nil {
 			return nil, err
 		}
 		if len(raw) != len(record.ID{}) {
 			return nil, fmt.Errorf("%w: an id of %d bytes", ErrTampered, len(raw))
 		}
-		ids = append(ids, record.ID(raw))
+		r.id = record.ID(raw)
+		list = append(list, r)
 	}
-	return ids, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for i, r := range list { // after the rows: a PostgreSQL connection has one query at a time
+		if r.Entry, err = tx.entry(ctx, r.at); err != nil {
+			return nil, err
+		}
+		if r.Request != r.id || r.Kind != r.state {
+			return nil, fmt.Errorf("%w: the list of requests does not say what entry %d says", ErrTampered, r.at)
+		}
+		list[i] = r
+	}
+	return list, nil
 }
 
 // actor returns the id of an actor, which is new at its first use.
@@ -246,26 +269,26 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	return nil
 }
 
-// sameIssue finds a request by CSR, customer, vendor certificate, chain and digest.
-const sameIssue = "SELECT id FROM requests WHERE csr = ? AND customer = ? AND vendor = ? AND chain = ? AND digest = ? AND state = 'issued'"
+// issued returns the requests for a CSR that a customer has, and of them the one of the same vendor certificate, chain and
+// digest.
+func (tx *Tx) issued(ctx context.Context, e *record.Entry) (list []request, same *request, err error) {
+	list, err = tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", e.CSR[:], e.Customer[:])
+	for i, r := range list {
+		if r.CSR == e.CSR && r.Customer == e.Customer && r.Vendor == e.Vendor && r.Chain == e.Chain && r.Digest == e.Digest {
+			same = &list[i]
+		}
+	}
+	return list, same, err
+}
 
 // stored returns the permit of the same use, if it was issued before.
-func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err error) {
-	var id record.ID
-	issued, err := tx.find(ctx, &id, sameIssue, u.csr[:], u.customer[:], u.vendor[:], u.root[:], u.Digest)
-	if err != nil || !issued {
+func (tx *Tx) stored(ctx context.Context, e *record.Entry) (permit record.Permit, err error) {
+	_, same, err := tx.issued(ctx, e)
+	if err != nil || same == nil {
 		return permit, err
 	}
-	var at int64
-	if err := tx.row(ctx, "SELECT entry FROM requests WHERE id = ?", id[:]).Scan(&at); err != nil {
-		return permit, err
-	}
-	e, err := tx.entry(ctx, at)
-	if err != nil {
-		return permit, err
-	}
-	file, err := tx.ledger.opening(ctx, tx.sql, at, e, openRequest)
-	return record.Permit{Request: id.String(), Stored: file}, err
+	file, err := tx.ledger.opening(ctx, tx.sql, same.at, same.Entry, openRequest)
+	return record.Permit{Request: same.id.String(), Stored: file}, err
 }
 
 // Conclude implements record.Recorder.
@@ -287,40 +310,50 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 
 // conclude records the outcome, and returns the id under which the request was issued.
 func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (record.ID, error) {
-	var state string
-	var customer, csr, vendor, root []byte
-	var digest string
-	err := tx.row(ctx, "SELECT state, customer, csr, vendor, chain, digest FROM requests WHERE id = ?", id[:]).Scan(&state, &customer, &csr, &vendor, &root, &digest)
+	r, err := tx.intent(ctx, id)
 	if err != nil {
 		return id, err
-	}
-	if state != record.KindIntent {
-		return id, fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
 	}
 	if outcome.Err != nil {
-		return id, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
+		return id, tx.move(r, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
 	}
-	var other record.ID
-	issued, err := tx.find(ctx, &other, sameIssue, csr, customer, vendor, root, digest)
+	issued, same, err := tx.issued(ctx, r.Entry)
 	if err != nil {
 		return id, err
 	}
-	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return other, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
+	if same != nil { // with the same bytes: PKCS#1 v1.5 is deterministic
+		return same.id, tx.move(r, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
 	}
-	if err := tx.supersede(ctx, customer, csr); err != nil {
-		return id, err
-	}
-	return id, tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
-}
-
-// supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.
-func (tx *Tx) supersede(ctx context.Context, customer, csr []byte) error {
-	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", csr, customer)
-	for _, id := range ids {
-		if err == nil {
-			err = tx.move(ctx, id, &record.Entry{Kind: record.KindSuperseded})
+	for _, older := range issued {
+		if err := tx.move(older, &record.Entry{Kind: record.KindSuperseded}); err != nil {
+			return id, err
 		}
 	}
-	return err
+	return id, tx.move(r, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
+}
+
+// intent returns a request that is about to be signed.
+func (tx *Tx) intent(ctx context.Context, id record.ID) (request, error) {
+	const byID = "SELECT id, entry, state FROM requests WHERE id = ?"
+	r := request{id: id, Entry: tx.ledger.intents[id]}
+	delete(tx.ledger.intents, id)
+	if r.Entry != nil { // this process appended it, and the ledger has grown from there
+		var raw []byte
+		if err := tx.row(ctx, byID, id[:]).Scan(&raw, &r.at, &r.state); err != nil {
+			return r, err
+		}
+	} else {
+		list, err := tx.requests(ctx, byID, id[:])
+		if err == nil && len(list) == 0 {
+			err = fault.NotFound.Errorf("no request %s was authorized", id)
+		}
+		if err != nil {
+			return r, err
+		}
+		r = list[0]
+	}
+	if r.state != record.KindIntent {
+		return r, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
+	}
+	return r, nil
 }

@@ -15,7 +15,7 @@ CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
     csr BLOB NOT NULL, spki BLOB NOT NULL, vendor BLOB NOT NULL, chain BLOB NOT NULL, digest TEXT NOT NULL);
 CREATE INDEX requests_csr ON requests (csr);
-CREATE INDEX requests_spki ON requests (spki);
+CREATE INDEX requests_spki ON requests (spki, customer);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,

@@ -49,3 +49,35 @@ func checkGrowth(older, newer *Checkpoint, hashes tlog.HashReader) error {
 func forked(size int64) error {
 	return fmt.Errorf("%w: the first %d entries are not those of the checkpoint that was seen before", ErrTampered, size)
 }
+
+// memory is a hash reader that reads each hash once. For one transaction, and one goroutine.
+type memory struct {
+	stored tlog.HashReader
+	known  map[int64]tlog.Hash // also those that the transaction adds
+}
+
+func remember(stored tlog.HashReader) *memory { return &memory{stored, map[int64]tlog.Hash{}} }
+
+// ReadHashes implements tlog.HashReader.
+func (m *memory) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	var missing []int64
+	for _, index := range indexes {
+		if _, ok := m.known[index]; !ok {
+			missing = append(missing, index)
+		}
+	}
+	if missing != nil {
+		found, err := m.stored.ReadHashes(missing)
+		if err != nil {
+			return nil, err
+		}
+		for i, hash := range found {
+			m.known[missing[i]] = hash
+		}
+	}
+	out := make([]tlog.Hash, len(indexes))
+	for i, index := range indexes {
+		out[i] = m.known[index]
+	}
+	return out, nil
+}

@@ -17,6 +17,7 @@ import (
 type Tx struct {
 	ledger *Ledger
 	sql    *sql.Tx
+	hashes *memory
 	head   *Checkpoint
 	now    time.Time
 
@@ -102,44 +103,22 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 		return tx.head, nil
 	}
 	store := tx.ledger.store
-	stored := store.hashReader(ctx, tx.sql)
-	fresh := map[int64]tlog.Hash{}
-	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
-		out := make([]tlog.Hash, len(indexes))
-		var missing, at []int64
-		for i, index := range indexes {
-			if hash, ok := fresh[index]; ok {
-				out[i] = hash
-			} else {
-				missing, at = append(missing, index), append(at, int64(i))
-			}
-		}
-		if missing == nil {
-			return out, nil
-		}
-		found, err := stored.ReadHashes(missing)
-		for i, hash := range found {
-			out[at[i]] = hash
-			fresh[missing[i]] = hash // it is read once
-		}
-		return out, err
-	})
 	var entries, hashes []any
 	size := tx.head.Size
 	for _, added := range tx.added {
-		list, err := tlog.StoredHashes(size, added.leaf, reader)
+		list, err := tlog.StoredHashes(size, added.leaf, tx.hashes)
 		if err != nil {
 			return nil, err
 		}
 		first := tlog.StoredHashIndex(0, size)
 		for i, hash := range list {
-			fresh[first+int64(i)] = hash
+			tx.hashes.known[first+int64(i)] = hash
 			hashes = append(hashes, first+int64(i), hash[:])
 		}
 		entries = append(entries, size, added.leaf, added.kind, added.customer[:])
 		size++
 	}
-	root, err := treeHash(size, reader)
+	root, err := treeHash(size, tx.hashes)
 	if err != nil {
 		return nil, err
 	}

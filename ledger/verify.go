@@ -68,7 +68,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 		return nil, l.store.fail("verify", err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	if v.Head, err = l.check(ctx, tx, ""); err != nil {
+	if v.Head, err = l.check(ctx, tx, l.store.hashReader(ctx, tx), ""); err != nil {
 		if v.add(-1, err); v.Head == nil {
 			return v.Report, l.store.fail("verify", unlessTampered(err))
 		}
