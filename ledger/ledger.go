@@ -38,7 +38,7 @@ const (
 	closeWait   = time.Second      // for the batch in progress when the ledger is closed
 	// keepEvery is how often the file with the last checkpoint is written.
 	keepEvery = time.Second
-	// maxClockSkew is by how much the clock may be behind the newest entry.
+	// maxClockSkew is by how much the clock may be behind the newest entry, or differ from that of the database.
 	maxClockSkew = 2 * time.Minute
 )
 
@@ -384,6 +384,9 @@ func (l *Ledger) commit(batch []*change) {
 			return err
 		}
 		if err := tx.clock(ctx); err != nil {
+			return err
+		}
+		if tx.low, err = l.store.low(); err != nil {
 			return err
 		}
 		for i, c := range batch {

@@ -150,6 +150,9 @@ func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
 
 // closeIntents records that intents which a crash left open are unknown.
 func (tx *Tx) closeIntents(ctx context.Context) error {
+	if tx.low {
+		return nil // later
+	}
 	list, err := tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
 	for _, r := range list {
 		if err == nil {

@@ -47,6 +47,10 @@ type Store struct {
 	Forget string
 	// Backup writes a copy of the store, while it is in use, to a new file. Nil: the database has tools for that.
 	Backup func(ctx context.Context, path string) error
+	// Clock is a query of the time of the database, which all hosts share; empty: the time is that of the host.
+	Clock string
+	// Free returns how many bytes the disk of the store has free. Nil: it is unknown.
+	Free func() (uint64, error)
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
 
@@ -92,6 +96,18 @@ func (s *Store) fail(what string, err error) error {
 		return err
 	}
 	return fault.Errorf("%w: %s: %s: %w", ErrStore, s.Name, what, err).Fix("nothing was released; make the ledger's store available and try again")
+}
+
+// reserve is the free space in bytes below which only refusals are recorded.
+const reserve = 16 << 20
+
+// low returns whether the disk has only the reserve left.
+func (s *Store) low() (bool, error) {
+	if s.Free == nil {
+		return false, nil
+	}
+	free, err := s.Free()
+	return free < reserve, err
 }
 
 // querier is a database or a transaction.

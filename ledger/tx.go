@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"hsmsign/fault"
 	"hsmsign/ledger/record"
 )
 
@@ -20,6 +21,7 @@ type Tx struct {
 	hashes *memory
 	head   *Checkpoint
 	now    time.Time
+	low    bool // the disk has only its reserve left
 
 	added   []leaf      // of the whole batch
 	pending []statement // of the change that runs
@@ -39,9 +41,20 @@ type statement struct {
 	args  []any
 }
 
-// clock sets the time of the batch: it never falls, and a clock that is far behind is an error.
+// clock sets the time of the batch: that of the database if it has a clock. It never falls. A clock that is far behind the
+// newest entry is an error, and so are two clocks that disagree.
 func (tx *Tx) clock(ctx context.Context) error {
 	tx.now = tx.ledger.now()
+	if query := tx.ledger.store.Clock; query != "" {
+		var database time.Time
+		if err := tx.sql.QueryRowContext(ctx, query).Scan(&database); err != nil {
+			return err
+		}
+		if apart := tx.now.Sub(database); apart.Abs() > maxClockSkew {
+			return fmt.Errorf("the clocks of this host and of the database are %v apart; set them", apart.Abs().Round(time.Second))
+		}
+		tx.now = database.UTC().Truncate(time.Millisecond)
+	}
 	newest := tx.ledger.newest
 	if written := tx.ledger.written; written == nil || written.Size != tx.head.Size || written.Root != tx.head.Root {
 		e, err := tx.entry(ctx, tx.head.Size-1)
@@ -78,6 +91,10 @@ func (tx *Tx) apply(ctx context.Context) error {
 
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
+	if tx.low && e.Kind != record.KindRefused {
+		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
+			Fix("nothing was released; free space on the disk and try again")
+	}
 	index := tx.head.Size + int64(len(tx.added))
 	e.Time = tx.now
 	for _, o := range openings {

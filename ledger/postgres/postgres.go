@@ -45,6 +45,7 @@ func Open(ctx context.Context, dsn string) (*ledger.Store, error) {
 	return &ledger.Store{
 		Name: name, DB: db, Bytes: "BYTEA", Integer: "BIGINT", LockHead: " FOR UPDATE", Numbered: true,
 		LockSchema: fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", int64(schemaLock)), Snapshot: sql.LevelRepeatableRead,
+		Clock: "SELECT clock_timestamp()",
 	}, nil
 }
 

@@ -1,21 +1,28 @@
 package postgres_test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
 	"hsmsign/ledger/ledgertest"
 	"hsmsign/ledger/postgres"
 	"hsmsign/ledger/postgres/postgrestest"
+	"hsmsign/ledger/record"
 )
 
 var server *postgrestest.Server
@@ -69,23 +76,9 @@ func TestTransport(t *testing.T) {
 
 // The server crashes under load and comes back. What was confirmed is in the ledger, once, and the rest was not released.
 func TestServerCrash(t *testing.T) {
-	crashing, err := postgrestest.Start("log_min_messages = warning")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(crashing.Stop)
-	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := ledger.Config{Store: open(t, crashing.Schema(t)), Key: signerKey, Verifier: verifierKey}
-	if _, err := ledger.Init(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
-	l, err := ledger.Open(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	crashing := private(t)
+	store := open(t, crashing.Schema(t))
+	l := newLedger(t, store, store, nil)
 	var failed, confirmed atomic.Int64
 	var names sync.Map
 	stop := make(chan struct{})
@@ -149,6 +142,155 @@ func TestServerCrash(t *testing.T) {
 	})
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// private starts a server of the test's own, on a Unix socket.
+func private(t *testing.T) *postgrestest.Server {
+	t.Helper()
+	server, err := postgrestest.Start("log_min_messages = warning")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	return server
+}
+
+// newLedger makes a ledger in a store and opens it as another store of the same database.
+func newLedger(t *testing.T, store, again *ledger.Store, now func() time.Time) *ledger.Ledger {
+	t.Helper()
+	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ledger.Config{Store: store, Key: signerKey, Verifier: verifierKey}
+	if _, err := ledger.Init(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Store, cfg.Now = again, now
+	l, err := ledger.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // the test has checked it
+	return l
+}
+
+// The time of an entry is that of the database. A host whose clock is far from it does not append.
+func TestClock(t *testing.T) {
+	store := open(t, server.Schema(t))
+	var off time.Duration
+	l := newLedger(t, store, store, func() time.Time { return time.Now().Add(off) })
+	add := func() error {
+		return l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: rand.Text()})
+	}
+	off = time.Minute
+	if err := add(); err != nil {
+		t.Fatal(err)
+	}
+	newest, err := l.Record(t.Context(), 1)
+	if err != nil || time.Since(newest.Entry.Time).Abs() > 30*time.Second {
+		t.Errorf("%+v, %v: it is not the database's time", newest, err)
+	}
+	for _, off = range []time.Duration{3 * time.Minute, -3 * time.Minute} {
+		if err := add(); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "3m0s apart") {
+			t.Errorf("%v off: %v", off, err)
+		}
+	}
+}
+
+// cutter is a proxy in front of a server. It can cut a connection when the server has committed, before the client hears of
+// it.
+type cutter struct {
+	to   string // path of the server's socket
+	cuts atomic.Int64
+}
+
+func (c *cutter) serve(listener net.Listener) {
+	for {
+		client, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go c.relay(client)
+	}
+}
+
+func (c *cutter) relay(client net.Conn) {
+	defer func() { _ = client.Close() }() // the end of the relay
+	database, err := net.Dial("unix", c.to)
+	if err != nil {
+		return
+	}
+	defer func() { _ = database.Close() }() // as above
+	go func() {
+		_, _ = io.Copy(database, client) // ends with either connection
+		_ = database.Close()
+	}()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := database.Read(buffer)
+		if err != nil {
+			return
+		}
+		// CommandComplete, whose text is COMMIT (PostgreSQL, 55.7, message formats)
+		if bytes.Contains(buffer[:n], []byte("C\x00\x00\x00\x0bCOMMIT\x00")) && c.cuts.Add(-1) >= 0 {
+			return
+		}
+		if _, err := client.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// The connection is cut between COMMIT and its answer. Nothing is released, and the next attempt finds what was committed.
+func TestCutAtCommit(t *testing.T) {
+	dsn := private(t).Schema(t)
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := u.Query()
+	proxy := &cutter{to: filepath.Join(query.Get("host"), ".s.PGSQL.5432")}
+	dir := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() }) // ends the proxy
+	go proxy.serve(listener)
+	query.Set("host", dir)
+	u.RawQuery = query.Encode()
+	l := newLedger(t, open(t, dsn), open(t, u.String()), nil)
+	use := record.Use{Customer: "acme", Actor: "uid 1000", Channel: "local", CSR: []byte("csr"), SPKI: []byte("key"), Vendor: []byte("vendor"), Chain: []byte("chain"), Digest: "SHA-256"}
+	proxy.cuts.Store(1)
+	if permit, err := l.Authorize(t.Context(), use); !errors.Is(err, ledger.ErrStore) {
+		t.Fatalf("%+v, %v", permit, err)
+	}
+	permit, err := l.Authorize(t.Context(), use)
+	if err != nil || permit.Stored != nil {
+		t.Fatalf("%+v, %v", permit, err)
+	}
+	proxy.cuts.Store(1)
+	if err := l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("the request")}); !errors.Is(err, ledger.ErrStore) {
+		t.Fatal(err)
+	}
+	again, err := l.Authorize(t.Context(), use)
+	if err != nil || string(again.Stored) != "the request" || again.Request != permit.Request {
+		t.Errorf("%+v, %v", again, err)
+	}
+	var kinds []string
+	if err := l.Records(t.Context(), func(r record.Record) error {
+		kinds = append(kinds, r.Entry.Kind)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(kinds, " "); got != "genesis customer intent intent issued" {
+		t.Errorf("entries %s", got)
+	}
+	if report, err := l.Verify(t.Context(), nil); err != nil || len(report.Defects) > 0 {
+		t.Errorf("%+v, %v", report, err)
 	}
 }
 
