@@ -182,7 +182,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	n, err := l.store.version(ctx, l.store.DB)
 	switch {
 	case err != nil || n == 0:
-		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init")
+		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init; a role of PostgreSQL that did not make it needs hsmsign ledger migrate --grant")
 	case n > schemaVersion:
 		return nil, newerSchema(n)
 	}

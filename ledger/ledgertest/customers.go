@@ -3,6 +3,7 @@ package ledgertest
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
@@ -85,4 +86,26 @@ func testDue(t *testing.T, f *fixture) {
 	if len(report.Defects) != 2 {
 		t.Errorf("changed dates: %+v", report.Defects)
 	}
+}
+
+// Daily does what the role of a running program must be allowed to do.
+func Daily(t *testing.T, l *ledger.Ledger) {
+	t.Helper()
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 1"))
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 1"))
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 2"))
+	for range 2 {
+		if _, err := l.Authorize(t.Context(), use("bolt", "csr 1", "key 1", "vendor 1")); fault.KindOf(err) != fault.Conflict {
+			t.Errorf("the key of another customer: %v", err)
+		}
+	}
+	must(t, l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: "bolt"}))
+	must(t, l.EditCustomer(t.Context(), "uid 1000", "local", "bolt", func(c ledger.Customer) ledger.Customer {
+		c.Contact = "it@bolt.example"
+		return c
+	}))
+	for n := range 2 {
+		must(t, l.Attach(t.Context(), "uid 1000", "local", "acme", ledger.Push{Topic: "com.apple.mgmt.x", NotAfter: time.Now().AddDate(n, 0, 0).UTC(), SPKI: "x"}))
+	}
+	verified(t, l)
 }

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"bytes"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -78,7 +79,7 @@ func TestTransport(t *testing.T) {
 func TestServerCrash(t *testing.T) {
 	crashing := private(t)
 	store := open(t, crashing.Schema(t))
-	l := newLedger(t, store, store, nil)
+	l, _ := newLedger(t, store, store, nil)
 	var failed, confirmed atomic.Int64
 	var names sync.Map
 	stop := make(chan struct{})
@@ -157,7 +158,7 @@ func private(t *testing.T) *postgrestest.Server {
 }
 
 // newLedger makes a ledger in a store and opens it as another store of the same database.
-func newLedger(t *testing.T, store, again *ledger.Store, now func() time.Time) *ledger.Ledger {
+func newLedger(t *testing.T, store, again *ledger.Store, now func() time.Time) (*ledger.Ledger, ledger.Config) {
 	t.Helper()
 	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
 	if err != nil {
@@ -173,14 +174,14 @@ func newLedger(t *testing.T, store, again *ledger.Store, now func() time.Time) *
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() }) // the test has checked it
-	return l
+	return l, cfg
 }
 
 // The time of an entry is that of the database. A host whose clock is far from it does not append.
 func TestClock(t *testing.T) {
 	store := open(t, server.Schema(t))
 	var off time.Duration
-	l := newLedger(t, store, store, func() time.Time { return time.Now().Add(off) })
+	l, _ := newLedger(t, store, store, func() time.Time { return time.Now().Add(off) })
 	add := func() error {
 		return l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: rand.Text()})
 	}
@@ -195,6 +196,69 @@ func TestClock(t *testing.T) {
 	for _, off = range []time.Duration{3 * time.Minute, -3 * time.Minute} {
 		if err := add(); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "3m0s apart") {
 			t.Errorf("%v off: %v", off, err)
+		}
+	}
+}
+
+// The role that records requests cannot change an entry, erase a customer, or make a ledger.
+func TestRoles(t *testing.T) {
+	dsn := server.Schema(t)
+	owner := open(t, dsn)
+	role := "runner-" + strings.ToLower(rand.Text())
+	exec := func(db *sql.DB, query string) error {
+		_, err := db.ExecContext(t.Context(), query)
+		return err
+	}
+	if err := exec(owner.DB, `CREATE ROLE "`+role+`" LOGIN`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		db, err := sql.Open("pgx", dsn)
+		if err == nil {
+			_, err = db.Exec(`DROP OWNED BY "` + role + `"; DROP ROLE "` + role + `"`)
+		}
+		if err = errors.Join(err, db.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	running := open(t, u.String())
+	if err := ledger.Migrate(t.Context(), owner, role); !errors.Is(err, ledger.ErrStore) {
+		t.Errorf("without a ledger: %v", err)
+	}
+	_, cfg := newLedger(t, owner, owner, nil)
+	if err := ledger.Migrate(t.Context(), owner, "nobody"); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("a role that does not exist: %v", err)
+	}
+	cfg.Store = running
+	if _, err := ledger.Open(t.Context(), cfg); !errors.Is(err, ledger.ErrStore) || !strings.Contains(fault.Hint(err), "--grant") {
+		t.Errorf("before the rights were given: %v", err)
+	}
+	if err := ledger.Migrate(t.Context(), owner, role); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // nothing is kept
+	ledgertest.Daily(t, l)
+	if err := l.EraseCustomer(t.Context(), "uid 1000", "local", "acme"); !errors.Is(err, ledger.ErrStore) || !strings.Contains(fault.Hint(err), "the role that owns the ledger") {
+		t.Errorf("an erasure: %v", err)
+	}
+	if err := ledger.Migrate(t.Context(), running, role); !errors.Is(err, ledger.ErrStore) {
+		t.Errorf("a migration: %v", err)
+	}
+	for _, query := range []string{
+		"UPDATE entries SET leaf = ''", "DELETE FROM entries", "UPDATE openings SET data = ''", "DELETE FROM openings", "UPDATE hashes SET hash = ''",
+		"DELETE FROM head", "DELETE FROM requests", "DELETE FROM customers", "TRUNCATE entries", "DROP TABLE entries", "UPDATE ledger_schema SET version = 2",
+	} {
+		if err := exec(running.DB, query); !running.Denied(err) {
+			t.Errorf("%s: %v", query, err)
 		}
 	}
 }
@@ -261,7 +325,7 @@ func TestCutAtCommit(t *testing.T) {
 	go proxy.serve(listener)
 	query.Set("host", dir)
 	u.RawQuery = query.Encode()
-	l := newLedger(t, open(t, dsn), open(t, u.String()), nil)
+	l, _ := newLedger(t, open(t, dsn), open(t, u.String()), nil)
 	use := record.Use{Customer: "acme", Actor: "uid 1000", Channel: "local", CSR: []byte("csr"), SPKI: []byte("key"), Vendor: []byte("vendor"), Chain: []byte("chain"), Digest: "SHA-256"}
 	proxy.cuts.Store(1)
 	if permit, err := l.Authorize(t.Context(), use); !errors.Is(err, ledger.ErrStore) {
