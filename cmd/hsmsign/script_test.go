@@ -42,6 +42,7 @@ func setupScript(env *testscript.Env) error {
 			return err
 		}
 	}
+	env.Setenv("AUDIT", filepath.Join(filepath.Dir(schemaDir), "audit.py"))
 	// No configuration of the machine's own.
 	env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 	env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "home", ".config"))
