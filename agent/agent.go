@@ -58,6 +58,9 @@ type Prepared struct {
 	redeemed atomic.Bool
 }
 
+// UseBefore returns when the first certificate of the vendor's chain expires, UTC: a request is useless from then on.
+func (p *Prepared) UseBefore() time.Time { return FirstExpiry(p.identity.chain.Certs).NotAfter.UTC() }
+
 // Issued is a signed request.
 type Issued struct {
 	Request   []byte // the file for the customer, in the format of the order
@@ -285,7 +288,7 @@ func (s *Status) evaluate(now time.Time, warnDays int) {
 
 // FirstExpiry returns the certificate that expires first, of at least one.
 func FirstExpiry(certs []*x509.Certificate) *x509.Certificate {
-	return slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	return chain.FirstExpiry(certs)
 }
 
 // ErrNoCertificate means that a vendor identity has a key and no certificate yet. Config.Certificates may return it.

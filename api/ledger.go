@@ -1,6 +1,10 @@
 package api
 
-import "hsmsign/ledger/record"
+import (
+	"time"
+
+	"hsmsign/ledger/record"
+)
 
 // LedgerInit is the result of ledger init. Both keys are pinned outside the store.
 type LedgerInit struct {
@@ -38,7 +42,16 @@ type LedgerEntry struct {
 	VendorSHA256 string   `json:"vendor_sha256,omitempty"`
 	ChainSHA256  string   `json:"chain_sha256,omitempty"`
 	FileSHA256   string   `json:"file_sha256,omitempty"`
+	UseBefore    string   `json:"use_before,omitempty"`  // of an issued request: when the first certificate of the vendor's chain expires
 	Commitments  []string `json:"commitments,omitempty"` // their names
+}
+
+// Time returns a time in UTC, RFC 3339; "" for the zero time.
+func Time(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 // NewLedgerEntry describes an entry.
@@ -48,7 +61,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
 		Customer: r.Customer, CustomerID: e.Customer.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
 		Digest: e.Digest, Operation: e.Operation, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
-		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(),
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore),
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)

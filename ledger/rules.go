@@ -122,6 +122,9 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil || permit.Stored != nil {
 		return permit, nil, err
 	}
+	if err := tx.keepChain(ctx, u); err != nil {
+		return permit, nil, err
+	}
 	id := record.NewID()
 	index, err := tx.Append(u.entry(record.KindIntent, id), record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
@@ -235,6 +238,9 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 		return nil
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if err := tx.keepChain(ctx, u); err != nil {
 		return err
 	}
 	e := u.entry(record.KindRefused, record.ID{})

@@ -4,6 +4,8 @@ CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL,
 -- Kind and customer are caches of the leaf.
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, kind TEXT NOT NULL, customer BLOB NOT NULL);
 CREATE INDEX entries_customer ON entries (customer, idx);
+-- The vendor's chains by the hash that entries have: the DER certificates, concatenated.
+CREATE TABLE chains (hash BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE hashes (idx INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 -- What the entries' commitments are about. Erasing a person deletes rows here.
 CREATE TABLE openings (entry INTEGER NOT NULL, name TEXT NOT NULL, salt BLOB NOT NULL, data BLOB NOT NULL, PRIMARY KEY (entry, name));

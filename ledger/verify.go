@@ -43,7 +43,8 @@ type verification struct {
 	names     map[record.ID]string
 	pushes    map[record.ID]push
 	erased    map[record.ID]bool
-	lost      []lost // entries whose data is missing
+	chains    map[record.Hash]int64 // and the first entry with it
+	lost      []lost                // entries whose data is missing
 
 	hashes   []tlog.Hash // as stored
 	subtrees []subtree   // of the entries so far, from left to right
@@ -61,6 +62,7 @@ type subtree struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
+		chains: map[record.Hash]int64{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -273,6 +275,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
+	}
+	if _, seen := v.chains[e.Chain]; !seen && e.Chain != (record.Hash{}) {
+		v.chains[e.Chain] = index
 	}
 	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true

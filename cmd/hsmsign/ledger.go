@@ -184,13 +184,13 @@ func (p *program) ledgerList(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"ENTRY", "TIME", "KIND", "CUSTOMER", "ACTOR", "REQUEST"}}
+	rows := [][]string{{"ENTRY", "TIME", "KIND", "CUSTOMER", "ACTOR", "REQUEST", "USE BEFORE"}}
 	for _, r := range records {
 		e := api.NewLedgerEntry(r)
 		if s.json {
 			p.con.JSON(e)
 		}
-		rows = append(rows, []string{strconv.FormatInt(e.Index, 10), e.Time, e.Kind, orDefault(e.Customer, e.CustomerID), orDefault(e.Actor, e.ActorID), e.Request})
+		rows = append(rows, []string{strconv.FormatInt(e.Index, 10), e.Time, e.Kind, orDefault(e.Customer, e.CustomerID), orDefault(e.Actor, e.ActorID), e.Request, strings.SplitN(e.UseBefore, "T", 2)[0]})
 	}
 	if !s.json {
 		p.con.Table(rows)
@@ -229,7 +229,7 @@ func fieldsOf(e api.LedgerEntry) [][2]string {
 		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
 		{"customer id", e.CustomerID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
 		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
-		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"commitments", strings.Join(e.Commitments, ", ")},
+		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"use before", e.UseBefore}, {"commitments", strings.Join(e.Commitments, ", ")},
 	}
 }
 

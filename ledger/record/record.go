@@ -2,7 +2,10 @@
 // without a ledger link none.
 package record
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Use is one signature that is asked for.
 type Use struct {
@@ -47,6 +50,9 @@ type Record struct {
 	Entry    *Entry
 	Customer string
 	Actor    string
+	// UseBefore is when the first certificate of the vendor's chain expires, UTC: an issued request is useless from then on.
+	// Zero for other kinds.
+	UseBefore time.Time
 }
 
 // Defect is one thing that is wrong.

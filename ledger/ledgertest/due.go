@@ -1,0 +1,78 @@
+package ledgertest
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmsign/ledger"
+)
+
+// vendorChain returns the DER certificates of a chain, concatenated, that expire at the given times.
+func vendorChain(t *testing.T, expire ...time.Time) []byte {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	var all [][]byte
+	for i, at := range expire {
+		template := &x509.Certificate{SerialNumber: big.NewInt(int64(i) + 1), Subject: pkix.Name{CommonName: "vendor"}, NotBefore: at.AddDate(-1, 0, 0), NotAfter: at}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+		must(t, err)
+		all = append(all, der)
+	}
+	return bytes.Join(all, nil)
+}
+
+// testUseBefore: an issued request dies with the first certificate of its chain, which is stored once and verified.
+func testUseBefore(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	first := f.cfg.Now().AddDate(0, 3, 0)
+	u := use("acme", "csr 1", "key 1", "vendor")
+	u.Chain = vendorChain(t, first.AddDate(1, 0, 0), first, first.AddDate(9, 0, 0))
+	issue(t, l, u)
+	u.CSR = []byte("csr 2")
+	issue(t, l, u)
+	issue(t, l, use("acme", "csr 3", "key 1", "vendor")) // whose chain is not readable
+	list, err := l.List(ctx, ledger.Query{Limit: 10})
+	must(t, err)
+	var dates []string
+	for _, r := range list {
+		shown, err := l.Record(ctx, r.Index)
+		must(t, err)
+		if !shown.UseBefore.Equal(r.UseBefore) {
+			t.Errorf("entry %d: list says %v, show says %v", r.Index, r.UseBefore, shown.UseBefore)
+		}
+		if !r.UseBefore.IsZero() {
+			dates = append(dates, r.Entry.Kind+" "+r.UseBefore.Format(time.DateOnly))
+		}
+	}
+	if got := strings.Join(dates, ", "); got != "issued 2026-09-01, issued 2026-09-01" {
+		t.Errorf("use before: %s", got)
+	}
+	var n int
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT count(*) FROM chains").Scan(&n))
+	if n != 2 {
+		t.Errorf("%d chains are stored", n)
+	}
+	verified(t, l)
+	for name, attack := range map[string]string{
+		"another chain":   "UPDATE chains SET data = ?",
+		"a missing chain": "DELETE FROM chains WHERE hash <> ?",
+	} {
+		f.exec(t, attack, []byte("x"))
+		if _, err := l.Record(ctx, list[len(list)-4].Index); err == nil {
+			t.Errorf("%s: an entry is shown", name)
+		}
+		report, err := l.Verify(ctx, nil)
+		must(t, err)
+		if len(report.Defects) == 0 || report.Defects[len(report.Defects)-1].Text != "the vendor chain of the entry is missing" {
+			t.Errorf("%s: %+v", name, report.Defects)
+		}
+	}
+}
