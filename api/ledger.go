@@ -91,10 +91,16 @@ type Customer struct {
 
 // LedgerDue is something that has to be done.
 type LedgerDue struct {
-	What     string `json:"what"` // "push certificate", "request", "vendor certificate"
+	What     string `json:"what"` // "push certificate", "request", "vendor certificate", "issuer certificate" of its chain, "watched certificate"
 	Customer string `json:"customer,omitempty"`
 	Contact  string `json:"contact,omitempty"`
 	Account  string `json:"account,omitempty"`
-	At       string `json:"at"`                // RFC 3339, UTC: when the certificate expires, or when the request was issued
-	Request  string `json:"request,omitempty"` // id of a request that was not redeemed
+	// At is when the certificate expires, when the request was issued, or when a watched target could not be read; UTC.
+	At          string `json:"at"`
+	Request     string `json:"request,omitempty"`     // id of a request that was not redeemed
+	UseBefore   string `json:"use_before,omitempty"`  // of a request: when the first certificate of its chain expires
+	Certificate string `json:"certificate,omitempty"` // subject
+	SHA256      string `json:"sha256,omitempty"`      // of the certificate's DER
+	Source      string `json:"source,omitempty"`      // where the certificate is: a vendor identity, a watched file or endpoint
+	Error       *Error `json:"error,omitempty"`       // why a watched target could not be read
 }

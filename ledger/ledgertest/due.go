@@ -6,11 +6,13 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"strings"
 	"testing"
 	"time"
 
+	"hsmsign/fault"
 	"hsmsign/ledger"
 )
 
@@ -74,5 +76,69 @@ func testUseBefore(t *testing.T, f *fixture) {
 		if len(report.Defects) == 0 || report.Defects[len(report.Defects)-1].Text != "the vendor chain of the entry is missing" {
 			t.Errorf("%s: %+v", name, report.Defects)
 		}
+	}
+}
+
+// testDue: what expires, what was not redeemed, and what must not be attached.
+func testDue(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	now := f.cfg.Now()
+	due := func() string {
+		list, err := l.Due(ctx)
+		must(t, err)
+		var all []string
+		for _, d := range list {
+			if d.What == ledger.DueRequest || d.Deadline().Before(now.AddDate(0, 0, 30)) {
+				all = append(all, d.What+" of "+d.Customer.Name)
+			}
+		}
+		return strings.Join(all, ", ")
+	}
+	must(t, l.AddCustomer(ctx, "uid 1000", "local", ledger.Customer{Name: "bolt", Account: "mdm@bolt.example"}))
+	u := use("acme", "csr 1", "key 1", "vendor")
+	u.Chain = vendorChain(t, now.AddDate(0, 0, 9))
+	permit := issue(t, l, u)
+	list, err := l.Due(ctx)
+	must(t, err)
+	if len(list) != 1 || !list[0].At.Equal(now) || !list[0].Deadline().Equal(now.AddDate(0, 0, 9)) || list[0].Request != permit.Request {
+		t.Errorf("after an issue: %+v", list)
+	}
+	if got := due(); got != "request of acme" {
+		t.Errorf("after an issue: %s", got)
+	}
+	attach := func(customer, topic string, days int) error {
+		return l.Attach(ctx, "uid 1000", "local", customer, ledger.Push{Topic: topic, NotAfter: now.AddDate(0, 0, days), SHA256: "ab", SPKI: "cd"})
+	}
+	must(t, attach("acme", "com.apple.mgmt.External.1", 365))
+	must(t, attach("bolt", "com.apple.mgmt.External.2", 20))
+	if got := due(); got != "push certificate of bolt" {
+		t.Errorf("after the push certificates: %s", got)
+	}
+	if err := attach("bolt", "com.apple.mgmt.External.3", 365); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "enroll again") {
+		t.Errorf("another topic: %v", err)
+	}
+	if err := attach("bolt", "com.apple.mgmt.External.2", 10); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("an older certificate: %v", err)
+	}
+	if err := attach("coil", "com.apple.mgmt.External.4", 365); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an unknown customer: %v", err)
+	}
+	must(t, attach("bolt", "com.apple.mgmt.External.2", 365))
+	if got := due(); got != "" {
+		t.Errorf("after the renewal: %s", got)
+	}
+	verified(t, l)
+	f.exec(t, "UPDATE pushes SET expires = expires + 1") // a cache: the date comes from the entry
+	if got := due(); got != "" {
+		t.Errorf("changed dates: %s", got)
+	}
+	report, err := l.Verify(ctx, nil)
+	must(t, err)
+	if len(report.Defects) != 2 {
+		t.Errorf("changed dates: %+v", report.Defects)
+	}
+	f.exec(t, "UPDATE pushes SET entry = 1")
+	if _, err := l.Due(ctx); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("another entry: %v", err)
 	}
 }
