@@ -89,6 +89,14 @@ type Customer struct {
 	Changed string `json:"changed"` // RFC 3339, UTC
 }
 
+// LedgerWatch is a file or an endpoint whose certificates are reported with what is due.
+type LedgerWatch struct {
+	Target string `json:"target"`
+	Origin string `json:"origin"`          // "ledger", or the configuration file
+	Entry  *int64 `json:"entry,omitempty"` // that says it
+	Since  string `json:"since,omitempty"` // RFC 3339, UTC
+}
+
 // LedgerDue is something that has to be done.
 type LedgerDue struct {
 	What     string `json:"what"` // "push certificate", "request", "vendor certificate", "issuer certificate" of its chain, "watched certificate"

@@ -19,6 +19,8 @@ CREATE TABLE requests (
 CREATE INDEX requests_csr ON requests (csr);
 CREATE INDEX requests_spki ON requests (spki);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
+-- Files and endpoints whose certificates are reported with what is due.
+CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,
     PRIMARY KEY (day, actor, rule, csr));

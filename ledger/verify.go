@@ -44,7 +44,8 @@ type verification struct {
 	pushes    map[record.ID]push
 	erased    map[record.ID]bool
 	chains    map[record.Hash]int64 // and the first entry with it
-	lost      []lost                // entries whose data is missing
+	watches   map[string]int64
+	lost      []lost // entries whose data is missing
 
 	hashes   []tlog.Hash // as stored
 	subtrees []subtree   // of the entries so far, from left to right
@@ -62,7 +63,7 @@ type subtree struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -228,7 +229,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
-		if o.Name == openCustomer || o.Name == openPush {
+		if o.Name == openCustomer || o.Name == openPush || o.Name == openTarget {
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
@@ -240,7 +241,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 type opened struct {
 	record.Commitment
 	hash record.Hash
-	data []byte // of a customer or a push certificate
+	data []byte // of a customer, a push certificate or a target
 }
 
 // entry checks one entry, and follows what it says.
@@ -264,6 +265,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 				v.add(index, "the customer is not readable")
 			}
 			v.names[e.Customer] = c.Name
+		}
+		if o.Name == openTarget {
+			v.watch(e.Kind, string(o.data), index)
 		}
 		if o.Name == openPush {
 			var p Push

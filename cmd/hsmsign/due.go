@@ -24,9 +24,10 @@ import (
 func (p *program) dueCommand() *cli.Command {
 	return &cli.Command{
 		Name: "due", Usage: "list what has to be done soon: push certificates to renew, requests that nobody redeemed, the vendor's chain",
-		Description: "The vendor's chains are those of --cert, or of every identity in the configuration. Exit code 3 when something is\n" +
-			"due, for cron. The files of --ics and --prometheus contain every date, also those after --within. The file of\n" +
-			"--ics names customers and their Apple Accounts, so its mode is 0600.\n\n" +
+		Description: "The vendor's chains are those of --cert, or of every identity in the configuration. What ledger watch names is\n" +
+			"read too; a target that cannot be read is due. Exit code 3 when something is due, for cron.\n" +
+			"The files of --ics and --prometheus contain every date, also those after --within. The file of --ics names customers and their Apple\n" +
+			"Accounts, so its mode is 0600.\n\n" +
 			"  hsmsign ledger due --ledger sqlite:ledger.db --within 30d\n" +
 			"  hsmsign ledger due --ledger sqlite:ledger.db --ics due.ics --prometheus /var/lib/node_exporter/due.prom",
 		Flags: slices.Concat(ledgerFlags(), []cli.Flag{
@@ -40,8 +41,9 @@ func (p *program) dueCommand() *cli.Command {
 
 // What an item is about, besides those of the ledger.
 const (
-	dueVendor = "vendor certificate"
-	dueIssuer = "issuer certificate" // of the vendor's chain
+	dueVendor  = "vendor certificate"
+	dueIssuer  = "issuer certificate" // of the vendor's chain
+	dueWatched = "watched certificate"
 )
 
 // dueItem is one line of what is due.
@@ -136,8 +138,13 @@ func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now t
 			items = append(items, certItem(map[bool]string{true: dueVendor, false: dueIssuer}[i == 0], one.vendor, c))
 		}
 	}
+	watched, err := s.watchItems(ctx, l, now)
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, watched...)
 	for i := range items {
-		items[i].soon = items[i].soon || items[i].deadline.Before(before)
+		items[i].soon = items[i].soon || !items[i].deadline.IsZero() && items[i].deadline.Before(before)
 	}
 	slices.SortStableFunc(items, func(a, b dueItem) int { return a.deadline.Compare(b.deadline) })
 	return items, nil

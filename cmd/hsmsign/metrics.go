@@ -52,8 +52,17 @@ func dueMetrics(items []dueItem, now time.Time) []byte {
 				count[item.What]++
 			}
 		}
-		for _, what := range []string{ledger.DuePush, ledger.DueRequest, dueVendor, dueIssuer} {
+		for _, what := range []string{ledger.DuePush, ledger.DueRequest, dueVendor, dueIssuer, dueWatched} {
 			sample(count[what], "what", what)
+		}
+	})
+	m.gauge("hsmsign_due_watched_up", "Whether a watched file or endpoint was read.", func(sample func(int64, ...string)) {
+		seen := map[string]bool{}
+		for _, item := range items {
+			if item.What == dueWatched && !seen[item.Source] {
+				seen[item.Source] = true
+				sample(map[bool]int64{true: 1}[item.Error == nil], "source", item.Source)
+			}
 		}
 	})
 	m.gauge("hsmsign_due_checked_seconds", "When this was checked, in seconds since 1970.", func(sample func(int64, ...string)) {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -140,5 +141,62 @@ func testDue(t *testing.T, f *fixture) {
 	f.exec(t, "UPDATE pushes SET entry = 1")
 	if _, err := l.Due(ctx); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("another entry: %v", err)
+	}
+}
+
+// testWatched: targets come and go, each with an entry, and a row that no entry explains is found.
+func testWatched(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	watch := func(target string) error { return l.Watch(ctx, "uid 1000", "local", target) }
+	unwatch := func(target string) error { return l.Unwatch(ctx, "uid 1000", "local", target) }
+	targets := func() string {
+		list, err := l.Watched(ctx)
+		must(t, err)
+		var all []string
+		for _, w := range list {
+			all = append(all, w.Target)
+		}
+		return strings.Join(all, " ")
+	}
+	must(t, watch("push.example.com:443"))
+	must(t, watch("/etc/apns.pem"))
+	if err := watch("/etc/apns.pem"); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("watched twice: %v", err)
+	}
+	if err := unwatch("other:443"); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("not watched: %v", err)
+	}
+	for _, text := range []string{"", strings.Repeat("x", 1025), "\xff"} {
+		if err := watch(text); fault.KindOf(err) != fault.Usage {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	must(t, unwatch("push.example.com:443"))
+	must(t, watch("b:1"))
+	must(t, unwatch("b:1"))
+	must(t, watch("b:1"))
+	if got, entries := targets(), kinds(t, l); got != "/etc/apns.pem b:1" || entries != "genesis watched watched unwatched watched unwatched watched" {
+		t.Errorf("%s; %s", got, entries)
+	}
+	for i := 2; i < 128; i++ {
+		must(t, watch(fmt.Sprintf("host%d:443", i)))
+	}
+	if err := watch("one:443"); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("the 129th target: %v", err)
+	}
+	verified(t, l)
+	for _, attack := range []string{
+		"INSERT INTO watches (target, entry) VALUES ('evil:443', 6)", "DELETE FROM watches WHERE target = '/etc/apns.pem'",
+		"UPDATE watches SET entry = 1 WHERE target = 'b:1'",
+	} {
+		f.exec(t, attack)
+		report, err := l.Verify(ctx, nil)
+		must(t, err)
+		if len(report.Defects) == 0 {
+			t.Errorf("%s: not found", attack)
+		}
+	}
+	if _, err := l.Watched(ctx); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("a changed list: %v", err)
 	}
 }

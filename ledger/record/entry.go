@@ -30,6 +30,8 @@ const (
 	KindCustomer   = "customer"   // a customer was added or changed
 	KindErased     = "erased"     // the personal data of a customer was deleted
 	KindAttached   = "attached"   // the push certificate of a customer was recorded
+	KindWatched    = "watched"    // the certificates of a file or endpoint are reported as what is due
+	KindUnwatched  = "unwatched"  // they no longer are
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person.
