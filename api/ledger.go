@@ -31,6 +31,8 @@ type LedgerEntry struct {
 	Request      string   `json:"request,omitempty"` // id
 	Customer     string   `json:"customer,omitempty"`
 	CustomerID   string   `json:"customer_id,omitempty"`
+	From         string   `json:"from,omitempty"` // the customer that a reassigned key belonged to
+	FromID       string   `json:"from_id,omitempty"`
 	Actor        string   `json:"actor,omitempty"`
 	ActorID      string   `json:"actor_id,omitempty"`
 	Channel      string   `json:"channel,omitempty"`
@@ -59,7 +61,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 	e := r.Entry
 	entry := LedgerEntry{
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
-		Customer: r.Customer, CustomerID: e.Customer.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
+		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
 		Digest: e.Digest, Operation: e.Operation, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
 		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore),
 	}

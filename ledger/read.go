@@ -134,6 +134,9 @@ func (l *Ledger) named(ctx context.Context, records []record.Record) (_ []record
 		if r.Customer, err = l.name(ctx, names, "customers", r.Entry.Customer); err != nil {
 			return nil, err
 		}
+		if r.From, err = l.name(ctx, names, "customers", r.Entry.From); err != nil {
+			return nil, err
+		}
 		if r.Actor, err = l.name(ctx, names, "actors", r.Entry.Actor); err != nil {
 			return nil, err
 		}

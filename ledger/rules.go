@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -105,34 +106,49 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, nil, err
 	}
 	var owner record.ID
-	foreign, err := tx.find(ctx, &owner, "SELECT customer FROM requests WHERE spki = ? AND customer <> ? AND state <> 'failed'", u.spki[:], u.customer[:])
+	used, err := tx.find(ctx, &owner, "SELECT customer FROM keys WHERE spki = ?", u.spki[:])
 	if err != nil {
 		return permit, nil, err
 	}
-	if foreign {
-		refusal = fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q [%s]", u.Customer, ruleForeignKey).
-			Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer")
-		return permit, refusal, tx.refuse(ctx, u, ruleForeignKey)
+	if used && owner != u.customer {
+		return permit, foreignKey(u.Customer), tx.refuse(ctx, u, ruleForeignKey)
 	}
-	if known {
+	switch {
+	case used:
 		permit, err = tx.stored(ctx, u)
-	} else {
+	case known:
+		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
+	default:
 		u.customer, err = tx.addCustomer(u.actor, u.Actor, u.Channel, Customer{Name: u.Customer})
 	}
 	if err != nil || permit.Stored != nil {
 		return permit, nil, err
 	}
+	permit, err = tx.intend(ctx, u, !used)
+	return permit, nil, err
+}
+
+func foreignKey(customer string) error {
+	return fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q [%s]", customer, ruleForeignKey).
+		Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer edit --rename")
+}
+
+// intend records that a signature is about to be made; newKey says that nobody used the key before.
+func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, error) {
 	if err := tx.keepChain(ctx, u); err != nil {
-		return permit, nil, err
+		return record.Permit{}, err
 	}
 	id := record.NewID()
 	index, err := tx.Append(u.entry(record.KindIntent, id), record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
-		return permit, nil, err
+		return record.Permit{}, err
+	}
+	if newKey {
+		tx.exec("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", u.spki[:], u.customer[:], index)
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
-	return record.Permit{Request: id.String()}, nil, nil
+	return record.Permit{Request: id.String()}, nil
 }
 
 // row is a query of one row in the transaction.
@@ -281,43 +297,49 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 		return err
 	}
 	issued := id
+	var refusal error
 	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		issued, err = tx.conclude(ctx, id, outcome)
+		issued, refusal, err = tx.conclude(ctx, id, outcome)
 		return err
 	})
-	if err == nil {
+	if err = errors.Join(err, refusal); err == nil {
 		permit.Request = issued.String()
 	}
 	return err
 }
 
-// conclude records the outcome, and returns the id under which the request was issued.
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (record.ID, error) {
+// conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
+func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (issuedAs record.ID, refusal, err error) {
 	var state string
-	var customer, csr, vendor, root []byte
+	var customer, owner, csr, vendor, root []byte
 	var digest string
-	err := tx.row(ctx, "SELECT state, customer, csr, vendor, chain, digest FROM requests WHERE id = ?", id[:]).Scan(&state, &customer, &csr, &vendor, &root, &digest)
+	const query = `SELECT r.state, r.customer, k.customer, r.csr, r.vendor, r.chain, r.digest FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?`
+	err = tx.row(ctx, query, id[:]).Scan(&state, &customer, &owner, &csr, &vendor, &root, &digest)
 	if err != nil {
-		return id, err
+		return id, nil, err
 	}
 	if state != record.KindIntent {
-		return id, fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
+		return id, nil, fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
 	}
 	if outcome.Err != nil {
-		return id, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
+		return id, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
+	}
+	if !bytes.Equal(owner, customer) { // reassigned since the intent
+		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
+		return id, refusal, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleForeignKey})
 	}
 	var other record.ID
 	issued, err := tx.find(ctx, &other, sameIssue, csr, customer, vendor, root, digest)
 	if err != nil {
-		return id, err
+		return id, nil, err
 	}
 	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return other, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
+		return other, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
 	}
 	if err := tx.supersede(ctx, customer, csr); err != nil {
-		return id, err
+		return id, nil, err
 	}
-	return id, tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
+	return id, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
 }
 
 // supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.

@@ -12,12 +12,13 @@ CREATE TABLE openings (entry INTEGER NOT NULL, name TEXT NOT NULL, salt BLOB NOT
 -- Caches of the entries, for finding them. verify compares them with the entries.
 CREATE TABLE actors (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE customers (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, entry INTEGER NOT NULL);
+-- Whose key it is, since the first intent with it or since it was reassigned.
+CREATE TABLE keys (spki BLOB PRIMARY KEY, customer BLOB NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
     csr BLOB NOT NULL, spki BLOB NOT NULL, vendor BLOB NOT NULL, chain BLOB NOT NULL, digest TEXT NOT NULL);
 CREATE INDEX requests_csr ON requests (csr);
-CREATE INDEX requests_spki ON requests (spki);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
 -- Files and endpoints whose certificates are reported with what is due.
 CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);

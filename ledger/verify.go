@@ -45,6 +45,7 @@ type verification struct {
 	erased    map[record.ID]bool
 	chains    map[record.Hash]int64 // and the first entry with it
 	watches   map[string]int64
+	keys      map[record.Hash]owner
 	lost      []lost // entries whose data is missing
 
 	hashes   []tlog.Hash // as stored
@@ -63,7 +64,7 @@ type subtree struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{}, watches: map[string]int64{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -283,6 +284,7 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	if _, seen := v.chains[e.Chain]; !seen && e.Chain != (record.Hash{}) {
 		v.chains[e.Chain] = index
 	}
+	v.key(e, index)
 	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true
 	}

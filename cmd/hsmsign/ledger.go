@@ -227,7 +227,7 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 func fieldsOf(e api.LedgerEntry) [][2]string {
 	return [][2]string{
 		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
-		{"customer id", e.CustomerID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
+		{"customer id", e.CustomerID}, {"from", e.From}, {"from id", e.FromID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
 		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
 		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"use before", e.UseBefore}, {"commitments", strings.Join(e.Commitments, ", ")},
 	}

@@ -44,11 +44,12 @@ type Recorder interface {
 	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
 }
 
-// Record is one entry with the names of its customer and actor, which may have been erased.
+// Record is one entry with the names of its customers and actor, which may have been erased.
 type Record struct {
 	Index    int64
 	Entry    *Entry
 	Customer string
+	From     string
 	Actor    string
 	// UseBefore is when the first certificate of the vendor's chain expires, UTC: an issued request is useless from then on.
 	// Zero for other kinds.
