@@ -19,6 +19,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -128,8 +129,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	if permit.Stored != nil {
 		return p.reissue(permit)
 	}
-	issued, err := v.issue(ctx, p)
-	outcome := record.Outcome{Err: err}
+	operation := &signer.Operation{Reason: permit.Request}
+	issued, err := v.issue(signer.WithOperation(ctx, operation), p)
+	outcome := outcomeOf(operation, err)
 	if err == nil {
 		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
 	}
@@ -141,6 +143,27 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	}
 	issued.RequestID = permit.Request
 	return issued, nil
+}
+
+// maxError is the length of an error of an attempt that is recorded.
+const maxError = 256
+
+// outcomeOf returns what the key store's attempts came to. The id of the last one is that of the signature, if there is one.
+func outcomeOf(operation *signer.Operation, err error) record.Outcome {
+	outcome := record.Outcome{Err: err}
+	attempts := operation.Attempts()
+	for i, a := range attempts {
+		if err == nil && i == len(attempts)-1 {
+			outcome.Operation = a.ID
+			break
+		}
+		text := "the signature was not used"
+		if a.Err != nil {
+			text = fault.Clip(strings.ToValidUTF8(a.Err.Error(), "?"), maxError)
+		}
+		outcome.Attempts = append(outcome.Attempts, record.Attempt{Time: a.Time.UTC().Truncate(time.Millisecond), Operation: a.ID, Error: text})
+	}
+	return outcome
 }
 
 // recordTimeout bounds recording an outcome.

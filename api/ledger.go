@@ -25,27 +25,28 @@ type LedgerStatus struct {
 
 // LedgerEntry describes an entry.
 type LedgerEntry struct {
-	Index        int64    `json:"index"`
-	Time         string   `json:"time"` // RFC 3339, UTC, milliseconds
-	Kind         string   `json:"kind"`
-	Request      string   `json:"request,omitempty"` // id
-	Customer     string   `json:"customer,omitempty"`
-	CustomerID   string   `json:"customer_id,omitempty"`
-	From         string   `json:"from,omitempty"` // the customer that a reassigned key belonged to
-	FromID       string   `json:"from_id,omitempty"`
-	Actor        string   `json:"actor,omitempty"`
-	ActorID      string   `json:"actor_id,omitempty"`
-	Channel      string   `json:"channel,omitempty"`
-	Rule         string   `json:"rule,omitempty"`
-	Digest       string   `json:"digest,omitempty"`
-	Operation    string   `json:"operation,omitempty"`
-	CSRSHA256    string   `json:"csr_sha256,omitempty"`
-	KeySHA256    string   `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
-	VendorSHA256 string   `json:"vendor_sha256,omitempty"`
-	ChainSHA256  string   `json:"chain_sha256,omitempty"`
-	FileSHA256   string   `json:"file_sha256,omitempty"`
-	UseBefore    string   `json:"use_before,omitempty"`  // of an issued request: when the first certificate of the vendor's chain expires
-	Commitments  []string `json:"commitments,omitempty"` // their names
+	Index        int64            `json:"index"`
+	Time         string           `json:"time"` // RFC 3339, UTC, milliseconds
+	Kind         string           `json:"kind"`
+	Request      string           `json:"request,omitempty"` // id
+	Customer     string           `json:"customer,omitempty"`
+	CustomerID   string           `json:"customer_id,omitempty"`
+	From         string           `json:"from,omitempty"` // the customer that a reassigned key belonged to
+	FromID       string           `json:"from_id,omitempty"`
+	Actor        string           `json:"actor,omitempty"`
+	ActorID      string           `json:"actor_id,omitempty"`
+	Channel      string           `json:"channel,omitempty"`
+	Rule         string           `json:"rule,omitempty"`
+	Digest       string           `json:"digest,omitempty"`
+	Operation    string           `json:"operation,omitempty"` // the key store's id of the signature
+	Attempts     []record.Attempt `json:"attempts,omitempty"`  // requests to the key store that failed; ledger show only
+	CSRSHA256    string           `json:"csr_sha256,omitempty"`
+	KeySHA256    string           `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
+	VendorSHA256 string           `json:"vendor_sha256,omitempty"`
+	ChainSHA256  string           `json:"chain_sha256,omitempty"`
+	FileSHA256   string           `json:"file_sha256,omitempty"`
+	UseBefore    string           `json:"use_before,omitempty"`  // of an issued request: when the first certificate of the vendor's chain expires
+	Commitments  []string         `json:"commitments,omitempty"` // their names
 }
 
 // Time returns a time in UTC, RFC 3339; "" for the zero time.
@@ -62,7 +63,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 	entry := LedgerEntry{
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
 		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
-		Digest: e.Digest, Operation: e.Operation, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
+		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
 		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore),
 	}
 	for _, c := range e.Commitments {

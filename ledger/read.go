@@ -185,7 +185,13 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
-	return &records[0], nil
+	r := &records[0]
+	if r.Customer != "" { // those of an erased customer are gone
+		if r.Attempts, err = l.attempts(ctx, l.store.DB, index, e); err != nil {
+			return nil, l.store.fail("read the entry", err)
+		}
+	}
+	return r, nil
 }
 
 // Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -31,6 +30,7 @@ const (
 	openRequest  = "request"  // the request file
 	openActor    = "actor"    // name of the actor, UTF-8
 	openCustomer = "customer" // JSON of a Customer
+	openAttempts = "attempts" // JSON: the failed requests to the key store
 )
 
 // Customer is who requests are issued to. Everything in it is personal data, which Erase deletes.
@@ -288,67 +288,4 @@ func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err err
 	}
 	file, err := tx.ledger.opening(ctx, tx.sql, at, e, openRequest)
 	return record.Permit{Request: id.String(), Stored: file}, err
-}
-
-// Conclude implements record.Recorder.
-func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome record.Outcome) error {
-	id, err := record.ParseID(permit.Request)
-	if err != nil {
-		return err
-	}
-	issued := id
-	var refusal error
-	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		issued, refusal, err = tx.conclude(ctx, id, outcome)
-		return err
-	})
-	if err = errors.Join(err, refusal); err == nil {
-		permit.Request = issued.String()
-	}
-	return err
-}
-
-// conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (issuedAs record.ID, refusal, err error) {
-	var state string
-	var customer, owner, csr, vendor, root []byte
-	var digest string
-	const query = `SELECT r.state, r.customer, k.customer, r.csr, r.vendor, r.chain, r.digest FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?`
-	err = tx.row(ctx, query, id[:]).Scan(&state, &customer, &owner, &csr, &vendor, &root, &digest)
-	if err != nil {
-		return id, nil, err
-	}
-	if state != record.KindIntent {
-		return id, nil, fault.Conflict.Errorf("the request %s is %s already", id, state).Fix("sign the CSR again")
-	}
-	if outcome.Err != nil {
-		return id, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
-	}
-	if !bytes.Equal(owner, customer) { // reassigned since the intent
-		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
-		return id, refusal, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleForeignKey})
-	}
-	var other record.ID
-	issued, err := tx.find(ctx, &other, sameIssue, csr, customer, vendor, root, digest)
-	if err != nil {
-		return id, nil, err
-	}
-	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return other, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
-	}
-	if err := tx.supersede(ctx, customer, csr); err != nil {
-		return id, nil, err
-	}
-	return id, nil, tx.move(ctx, id, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
-}
-
-// supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.
-func (tx *Tx) supersede(ctx context.Context, customer, csr []byte) error {
-	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", csr, customer)
-	for _, id := range ids {
-		if err == nil {
-			err = tx.move(ctx, id, &record.Entry{Kind: record.KindSuperseded})
-		}
-	}
-	return err
 }

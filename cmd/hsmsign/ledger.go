@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -219,6 +220,9 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 	}
 	for _, f := range fieldsOf(e) {
 		p.con.Field(f[0], f[1])
+	}
+	for _, a := range e.Attempts {
+		p.con.Field("attempt", fmt.Sprintf("%s %s: %s", api.Time(a.Time), orDefault(a.Operation, "no id"), a.Error))
 	}
 	return nil
 }

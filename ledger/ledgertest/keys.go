@@ -2,6 +2,8 @@ package ledgertest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -115,4 +117,44 @@ func appendEntry(t *testing.T, l *ledger.Ledger, e record.Entry) {
 		_, err := tx.Append(&e)
 		return err
 	}))
+}
+
+// testAttempts: the key store's id and the failed attempts are in the entry of the outcome, also of one that was refused.
+func testAttempts(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	attempts := []record.Attempt{{Time: f.cfg.Now(), Operation: "id 1", Error: "throttled"}, {Time: f.cfg.Now(), Error: "no answer"}}
+	conclude := func(csr string, o record.Outcome) {
+		permit, err := l.Authorize(ctx, use("acme", csr, "key 1", "vendor"))
+		must(t, err)
+		o.Attempts = attempts
+		must(t, l.Conclude(ctx, &permit, o))
+	}
+	conclude("csr 1", record.Outcome{File: []byte("request"), Operation: "id 2"})
+	conclude("csr 2", record.Outcome{Err: fault.Unavailable.Errorf("down")})
+	first, err := l.Authorize(ctx, use("acme", "csr 3", "key 1", "vendor"))
+	must(t, err)
+	second := first
+	conclude("csr 3", record.Outcome{File: []byte("request"), Operation: "id 3"})
+	must(t, l.Conclude(ctx, &second, record.Outcome{File: []byte("request"), Operation: "id 4", Attempts: attempts[:1]}))
+	var got []string
+	head, err := l.Head(ctx)
+	must(t, err)
+	for index := range head.Size {
+		r, err := l.Record(ctx, index)
+		must(t, err)
+		if r.Entry.Kind == record.KindIssued || r.Entry.Kind == record.KindFailed {
+			got = append(got, fmt.Sprintf("%s %s %d", r.Entry.Kind, r.Entry.Operation, len(r.Attempts)))
+		}
+		if len(r.Attempts) == 2 && r.Attempts[1] != attempts[1] {
+			t.Errorf("%+v", r.Attempts)
+		}
+	}
+	if want := "issued id 2 2; failed  2; issued id 3 2; failed id 4 1"; strings.Join(got, "; ") != want {
+		t.Errorf("%q", got)
+	}
+	verified(t, l)
+	f.exec(t, "UPDATE openings SET data = ? WHERE name = 'attempts'", []byte("[]"))
+	if _, err := l.Record(ctx, 3); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("changed attempts: %v", err)
+	}
 }
