@@ -19,6 +19,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,6 +58,9 @@ type Prepared struct {
 	identity *identity
 	redeemed atomic.Bool
 }
+
+// UseBefore returns when the first certificate of the vendor's chain expires, UTC: a request is useless from then on.
+func (p *Prepared) UseBefore() time.Time { return FirstExpiry(p.identity.chain.Certs).NotAfter.UTC() }
 
 // Issued is a signed request.
 type Issued struct {
@@ -125,8 +129,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	if permit.Stored != nil {
 		return p.reissue(permit)
 	}
-	issued, err := v.issue(ctx, p)
-	outcome := record.Outcome{Err: err}
+	operation := &signer.Operation{Reason: permit.Request}
+	issued, err := v.issue(signer.WithOperation(ctx, operation), p)
+	outcome := outcomeOf(operation, err)
 	if err == nil {
 		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
 	}
@@ -138,6 +143,27 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	}
 	issued.RequestID = permit.Request
 	return issued, nil
+}
+
+// maxError is the length of an error of an attempt that is recorded.
+const maxError = 256
+
+// outcomeOf returns what the key store's attempts came to. The id of the last one is that of the signature, if there is one.
+func outcomeOf(operation *signer.Operation, err error) record.Outcome {
+	outcome := record.Outcome{Err: err}
+	attempts := operation.Attempts()
+	for i, a := range attempts {
+		if err == nil && i == len(attempts)-1 {
+			outcome.Operation = a.ID
+			break
+		}
+		text := "the signature was not used"
+		if a.Err != nil {
+			text = fault.Clip(strings.ToValidUTF8(a.Err.Error(), "?"), maxError)
+		}
+		outcome.Attempts = append(outcome.Attempts, record.Attempt{Time: a.Time.UTC().Truncate(time.Millisecond), Operation: a.ID, Error: text})
+	}
+	return outcome
 }
 
 // recordTimeout bounds recording an outcome.
@@ -285,7 +311,7 @@ func (s *Status) evaluate(now time.Time, warnDays int) {
 
 // FirstExpiry returns the certificate that expires first, of at least one.
 func FirstExpiry(certs []*x509.Certificate) *x509.Certificate {
-	return slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	return chain.FirstExpiry(certs)
 }
 
 // ErrNoCertificate means that a vendor identity has a key and no certificate yet. Config.Certificates may return it.

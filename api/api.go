@@ -55,19 +55,22 @@ type SignResult struct {
 	KeySHA256 string          `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
 	Findings  []fault.Finding `json:"findings,omitempty"`   // warnings and notes about the CSR
 	RequestID string          `json:"request_id,omitempty"` // of the ledger
+	UseBefore string          `json:"use_before,omitempty"` // when the first certificate of the vendor's chain expires
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
 }
 
 // VerifyResult is the verdict on one Push Certificate Request.
 type VerifyResult struct {
-	File     string          `json:"file"`
-	OK       bool            `json:"ok"`
-	Digest   string          `json:"digest,omitempty"` // of the signature; absent if it does not verify
-	CSR      *CSR            `json:"csr,omitempty"`
-	Chain    []Certificate   `json:"chain,omitempty"`
-	Root     string          `json:"root,omitempty"` // RootApple, or RootGiven for a root that was given as trusted
-	Findings []fault.Finding `json:"findings"`
+	File   string        `json:"file"`
+	OK     bool          `json:"ok"`
+	Digest string        `json:"digest,omitempty"` // of the signature; absent if it does not verify
+	CSR    *CSR          `json:"csr,omitempty"`
+	Chain  []Certificate `json:"chain,omitempty"`
+	// UseBefore is when the first certificate of the chain expires. After that Apple refuses the request.
+	UseBefore string          `json:"use_before,omitempty"`
+	Root      string          `json:"root,omitempty"` // RootApple, or RootGiven for a root that was given as trusted
+	Findings  []fault.Finding `json:"findings"`
 }
 
 // The roots of a VerifyResult that is OK.

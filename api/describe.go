@@ -174,7 +174,7 @@ func NewVerifyResult(file string, r *request.Report, now time.Time) VerifyResult
 		result.CSR = NewCSR(r.CSR)
 	}
 	if result.OK {
-		result.Root = RootOf(r.Chain)
+		result.Root, result.UseBefore = RootOf(r.Chain), Time(chain.FirstExpiry(r.Chain).NotAfter)
 	}
 	return result
 }

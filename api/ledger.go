@@ -1,6 +1,10 @@
 package api
 
-import "hsmsign/ledger/record"
+import (
+	"time"
+
+	"hsmsign/ledger/record"
+)
 
 // LedgerInit is the result of ledger init. Both keys are pinned outside the store.
 type LedgerInit struct {
@@ -21,24 +25,36 @@ type LedgerStatus struct {
 
 // LedgerEntry describes an entry.
 type LedgerEntry struct {
-	Index        int64    `json:"index"`
-	Time         string   `json:"time"` // RFC 3339, UTC, milliseconds
-	Kind         string   `json:"kind"`
-	Request      string   `json:"request,omitempty"` // id
-	Customer     string   `json:"customer,omitempty"`
-	CustomerID   string   `json:"customer_id,omitempty"`
-	Actor        string   `json:"actor,omitempty"`
-	ActorID      string   `json:"actor_id,omitempty"`
-	Channel      string   `json:"channel,omitempty"`
-	Rule         string   `json:"rule,omitempty"`
-	Digest       string   `json:"digest,omitempty"`
-	Operation    string   `json:"operation,omitempty"`
-	CSRSHA256    string   `json:"csr_sha256,omitempty"`
-	KeySHA256    string   `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
-	VendorSHA256 string   `json:"vendor_sha256,omitempty"`
-	ChainSHA256  string   `json:"chain_sha256,omitempty"`
-	FileSHA256   string   `json:"file_sha256,omitempty"`
-	Commitments  []string `json:"commitments,omitempty"` // their names
+	Index        int64            `json:"index"`
+	Time         string           `json:"time"` // RFC 3339, UTC, milliseconds
+	Kind         string           `json:"kind"`
+	Request      string           `json:"request,omitempty"` // id
+	Customer     string           `json:"customer,omitempty"`
+	CustomerID   string           `json:"customer_id,omitempty"`
+	From         string           `json:"from,omitempty"` // the customer that a reassigned key belonged to
+	FromID       string           `json:"from_id,omitempty"`
+	Actor        string           `json:"actor,omitempty"`
+	ActorID      string           `json:"actor_id,omitempty"`
+	Channel      string           `json:"channel,omitempty"`
+	Rule         string           `json:"rule,omitempty"`
+	Digest       string           `json:"digest,omitempty"`
+	Operation    string           `json:"operation,omitempty"` // the key store's id of the signature
+	Attempts     []record.Attempt `json:"attempts,omitempty"`  // requests to the key store that failed; ledger show only
+	CSRSHA256    string           `json:"csr_sha256,omitempty"`
+	KeySHA256    string           `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
+	VendorSHA256 string           `json:"vendor_sha256,omitempty"`
+	ChainSHA256  string           `json:"chain_sha256,omitempty"`
+	FileSHA256   string           `json:"file_sha256,omitempty"`
+	UseBefore    string           `json:"use_before,omitempty"`  // of an issued request: when the first certificate of the vendor's chain expires
+	Commitments  []string         `json:"commitments,omitempty"` // their names
+}
+
+// Time returns a time in UTC, RFC 3339; "" for the zero time.
+func Time(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 // NewLedgerEntry describes an entry.
@@ -46,9 +62,9 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 	e := r.Entry
 	entry := LedgerEntry{
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
-		Customer: r.Customer, CustomerID: e.Customer.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
-		Digest: e.Digest, Operation: e.Operation, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
-		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(),
+		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
+		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore),
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)
@@ -76,12 +92,26 @@ type Customer struct {
 	Changed string `json:"changed"` // RFC 3339, UTC
 }
 
+// LedgerWatch is a file or an endpoint whose certificates are reported with what is due.
+type LedgerWatch struct {
+	Target string `json:"target"`
+	Origin string `json:"origin"`          // "ledger", or the configuration file
+	Entry  *int64 `json:"entry,omitempty"` // that says it
+	Since  string `json:"since,omitempty"` // RFC 3339, UTC
+}
+
 // LedgerDue is something that has to be done.
 type LedgerDue struct {
-	What     string `json:"what"` // "push certificate", "request", "vendor certificate"
+	What     string `json:"what"` // "push certificate", "request", "vendor certificate", "issuer certificate" of its chain, "watched certificate"
 	Customer string `json:"customer,omitempty"`
 	Contact  string `json:"contact,omitempty"`
 	Account  string `json:"account,omitempty"`
-	At       string `json:"at"`                // RFC 3339, UTC: when the certificate expires, or when the request was issued
-	Request  string `json:"request,omitempty"` // id of a request that was not redeemed
+	// At is when the certificate expires, when the request was issued, or when a watched target could not be read; UTC.
+	At          string `json:"at"`
+	Request     string `json:"request,omitempty"`     // id of a request that was not redeemed
+	UseBefore   string `json:"use_before,omitempty"`  // of a request: when the first certificate of its chain expires
+	Certificate string `json:"certificate,omitempty"` // subject
+	SHA256      string `json:"sha256,omitempty"`      // of the certificate's DER
+	Source      string `json:"source,omitempty"`      // where the certificate is: a vendor identity, a watched file or endpoint
+	Error       *Error `json:"error,omitempty"`       // why a watched target could not be read
 }

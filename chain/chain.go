@@ -93,6 +93,11 @@ func PEM(certs []*x509.Certificate) string {
 	return b.String()
 }
 
+// FirstExpiry returns the certificate that expires first, of at least one.
+func FirstExpiry(certs []*x509.Certificate) *x509.Certificate {
+	return slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+}
+
 // SPKISHA256 returns the SHA-256 of a public key's DER SubjectPublicKeyInfo in lower case hex, or "" for a type of key
 // without such an encoding.
 func SPKISHA256(pub crypto.PublicKey) string {

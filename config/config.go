@@ -51,6 +51,8 @@ type Ledger struct {
 	VerifierKey    string `yaml:"verifier-key"`    // as ledger init prints it
 	CheckpointKey  string `yaml:"checkpoint-key"`  // file with the secret key
 	LastCheckpoint string `yaml:"last-checkpoint"` // file that keeps the newest checkpoint
+	// Watch are files and endpoints (HOST:PORT, https://HOST) whose certificates ledger due reports.
+	Watch []string `yaml:"watch"`
 }
 
 // UnmarshalYAML decodes either form.
@@ -68,6 +70,11 @@ func (l Ledger) in(dir string) Ledger {
 		l.Store = "sqlite:" + inFolder(dir, path)
 	}
 	l.CheckpointKey, l.LastCheckpoint = inFolder(dir, l.CheckpointKey), inFolder(dir, l.LastCheckpoint)
+	for i, target := range l.Watch {
+		if !strings.Contains(target, ":") || strings.HasPrefix(target, ".") { // not HOST:PORT, not a URL
+			l.Watch[i] = inFolder(dir, target)
+		}
+	}
 	return l
 }
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-FIELDS = ("time kind channel digest operation rule request customer actor credential policy csr spki vendor chain file").split()
+FIELDS = ("time kind channel digest operation rule request customer actor credential from policy csr spki vendor chain file").split()
 TEXTS = FIELDS[1:6]
 
 

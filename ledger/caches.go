@@ -21,6 +21,15 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 	if err := v.cachedPushes(ctx, tx); err != nil {
 		return err
 	}
+	if err := v.cachedChains(ctx, tx); err != nil {
+		return err
+	}
+	if err := v.cachedWatches(ctx, tx); err != nil {
+		return err
+	}
+	if err := v.cachedKeys(ctx, tx); err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
 	if err != nil {
 		return err

@@ -189,6 +189,7 @@ func (l *Ledger) EraseCustomer(ctx context.Context, actor, channel, name string)
 		}
 		tx.exec("DELETE FROM customers WHERE id = ?", id[:])
 		tx.exec("DELETE FROM pushes WHERE customer = ?", id[:])
+		tx.exec("DELETE FROM keys WHERE customer = ?", id[:])
 		tx.exec("DELETE FROM requests WHERE customer = ?", id[:])
 		_, err = tx.Append(&record.Entry{Kind: record.KindErased, Customer: id, Actor: actorID, Channel: channel})
 		return err

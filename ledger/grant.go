@@ -19,6 +19,9 @@ var rights = map[string]string{
 	"pushes":        "SELECT, INSERT, UPDATE",
 	"requests":      "SELECT, INSERT, UPDATE",
 	"refusals":      "SELECT, INSERT, UPDATE",
+	"chains":        "SELECT, INSERT",
+	"keys":          "SELECT, INSERT, UPDATE",
+	"watches":       "SELECT, INSERT, DELETE",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

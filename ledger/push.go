@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"slices"
 	"time"
 
 	"hsmsign/fault"
@@ -66,48 +65,6 @@ func (l *Ledger) Attach(ctx context.Context, actor, channel, customer string, p 
 		}
 		return err
 	})
-}
-
-// Due is something that has to be done.
-type Due struct {
-	What     string // "push certificate", "request"
-	Customer Customer
-	At       time.Time // UTC: when the certificate expires, or when the request was issued
-	Request  string    // id of a request that was not redeemed
-}
-
-// Due returns the push certificates that expire before a time and the requests that were issued and not redeemed: no push
-// certificate with their key was attached since. The soonest is first.
-func (l *Ledger) Due(ctx context.Context, before time.Time) ([]Due, error) {
-	customers, err := l.Customers(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	byID := map[record.ID]Customer{}
-	for _, c := range customers {
-		byID[c.ID] = c.Customer
-	}
-	var all []Due
-	err = l.rows(ctx, "SELECT customer, expires FROM pushes WHERE expires < ?", []any{before.UnixMilli()}, func(rows *sql.Rows) error {
-		var id []byte
-		var expires int64
-		err := rows.Scan(&id, &expires)
-		all = append(all, Due{What: "push certificate", Customer: byID[idOf(id)], At: time.UnixMilli(expires).UTC()})
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = l.rows(ctx, `SELECT r.id, r.customer, r.begun FROM requests r WHERE r.state = 'issued' AND NOT EXISTS
-		(SELECT 1 FROM pushes p WHERE p.customer = r.customer AND p.entry > r.issued)`, nil, func(rows *sql.Rows) error {
-		var id, customer []byte
-		var begun int64
-		err := rows.Scan(&id, &customer, &begun)
-		all = append(all, Due{What: "request", Customer: byID[idOf(customer)], At: time.UnixMilli(begun).UTC(), Request: idOf(id).String()})
-		return err
-	})
-	slices.SortFunc(all, func(a, b Due) int { return a.At.Compare(b.At) })
-	return all, err
 }
 
 // rows calls do for each row of a query.

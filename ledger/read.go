@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
@@ -131,13 +132,23 @@ func (l *Ledger) records(ctx context.Context, query string, args []any) ([]recor
 
 // named adds the names of customers and actors.
 func (l *Ledger) named(ctx context.Context, records []record.Record) (_ []record.Record, err error) {
-	names := map[record.ID]string{}
+	names, expiry := map[record.ID]string{}, dates{l, map[record.Hash]time.Time{}}
 	for i := range records {
 		r := &records[i]
 		if r.Customer, err = l.name(ctx, names, "customers", r.Entry.Customer); err != nil {
 			return nil, err
 		}
+		if r.From, err = l.name(ctx, names, "customers", r.Entry.From); err != nil {
+			return nil, err
+		}
 		if r.Actor, err = l.name(ctx, names, "actors", r.Entry.Actor); err != nil {
+			return nil, err
+		}
+		if r.Entry.Kind != record.KindIssued {
+			continue
+		}
+		// A list shows a damaged ledger too; Record and Verify report the damage.
+		if r.UseBefore, err = expiry.useBefore(ctx, l.store.DB, r.Entry.Chain); err != nil && !errors.Is(err, ErrTampered) {
 			return nil, err
 		}
 	}
@@ -168,6 +179,9 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 		return nil, fault.NotFound.Errorf("there is no entry %d; the ledger has %d", index, head.Size)
 	}
 	e, err := l.entry(ctx, l.store.DB, head, index)
+	if err == nil && e.Kind == record.KindIssued {
+		_, err = l.useBefore(ctx, l.store.DB, e.Chain)
+	}
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
@@ -175,7 +189,13 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
-	return &records[0], nil
+	r := &records[0]
+	if r.Customer != "" { // those of an erased customer are gone
+		if r.Attempts, err = l.attempts(ctx, l.store.DB, index, e); err != nil {
+			return nil, l.store.fail("read the entry", err)
+		}
+	}
+	return r, nil
 }
 
 // Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is

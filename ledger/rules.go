@@ -30,6 +30,7 @@ const (
 	openRequest  = "request"  // the request file
 	openActor    = "actor"    // name of the actor, UTF-8
 	openCustomer = "customer" // JSON of a Customer
+	openAttempts = "attempts" // JSON: the failed requests to the key store
 )
 
 // Customer is who requests are issued to. Everything in it is personal data, which Erase deletes.
@@ -105,39 +106,52 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, nil, err
 	}
 	var owner record.ID
-	foreign, err := tx.find(ctx, &owner, foreignKey, u.spki[:], u.customer[:], u.spki[:], u.customer[:])
+	used, err := tx.find(ctx, &owner, "SELECT customer FROM keys WHERE spki = ?", u.spki[:])
 	if err != nil {
 		return permit, nil, err
 	}
-	if foreign {
-		refusal = fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q [%s]", u.Customer, ruleForeignKey).
-			Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer")
-		return permit, refusal, tx.refuse(ctx, u, ruleForeignKey)
+	if used && owner != u.customer {
+		return permit, foreignKey(u.Customer), tx.refuse(ctx, u, ruleForeignKey)
 	}
-	if known {
+	switch {
+	case used:
 		permit, err = tx.stored(ctx, u.entry(record.KindIntent, record.ID{}))
-	} else {
+	case known:
+		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
+	default:
 		u.customer, err = tx.addCustomer(u.actor, u.Actor, u.Channel, Customer{Name: u.Customer})
 	}
 	if err != nil || permit.Stored != nil {
 		return permit, nil, err
 	}
+	permit, err = tx.intend(ctx, u, !used)
+	return permit, nil, err
+}
+
+func foreignKey(customer string) error {
+	return fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q [%s]", customer, ruleForeignKey).
+		Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer edit --rename")
+}
+
+// intend records that a signature is about to be made; newKey says that nobody used the key before.
+func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, error) {
+	if err := tx.keepChain(ctx, u); err != nil {
+		return record.Permit{}, err
+	}
 	id := record.NewID()
 	intent := u.entry(record.KindIntent, id)
 	index, err := tx.Append(intent, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
-		return permit, nil, err
+		return record.Permit{}, err
+	}
+	if newKey {
+		tx.exec("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", u.spki[:], u.customer[:], index)
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
 	tx.ledger.intents[id] = intent
-	return record.Permit{Request: id.String()}, nil, nil
+	return record.Permit{Request: id.String()}, nil
 }
-
-// foreignKey finds another customer that a key belongs to: with two ranges of the index, because a customer may have many
-// requests with one key.
-const foreignKey = "SELECT customer FROM requests WHERE spki = ? AND customer < ? AND state <> 'failed' " +
-	"UNION ALL SELECT customer FROM requests WHERE spki = ? AND customer > ? AND state <> 'failed' LIMIT 1"
 
 // row is a query of one row in the transaction.
 func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
@@ -230,15 +244,23 @@ func (tx *Tx) requests(ctx context.Context, query string, args ...any) (list []r
 		return nil, err
 	}
 	for i, r := range list { // after the rows: a PostgreSQL connection has one query at a time
-		if r.Entry, err = tx.entry(ctx, r.at); err != nil {
+		if list[i], err = tx.prove(ctx, r); err != nil {
 			return nil, err
 		}
-		if r.Request != r.id || r.Kind != r.state {
-			return nil, fmt.Errorf("%w: the list of requests does not say what entry %d says", ErrTampered, r.at)
-		}
-		list[i] = r
 	}
 	return list, nil
+}
+
+// prove reads the entry of a request, proves it, and compares it with the list of requests.
+func (tx *Tx) prove(ctx context.Context, r request) (request, error) {
+	var err error
+	if r.Entry, err = tx.entry(ctx, r.at); err != nil {
+		return r, err
+	}
+	if r.Request != r.id || r.Kind != r.state {
+		return r, fmt.Errorf("%w: the list of requests does not say what entry %d says", ErrTampered, r.at)
+	}
+	return r, nil
 }
 
 // actor returns the id of an actor, which is new at its first use.
@@ -261,6 +283,9 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 		return nil
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if err := tx.keepChain(ctx, u); err != nil {
 		return err
 	}
 	e := u.entry(record.KindRefused, record.ID{})
@@ -292,71 +317,4 @@ func (tx *Tx) stored(ctx context.Context, e *record.Entry) (permit record.Permit
 	}
 	file, err := tx.ledger.opening(ctx, tx.sql, same.at, same.Entry, openRequest)
 	return record.Permit{Request: same.id.String(), Stored: file}, err
-}
-
-// Conclude implements record.Recorder.
-func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome record.Outcome) error {
-	id, err := record.ParseID(permit.Request)
-	if err != nil {
-		return err
-	}
-	issued := id
-	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		issued, err = tx.conclude(ctx, id, outcome)
-		return err
-	})
-	if err == nil {
-		permit.Request = issued.String()
-	}
-	return err
-}
-
-// conclude records the outcome, and returns the id under which the request was issued.
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (record.ID, error) {
-	r, err := tx.intent(ctx, id)
-	if err != nil {
-		return id, err
-	}
-	if outcome.Err != nil {
-		return id, tx.move(r, &record.Entry{Kind: record.KindFailed, Rule: fault.KindOf(outcome.Err).String()})
-	}
-	issued, same, err := tx.issued(ctx, r.Entry)
-	if err != nil {
-		return id, err
-	}
-	if same != nil { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return same.id, tx.move(r, &record.Entry{Kind: record.KindFailed, Rule: ruleConcurrent})
-	}
-	for _, older := range issued {
-		if err := tx.move(older, &record.Entry{Kind: record.KindSuperseded}); err != nil {
-			return id, err
-		}
-	}
-	return id, tx.move(r, &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}, record.NewOpening(openRequest, outcome.File))
-}
-
-// intent returns a request that is about to be signed.
-func (tx *Tx) intent(ctx context.Context, id record.ID) (request, error) {
-	const byID = "SELECT id, entry, state FROM requests WHERE id = ?"
-	r := request{id: id, Entry: tx.ledger.intents[id]}
-	delete(tx.ledger.intents, id)
-	if r.Entry != nil { // this process appended it, and the ledger has grown from there
-		var raw []byte
-		if err := tx.row(ctx, byID, id[:]).Scan(&raw, &r.at, &r.state); err != nil {
-			return r, err
-		}
-	} else {
-		list, err := tx.requests(ctx, byID, id[:])
-		if err == nil && len(list) == 0 {
-			err = fault.NotFound.Errorf("no request %s was authorized", id)
-		}
-		if err != nil {
-			return r, err
-		}
-		r = list[0]
-	}
-	if r.state != record.KindIntent {
-		return r, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
-	}
-	return r, nil
 }

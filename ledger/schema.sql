@@ -4,19 +4,24 @@ CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL,
 -- Kind and customer are caches of the leaf.
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, kind TEXT NOT NULL, customer BLOB NOT NULL);
 CREATE INDEX entries_customer ON entries (customer, idx);
+-- The vendor's chains by the hash that entries have: the DER certificates, concatenated.
+CREATE TABLE chains (hash BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE hashes (idx INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 -- What the entries' commitments are about. Erasing a person deletes rows here.
 CREATE TABLE openings (entry INTEGER NOT NULL, name TEXT NOT NULL, salt BLOB NOT NULL, data BLOB NOT NULL, PRIMARY KEY (entry, name));
 -- Caches of the entries, for finding them. verify compares them with the entries.
 CREATE TABLE actors (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE customers (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, entry INTEGER NOT NULL);
+-- Whose key it is, since the first intent with it or since it was reassigned.
+CREATE TABLE keys (spki BLOB PRIMARY KEY, customer BLOB NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
     csr BLOB NOT NULL, spki BLOB NOT NULL, vendor BLOB NOT NULL, chain BLOB NOT NULL, digest TEXT NOT NULL);
 CREATE INDEX requests_csr ON requests (csr);
-CREATE INDEX requests_spki ON requests (spki, customer);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
+-- Files and endpoints whose certificates are reported with what is due.
+CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,
     PRIMARY KEY (day, actor, rule, csr));

@@ -58,6 +58,7 @@ type Store struct {
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
 
+	chains     sync.Map // hashes of vendor chains that the store has
 	statements sync.Map // from a query to its *sql.Stmt: parsing costs as much as running
 }
 

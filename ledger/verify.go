@@ -43,6 +43,9 @@ type verification struct {
 	names     map[record.ID]string
 	pushes    map[record.ID]push
 	erased    map[record.ID]bool
+	chains    map[record.Hash]int64 // and the first entry with it
+	watches   map[string]int64
+	keys      map[record.Hash]owner
 	lost      []lost // entries whose data is missing
 
 	hashes   []tlog.Hash // as stored
@@ -61,6 +64,7 @@ type subtree struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -226,7 +230,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
-		if o.Name == openCustomer || o.Name == openPush {
+		if o.Name == openCustomer || o.Name == openPush || o.Name == openTarget {
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
@@ -238,7 +242,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 type opened struct {
 	record.Commitment
 	hash record.Hash
-	data []byte // of a customer or a push certificate
+	data []byte // of a customer, a push certificate or a target
 }
 
 // entry checks one entry, and follows what it says.
@@ -263,6 +267,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 			}
 			v.names[e.Customer] = c.Name
 		}
+		if o.Name == openTarget {
+			v.watch(e.Kind, string(o.data), index)
+		}
 		if o.Name == openPush {
 			var p Push
 			if json.Unmarshal(o.data, &p) != nil {
@@ -274,6 +281,10 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
 	}
+	if _, seen := v.chains[e.Chain]; !seen && e.Chain != (record.Hash{}) {
+		v.chains[e.Chain] = index
+	}
+	v.key(e, index)
 	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true
 	}

@@ -133,7 +133,7 @@ func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	result.RequestID = issued.RequestID
+	result.RequestID, result.UseBefore = issued.RequestID, api.Time(prepared.UseBefore())
 	err = wholefile.WriteDeferred(result.Output, issued.Request, requestMode, b.force) // finish flushes the folder
 	if err == nil {
 		err = b.writeReceipt(ctx, result.Output, issued)
@@ -157,7 +157,7 @@ func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
 	if err != nil || !prepared.Matches(data) { // what cannot be read is not this request either
 		return false, existsError(result.Output)
 	}
-	result.Status = api.StatusUnchanged
+	result.Status, result.UseBefore = api.StatusUnchanged, api.Time(prepared.UseBefore())
 	return true, nil
 }
 

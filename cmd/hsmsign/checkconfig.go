@@ -107,6 +107,7 @@ func (s *settings) effective() ([]api.Setting, error) {
 		keyErr = errors.Join(keyErr, err)
 	}
 	infos = append(infos, setting("ledger", ledgers.origin, "", ledgers.name()))
+	infos = append(infos, inFile("watch", s.path, len(s.config.Ledger.Watch) > 0, s.config.Ledger.Watch))
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	return append(infos,

@@ -41,6 +41,7 @@ func (p *program) customerCommand() *cli.Command {
 					"  hsmsign ledger customer erase --ledger sqlite:ledger.db acme",
 				Flags: slices.Concat(writing, []cli.Flag{boolFlag("yes", "erase without asking for confirmation")}), Action: p.customerErase,
 			},
+			p.reassignCommand(),
 			{
 				Name: "list", Usage: "list the customers",
 				Description: "  hsmsign ledger customer list --ledger sqlite:ledger.db",

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"crypto/x509"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,60 +13,45 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
+	"hsmsign/internal/wholefile"
 	"hsmsign/keystore"
 	"hsmsign/ledger"
 )
 
-func (p *program) attachCommand() *cli.Command {
-	return &cli.Command{
-		Name: "attach", Usage: "record the push certificate that Apple issued for a customer", ArgsUsage: "FILE",
-		Description: "A certificate with another topic than before is refused: every device would have to enroll again.\n\n" +
-			"  hsmsign ledger attach --ledger sqlite:ledger.db --customer acme MDM_Acme_Certificate.pem",
-		Flags:  append(ledgerFlags(), stringFlag("customer", "`NAME` of the customer"), configFlag()),
-		Action: p.ledgerAttach,
-	}
-}
-
-func (p *program) ledgerAttach(ctx *cli.Context) error {
-	s, args, err := p.start(ctx, oneFile)
-	if err != nil {
-		return err
-	}
-	customer, _ := s.str("customer")
-	if customer == "" {
-		return s.missing("customer", "customer")
-	}
-	cert, err := p.readPush(ctx.Context, args[0])
-	if err != nil {
-		return err
-	}
-	l, done, err := p.openLedger(ctx.Context, s, true)
-	if err != nil {
-		return err
-	}
-	defer done()
-	actor := localCaller()
-	err = l.Attach(ctx.Context, actor.Name, actor.Channel, customer, ledger.Push{
-		Topic: cert.Topic, NotAfter: cert.NotAfter.UTC(), SHA256: api.SHA256(cert.Raw), SPKI: chain.SPKISHA256(cert.PublicKey),
-	})
-	if err == nil {
-		p.con.Infof("recorded %s, valid until %s, for %q", cert.Topic, cert.NotAfter.UTC().Format(time.DateOnly), customer)
-	}
-	return err
-}
-
 func (p *program) dueCommand() *cli.Command {
 	return &cli.Command{
-		Name: "due", Usage: "list what has to be done soon: push certificates to renew, requests that nobody redeemed, the vendor certificate",
-		Description: "The vendor certificate is that of --cert or of the configuration. Exit code 3 when something is due, for cron.\n\n" +
-			"  hsmsign ledger due --ledger sqlite:ledger.db --within 30d",
-		Flags:  slices.Concat(ledgerFlags(), []cli.Flag{verifierFlag(), stringFlag("within", "`DAYS` to look ahead, as 30d (default: 30d)"), jsonFlag()}, identityFlags()),
+		Name: "due", Usage: "list what has to be done soon: push certificates to renew, requests that nobody redeemed, the vendor's chain",
+		Description: "The vendor's chains are those of --cert, or of every identity in the configuration. What ledger watch names is\n" +
+			"read too; a target that cannot be read is due. Exit code 3 when something is due, for cron.\n" +
+			"The files of --ics and --prometheus contain every date, also those after --within. The file of --ics names customers and their Apple\n" +
+			"Accounts, so its mode is 0600.\n\n" +
+			"  hsmsign ledger due --ledger sqlite:ledger.db --within 30d\n" +
+			"  hsmsign ledger due --ledger sqlite:ledger.db --ics due.ics --prometheus /var/lib/node_exporter/due.prom",
+		Flags: slices.Concat(ledgerFlags(), []cli.Flag{
+			verifierFlag(), stringFlag("within", "`DAYS` to look ahead, as 30d (default: 30d)"),
+			stringFlag("ics", "write a calendar (RFC 5545) to `FILE`; each event has an alarm, as many days before it as --within"),
+			stringFlag("prometheus", "write metrics to `FILE`"), jsonFlag(),
+		}, identityFlags()),
 		Action: p.ledgerDue,
 	}
+}
+
+// What an item is about, besides those of the ledger.
+const (
+	dueVendor  = "vendor certificate"
+	dueIssuer  = "issuer certificate" // of the vendor's chain
+	dueWatched = "watched certificate"
+)
+
+// dueItem is one line of what is due.
+type dueItem struct {
+	api.LedgerDue
+	deadline time.Time // zero: it has no date
+	soon     bool
+	id       string // does not change while the item is about the same thing
 }
 
 func (p *program) ledgerDue(ctx *cli.Context) error {
@@ -75,40 +64,31 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 	if err != nil || days < 0 || days > 3650 {
 		return fault.Usage.Errorf("%s is %q", from, within).Fix("it is a number of days from 0d to 3650d")
 	}
-	before := time.Now().AddDate(0, 0, days)
 	l, done, err := p.openLedger(ctx.Context, s, false)
 	if err != nil {
 		return err
 	}
 	defer done()
-	list, err := l.Due(ctx.Context, before)
+	now := time.Now()
+	items, err := s.dueItems(ctx.Context, l, now.AddDate(0, 0, days), now)
 	if err != nil {
 		return err
 	}
-	if cert, _ := s.str("cert"); cert != "" {
-		expiry, err := s.vendorExpiry(ctx)
-		if err != nil {
-			return err
-		}
-		if expiry.Before(before) {
-			list = append(list, ledger.Due{What: "vendor certificate", At: expiry})
-		}
+	if err := writeDue(s, l.Origin(), items, days, now); err != nil {
+		return err
 	}
-	slices.SortStableFunc(list, func(a, b ledger.Due) int { return a.At.Compare(b.At) })
 	var rows [][]string
-	for _, d := range list {
-		if s.json {
-			p.con.JSON(api.LedgerDue{What: d.What, Customer: d.Customer.Name, Contact: d.Customer.Contact, Account: d.Customer.Account, At: d.At.Format(time.RFC3339), Request: d.Request})
-			continue
+	for _, item := range items {
+		switch {
+		case !item.soon:
+		case s.json:
+			p.con.JSON(item.LedgerDue)
+		default:
+			rows = append(rows, item.row())
 		}
-		when := "expires " + d.At.Format(time.DateOnly)
-		if d.Request != "" {
-			when = "issued " + d.At.Format(time.DateOnly) + ", not redeemed"
-		}
-		rows = append(rows, []string{when, d.What, orDefault(d.Customer.Name, "-"), orDefault(d.Customer.Account, "-"), orDefault(d.Customer.Contact, "-")})
 	}
 	p.con.Table(rows)
-	if len(list) > 0 {
+	if slices.ContainsFunc(items, func(item dueItem) bool { return item.soon }) {
 		return exitStatus(fault.Due.Exit())
 	}
 	if !s.json {
@@ -117,16 +97,111 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 	return nil
 }
 
-// vendorExpiry returns when the first certificate of the vendor's chain expires.
-func (s *settings) vendorExpiry(ctx *cli.Context) (time.Time, error) {
+// writeDue writes the files that the flags name.
+func writeDue(s *settings, origin string, items []dueItem, days int, now time.Time) error {
+	if file, _ := s.str("ics"); file != "" {
+		wholefile.Sweep(filepath.Dir(file)) // of a run that was killed
+		if err := writeFile(file, calendar(origin, items, days, now), 0o600, true); err != nil {
+			return err
+		}
+	}
+	file, _ := s.str("prometheus")
+	if file == "" {
+		return nil
+	}
+	wholefile.Sweep(filepath.Dir(file))
+	return writeFile(file, dueMetrics(items, now), requestMode, true)
+}
+
+// dueItems returns everything with a date, the soonest first. A request that was not redeemed is always soon.
+func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now time.Time) ([]dueItem, error) {
+	list, err := l.Due(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var items []dueItem
+	for _, d := range list {
+		items = append(items, dueItem{
+			LedgerDue: api.LedgerDue{
+				What: d.What, Customer: d.Customer.Name, Contact: d.Customer.Contact, Account: d.Customer.Account, At: api.Time(d.At),
+				Request: d.Request, UseBefore: api.Time(d.UseBefore),
+			},
+			deadline: d.Deadline(), soon: d.What == ledger.DueRequest, id: cmp.Or(d.Request, d.CustomerID.String()),
+		})
+	}
+	for _, one := range identities(s) {
+		certs, err := one.vendorCerts(ctx, now)
+		if err != nil {
+			return nil, err
+		}
+		for i, c := range certs {
+			items = append(items, certItem(map[bool]string{true: dueVendor, false: dueIssuer}[i == 0], one.vendor, c))
+		}
+	}
+	watched, err := s.watchItems(ctx, l, now)
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, watched...)
+	for i := range items {
+		items[i].soon = items[i].soon || !items[i].deadline.IsZero() && items[i].deadline.Before(before)
+	}
+	slices.SortStableFunc(items, func(a, b dueItem) int { return a.deadline.Compare(b.deadline) })
+	return items, nil
+}
+
+// certItem returns the item of a certificate. The source is a vendor identity, or what is watched.
+func certItem(what, source string, c *x509.Certificate) dueItem {
+	return dueItem{
+		LedgerDue: api.LedgerDue{What: what, Certificate: api.Name(c.Subject), SHA256: api.SHA256(c.Raw), Source: source, At: api.Time(c.NotAfter)},
+		deadline:  c.NotAfter, id: source + " " + api.SHA256(c.Raw),
+	}
+}
+
+// vendorCerts returns the chain of the identity, or its certificates as given if they are not a valid chain: an expired one
+// is due too.
+func (s *settings) vendorCerts(ctx context.Context, now time.Time) ([]*x509.Certificate, error) {
+	if cert, _ := s.str("cert"); cert == "" {
+		return nil, nil
+	}
 	cfg, err := s.vendorConfig(keystore.Key{})
 	if err != nil {
-		return time.Time{}, err
+		return nil, err
 	}
-	vendor, err := agent.NewVendor(ctx.Context, cfg)
+	given, err := cfg.Certificates(ctx)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("vendor certificate: %w", err)
+		return nil, fmt.Errorf("vendor certificate: %w", err)
 	}
-	defer vendor.Close()
-	return agent.FirstExpiry(vendor.Chain().Certs).NotAfter.UTC(), nil
+	built, err := chain.Build(given.Vendor, given.Extra, chain.Options{TrustRoots: given.TrustRoots, Now: now})
+	if err != nil {
+		return slices.Concat(given.Vendor, given.Extra), nil
+	}
+	return built.Certs, nil
+}
+
+// row returns the item as a line for people.
+func (item dueItem) row() []string {
+	when := "expires " + item.deadline.Format(time.DateOnly)
+	switch {
+	case item.Error != nil:
+		when = "not read: " + item.Error.Message
+	case item.Request != "":
+		when = "issued " + item.At[:len(time.DateOnly)] + ", not redeemed"
+		if item.UseBefore != "" {
+			when += ", use before " + item.UseBefore[:len(time.DateOnly)]
+		}
+	}
+	return []string{when, item.What, item.about(), orDefault(item.Account, "-"), orDefault(item.Contact, "-")}
+}
+
+// about returns the name of the customer, or of the certificate and where it is.
+func (item dueItem) about() string {
+	name := orDefault(item.Customer, item.Certificate)
+	switch {
+	case name == "":
+		return orDefault(item.Source, "-")
+	case item.Source != "":
+		return name + " (" + item.Source + ")"
+	}
+	return name
 }

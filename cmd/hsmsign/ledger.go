@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -98,7 +99,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       reading,
 				Action:      p.ledgerStatus,
 			},
-			p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.backupCommand(),
+			p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.backupCommand(),
 		},
 	}
 }
@@ -184,13 +185,13 @@ func (p *program) ledgerList(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"ENTRY", "TIME", "KIND", "CUSTOMER", "ACTOR", "REQUEST"}}
+	rows := [][]string{{"ENTRY", "TIME", "KIND", "CUSTOMER", "ACTOR", "REQUEST", "USE BEFORE"}}
 	for _, r := range records {
 		e := api.NewLedgerEntry(r)
 		if s.json {
 			p.con.JSON(e)
 		}
-		rows = append(rows, []string{strconv.FormatInt(e.Index, 10), e.Time, e.Kind, orDefault(e.Customer, e.CustomerID), orDefault(e.Actor, e.ActorID), e.Request})
+		rows = append(rows, []string{strconv.FormatInt(e.Index, 10), e.Time, e.Kind, orDefault(e.Customer, e.CustomerID), orDefault(e.Actor, e.ActorID), e.Request, strings.SplitN(e.UseBefore, "T", 2)[0]})
 	}
 	if !s.json {
 		p.con.Table(rows)
@@ -220,6 +221,9 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 	for _, f := range fieldsOf(e) {
 		p.con.Field(f[0], f[1])
 	}
+	for _, a := range e.Attempts {
+		p.con.Field("attempt", fmt.Sprintf("%s %s: %s", api.Time(a.Time), orDefault(a.Operation, "no id"), a.Error))
+	}
 	return nil
 }
 
@@ -227,9 +231,9 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 func fieldsOf(e api.LedgerEntry) [][2]string {
 	return [][2]string{
 		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
-		{"customer id", e.CustomerID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
+		{"customer id", e.CustomerID}, {"from", e.From}, {"from id", e.FromID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
 		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
-		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"commitments", strings.Join(e.Commitments, ", ")},
+		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"use before", e.UseBefore}, {"commitments", strings.Join(e.Commitments, ", ")},
 	}
 }
 

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/ledger"
@@ -95,6 +99,7 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	var issued []byte // the request
 	for _, f := range []struct {
 		flag string
 		want record.Hash
@@ -115,8 +120,11 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 		if hash != f.want {
 			return fault.Defects.Errorf("%s: the proof is about another %s, with SHA-256 %s", file, f.flag, f.want)
 		}
+		if f.flag == "request" {
+			issued = data
+		}
 	}
-	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry})
+	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry, UseBefore: useBefore(issued, proven.Entry)})
 	if s.json {
 		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
 		return nil
@@ -126,6 +134,21 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 		p.con.Field(f[0], f[1])
 	}
 	return nil
+}
+
+// useBefore returns when the chain in a request expires first, if it is the chain of the entry; otherwise the zero time: an
+// entry has only the hash of its chain.
+func useBefore(issued []byte, e *record.Entry) time.Time {
+	req, err := request.Parse(issued)
+	if err != nil {
+		return time.Time{}
+	}
+	joined := bytes.Join(req.Chain, nil)
+	certs, err := x509.ParseCertificates(joined)
+	if err != nil || len(certs) == 0 || record.SHA256(joined) != e.Chain {
+		return time.Time{}
+	}
+	return chain.FirstExpiry(certs).NotAfter
 }
 
 func csrHash(data []byte) (record.Hash, error) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"hsmsign/api"
+	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/internal/wholefile"
@@ -83,6 +84,9 @@ func (p *program) printReport(file string, r *request.Report, now time.Time, asJ
 		p.con.Field("vendor", api.Name(vendor.Subject))
 	}
 	p.con.Field("signature", api.DigestName(r.Digest))
+	if r.OK() {
+		p.con.Field("use before", api.Time(chain.FirstExpiry(r.Chain).NotAfter))
+	}
 	p.printFindings(r.Findings)
 }
 

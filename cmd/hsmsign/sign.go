@@ -239,7 +239,7 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	result.Output, result.RequestID = job.output, issued.RequestID
+	result.Output, result.RequestID, result.UseBefore = job.output, issued.RequestID, api.Time(prepared.UseBefore())
 	if job.json && (job.output == "" || job.output == "-") {
 		result.Output, result.Request = "", string(issued.Request)
 		return nil
@@ -251,7 +251,7 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 		return err
 	}
 	if !job.json && job.output != "" && job.output != "-" {
-		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert", job.output)
+		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert before %s", job.output, prepared.UseBefore().Format(time.DateOnly))
 	}
 	return nil
 }

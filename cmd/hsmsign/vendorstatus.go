@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -213,22 +212,15 @@ func nagiosLine(states []*agent.Status, warn int) (line string, code int) {
 // nagiosText replaces the character that begins the performance data.
 func nagiosText(s string) string { return strings.ReplaceAll(s, "|", "/") }
 
-// prometheusText returns metrics in the text-based exposition format, version 0.0.4. The textfile collector requires that
-// they have no timestamps.
+// prometheusText returns the states as metrics.
 func prometheusText(states []*agent.Status, now time.Time) []byte {
-	var b bytes.Buffer
+	var m metrics
 	gauge := func(name, help string, each func(v *agent.Status, sample func(value int64, labels ...string))) {
-		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
-		for _, v := range states {
-			each(v, func(value int64, labels ...string) {
-				labels = append([]string{"vendor", v.Vendor}, labels...)
-				var pairs []string
-				for i := 0; i < len(labels); i += 2 {
-					pairs = append(pairs, labels[i]+`="`+labelEscaper.Replace(labels[i+1])+`"`)
-				}
-				fmt.Fprintf(&b, "%s{%s} %d\n", name, strings.Join(pairs, ","), value)
-			})
-		}
+		m.gauge(name, help, func(sample func(int64, ...string)) {
+			for _, v := range states {
+				each(v, func(value int64, labels ...string) { sample(value, append([]string{"vendor", v.Vendor}, labels...)...) })
+			}
+		})
 	}
 	flag := func(name, help string, is func(v *agent.Status) bool) {
 		gauge(name, help, func(v *agent.Status, sample func(int64, ...string)) {
@@ -250,8 +242,5 @@ func prometheusText(states []*agent.Status, now time.Time) []byte {
 		})
 	gauge("hsmsign_vendor_checked_seconds", "When this was checked, in seconds since 1970.",
 		func(_ *agent.Status, sample func(int64, ...string)) { sample(now.Unix()) })
-	return b.Bytes()
+	return m.Bytes()
 }
-
-// labelEscaper escapes the value of a label. Names in certificates are chosen by strangers.
-var labelEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)

@@ -7,6 +7,7 @@ import (
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
+	"hsmsign/ledger/record"
 )
 
 // testErased: after an erasure nothing of the customer is in the store but random ids and hashes, and the ledger is whole.
@@ -40,54 +41,6 @@ func testErased(t *testing.T, f *fixture) {
 	verified(t, l)
 }
 
-// testDue: what expires, what was not redeemed, and what must not be attached.
-func testDue(t *testing.T, f *fixture) {
-	ctx, l := t.Context(), f.open(t)
-	now := f.cfg.Now()
-	due := func() string {
-		list, err := l.Due(ctx, now.AddDate(0, 0, 30))
-		must(t, err)
-		var all []string
-		for _, d := range list {
-			all = append(all, d.What+" of "+d.Customer.Name)
-		}
-		return strings.Join(all, ", ")
-	}
-	must(t, l.AddCustomer(ctx, "uid 1000", "local", ledger.Customer{Name: "bolt", Account: "mdm@bolt.example"}))
-	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
-	if got := due(); got != "request of acme" {
-		t.Errorf("after an issue: %s", got)
-	}
-	attach := func(customer, topic string, days int) error {
-		return l.Attach(ctx, "uid 1000", "local", customer, ledger.Push{Topic: topic, NotAfter: now.AddDate(0, 0, days), SHA256: "ab", SPKI: "cd"})
-	}
-	must(t, attach("acme", "com.apple.mgmt.External.1", 365))
-	must(t, attach("bolt", "com.apple.mgmt.External.2", 20))
-	if got := due(); got != "push certificate of bolt" {
-		t.Errorf("after the push certificates: %s", got)
-	}
-	if err := attach("bolt", "com.apple.mgmt.External.3", 365); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "enroll again") {
-		t.Errorf("another topic: %v", err)
-	}
-	if err := attach("bolt", "com.apple.mgmt.External.2", 10); fault.KindOf(err) != fault.Conflict {
-		t.Errorf("an older certificate: %v", err)
-	}
-	if err := attach("coil", "com.apple.mgmt.External.4", 365); fault.KindOf(err) != fault.NotFound {
-		t.Errorf("an unknown customer: %v", err)
-	}
-	must(t, attach("bolt", "com.apple.mgmt.External.2", 365))
-	if got := due(); got != "" {
-		t.Errorf("after the renewal: %s", got)
-	}
-	verified(t, l)
-	f.exec(t, "UPDATE pushes SET expires = expires + 1")
-	report, err := l.Verify(ctx, nil)
-	must(t, err)
-	if len(report.Defects) != 2 {
-		t.Errorf("changed dates: %+v", report.Defects)
-	}
-}
-
 // Daily does what the role of a running program must be allowed to do.
 func Daily(t *testing.T, l *ledger.Ledger) {
 	t.Helper()
@@ -107,5 +60,8 @@ func Daily(t *testing.T, l *ledger.Ledger) {
 	for n := range 2 {
 		must(t, l.Attach(t.Context(), "uid 1000", "local", "acme", ledger.Push{Topic: "com.apple.mgmt.x", NotAfter: time.Now().AddDate(n, 0, 0).UTC(), SPKI: "x"}))
 	}
+	must(t, l.Reassign(t.Context(), "uid 1000", "local", record.SHA256([]byte("key 1")), "acme", "bolt"))
+	must(t, l.Watch(t.Context(), "uid 1000", "local", "mdm.example:443"))
+	must(t, l.Unwatch(t.Context(), "uid 1000", "local", "mdm.example:443"))
 	verified(t, l)
 }

@@ -28,8 +28,12 @@ const (
 	KindUnknown    = "unknown"    // an intent was left open: the key may have been used, nothing was released
 	KindSuperseded = "superseded" // another request replaces this one
 	KindCustomer   = "customer"   // a customer was added or changed
+	KindNewKey     = "new-key"    // a known customer uses a key that nobody used before; the intent follows
+	KindReassigned = "reassigned" // a key was moved to another customer
 	KindErased     = "erased"     // the personal data of a customer was deleted
 	KindAttached   = "attached"   // the push certificate of a customer was recorded
+	KindWatched    = "watched"    // the certificates of a file or endpoint are reported as what is due
+	KindUnwatched  = "unwatched"  // they no longer are
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person.
@@ -65,6 +69,17 @@ func (id ID) String() string {
 // Hash is a SHA-256. The zero Hash means none.
 type Hash [sha256.Size]byte
 
+// ParseHash reads the 64 hex digits of a SHA-256.
+func ParseHash(text string) (Hash, error) {
+	var h Hash
+	raw, err := hex.DecodeString(text)
+	if err != nil || len(raw) != len(h) {
+		return h, fault.Usage.Errorf("%q is not a SHA-256", fault.Clip(text, 80)).Fix("it has 64 hexadecimal digits")
+	}
+	copy(h[:], raw)
+	return h, nil
+}
+
 // SHA256 returns the SHA-256 of data.
 func SHA256(data []byte) Hash { return sha256.Sum256(data) }
 
@@ -85,6 +100,7 @@ type Entry struct {
 	Customer    ID
 	Actor       ID
 	Credential  ID           // with which the actor identified itself
+	From        ID           // the customer that a reassigned key belonged to
 	Channel     string       // how the order came: "local"
 	Policy      Hash         // of the policy that was in force
 	CSR         Hash         // of its DER
@@ -138,7 +154,9 @@ func (e *Entry) texts() []*string {
 }
 
 // ids and hashes return the fields of fixed length, which are empty when zero.
-func (e *Entry) ids() []*ID { return []*ID{&e.Request, &e.Customer, &e.Actor, &e.Credential} }
+func (e *Entry) ids() []*ID {
+	return []*ID{&e.Request, &e.Customer, &e.Actor, &e.Credential, &e.From}
+}
 
 func (e *Entry) hashes() []*Hash {
 	return []*Hash{&e.Policy, &e.CSR, &e.SPKI, &e.Vendor, &e.Chain, &e.File}
@@ -150,7 +168,7 @@ func (e *Entry) hashes() []*Hash {
 //	time           8 bytes: milliseconds since 1970, UTC, big-endian
 //	kind, channel, digest, operation, rule
 //	               UTF-8
-//	request, customer, actor, credential
+//	request, customer, actor, credential, from
 //	               16 bytes, or none
 //	policy, csr, spki, vendor, chain, file
 //	               32 bytes, or none

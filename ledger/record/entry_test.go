@@ -9,7 +9,7 @@ import (
 func sample() *Entry {
 	o := Opening{Name: "csr", Data: []byte("csr")}
 	return &Entry{
-		Time: time.Date(2026, 6, 1, 12, 0, 0, 1e6, time.UTC), Kind: KindIssued, Request: ID{1}, Customer: ID{2}, Actor: ID{3}, Channel: "local",
+		Time: time.Date(2026, 6, 1, 12, 0, 0, 1e6, time.UTC), Kind: KindIssued, Request: ID{1}, Customer: ID{2}, Actor: ID{3}, From: ID{9}, Channel: "local",
 		CSR: Hash{4}, SPKI: Hash{5}, Vendor: Hash{6}, Chain: Hash{7}, Digest: "SHA-256", File: Hash{8}, Operation: "x", Commitments: []Commitment{o.Commitment()},
 	}
 }

@@ -2,7 +2,10 @@
 // without a ledger link none.
 package record
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Use is one signature that is asked for.
 type Use struct {
@@ -26,8 +29,16 @@ type Permit struct {
 // Outcome is what became of a permit: the request file, or why there is none.
 type Outcome struct {
 	File      []byte
-	Operation string // the key store's id of the signature, if it has one
+	Operation string    // the key store's id of the signature, if it has one
+	Attempts  []Attempt // requests to the key store that failed, or whose signature was not used
 	Err       error
+}
+
+// Attempt is one request to a key store that did not lead to a released signature.
+type Attempt struct {
+	Time      time.Time `json:"time"`                // when it began, UTC
+	Operation string    `json:"operation,omitempty"` // the key store's id, if it answered and has one
+	Error     string    `json:"error"`
 }
 
 // Recorder records each use of a key. It fails closed: without a nil error nothing may be signed or released. Safe for
@@ -41,12 +52,18 @@ type Recorder interface {
 	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
 }
 
-// Record is one entry with the names of its customer and actor, which may have been erased.
+// Record is one entry with the names of its customers and actor, which may have been erased.
 type Record struct {
 	Index    int64
 	Entry    *Entry
 	Customer string
+	From     string
 	Actor    string
+	// Attempts are the failed requests to the key store. Only Ledger.Record reads them.
+	Attempts []Attempt
+	// UseBefore is when the first certificate of the vendor's chain expires, UTC: an issued request is useless from then on.
+	// Zero for other kinds.
+	UseBefore time.Time
 }
 
 // Defect is one thing that is wrong.

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	api "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
@@ -102,21 +105,42 @@ func (s *session) signIn(ctx context.Context, c *regionClient, digest []byte) ([
 		c.proven.Store(true)
 	}
 	return kms.Do(ctx, c.caller, func(ctx context.Context) ([]byte, error) {
+		began := time.Now()
 		out, err := c.api.Sign(ctx, &api.SignInput{
 			KeyId: c.id.Load(), Message: digest, MessageType: types.MessageTypeDigest, SigningAlgorithm: algorithm,
 		})
+		id := requestID(out, err)
+		if err == nil {
+			err = c.checkSignature(out, s.public.Size())
+		}
+		signer.OperationOf(ctx).Attempted(id, began, err)
 		if err != nil {
 			return nil, err
 		}
-		if err := c.checkID(out.KeyId); err != nil {
-			return nil, err
-		}
-		if len(out.Signature) != s.public.Size() || out.SigningAlgorithm != algorithm {
-			return nil, fmt.Errorf("%w: kms:Sign returned %d bytes of %q, want %d of %q",
-				signer.ErrBadSignature, len(out.Signature), out.SigningAlgorithm, s.public.Size(), algorithm)
-		}
 		return out.Signature, nil
 	})
+}
+
+// requestID returns the id of a request in CloudTrail; "" if there was no answer.
+func requestID(out *api.SignOutput, err error) (id string) {
+	if err == nil {
+		id, _ = awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
+	} else if answered, ok := errors.AsType[*awshttp.ResponseError](err); ok {
+		id = answered.ServiceRequestID()
+	}
+	return id
+}
+
+// checkSignature checks that an answer is a signature of the key.
+func (c *regionClient) checkSignature(out *api.SignOutput, size int) error {
+	if err := c.checkID(out.KeyId); err != nil {
+		return err
+	}
+	if len(out.Signature) != size || out.SigningAlgorithm != algorithm {
+		return fmt.Errorf("%w: kms:Sign returned %d bytes of %q, want %d of %q",
+			signer.ErrBadSignature, len(out.Signature), out.SigningAlgorithm, size, algorithm)
+	}
+	return nil
 }
 
 // publicKey reads the public key and checks that the key can make Apple's signatures.

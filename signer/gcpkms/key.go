@@ -7,8 +7,10 @@ import (
 	"encoding/pem"
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"cloud.google.com/go/kms/apiv1/kmspb"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"hsmsign/fault"
@@ -115,8 +117,15 @@ func (s *session) Sign(ctx context.Context, digest []byte) ([]byte, error) {
 		Digest:       &kmspb.Digest{Digest: &kmspb.Digest_Sha256{Sha256: digest}},
 		DigestCrc32C: wrapperspb.Int64(crc32c(digest)),
 	}
+	// Cloud Audit Logs record the reason if Data Access logs are on (protoPayload.requestMetadata.requestAttributes.reason).
+	operation := signer.OperationOf(ctx)
+	if operation != nil && operation.Reason != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-goog-request-reason", operation.Reason)
+	}
 	var damaged damage
-	return kms.Do(ctx, s.caller, func(ctx context.Context) ([]byte, error) {
+	return kms.Do(ctx, s.caller, func(ctx context.Context) (signature []byte, err error) {
+		began := time.Now()
+		defer func() { operation.Attempted("", began, err) }()
 		answer, err := s.client.AsymmetricSign(ctx, request)
 		switch {
 		case digestDamaged(err):

@@ -1,6 +1,7 @@
 // Package awskmstest is a double of AWS Key Management Service, for tests of programs that sign with it. It speaks the
 // service's protocol (JSON 1.1 over HTTP) on a real socket, checks the Signature Version 4 of every request against its
-// own secret keys, makes real signatures, and fails on request (Script, Stand).
+// own secret keys, makes real signatures, and fails on request (Script, Stand). Log and CloudTrail
+// return what it answered.
 //
 // A client needs Endpoint as its endpoint (plain HTTP on loopback), Region, and the credentials AccessKeyID and
 // SecretAccessKey. The program cmd/awskms-double is the same server as a separate process. Package gcpkmstest is its
@@ -61,6 +62,7 @@ type Server struct {
 	keys        map[string]*Key   // by ARN
 	aliases     map[string]string // ARN of the alias to ARN of the key
 	credentials map[string]Credentials
+	log         []Request
 }
 
 // NewServer starts a double. It listens until Close.
@@ -125,17 +127,17 @@ func (s *Server) Stand(operation string, fault Fault) error { return s.script.St
 
 // call is one request.
 type call struct {
-	operation, region string
-	body              []byte
-	fault             Fault
+	id, operation, region string
+	body                  []byte
+	fault                 Fault
 }
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := call{}
+	c := call{id: requestID()}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		refuse(w, fail("ValidationException", "the request is longer than %d bytes", maxBody))
+		refuse(w, c.id, fail("ValidationException", "the request is longer than %d bytes", maxBody))
 		return
 	}
 	c.body = body
@@ -145,7 +147,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.operation, service = formAction(r, body), "sts"
 	}
 	if c.operation == "" {
-		refuse(w, fail("UnknownOperationException", ""))
+		refuse(w, c.id, fail("UnknownOperationException", ""))
 		return
 	}
 	s.script.Count(c.operation)
@@ -165,21 +167,33 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		answer, err = s.perform(c)
 	}
-	if err != nil {
-		refuse(w, err)
+	s.record(c, answer, err)
+	if c.fault == Lost {
+		reset(w)
 		return
 	}
-	write(w, http.StatusOK, c.fault.damage(answer))
+	if err != nil {
+		refuse(w, c.id, err)
+		return
+	}
+	write(w, c.id, http.StatusOK, c.fault.damage(answer))
 }
 
-func write(w http.ResponseWriter, status int, body []byte) {
+func write(w http.ResponseWriter, id string, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
-	w.Header().Set("X-Amzn-Requestid", requestID())
+	w.Header().Set("X-Amzn-Requestid", id)
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // #nosec G705 -- JSON, and the client may be gone
 }
 
+// requestID returns the id of a request, a UUID as those of AWS.
 func requestID() string {
+	id := random()
+	return strings.Join([]string{id[:8], id[8:12], id[12:16], id[16:20], id[20:]}, "-")
+}
+
+// random returns 32 hex digits.
+func random() string {
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails (Go 1.24)
 	return hex.EncodeToString(id)
@@ -193,7 +207,7 @@ type Error struct {
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
 // refuse answers with an error. KMS names the member "message", and "Message" if its front end denies access.
-func refuse(w http.ResponseWriter, err error) {
+func refuse(w http.ResponseWriter, id string, err error) {
 	var e *Error
 	if !errors.As(err, &e) {
 		e = &Error{Code: "KMSInternalException", Message: err.Error()}
@@ -206,5 +220,5 @@ func refuse(w http.ResponseWriter, err error) {
 		status = http.StatusInternalServerError
 	}
 	body, _ := json.Marshal(map[string]string{"__type": e.Code, member: e.Message})
-	write(w, status, body)
+	write(w, id, status, body)
 }

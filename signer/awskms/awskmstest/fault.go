@@ -26,6 +26,7 @@ const (
 	Expired     Fault = "ExpiredTokenException"
 	Disabled    Fault = "DisabledException" // the key is disabled
 	Reset       Fault = "reset"             // the connection is reset, without an answer
+	Lost        Fault = "lost"              // the request is performed, and then the connection is reset
 	FlipBit     Fault = "flip-bit"          // one bit of the signature is wrong
 	OtherKey    Fault = "other-key"         // the answer names another key
 	Hang        Fault = double.Hang         // no answer until the client leaves
@@ -66,7 +67,7 @@ func messages() map[Fault]string {
 }
 
 func faults() []Fault {
-	return append(slices.Sorted(maps.Keys(messages())), BadGateway, Reset, Truncate, Empty, FlipBit, ShortSignature, OtherKey)
+	return append(slices.Sorted(maps.Keys(messages())), BadGateway, Reset, Lost, Truncate, Empty, FlipBit, ShortSignature, OtherKey)
 }
 
 func operations() []string {
@@ -81,18 +82,23 @@ func (s *Server) meet(w http.ResponseWriter, r *http.Request, f Fault) bool {
 	}
 	switch f {
 	case Reset:
-		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
-			if tcp, ok := conn.(*net.TCPConn); ok {
-				_ = tcp.SetLinger(0) // with it Close sends RST (SO_LINGER, socket(7))
-			}
-			_ = conn.Close()
-		}
+		reset(w)
 		return false
 	case BadGateway:
 		http.Error(w, "<html><body>bad gateway</body></html>", http.StatusBadGateway)
 		return false
 	}
 	return true
+}
+
+// reset resets the connection of a request.
+func reset(w http.ResponseWriter) {
+	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // with it Close sends RST (SO_LINGER, socket(7))
+		}
+		_ = conn.Close()
+	}
 }
 
 // refusal returns the error that the fault is, or nil.

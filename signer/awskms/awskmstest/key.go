@@ -99,7 +99,7 @@ func (s *Server) arn(region, resource string) string {
 
 // newID returns a random key id in the form of KMS.
 func newID(multiRegion bool) string {
-	id := requestID()
+	id := random()
 	if multiRegion {
 		return "mrk-" + id
 	}

@@ -87,7 +87,7 @@ func (s *Server) assumeRole(c call) (any, error) {
 		lifetime = time.Duration(seconds) * time.Second
 	}
 	fresh := Credentials{
-		AccessKeyID: "ASIA" + strings.ToUpper(requestID()[:16]), SecretAccessKey: requestID(), SessionToken: requestID() + requestID(),
+		AccessKeyID: "ASIA" + strings.ToUpper(random()[:16]), SecretAccessKey: random(), SessionToken: random() + random(),
 		Expires: time.Now().Add(lifetime),
 	}
 	s.AddCredentials(fresh)

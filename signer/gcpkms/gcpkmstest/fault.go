@@ -33,6 +33,7 @@ const (
 	Expired     Fault = "unauthenticated"   // UNAUTHENTICATED, as for an expired token
 	Disabled    Fault = "disabled"          // FAILED_PRECONDITION: the version is disabled
 	Reset       Fault = "reset"             // the connection is reset, with all requests that are in flight on it
+	Lost        Fault = "lost"              // the request is executed, and UNAVAILABLE is answered
 	FlipBit     Fault = "corrupt-signature" // one bit of the signature is wrong; the checksum matches
 	OtherKey    Fault = "wrong-name"        // the answer names another version
 	Hang        Fault = double.Hang         // no answer until the client leaves
@@ -41,7 +42,6 @@ const (
 // The faults of this double alone.
 const (
 	ServiceDisabled     Fault = "service-disabled"      // PERMISSION_DENIED: the API is not enabled
-	Lost                Fault = "lost"                  // the request is executed, and UNAVAILABLE is answered
 	CorruptSignatureCRC Fault = "corrupt-signature-crc" // signature_crc32c is wrong
 	NoSignatureCRC      Fault = "no-signature-crc"      // signature_crc32c is absent
 	CorruptDigest       Fault = "corrupt-digest"        // INVALID_ARGUMENT: digest_crc32c does not match the digest
@@ -89,9 +89,11 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		return nil, status.Error(codes.Unavailable, "the client left, or the server is closed")
 	}
 	if err := s.refuse(ctx, operation, f, req); err != nil {
+		s.record(ctx, operation, req, err)
 		return nil, err
 	}
 	answer, err := handle(ctx, req)
+	s.record(ctx, operation, req, err)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,6 @@
 // Package gcpkmstest is a double of Google Cloud KMS, for tests of programs that sign with it. It is a gRPC server on a
 // real socket, with real signatures, real checksums and real status codes, and it fails on request (Script, Stand).
+// Log and AuditLog return what it answered.
 //
 // A client needs Endpoint as its endpoint. The program cmd/gcpkms-double is the same server as a separate process.
 // Package awskmstest is its counterpart for AWS and has the same functions.
@@ -49,6 +50,7 @@ type Server struct {
 	rings    map[string]*kmspb.KeyRing   // their values do not change
 	keys     map[string]*kmspb.CryptoKey // the same
 	versions map[string]Key
+	log      []Request
 }
 
 // NewServer starts a double. It listens until Close.

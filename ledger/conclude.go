@@ -1,0 +1,109 @@
+package ledger
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+)
+
+// Conclude implements record.Recorder.
+func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome record.Outcome) error {
+	id, err := record.ParseID(permit.Request)
+	if err != nil {
+		return err
+	}
+	issued := id
+	var refusal error
+	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
+		issued, refusal, err = tx.conclude(ctx, id, outcome)
+		return err
+	})
+	if err = errors.Join(err, refusal); err == nil {
+		permit.Request = issued.String()
+	}
+	return err
+}
+
+// conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
+func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (issuedAs record.ID, refusal, err error) {
+	r, owner, err := tx.intent(ctx, id)
+	if err != nil {
+		return id, nil, err
+	}
+	openings, err := attemptsOpening(outcome.Attempts)
+	if err != nil {
+		return id, nil, err
+	}
+	failed := func(rule string) error {
+		return tx.move(r, &record.Entry{Kind: record.KindFailed, Operation: outcome.Operation, Rule: rule}, openings...)
+	}
+	if outcome.Err != nil {
+		return id, nil, failed(fault.KindOf(outcome.Err).String())
+	}
+	if owner != r.Customer { // reassigned since the intent
+		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
+		return id, refusal, failed(ruleForeignKey)
+	}
+	issued, same, err := tx.issued(ctx, r.Entry)
+	if err != nil {
+		return id, nil, err
+	}
+	if same != nil { // with the same bytes: PKCS#1 v1.5 is deterministic
+		return same.id, nil, failed(ruleConcurrent)
+	}
+	for _, older := range issued {
+		if err := tx.move(older, &record.Entry{Kind: record.KindSuperseded}); err != nil {
+			return id, nil, err
+		}
+	}
+	e := &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}
+	return id, nil, tx.move(r, e, append(openings, record.NewOpening(openRequest, outcome.File))...)
+}
+
+// intent returns a request that is about to be signed, and the customer that its key belongs to.
+func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record.ID, err error) {
+	r = request{id: id, Entry: tx.ledger.intents[id]}
+	delete(tx.ledger.intents, id)
+	var customer []byte
+	err = tx.row(ctx, "SELECT r.entry, r.state, k.customer FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?", id[:]).Scan(&r.at, &r.state, &customer)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return r, owner, fault.NotFound.Errorf("no request %s was authorized", id)
+	case err != nil:
+		return r, owner, err
+	case r.state != record.KindIntent:
+		return r, owner, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
+	}
+	if r.Entry == nil { // another process appended it; what this one appended, the ledger has grown from
+		r, err = tx.prove(ctx, r)
+	}
+	return r, idOf(customer), err
+}
+
+// attemptsOpening returns the opening with the attempts that failed, if there are any.
+func attemptsOpening(attempts []record.Attempt) ([]record.Opening, error) {
+	if len(attempts) == 0 {
+		return nil, nil
+	}
+	data, err := json.Marshal(attempts)
+	return []record.Opening{record.NewOpening(openAttempts, data)}, err
+}
+
+// attempts returns the failed requests to the key store that an entry says; none if it has no such commitment.
+func (l *Ledger) attempts(ctx context.Context, q querier, index int64, e *record.Entry) (attempts []record.Attempt, err error) {
+	if !slices.ContainsFunc(e.Commitments, func(c record.Commitment) bool { return c.Name == openAttempts }) {
+		return nil, nil
+	}
+	data, err := l.opening(ctx, q, index, e, openAttempts)
+	if err == nil && json.Unmarshal(data, &attempts) != nil {
+		err = fmt.Errorf("%w: the attempts of entry %d are not readable", ErrTampered, index)
+	}
+	return attempts, err
+}
