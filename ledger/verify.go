@@ -44,15 +44,11 @@ type verification struct {
 	pushes    map[record.ID]push
 	erased    map[record.ID]bool
 	lost      []lost // entries whose data is missing
+	keys      string // the verifier keys that the newest entry about them says
+	keysAt    int64  // its index; -1: there is none
 
-	hashes   []tlog.Hash // as stored
-	subtrees []subtree   // of the entries so far, from left to right
-}
-
-// subtree is the hash of a complete subtree.
-type subtree struct {
-	level int
-	hash  tlog.Hash
+	hashes []tlog.Hash // as stored
+	tree   frontier    // of the entries so far
 }
 
 // Verify recomputes everything from the raw entries: their form, the tree under the signed checkpoint, each commitment,
@@ -60,7 +56,7 @@ type subtree struct {
 // what is wrong with the ledger is in the report.
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
-		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
+		Report: &Report{}, ledger: l, keysAt: -1, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -79,6 +75,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 	if err := v.entries(ctx, tx, progress); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
+	v.rotated()
 	if err := v.caches(ctx, tx); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
@@ -140,7 +137,7 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of
 		return err
 	}
 	v.skip(v.Head.Size)
-	if v.root() != v.Head.Root {
+	if v.tree.root() != v.Head.Root {
 		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
 	}
 	for _, index := range slices.Sorted(maps.Keys(openings)) {
@@ -172,19 +169,11 @@ func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Has
 
 // push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
 func (v *verification) push(leaf tlog.Hash) {
-	node, n := subtree{hash: leaf}, v.Entries
-	for {
+	v.tree.add(leaf, func(node subtree, n int64) {
 		if v.hashes[tlog.StoredHashIndex(node.level, n)] != node.hash {
 			v.add(v.Entries, map[bool]string{true: "the entry was changed, or its stored hash", false: "a stored hash above the entry was changed"}[node.level == 0])
 		}
-		last := len(v.subtrees) - 1
-		if last < 0 || v.subtrees[last].level != node.level {
-			break
-		}
-		node, n = subtree{node.level + 1, tlog.NodeHash(v.subtrees[last].hash, node.hash)}, n/2
-		v.subtrees = v.subtrees[:last]
-	}
-	v.subtrees = append(v.subtrees, node)
+	})
 	v.Entries++
 }
 
@@ -194,18 +183,6 @@ func (v *verification) skip(index int64) {
 		v.add(v.Entries, "the entry is missing")
 		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)])
 	}
-}
-
-// root returns the tree hash of the leaves so far.
-func (v *verification) root() tlog.Hash {
-	if len(v.subtrees) == 0 {
-		return emptyRoot
-	}
-	root := v.subtrees[len(v.subtrees)-1].hash
-	for i := len(v.subtrees) - 2; i >= 0; i-- {
-		root = tlog.NodeHash(v.subtrees[i].hash, root)
-	}
-	return root
 }
 
 // openings returns, for each entry, its openings as commitments, and what they say where that is needed later. The data of
@@ -226,7 +203,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
-		if o.Name == openCustomer || o.Name == openPush {
+		if slices.Contains([]string{openCustomer, openPush, openKeys, openOriginal}, o.Name) {
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
@@ -238,7 +215,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 type opened struct {
 	record.Commitment
 	hash record.Hash
-	data []byte // of a customer or a push certificate
+	data []byte // nil: it is not needed
 }
 
 // entry checks one entry, and follows what it says.
@@ -271,19 +248,33 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 			v.pushes[e.Customer] = push{p, index}
 		}
 	}
+	said := v.original(e, index, openings)
+	if e.Kind == record.KindRotated {
+		v.keys, v.keysAt = data(openings, openKeys), index
+	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
 	}
 	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true
 	}
-	if e.Kind == record.KindCustomer {
+	if said.Kind == record.KindCustomer {
 		v.customers[e.Customer] = index
 	}
 	if e.Request != (record.ID{}) {
-		v.requests[e.Request], v.at[e.Request] = e, index
+		v.requests[e.Request], v.at[e.Request] = said, index
 	}
 	return e
+}
+
+// data returns the data of an opening; "" if it is missing.
+func data(openings []opened, name string) string {
+	for _, o := range openings {
+		if o.Name == name {
+			return string(o.data)
+		}
+	}
+	return ""
 }
 
 // lost is an entry whose data is missing.

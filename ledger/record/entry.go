@@ -30,6 +30,8 @@ const (
 	KindCustomer   = "customer"   // a customer was added or changed
 	KindErased     = "erased"     // the personal data of a customer was deleted
 	KindAttached   = "attached"   // the push certificate of a customer was recorded
+	KindRotated    = "rotated"    // which keys sign checkpoints from now on
+	KindContinued  = "continued"  // an entry of the ledger that this one continues under a new origin
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person.
