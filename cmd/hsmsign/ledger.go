@@ -4,10 +4,12 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -98,7 +100,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       reading,
 				Action:      p.ledgerStatus,
 			},
-			p.customerCommand(), p.attachCommand(), p.dueCommand(), p.backupCommand(),
+			p.customerCommand(), p.attachCommand(), p.dueCommand(), p.backupCommand(), p.restoreCommand(), p.rotateCommand(),
 		},
 	}
 }
@@ -127,7 +129,7 @@ func (p *program) ledgerInit(ctx *cli.Context) error {
 	}
 	key, verifier, err := ledger.GenerateKey(origin)
 	if err != nil {
-		return fault.Usage.Errorf("--origin %q: %w", origin, err).Fix("write a name without spaces and plus signs, as example.com/mdm")
+		return badOrigin("--origin", origin, err)
 	}
 	store, err := open.Store(ctx.Context, c.reference, true)
 	if err != nil {
@@ -219,6 +221,16 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 	}
 	for _, f := range fieldsOf(e) {
 		p.con.Field(f[0], f[1])
+	}
+	p.con.Field("verifier keys", strings.Join(e.Keys, ", "))
+	if o := e.Original; o != nil {
+		p.con.Field("original", fmt.Sprintf("entry %d, %s, %s", o.Entry, o.Kind, o.Time.Format(time.RFC3339)))
+	}
+	if previous := e.Previous; previous != nil {
+		p.con.Field("previous key", previous.VerifierKey)
+		p.con.Field("copied", fmt.Sprintf("%d entries", previous.Copied))
+		p.con.Printf("last checkpoint of the previous ledger:")
+		p.con.Write([]byte(previous.Checkpoint))
 	}
 	return nil
 }
