@@ -197,10 +197,15 @@ func (p *program) continueLedger(ctx context.Context, s *settings, from backup.S
 		return err
 	}
 	to.Near = orDefault(open.Path(reference), keyFile)
+	path := open.Path(reference)
+	_, statErr := os.Lstat(path)
 	result, err := p.continueIn(ctx, reference, from, of, to)
 	if err != nil {
 		if made {
 			_ = os.Remove(keyFile) // no ledger has this key
+		}
+		if path != "" && errors.Is(statErr, fs.ErrNotExist) {
+			_ = os.Remove(path) // it contains no ledger; its log is gone since it was closed
 		}
 		return err
 	}
