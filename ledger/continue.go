@@ -118,11 +118,7 @@ func (r *continuing) actor(tx *Tx, id record.ID, name string) record.ID {
 
 // repeat appends an entry that repeats one of the previous ledger, with its side rows.
 func (r *continuing) repeat(ctx context.Context, tx *Tx, it item) error {
-	newest := it.index
-	if it.request != nil {
-		newest = it.request.newest
-	}
-	e, original, err := r.entry(ctx, newest)
+	e, original, err := r.entry(ctx, it.index)
 	if err != nil || r.erased[e.Customer] || original.Kind == record.KindFailed {
 		return err
 	}

@@ -132,7 +132,8 @@ type item struct {
 	request *past // nil: a customer or a push certificate
 }
 
-// items returns what is to be repeated: customers, then requests and push certificates in the order of their entries.
+// items returns what is to be repeated: customers, then requests and push certificates in the order of their entries, because a
+// push certificate redeems the requests before it.
 func (h *history) items() []item {
 	var first, all []item
 	for _, index := range slices.Sorted(maps.Values(h.customers)) {
@@ -142,11 +143,7 @@ func (h *history) items() []item {
 		all = append(all, item{index: index})
 	}
 	for _, p := range h.requests {
-		at := p.newest
-		if p.issued >= 0 { // a push certificate that came later has redeemed it
-			at = p.issued
-		}
-		all = append(all, item{index: at, request: p})
+		all = append(all, item{index: p.newest, request: p})
 	}
 	slices.SortFunc(all, func(a, b item) int { return cmp.Compare(a.index, b.index) })
 	return append(first, all...)

@@ -182,17 +182,14 @@ func TestContinueKilled(t *testing.T) {
 	}
 }
 
-// TestBackupInterrupted ends a backup with SIGTERM at growing delays: nothing unencrypted remains, and the backup is whole or
-// does not exist.
+// TestBackupInterrupted ends a backup at growing delays: after SIGTERM nothing unencrypted remains, and also after SIGKILL
+// nothing in the folder of the backup, which is whole or does not exist.
 func TestBackupInterrupted(t *testing.T) {
 	t.Parallel()
 	w := newWorkshop(t)
 	w.fill()
 	testkit.OK(t, os.Mkdir(w.path("target"), 0o700))
-	check := func() {
-		if left := w.unfinished(); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
+	target := func() {
 		for _, e := range testkit.Value(os.ReadDir(w.path("target")))(t) {
 			data := testkit.Value(os.ReadFile(w.path("target/" + e.Name())))(t)
 			if e.Name() != "b.age" || !bytes.HasPrefix(data, []byte("age-encryption.org/v1\n")) {
@@ -201,11 +198,18 @@ func TestBackupInterrupted(t *testing.T) {
 			testkit.OK(t, os.Remove(w.path("target/"+e.Name())))
 		}
 	}
+	check := func() {
+		if left := w.unfinished(); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		target()
+	}
 	w.interrupted(syscall.SIGTERM, check, "ledger", "backup", "--recipients-file", "id.pub", "-o", "target/b.age")
 	if !w.exists("target/b.age") {
 		t.Error("no backup")
 	}
 	check()
+	w.interrupted(syscall.SIGKILL, func() { w.unfinished(); target() }, "ledger", "backup", "--recipients-file", "id.pub", "-o", "target/b.age")
 }
 
 // TestFullDisk backs up to, and restores to, a disk that is too small: one line, and nothing is left.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
@@ -135,6 +136,11 @@ func testContinued(t *testing.T, f *fixture) {
 		t.Errorf("entries %s, %+v", got, s.Continued)
 	}
 	verified(t, s.Ledger)
+	if due, err := s.Due(ctx, f.cfg.Now()); err != nil || len(due) != 1 || due[0].Customer.Name != "bolt-eu" {
+		t.Errorf("due: %+v, %v", due, err)
+	}
+	f.pass(16 * time.Minute) // an open intent has become unknown, and is not found to be open again
+	s.pass(16 * time.Minute)
 	genesis, err := s.Record(ctx, 0)
 	must(t, err)
 	if p := genesis.Previous; p == nil || p.Checkpoint != string(head.Signed) || p.VerifierKey != f.cfg.Verifier || p.Copied != head.Size {
@@ -170,6 +176,9 @@ func (f *fixture) continuedRules(t *testing.T, s successor, first record.Permit)
 	}
 	for _, key := range []string{"key 3", "key 4"} { // of an erased customer, and of a failed request
 		issue(t, s.Ledger, use("dune", "csr of dune with "+key, key, "vendor 1"))
+	}
+	if got := kinds(t, s.Ledger); strings.Contains(got, "unknown") {
+		t.Errorf("entries %s", got)
 	}
 	due, err := s.Due(ctx, f.cfg.Now().AddDate(2, 0, 0))
 	must(t, err)
@@ -226,11 +235,21 @@ func testContinuedUntil(t *testing.T, f *fixture) {
 		t.Errorf("%+v, %+v", customers, s.Continued)
 	}
 	verified(t, s.Ledger)
-	// Whatever is used is checked: an entry, and a side row.
-	var data []byte
-	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT data FROM openings WHERE entry = 2 AND name = 'csr'").Scan(&data))
-	for _, change := range []string{"UPDATE openings SET data = ? WHERE entry = 2 AND name = 'csr'", "UPDATE entries SET leaf = ? WHERE idx = 2"} {
-		f.exec(t, change, append([]byte("x"), data...))
+	// Whatever is used is checked: a side row, and an entry.
+	var data, leaf, second []byte
+	row := func(query string, into *[]byte) {
+		must(t, f.cfg.Store.DB.QueryRowContext(ctx, query).Scan(into))
+	}
+	row("SELECT data FROM openings WHERE entry = 2 AND name = 'csr'", &data)
+	row("SELECT leaf FROM entries WHERE idx = 2", &second)
+	changed, err := record.ParseEntry(second)
+	must(t, err)
+	changed.SPKI[0] ^= 1 // no side row says it
+	leaf, err = changed.Marshal()
+	must(t, err)
+	const changeLeaf, changeData = "UPDATE entries SET leaf = ? WHERE idx = 2", "UPDATE openings SET data = ? WHERE entry = 2 AND name = 'csr'"
+	for _, change := range []string{changeData, changeLeaf} {
+		f.exec(t, change, map[string][]byte{changeData: []byte("x"), changeLeaf: leaf}[change])
 		cfg := s.cfg
 		cfg.Store = f.fresh(t)
 		old, err := ledger.Open(ctx, ledger.Config{Store: f.cfg.Store, Verifier: f.cfg.Verifier})
@@ -241,8 +260,9 @@ func testContinuedUntil(t *testing.T, f *fixture) {
 		if _, err := ledger.Open(ctx, cfg); err == nil {
 			t.Errorf("%s: a ledger was made", change)
 		}
-		f.exec(t, "UPDATE openings SET data = ? WHERE entry = 2 AND name = 'csr'", data)
+		f.exec(t, changeData, data)
 	}
+	f.exec(t, changeLeaf, second)
 	old, err := ledger.Open(ctx, ledger.Config{Store: f.cfg.Store, Verifier: f.cfg.Verifier})
 	must(t, err)
 	if _, err := ledger.Continue(ctx, f.cfg, old, ledger.Continuation{}); fault.KindOf(err) != fault.Usage {
