@@ -81,3 +81,45 @@ func (m *memory) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	}
 	return out, nil
 }
+
+// frontier computes the tree hash of leaves that come one after the other.
+type frontier struct {
+	size     int64
+	subtrees []subtree // complete ones, from left to right
+}
+
+// add adds a leaf. node, if it is not nil, is called with each subtree that it completes, and how many of its level are before.
+func (f *frontier) add(leaf tlog.Hash, node func(s subtree, n int64)) {
+	s, n := subtree{hash: leaf}, f.size
+	for {
+		if node != nil {
+			node(s, n)
+		}
+		last := len(f.subtrees) - 1
+		if last < 0 || f.subtrees[last].level != s.level {
+			break
+		}
+		s, n = subtree{s.level + 1, tlog.NodeHash(f.subtrees[last].hash, s.hash)}, n/2
+		f.subtrees = f.subtrees[:last]
+	}
+	f.subtrees = append(f.subtrees, s)
+	f.size++
+}
+
+// root returns the tree hash of the leaves so far.
+func (f *frontier) root() tlog.Hash {
+	if len(f.subtrees) == 0 {
+		return emptyRoot
+	}
+	root := f.subtrees[len(f.subtrees)-1].hash
+	for i := len(f.subtrees) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(f.subtrees[i].hash, root)
+	}
+	return root
+}
+
+// subtree is the hash of a complete subtree.
+type subtree struct {
+	level int
+	hash  tlog.Hash
+}

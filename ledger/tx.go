@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
@@ -22,6 +23,8 @@ type Tx struct {
 	head   *Checkpoint
 	now    time.Time
 	low    bool // the disk has only its reserve left
+	// signers sign the checkpoint of the batch.
+	signers []note.Signer
 
 	added   []leaf      // of the whole batch
 	pending []statement // of the change that runs
@@ -89,6 +92,19 @@ func (tx *Tx) apply(ctx context.Context) error {
 	return nil
 }
 
+// flush writes the entries so far. It is for a transaction of many entries without other callers.
+func (tx *Tx) flush(ctx context.Context) error {
+	if err := tx.apply(ctx); err != nil {
+		return err
+	}
+	head, err := tx.finish(ctx)
+	if err == nil {
+		tx.head, tx.added = head, nil
+		tx.begin()
+	}
+	return err
+}
+
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
 	if tx.low && e.Kind != record.KindRefused {
@@ -145,7 +161,7 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", 2, hashes); err != nil {
 		return nil, err
 	}
-	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.ledger.signer)
+	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.signers...)
 	if err != nil {
 		return nil, err
 	}

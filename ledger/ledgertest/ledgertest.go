@@ -21,11 +21,19 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 	for name, test := range map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
 		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
+		"erased again": testErasedAgain, "erasures file": testErasuresFile, "continued": testContinued, "continued until": testContinuedUntil, "rotated": testRotated, "rotated elsewhere": testRotatedElsewhere,
+		"rotation, tampered": testRotationTampered,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			store, again := open(t)
-			test(t, newFixture(t, store, again))
+			f := newFixture(t, store, again)
+			f.fresh = func(t *testing.T) *ledger.Store {
+				store, _ := open(t)
+				store.Clock = ""
+				return store
+			}
+			test(t, f)
 		})
 	}
 }
@@ -34,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 type fixture struct {
 	cfg   ledger.Config
 	again func(t *testing.T) *ledger.Store
+	fresh func(t *testing.T) *ledger.Store // another empty store
 	mu    sync.Mutex
 	time  time.Time
 }
