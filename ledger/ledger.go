@@ -46,6 +46,12 @@ type Config struct {
 	Key string
 	// LastCheckpoint is a file outside the store with the newest checkpoint that this host saw; empty: none.
 	LastCheckpoint string
+	// Witnesses cosign the checkpoints, and Copies are files outside the store to which they are appended, soon after each commit.
+	Witnesses []Witness
+	Copies    []string
+	// Required is how many operators of witnesses must have cosigned an issued request before Conclude, or Authorize for a
+	// stored request, returns.
+	Required int
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -56,6 +62,9 @@ type Ledger struct {
 	store    *Store
 	verifier note.Verifier
 	signer   note.Signer // nil: for reading
+
+	witnesses []*cosigner
+	publisher *publisher // nil: there is nobody to publish to
 
 	// What the writer wrote last, and its time; only the writer uses them.
 	written *Checkpoint
@@ -155,8 +164,8 @@ func prepare(cfg Config) (*Ledger, error) {
 	if l.verifier, err = note.NewVerifier(cfg.Verifier); err != nil {
 		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
 	}
-	if cfg.Key == "" {
-		return l, nil
+	if l.witnesses, err = newCosigners(cfg.Witnesses, cfg.Required); err != nil || cfg.Key == "" {
+		return l, err
 	}
 	if l.signer, err = note.NewSigner(cfg.Key); err != nil {
 		return nil, fault.Usage.Errorf("checkpoint key of the ledger: %w", err).Fix("it is the file that hsmsign ledger init made")
@@ -184,12 +193,23 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, err
 	}
 	l.kept = l.last
-	if _, err := l.Head(ctx); err != nil {
+	copies, err := l.readCopies() // before the head, which is newer then
+	if err != nil {
+		return nil, err
+	}
+	head, err := l.Head(ctx)
+	if err == nil {
+		err = l.checkCopies(ctx, copies, head)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if l.signer == nil {
 		close(l.closed)
 		return l, nil
+	}
+	if err := l.startPublisher(ctx, head, copies); err != nil {
+		return nil, err
 	}
 	go l.write()
 	return l, nil
@@ -202,14 +222,15 @@ func orNotLedger(err error) error {
 	return err
 }
 
-// Close ends the writer after its batch and records the newest checkpoint. Appends that wait fail. The store stays open.
+// Close ends the writer after its batch, records the newest checkpoint and publishes it once more. Appends that wait fail. The
+// store stays open.
 func (l *Ledger) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	late := time.AfterFunc(closeWait, l.cancel) // of a batch that waits for a lock
 	<-l.closed
 	late.Stop()
 	l.cancel()
-	return l.keep()
+	return errors.Join(l.keep(), l.publisher.close())
 }
 
 // keep writes the newest checkpoint to the file outside the store.
@@ -297,6 +318,9 @@ func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx
 	if l.signer == nil {
 		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
 	}
+	if err := l.publisher.alarmed(); err != nil {
+		return err
+	}
 	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
 	select {
 	case l.changes <- c:
@@ -376,6 +400,7 @@ func (l *Ledger) commit(batch []*change) {
 	})
 	if err = l.store.fail("append", err); err == nil {
 		l.saw(head)
+		l.publisher.notify()
 		l.written, l.newest = head, now
 	}
 	for i, c := range batch {

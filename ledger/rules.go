@@ -89,6 +89,11 @@ func (l *Ledger) Authorize(ctx context.Context, asked record.Use) (permit record
 		permit, refusal, err = tx.authorize(ctx, newUse(asked))
 		return err
 	})
+	if err == nil && permit.Stored != nil {
+		if id, idErr := record.ParseID(permit.Request); idErr == nil {
+			err = l.awaitIssued(ctx, id)
+		}
+	}
 	return permit, errors.Join(err, refusal)
 }
 
@@ -281,6 +286,9 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 	})
 	if err == nil {
 		permit.Request = issued.String()
+	}
+	if err == nil && outcome.Err == nil {
+		err = l.awaitIssued(ctx, issued)
 	}
 	return err
 }

@@ -124,6 +124,13 @@ func (w *Witness) Size(origin string) int64 {
 	return w.latest[origin].N
 }
 
+// Forget removes what the witness remembers of a log, as a witness that lost its disk.
+func (w *Witness) Forget(origin string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.latest, origin)
+}
+
 // Asked returns how many requests the witness has had.
 func (w *Witness) Asked() int {
 	w.mu.Lock()
