@@ -318,7 +318,7 @@ func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx
 	if l.signer == nil {
 		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
 	}
-	if err := l.publisher.alarmed(); err != nil {
+	if err := l.publisher.refuse(); err != nil {
 		return err
 	}
 	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}

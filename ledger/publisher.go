@@ -32,6 +32,7 @@ type publisher struct {
 	ledger  *Ledger
 	targets []*target
 	wake    chan struct{} // has room for one: there is a new checkpoint
+	hurry   chan struct{} // has room for one: somebody waits, so that witnesses that failed are asked again now
 	results chan result
 	closing chan struct{} // closed by close
 	once    sync.Once
@@ -46,8 +47,10 @@ type publisher struct {
 	mu        sync.Mutex
 	confirmed int64             // size of the newest checkpoint that enough operators have cosigned
 	alarm     error             // wraps ErrTampered: nothing is appended any more
+	reported  bool              // alarm was returned to a caller
 	changed   chan struct{}     // closed and replaced when confirmed or alarm changes
 	failures  map[string]string // the newest of each, by name of the witness or path of the copy
+	failed    map[string]int    // how often a witness has failed, by name
 }
 
 // target is a witness, or a copy: a file.
@@ -76,8 +79,8 @@ type result struct {
 // one is asked first: until it cosigns, the ledger is not opened for appending.
 func (l *Ledger) startPublisher(ctx context.Context, head *Checkpoint, copied map[string]*Checkpoint) error {
 	p := &publisher{
-		ledger: l, wake: make(chan struct{}, 1), results: make(chan result), closing: make(chan struct{}), done: make(chan struct{}),
-		changed: make(chan struct{}), failures: map[string]string{},
+		ledger: l, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), results: make(chan result), closing: make(chan struct{}), done: make(chan struct{}),
+		changed: make(chan struct{}), failures: map[string]string{}, failed: map[string]int{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	rows, err := l.witnessRows(ctx)
@@ -135,7 +138,8 @@ func (p *publisher) notify() {
 	}
 }
 
-// close publishes the newest checkpoint once more and ends the goroutine.
+// close publishes the newest checkpoint once more and ends the goroutine. It returns an alarm that no caller has got, and why a copy
+// is not written.
 func (p *publisher) close() error {
 	if p == nil {
 		return nil
@@ -147,7 +151,10 @@ func (p *publisher) close() error {
 	p.cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.alarm
+	var err error
+	if !p.reported {
+		err = p.alarm
+	}
 	for _, t := range p.targets {
 		if why := p.failures[t.path]; t.cosigner == nil && why != "" {
 			err = errors.Join(err, fmt.Errorf("%w: copy %q: %s", ErrStore, t.path, why))
@@ -169,6 +176,12 @@ func (p *publisher) run() {
 		}
 		select {
 		case <-p.wake:
+		case <-p.hurry:
+			for _, t := range p.targets {
+				if t.failures > 0 {
+					t.failures, t.next = 0, time.Time{}
+				}
+			}
 		case r := <-p.results:
 			p.finish(r)
 		case <-timer.C:
@@ -268,7 +281,7 @@ func (p *publisher) finish(r result) {
 		r.err = p.ledger.keepCosignature(ctx, r.cp, t.cosigner, r.line, confirmed)
 	}
 	if r.err != nil {
-		p.failed(t, r.err)
+		p.postpone(t, r.err)
 		return
 	}
 	t.failures, t.published, t.next = 0, r.cp.Size, time.Time{}
@@ -280,8 +293,8 @@ func (p *publisher) finish(r result) {
 	p.confirm()
 }
 
-// failed records a failure; the target is asked again after a time that grows.
-func (p *publisher) failed(t *target, err error) {
+// postpone records a failure; the target is asked again after a time that grows.
+func (p *publisher) postpone(t *target, err error) {
 	if p.ctx.Err() != nil {
 		return // the ledger is being closed
 	}
@@ -310,7 +323,7 @@ func (p *publisher) compare(t *target, size int64) {
 	case errors.Is(err, ErrTampered):
 		p.raise(t, err)
 	case err != nil:
-		p.failed(t, err)
+		p.postpone(t, err)
 	case size > head.Size:
 		p.raise(t, fmt.Errorf("it has cosigned %d entries, and the store has %d: the store is an older copy, or somebody signed a fork", size, head.Size))
 	default:
@@ -335,11 +348,19 @@ func (p *publisher) raise(t *target, err error) {
 
 // alarmed returns the alarm of a witness; nil if there was none.
 func (p *publisher) alarmed() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.alarm
+}
+
+// refuse returns the alarm to a caller.
+func (p *publisher) refuse() error {
 	if p == nil {
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.reported = p.alarm != nil
 	return p.alarm
 }
 
@@ -349,6 +370,9 @@ func (p *publisher) fails(t *target, why string) {
 	defer p.mu.Unlock()
 	if t.cosigner != nil {
 		p.failures[t.Name] = why
+		if why != "" {
+			p.failed[t.Name]++
+		}
 	} else {
 		p.failures[t.path] = why
 	}

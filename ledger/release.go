@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 
 // cosignWait is how long a request waits for the required cosignatures.
 const cosignWait = 20 * time.Second
+
+// hopeless is after how many failures in that time a request no longer waits for a witness.
+const hopeless = 3
 
 // confirm reads which checkpoint enough operators have cosigned, also with the cosignatures that other processes stored.
 func (p *publisher) confirm() {
@@ -52,15 +56,28 @@ func (l *Ledger) awaitIssued(ctx context.Context, request record.ID) error {
 func (p *publisher) await(ctx context.Context, index int64) error {
 	ctx, cancel := context.WithTimeout(ctx, cosignWait)
 	defer cancel()
+	p.mu.Lock()
+	before := maps.Clone(p.failed)
+	waits := p.confirmed <= index
+	p.mu.Unlock()
+	if waits {
+		select {
+		case p.hurry <- struct{}{}:
+		default:
+		}
+	}
 	for {
 		p.mu.Lock()
 		confirmed, alarm, changed := p.confirmed, p.alarm, p.changed
+		enough := p.hopeful(before) >= p.ledger.cfg.Required
 		p.mu.Unlock()
 		switch {
 		case alarm != nil:
-			return alarm
+			return p.refuse()
 		case confirmed > index:
 			return nil
+		case !enough:
+			return p.tooFew(index)
 		}
 		select {
 		case <-changed:
@@ -70,6 +87,17 @@ func (p *publisher) await(ctx context.Context, index int64) error {
 			return p.tooFew(index)
 		}
 	}
+}
+
+// hopeful returns how many operators have a witness that has not failed too often since the counts before. The caller has p.mu.
+func (p *publisher) hopeful(before map[string]int) int {
+	var all []*cosigner
+	for _, t := range p.targets {
+		if t.cosigner != nil && p.failed[t.Name]-before[t.Name] < hopeless {
+			all = append(all, t.cosigner)
+		}
+	}
+	return allOperators(all)
 }
 
 // tooFew is the error of an entry that fewer witnesses than required have cosigned.

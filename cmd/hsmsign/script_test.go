@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "schema": cmdSchema}),
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "schema": cmdSchema, "witness": cmdWitness}),
 	})
 }
 
