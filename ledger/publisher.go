@@ -33,7 +33,7 @@ type publisher struct {
 	targets []*target
 	wake    chan struct{} // has room for one: there is a new checkpoint
 	hurry   chan struct{} // has room for one: somebody waits, so that witnesses that failed are asked again now
-	results chan result
+	results chan result   // has room for all targets
 	closing chan struct{} // closed by close
 	once    sync.Once
 	done    chan struct{} // closed when the goroutine has ended
@@ -79,10 +79,24 @@ type result struct {
 // one is asked first: until it cosigns, the ledger is not opened for appending.
 func (l *Ledger) startPublisher(ctx context.Context, head *Checkpoint, copied map[string]*Checkpoint) error {
 	p := &publisher{
-		ledger: l, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), results: make(chan result), closing: make(chan struct{}), done: make(chan struct{}),
+		ledger: l, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), failures: map[string]string{}, failed: map[string]int{},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	if err := p.prepare(ctx, head, copied); err != nil || len(p.targets) == 0 {
+		p.cancel()
+		return err
+	}
+	p.results = make(chan result, len(p.targets))
+	l.publisher = p
+	p.notify()
+	go p.run()
+	return nil
+}
+
+// prepare makes the targets, and asks the witnesses again whose alarm is stored.
+func (p *publisher) prepare(ctx context.Context, head *Checkpoint, copied map[string]*Checkpoint) error {
+	l := p.ledger
 	rows, err := l.witnessRows(ctx)
 	if err != nil {
 		return l.store.fail("read the witnesses", err)
@@ -105,11 +119,6 @@ func (l *Ledger) startPublisher(ctx context.Context, head *Checkpoint, copied ma
 			t.published = newest.Size
 		}
 		p.targets = append(p.targets, t)
-	}
-	if len(p.targets) > 0 {
-		l.publisher = p
-		p.notify()
-		go p.run()
 	}
 	return nil
 }
@@ -163,6 +172,7 @@ func (p *publisher) close() error {
 	return err
 }
 
+// run is the goroutine: it starts attempts and records their outcomes.
 func (p *publisher) run() {
 	defer close(p.done)
 	p.confirm()
@@ -187,6 +197,8 @@ func (p *publisher) run() {
 		case <-timer.C:
 		case <-closing:
 			p.last, closing = true, nil
+		case <-p.ctx.Done(): // what has not ended, such as a write to a disk that is gone, is left
+			return
 		}
 	}
 }
@@ -272,7 +284,7 @@ func (p *publisher) finish(r result) {
 		p.raise(t, r.err)
 		return
 	case r.err == nil && t.cosigner != nil:
-		ctx, cancel := context.WithTimeout(context.Background(), storeWait)
+		ctx, cancel := context.WithTimeout(p.ctx, storeWait)
 		defer cancel()
 		t.size = r.cp.Size
 		p.mu.Lock()
@@ -308,7 +320,7 @@ func (p *publisher) postpone(t *target, err error) {
 
 // keep stores a failure of a witness. An error is ignored: the store is written again at the next one.
 func (p *publisher) keep(t *target, err error, alarm bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), storeWait)
+	ctx, cancel := context.WithTimeout(p.ctx, storeWait)
 	defer cancel()
 	_ = p.ledger.keepFailure(ctx, t.cosigner, witnessRow{size: t.size, failure: err.Error(), failed: p.ledger.now(), alarm: alarm})
 }
@@ -316,7 +328,7 @@ func (p *publisher) keep(t *target, err error, alarm bool) {
 // compare compares the size that a witness has cosigned with the store, read again: another process may have appended. If the
 // store has fewer entries, it is an older copy, or somebody signed a fork.
 func (p *publisher) compare(t *target, size int64) {
-	ctx, cancel := context.WithTimeout(context.Background(), storeWait)
+	ctx, cancel := context.WithTimeout(p.ctx, storeWait)
 	defer cancel()
 	head, err := p.ledger.Head(ctx)
 	switch {

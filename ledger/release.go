@@ -19,7 +19,7 @@ const hopeless = 3
 
 // confirm reads which checkpoint enough operators have cosigned, also with the cosignatures that other processes stored.
 func (p *publisher) confirm() {
-	ctx, cancel := context.WithTimeout(context.Background(), storeWait)
+	ctx, cancel := context.WithTimeout(p.ctx, storeWait)
 	defer cancel()
 	enough := max(p.ledger.cfg.Required, 1)
 	found, err := p.ledger.Cosigned(ctx, enough)

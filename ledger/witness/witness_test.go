@@ -1,7 +1,10 @@
 package witness_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	cosign "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -126,6 +130,24 @@ func TestIgnoredLines(t *testing.T) {
 	}
 	one.Stop()
 	two.Stop()
+}
+
+// A cosignature without a time does not say that the tree is the largest that the witness saw, so it does not count.
+func TestNoTime(t *testing.T) {
+	log := newTree(t, 0)
+	cp := log.checkpoint(t, 1)
+	secret, public, err := cosign.GenerateMLDSAKey("witness.example/w")
+	testkit.OK(t, err)
+	signer := testkit.Value(cosign.NewMLDSASigner(secret))(t)
+	v := testkit.Value(witness.NewVerifier(public))(t)
+	root := testkit.Value(tlog.TreeHash(1, tlog.HashReaderFunc(log.read)))(t)
+	for _, at := range []uint64{0, 1} {
+		signature := testkit.Value(signer.SignSubtree(at, "example.com/log", 0, 1, root[:]))(t)
+		line := "— witness.example/w " + base64.StdEncoding.EncodeToString(append(binary.BigEndian.AppendUint32(nil, signer.KeyHash()), signature...)) + "\n"
+		if _, ok := witness.Find(append(bytes.Clone(cp.Signed), line...), v); ok != (at > 0) {
+			t.Errorf("with the time %d: %v", at, ok)
+		}
+	}
 }
 
 // A fork and a rollback are told from everything else.
