@@ -385,5 +385,12 @@ func testStoredCosignatures(t *testing.T, f *fixture) {
 		if got := fmt.Sprint(report.Defects); tt.defect == "" && len(report.Defects) > 0 || !strings.Contains(got, tt.defect) {
 			t.Errorf("%s: defects %s", tt.name, got)
 		}
+		must(t, r.Close())
+	}
+	// The entry that the list of requests names must be the one with which the request was issued.
+	restore(t)
+	f.exec(t, "UPDATE requests SET issued = issued - 1")
+	if _, err := l.Prove(t.Context(), id); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("a proof of another entry: %v", err)
 	}
 }
