@@ -15,7 +15,7 @@ import (
 // against compares the ledger with a copy.
 func against(t *testing.T, l *ledger.Ledger, path string) (int, error) {
 	t.Helper()
-	f, err := os.Open(path)
+	f, err := os.Open(path) // #nosec G304 -- a file of the test
 	must(t, err)
 	defer func() { _ = f.Close() }() // it was read
 	return l.CheckAgainst(t.Context(), f)
@@ -40,14 +40,14 @@ func testCopies(t *testing.T, f *fixture) {
 	}
 	l := f.open(t)
 	must(t, l.Close())
-	whole, err := os.ReadFile(path)
+	whole, err := os.ReadFile(path) // #nosec G304 -- a file of the test
 	must(t, err)
 	notes, err := against(t, l, path)
 	must(t, err)
 	// Wherever the last append was cut off, the next one can be read.
 	last := strings.LastIndex(string(whole), "\n\n"+origin+"\n") + 2
 	for cut := last; cut <= len(whole); cut++ {
-		must(t, os.WriteFile(path, whole[:cut], 0o600))
+		must(t, os.WriteFile(path, whole[:cut], 0o600)) // #nosec G703 -- a file of the test
 		if cp, err := l.Copy(t.Context(), path, 1); err != nil || cp.Size != size(t, l) {
 			t.Fatalf("cut at %d: %+v, %v", cut-last, cp, err)
 		}
@@ -98,7 +98,7 @@ func testCopiedForks(t *testing.T, f *fixture) {
 	must(t, err)
 	oldest := kept[:strings.Index(string(kept), "\n\n"+origin+"\n")+2]
 	for _, text := range [][]byte{kept, append(kept, oldest...)} { // another process may have appended an older one later
-		must(t, os.WriteFile(f.cfg.Copies[0], text, 0o600))
+		must(t, os.WriteFile(f.cfg.Copies[0], text, 0o600)) // #nosec G703 -- a file of the test
 		if _, err := ledger.Open(t.Context(), f.cfg); !errors.Is(err, ledger.ErrTampered) || !strings.Contains(err.Error(), "older copy") {
 			t.Errorf("a rollback: %v", err)
 		}

@@ -22,7 +22,8 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
 		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "erased": testErased, "migrations": testMigrations,
 		"witnesses": testWitnesses, "required": testRequired, "alarms": testAlarms, "forks": testWitnessedForks, "lies": testLies, "several publish": testSeveralPublish,
-		"published later": testPublishedLater, "copies": testCopies, "copied forks": testCopiedForks, "stored cosignatures": testStoredCosignatures,
+		"published later": testPublishedLater, "copies": testCopies, "copied forks": testCopiedForks, "stored cosignatures": testStoredCosignatures, "foreign cosignatures": testForeignCosignatures,
+		"same checkpoint": testSameCheckpoint,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -96,15 +96,15 @@ func testWitnesses(t *testing.T, f *fixture) {
 }
 
 // within issues with a time limit.
-func within(t *testing.T, l *ledger.Ledger, d time.Duration, u record.Use) (record.Permit, error) {
+func within(t *testing.T, l *ledger.Ledger, d time.Duration, u record.Use) error {
 	t.Helper()
 	permit, err := l.Authorize(t.Context(), u)
 	if err != nil || permit.Stored != nil {
-		return permit, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
-	return permit, l.Conclude(ctx, &permit, record.Outcome{File: []byte("request for " + string(u.CSR))})
+	return l.Conclude(ctx, &permit, record.Outcome{File: []byte("request for " + string(u.CSR))})
 }
 
 // testRequired: without enough witnesses nothing is released, and the next try finds the stored request.
@@ -116,7 +116,7 @@ func testRequired(t *testing.T, f *fixture) {
 	// The two witnesses of one operator count once.
 	all[0].Answer(witnesstest.Down)
 	u := use("acme", "csr 1", "key 1", "vendor")
-	_, err := within(t, l, 2*time.Second, u)
+	err := within(t, l, 2*time.Second, u)
 	if !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "1 of 2 required witnesses") || !strings.Contains(err.Error(), "w0: ") || fault.Hint(err) == "" {
 		t.Errorf("one of two operators: %v", err)
 	}
@@ -133,7 +133,7 @@ func testRequired(t *testing.T, f *fixture) {
 	// One that is slow does not delay the others.
 	all[2].Answer(witnesstest.Slow)
 	for i := range 3 {
-		if _, err := within(t, l, 5*time.Second, use("acme", fmt.Sprint("csr 2", i), "key 1", "vendor")); err != nil {
+		if err := within(t, l, 5*time.Second, use("acme", fmt.Sprint("csr 2", i), "key 1", "vendor")); err != nil {
 			t.Errorf("with a slow one: %v", err)
 		}
 	}
@@ -162,7 +162,7 @@ func testLies(t *testing.T, f *fixture) {
 		"garbage": w.Garbage, "another checkpoint": w.Other, "forbidden": witnesstest.Status(403, ""), "smaller size": witnesstest.Conflict(1),
 	} {
 		w.Answer(answer)
-		_, err := within(t, l, 300*time.Millisecond, use("acme", name, "key 1", "vendor"))
+		err := within(t, l, 300*time.Millisecond, use("acme", name, "key 1", "vendor"))
 		if !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "0 of 1 required witnesses") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -240,7 +240,7 @@ func testAlarms(t *testing.T, f *fixture) {
 	restore(t)
 	f.cfg.Required = 1
 	l = f.open(t)
-	if _, err := within(t, l, 15*time.Second, use("acme", "csr 100", "key 1", "vendor")); !errors.Is(err, ledger.ErrTampered) {
+	if err := within(t, l, 15*time.Second, use("acme", "csr 100", "key 1", "vendor")); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("released on an older copy: %v", err)
 	}
 }
@@ -296,7 +296,7 @@ func testSeveralPublish(t *testing.T, f *fixture) {
 		must(t, err)
 		processes.Go(func() {
 			for i := range 15 {
-				if _, err := within(t, l, 15*time.Second, use("acme", fmt.Sprint("csr ", i, " of ", process), "key 1", "vendor")); err != nil {
+				if err := within(t, l, 15*time.Second, use("acme", fmt.Sprint("csr ", i, " of ", process), "key 1", "vendor")); err != nil {
 					t.Errorf("process %d: %v", process, err)
 					return
 				}
@@ -341,56 +341,4 @@ func testPublishedLater(t *testing.T, f *fixture) {
 		t.Errorf("%+v", permit)
 	}
 	must(t, l.Close())
-}
-
-// testStoredCosignatures: the stored cosignatures are a cache. What does not verify does not count, and Verify reports it.
-func testStoredCosignatures(t *testing.T, f *fixture) {
-	f.witnesses(t, 2)
-	f.cfg.Required = 2
-	l := f.open(t)
-	permit := issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
-	id, err := record.ParseID(permit.Request)
-	must(t, err)
-	must(t, l.Close())
-	restore := f.snapshot(t)
-	for _, tt := range []struct {
-		name, attack, defect string
-		operators            int
-	}{
-		{"a signature of nobody", "UPDATE cosignatures SET line = checkpoint", "is not valid", 0},
-		{"a signature of another witness", "UPDATE cosignatures SET line = (SELECT line FROM cosignatures c WHERE c.size = cosignatures.size ORDER BY witness LIMIT 1)", "is not valid", 1},
-		{"another size", "UPDATE cosignatures SET size = size - 1", "it is one of", 0},
-		{"a checkpoint of nobody", "UPDATE cosignatures SET checkpoint = line", "it is not signed", 0},
-		{"an unknown witness", "UPDATE cosignatures SET witness = 'x' WHERE witness LIKE '%w0%'", "", 1},
-		{"a deleted row", "DELETE FROM cosignatures WHERE witness LIKE '%w0%'", "", 1},
-	} {
-		restore(t)
-		f.exec(t, tt.attack)
-		r, err := ledger.Open(t.Context(), ledger.Config{Store: f.cfg.Store, Verifier: f.cfg.Verifier, Witnesses: f.cfg.Witnesses})
-		must(t, err)
-		cosigned, err := r.Cosigned(t.Context(), 2)
-		must(t, err)
-		if cosigned.Operators() != tt.operators {
-			t.Errorf("%s: %d operators count", tt.name, cosigned.Operators())
-		}
-		data, err := r.Prove(t.Context(), id)
-		must(t, err)
-		proven, err := ledger.CheckProof(data, f.cfg.Verifier)
-		must(t, err)
-		if found, err := ledger.FindCosignatures(proven.Checkpoint, f.cfg.Witnesses); err != nil || found.Operators() != tt.operators {
-			t.Errorf("%s: the proof has %+v, %v", tt.name, found, err)
-		}
-		report, err := r.Verify(t.Context(), nil)
-		must(t, err)
-		if got := fmt.Sprint(report.Defects); tt.defect == "" && len(report.Defects) > 0 || !strings.Contains(got, tt.defect) {
-			t.Errorf("%s: defects %s", tt.name, got)
-		}
-		must(t, r.Close())
-	}
-	// The entry that the list of requests names must be the one with which the request was issued.
-	restore(t)
-	f.exec(t, "UPDATE requests SET issued = issued - 1")
-	if _, err := l.Prove(t.Context(), id); !errors.Is(err, ledger.ErrTampered) {
-		t.Errorf("a proof of another entry: %v", err)
-	}
 }

@@ -208,7 +208,7 @@ func TestRefusals(t *testing.T) {
 		"403":              {witnesstest.Status(403, ""), "status 403, it does not trust the ledger's key"},
 		"404":              {witnesstest.Status(404, ""), "status 404, it does not know the ledger's origin"},
 		"500":              {witnesstest.Status(500, ""), "status 500, Internal Server Error"},
-		"redirect":         {func(out http.ResponseWriter, r *http.Request) { http.Redirect(out, r, w.URL+"/x", 307) }, "status 307"},
+		"redirect":         {func(out http.ResponseWriter, r *http.Request) { http.Redirect(out, r, w.URL+"/x", http.StatusTemporaryRedirect) }, "status 307"},
 		"409, its own":     {witnesstest.Conflict(1), "with the size 1, which was sent"},
 		"409 twice":        {func(out http.ResponseWriter, r *http.Request) { witnesstest.Conflict(int64(1+w.Asked()%2*2))(out, r) }, "from the size that it said before"},
 		"409, no size":     {text("text/plain", "3\n", 409), "without the size"},

@@ -11,6 +11,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/transparency-dev/formats/log"
 	cosign "github.com/transparency-dev/formats/note"
@@ -159,6 +161,17 @@ func Slow(_ http.ResponseWriter, r *http.Request) {
 	<-r.Context().Done()
 }
 
+// Late answers honestly after a time.
+func (w *Witness) Late(d time.Duration) http.HandlerFunc {
+	return func(out http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(d):
+			w.honest(out, r)
+		case <-r.Context().Done():
+		}
+	}
+}
+
 // Status answers with a status and a text.
 func Status(status int, text string) http.HandlerFunc {
 	return func(out http.ResponseWriter, _ *http.Request) { http.Error(out, text, status) }
@@ -205,7 +218,7 @@ func (w *Witness) Other(out http.ResponseWriter, r *http.Request) {
 
 // line returns a signature line of a note.
 func line(signer note.Signer, signature []byte) []byte {
-	id := []byte{byte(signer.KeyHash() >> 24), byte(signer.KeyHash() >> 16), byte(signer.KeyHash() >> 8), byte(signer.KeyHash())}
+	id := binary.BigEndian.AppendUint32(nil, signer.KeyHash())
 	return fmt.Appendf(nil, "— %s %s\n", signer.Name(), base64.StdEncoding.EncodeToString(append(id, signature...)))
 }
 
@@ -218,6 +231,11 @@ func (w *Witness) serve(out http.ResponseWriter, r *http.Request) {
 		answer(out, r)
 		return
 	}
+	w.honest(out, r)
+}
+
+// honest reads a request and answers as tlog-witness demands.
+func (w *Witness) honest(out http.ResponseWriter, r *http.Request) {
 	old, proof, signed, err := parse(r.Body)
 	if err != nil {
 		http.Error(out, err.Error(), http.StatusBadRequest)
