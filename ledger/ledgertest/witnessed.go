@@ -116,7 +116,11 @@ func testRequired(t *testing.T, f *fixture) {
 	// The two witnesses of one operator count once.
 	all[0].Answer(witnesstest.Down)
 	u := use("acme", "csr 1", "key 1", "vendor")
-	err := within(t, l, 2*time.Second, u)
+	began := time.Now()
+	err := within(t, l, 15*time.Second, u)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it gave up after %v", took)
+	}
 	if !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "1 of 2 required witnesses") || !strings.Contains(err.Error(), "w0: ") || fault.Hint(err) == "" {
 		t.Errorf("one of two operators: %v", err)
 	}
@@ -140,7 +144,7 @@ func testRequired(t *testing.T, f *fixture) {
 	if got := strings.Count(kinds(t, l), "issued"); got != 4 {
 		t.Errorf("%d issued", got)
 	}
-	began := time.Now()
+	began = time.Now()
 	must(t, l.Close()) // the slow one is left
 	if took := time.Since(began); took > 6*time.Second {
 		t.Errorf("Close took %v", took)
@@ -239,6 +243,7 @@ func testAlarms(t *testing.T, f *fixture) {
 	// The required cosignatures are not there, so nothing is released by the process that finds it.
 	restore(t)
 	f.cfg.Required = 1
+	w.Answer(w.Late(300 * time.Millisecond))
 	l = f.open(t)
 	if err := within(t, l, 15*time.Second, use("acme", "csr 100", "key 1", "vendor")); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("released on an older copy: %v", err)
