@@ -49,3 +49,37 @@ func checkGrowth(older, newer *Checkpoint, hashes tlog.HashReader) error {
 func forked(size int64) error {
 	return fmt.Errorf("%w: the first %d entries are not those of the checkpoint that was seen before", ErrTampered, size)
 }
+
+// subtree is the hash of a complete subtree.
+type subtree struct {
+	level int
+	hash  tlog.Hash
+}
+
+// grow adds a leaf to the complete subtrees of a tree, from left to right, and calls each, if it is not nil, for the nodes
+// that the leaf completes.
+func grow(subtrees []subtree, leaf tlog.Hash, each func(node subtree)) []subtree {
+	for node := (subtree{hash: leaf}); ; {
+		if each != nil {
+			each(node)
+		}
+		last := len(subtrees) - 1
+		if last < 0 || subtrees[last].level != node.level {
+			return append(subtrees, node)
+		}
+		node = subtree{node.level + 1, tlog.NodeHash(subtrees[last].hash, node.hash)}
+		subtrees = subtrees[:last]
+	}
+}
+
+// rootOf returns the tree hash of the leaves.
+func rootOf(subtrees []subtree) tlog.Hash {
+	if len(subtrees) == 0 {
+		return emptyRoot
+	}
+	root := subtrees[len(subtrees)-1].hash
+	for i := len(subtrees) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(subtrees[i].hash, root)
+	}
+	return root
+}

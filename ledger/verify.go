@@ -52,12 +52,6 @@ type verification struct {
 	subtrees []subtree   // of the entries so far, from left to right
 }
 
-// subtree is the hash of a complete subtree.
-type subtree struct {
-	level int
-	hash  tlog.Hash
-}
-
 // Verify recomputes everything from the raw entries: their form, the tree under the signed checkpoint, each commitment,
 // and the caches. progress, if it is not nil, is called as often as the number that it gets. The error is about reading;
 // what is wrong with the ledger is in the report.
@@ -144,7 +138,7 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of
 		return err
 	}
 	v.skip(v.Head.Size)
-	if v.root() != v.Head.Root {
+	if rootOf(v.subtrees) != v.Head.Root {
 		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
 	}
 	for _, index := range slices.Sorted(maps.Keys(openings)) {
@@ -176,19 +170,11 @@ func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Has
 
 // push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
 func (v *verification) push(leaf tlog.Hash) {
-	node, n := subtree{hash: leaf}, v.Entries
-	for {
-		if v.hashes[tlog.StoredHashIndex(node.level, n)] != node.hash {
+	v.subtrees = grow(v.subtrees, leaf, func(node subtree) {
+		if v.hashes[tlog.StoredHashIndex(node.level, v.Entries>>node.level)] != node.hash {
 			v.add(v.Entries, map[bool]string{true: "the entry was changed, or its stored hash", false: "a stored hash above the entry was changed"}[node.level == 0])
 		}
-		last := len(v.subtrees) - 1
-		if last < 0 || v.subtrees[last].level != node.level {
-			break
-		}
-		node, n = subtree{node.level + 1, tlog.NodeHash(v.subtrees[last].hash, node.hash)}, n/2
-		v.subtrees = v.subtrees[:last]
-	}
-	v.subtrees = append(v.subtrees, node)
+	})
 	v.Entries++
 }
 
@@ -198,18 +184,6 @@ func (v *verification) skip(index int64) {
 		v.add(v.Entries, "the entry is missing")
 		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)])
 	}
-}
-
-// root returns the tree hash of the leaves so far.
-func (v *verification) root() tlog.Hash {
-	if len(v.subtrees) == 0 {
-		return emptyRoot
-	}
-	root := v.subtrees[len(v.subtrees)-1].hash
-	for i := len(v.subtrees) - 2; i >= 0; i-- {
-		root = tlog.NodeHash(v.subtrees[i].hash, root)
-	}
-	return root
 }
 
 // openings returns, for each entry, its openings as commitments, and what they say where that is needed later. The data of

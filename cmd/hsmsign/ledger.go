@@ -99,7 +99,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       reading,
 				Action:      p.ledgerStatus,
 			},
-			p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.backupCommand(),
+			p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(), p.backupCommand(),
 		},
 	}
 }

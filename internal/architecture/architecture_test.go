@@ -56,6 +56,7 @@ var mayImport = map[string]struct {
 	"ledger/postgres":                            {[]string{"fault", "ledger"}, "one store of the ledger; the driver is known here only"},
 	"ledger/postgres/postgrestest":               {nil, "a private server for tests"},
 	"ledger/ledgertest":                          {[]string{"fault", "ledger", "ledger/record"}, "the battery that every store passes"},
+	"ledger/reconcile":                           {[]string{"fault", "ledger", "ledger/record", "signer"}, "a cloud's log against the entries; it opens no store and no file"},
 	"ledger/watch":                               {[]string{"chain", "fault", "internal/input"}, "the chains of files and TLS endpoints; it knows no ledger"},
 	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
 	"agent":                                      {[]string{"api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
@@ -79,7 +80,7 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/open", "ledger/record", "ledger/watch",
+	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
 		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }

@@ -49,22 +49,35 @@ func isDescriptor(name string) bool {
 
 // File returns at most limit+1 bytes of a regular file. Errors do not repeat the name.
 func File(name string, limit int64) ([]byte, error) {
+	f, err := Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit+1))
+}
+
+// Open opens a regular file, for a caller that reads it in parts and bounds it. Errors do not repeat the name.
+func Open(name string) (*os.File, error) {
 	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the user's own argument
 	if err != nil {
 		return nil, cause(err)
 	}
-	defer f.Close()
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		return nil, cause(err)
+		err = cause(err)
 	case info.IsDir():
-		return nil, errors.New("is a folder")
+		err = errors.New("is a folder")
 	case !info.Mode().IsRegular():
-		return nil, errors.New("is not a regular file")
+		err = errors.New("is not a regular file")
 	}
-	return io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
 }
 
 // Wait bounds a read that may never return. An abandoned read ends with the process.
