@@ -185,9 +185,8 @@ func signing(id byte, kind, end string, change func(*ledger.Signing)) ledger.Sig
 	return s
 }
 
-func operation(id string) func(*ledger.Signing) {
-	return func(s *ledger.Signing) { s.Operation = id }
-}
+// signedA is a use of the key with the id "a".
+func signedA(s *ledger.Signing) { s.Operation = "a" }
 
 func attempts(ids ...string) func(*ledger.Signing) {
 	return func(s *ledger.Signing) {
@@ -209,8 +208,8 @@ func TestCompareAWS(t *testing.T) {
 		missing   int
 		expecting func(ledger.Signing) bool
 	}{
-		{"issued", []Call{call("a", "12:00:00")}, []ledger.Signing{signing(1, "issued", "12:00:01", operation("a"))}, 1, 0, 0, 0, nil},
-		{"stolen", []Call{call("b", "12:00:00")}, []ledger.Signing{signing(1, "issued", "12:00:01", operation("a"))}, 0, 0, 1, 1, nil},
+		{"issued", []Call{call("a", "12:00:00")}, []ledger.Signing{signing(1, "issued", "12:00:01", signedA)}, 1, 0, 0, 0, nil},
+		{"stolen", []Call{call("b", "12:00:00")}, []ledger.Signing{signing(1, "issued", "12:00:01", signedA)}, 0, 0, 1, 1, nil},
 		{"refused", []Call{{ID: "b", Time: at("12:00:00"), Error: "AccessDenied"}}, nil, 0, 0, 0, 0, nil},
 		{"a failed attempt that signed", []Call{call("a", "12:00:00")}, []ledger.Signing{signing(1, "failed", "12:00:01", attempts("a"))}, 1, 0, 0, 0, nil},
 		{"a lost answer", []Call{call("a", "12:00:00"), call("b", "12:00:00")}, []ledger.Signing{signing(1, "failed", "12:00:01", attempts(""))}, 0, 1, 1, 0, nil},
@@ -220,8 +219,8 @@ func TestCompareAWS(t *testing.T) {
 		{"another time", []Call{call("a", "12:10:00")}, []ledger.Signing{signing(1, "unknown", "12:00:01", nil)}, 0, 0, 1, 0, nil},
 		{"the one that ends first", []Call{call("a", "12:00:00"), call("b", "12:04:00")}, []ledger.Signing{
 			signing(1, "unknown", "12:03:00", nil), signing(2, "unknown", "12:00:30", func(s *ledger.Signing) { s.Intent = at("11:59:00") })}, 0, 2, 0, 0, nil},
-		{"missing", nil, []ledger.Signing{signing(1, "issued", "12:00:01", operation("a"))}, 0, 0, 0, 1, nil},
-		{"not covered", nil, []ledger.Signing{signing(1, "issued", "10:00:01", operation("a"))}, 0, 0, 0, 0, nil},
+		{"missing", nil, []ledger.Signing{signing(1, "issued", "12:00:01", signedA)}, 0, 0, 0, 1, nil},
+		{"not covered", nil, []ledger.Signing{signing(1, "issued", "10:00:01", signedA)}, 0, 0, 0, 0, nil},
 		{"under another certificate", nil, []ledger.Signing{signing(1, "issued", "12:00:01", nil)}, 0, 0, 0, 0, func(ledger.Signing) bool { return false }},
 	} {
 		log := &Log{Cloud: AWS, From: at("11:00:00"), To: at("13:00:00"), Calls: tt.calls}
