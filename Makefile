@@ -10,8 +10,8 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
-PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool zsh fish
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool zsh fish python3 sqlite3
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3 python3 sqlite3
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs

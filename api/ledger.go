@@ -47,6 +47,11 @@ type LedgerEntry struct {
 	FileSHA256   string           `json:"file_sha256,omitempty"`
 	UseBefore    string           `json:"use_before,omitempty"`  // of an issued request: when the first certificate of the vendor's chain expires
 	Commitments  []string         `json:"commitments,omitempty"` // their names
+
+	// What ledger show adds.
+	Original *record.Original `json:"original,omitempty"`      // the entry of the previous ledger that this one repeats
+	Previous *record.Previous `json:"previous,omitempty"`      // the ledger that this one continues
+	Keys     []string         `json:"verifier_keys,omitempty"` // the keys that sign checkpoints from this entry on
 }
 
 // Time returns a time in UTC, RFC 3339; "" for the zero time.
@@ -64,7 +69,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
 		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
 		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
-		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore),
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys,
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)
@@ -79,6 +84,28 @@ type LedgerVerify struct {
 	Root    string          `json:"root,omitempty"` // in hex
 	Defects []record.Defect `json:"defects"`
 	Entry   *LedgerEntry    `json:"entry,omitempty"` // of a proof
+}
+
+// LedgerRestore is the result of ledger restore. The fields from Origin on are about a new ledger that continues the old one.
+type LedgerRestore struct {
+	Store            string `json:"store"`
+	Entries          int64  `json:"entries"`
+	Erased           int    `json:"erased,omitempty"` // customers that were erased again
+	Origin           string `json:"origin,omitempty"`
+	VerifierKey      string `json:"verifier_key,omitempty"`
+	KeyFile          string `json:"key_file,omitempty"` // with the new checkpoint key
+	Missing          int64  `json:"missing,omitempty"`  // entries of the old ledger that the copy lacks
+	Customers        int    `json:"customers,omitempty"`
+	Requests         int    `json:"requests,omitempty"`
+	PushCertificates int    `json:"push_certificates,omitempty"`
+}
+
+// LedgerRotate is the result of ledger rotate.
+type LedgerRotate struct {
+	State       string `json:"state"` // "prepared", "begun", "ended"
+	Origin      string `json:"origin"`
+	VerifierKey string `json:"verifier_key"` // the new one
+	KeyFile     string `json:"key_file"`
 }
 
 // Customer describes a customer of the ledger.

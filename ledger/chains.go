@@ -34,16 +34,24 @@ func (tx *Tx) keepChain(ctx context.Context, u *use) error {
 	return nil
 }
 
+// chain returns the DER certificates of a vendor's chain. The error wraps ErrTampered if the stored one has not this hash.
+func (l *Ledger) chain(ctx context.Context, q querier, hash record.Hash) (data []byte, err error) {
+	err = q.QueryRowContext(ctx, l.store.bind("SELECT data FROM chains WHERE hash = ?"), hash[:]).Scan(&data)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	if sha256.Sum256(data) != hash {
+		return nil, fmt.Errorf("%w: the stored vendor chain %s is missing or was changed", ErrTampered, hash)
+	}
+	return data, nil
+}
+
 // useBefore returns when the first certificate of a chain expires, UTC: a request under it is useless from then on. It is
 // zero if the stored chain has no certificates. The error wraps ErrTampered if it is not the chain with this hash.
 func (l *Ledger) useBefore(ctx context.Context, q querier, hash record.Hash) (first time.Time, err error) {
-	var data []byte
-	err = q.QueryRowContext(ctx, l.store.bind("SELECT data FROM chains WHERE hash = ?"), hash[:]).Scan(&data)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+	data, err := l.chain(ctx, q, hash)
+	if err != nil {
 		return first, err
-	}
-	if sha256.Sum256(data) != hash {
-		return first, fmt.Errorf("%w: the stored vendor chain %s is missing or was changed", ErrTampered, hash)
 	}
 	certs, _ := x509.ParseCertificates(data) // the hash is right: that is what was recorded
 	for _, c := range certs {

@@ -1,9 +1,9 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,51 +31,60 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 	return err
 }
 
-// concluded is what a table says about a request whose outcome is recorded.
-type concluded struct {
-	state, digest               string
-	customer, csr, vendor, root []byte
-	owner                       []byte // of the key now
-}
-
 // conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
 func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (issuedAs record.ID, refusal, err error) {
-	var r concluded
-	err = tx.row(ctx, `SELECT r.state, r.digest, r.customer, r.csr, r.vendor, r.chain, k.customer FROM requests r
-		LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?`, id[:]).Scan(&r.state, &r.digest, &r.customer, &r.csr, &r.vendor, &r.root, &r.owner)
+	r, owner, err := tx.intent(ctx, id)
 	if err != nil {
 		return id, nil, err
-	}
-	if r.state != record.KindIntent {
-		return id, nil, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
 	}
 	openings, err := attemptsOpening(outcome.Attempts)
 	if err != nil {
 		return id, nil, err
 	}
 	failed := func(rule string) error {
-		return tx.move(ctx, id, &record.Entry{Kind: record.KindFailed, Operation: outcome.Operation, Rule: rule}, openings...)
+		return tx.move(r, &record.Entry{Kind: record.KindFailed, Operation: outcome.Operation, Rule: rule}, openings...)
 	}
 	if outcome.Err != nil {
 		return id, nil, failed(fault.KindOf(outcome.Err).String())
 	}
-	if !bytes.Equal(r.owner, r.customer) { // reassigned since the intent
+	if owner != r.Customer { // reassigned since the intent
 		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
 		return id, refusal, failed(ruleForeignKey)
 	}
-	var other record.ID
-	issued, err := tx.find(ctx, &other, sameIssue, r.csr, r.customer, r.vendor, r.root, r.digest)
+	issued, same, err := tx.issued(ctx, r.Entry)
 	if err != nil {
 		return id, nil, err
 	}
-	if issued { // with the same bytes: PKCS#1 v1.5 is deterministic
-		return other, nil, failed(ruleConcurrent)
+	if same != nil { // with the same bytes: PKCS#1 v1.5 is deterministic
+		return same.id, nil, failed(ruleConcurrent)
 	}
-	if err := tx.supersede(ctx, r.customer, r.csr); err != nil {
-		return id, nil, err
+	for _, older := range issued {
+		if err := tx.move(older, &record.Entry{Kind: record.KindSuperseded}); err != nil {
+			return id, nil, err
+		}
 	}
 	e := &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}
-	return id, nil, tx.move(ctx, id, e, append(openings, record.NewOpening(openRequest, outcome.File))...)
+	return id, nil, tx.move(r, e, append(openings, record.NewOpening(openRequest, outcome.File))...)
+}
+
+// intent returns a request that is about to be signed, and the customer that its key belongs to.
+func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record.ID, err error) {
+	r = request{id: id, Entry: tx.ledger.intents[id]}
+	delete(tx.ledger.intents, id)
+	var customer []byte
+	err = tx.row(ctx, "SELECT r.entry, r.state, k.customer FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?", id[:]).Scan(&r.at, &r.state, &customer)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return r, owner, fault.NotFound.Errorf("no request %s was authorized", id)
+	case err != nil:
+		return r, owner, err
+	case r.state != record.KindIntent:
+		return r, owner, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
+	}
+	if r.Entry == nil { // another process appended it; what this one appended, the ledger has grown from
+		r, err = tx.prove(ctx, r)
+	}
+	return r, idOf(customer), err
 }
 
 // attemptsOpening returns the opening with the attempts that failed, if there are any.
@@ -97,15 +106,4 @@ func (l *Ledger) attempts(ctx context.Context, q querier, index int64, e *record
 		err = fmt.Errorf("%w: the attempts of entry %d are not readable", ErrTampered, index)
 	}
 	return attempts, err
-}
-
-// supersede marks the requests of a CSR that were issued under another vendor certificate, chain or digest.
-func (tx *Tx) supersede(ctx context.Context, customer, csr []byte) error {
-	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", csr, customer)
-	for _, id := range ids {
-		if err == nil {
-			err = tx.move(ctx, id, &record.Entry{Kind: record.KindSuperseded})
-		}
-	}
-	return err
 }

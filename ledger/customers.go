@@ -166,7 +166,8 @@ func (tx *Tx) customerEntry(id, actor record.ID, actorName, channel string, c Cu
 }
 
 // EraseCustomer deletes what is known of a customer: name, contact, CSRs, requests, push certificates, and who asked for
-// them. The entries remain, with random ids and hashes, and a new one says that the data was erased.
+// them. The entries remain, with random ids and hashes, and a new one says that the data was erased. The id is also appended
+// to ErasuresFile, so that a restored copy is erased again.
 func (l *Ledger) EraseCustomer(ctx context.Context, actor, channel, name string) error {
 	err := l.Append(ctx, func(ctx context.Context, tx *Tx) error {
 		var id record.ID
@@ -181,21 +182,14 @@ func (l *Ledger) EraseCustomer(ctx context.Context, actor, channel, name string)
 		if err != nil {
 			return err
 		}
-		tx.exec("DELETE FROM openings WHERE entry IN (SELECT idx FROM entries WHERE customer = ?)", id[:])
-		for i, added := range tx.added { // of this batch
-			if added.customer == id {
-				tx.exec("DELETE FROM openings WHERE entry = ?", tx.head.Size+int64(i))
-			}
+		// Before the commit, whose outcome may be unknown: the erasure was asked for.
+		if err := noteErasure(tx.ledger.cfg.LastCheckpoint, id); err != nil {
+			return err
 		}
-		tx.exec("DELETE FROM customers WHERE id = ?", id[:])
-		tx.exec("DELETE FROM pushes WHERE customer = ?", id[:])
-		tx.exec("DELETE FROM keys WHERE customer = ?", id[:])
-		tx.exec("DELETE FROM requests WHERE customer = ?", id[:])
-		_, err = tx.Append(&record.Entry{Kind: record.KindErased, Customer: id, Actor: actorID, Channel: channel})
-		return err
+		return tx.erase(id, actorID, channel)
 	})
-	if err == nil && l.store.Forget != "" {
-		_, err = l.store.DB.ExecContext(ctx, l.store.Forget)
+	if err != nil {
+		return l.store.fail("erase the customer", err)
 	}
-	return l.store.fail("erase the customer", err)
+	return l.forget(ctx)
 }

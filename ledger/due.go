@@ -97,7 +97,11 @@ func (l *Ledger) due(ctx context.Context, head *Checkpoint, row dueRow, expiry *
 	}
 	if row.request {
 		useBefore, err := expiry.useBefore(ctx, l.store.DB, e.Chain)
-		return Due{What: DueRequest, At: e.Time, Request: e.Request.String(), UseBefore: useBefore}, err
+		if err != nil {
+			return d, err
+		}
+		o, err := l.original(ctx, l.store.DB, row.entry, e)
+		return Due{What: DueRequest, At: o.Time, Request: e.Request.String(), UseBefore: useBefore}, err
 	}
 	var p Push
 	data, err := l.opening(ctx, l.store.DB, row.entry, e, openPush)

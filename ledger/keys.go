@@ -65,11 +65,11 @@ func (v *verification) key(e *record.Entry, index int64) {
 	switch {
 	case e.Kind == record.KindNewKey && used:
 		v.add(index, "the key of the entry is not new")
-	case e.Kind == record.KindIntent && !used:
+	case e.Request != (record.ID{}) && !used:
 		v.keys[e.SPKI] = owner{e.Customer, index}
 	case e.Kind == record.KindIntent && before.customer != e.Customer:
 		v.add(index, "the key of the entry belongs to another customer")
-	case e.Kind == record.KindReassigned && (!used || before.customer != e.From):
+	case e.Kind == record.KindReassigned && !repeats(e) && (!used || before.customer != e.From):
 		v.add(index, "the entry moves a key that did not belong to its first customer")
 	case e.Kind == record.KindReassigned:
 		v.keys[e.SPKI] = owner{e.Customer, index}

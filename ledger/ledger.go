@@ -11,29 +11,32 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
-	"crypto/ed25519"
 	"database/sql"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
 )
 
 const (
-	maxBatch  = 256              // appends in one transaction
-	batchWait = 30 * time.Second // for the lock and the commit of one batch
-	closeWait = time.Second      // for the batch in progress when the ledger is closed
+	maxBatch = 256 // appends in one transaction
+	// A batch waits for linger while manyIntents requests are being signed.
+	manyIntents = 16
+	linger      = 5 * time.Millisecond
+	batchWait   = 30 * time.Second // for the lock and the commit of one batch
+	closeWait   = time.Second      // for the batch in progress when the ledger is closed
 	// keepEvery is how often the file with the last checkpoint is written.
 	keepEvery = time.Second
-	// maxClockSkew is by how much the clock may be behind the newest entry.
+	// maxClockSkew is by how much the clock may be behind the newest entry, or differ from that of the database.
 	maxClockSkew = 2 * time.Minute
 )
 
@@ -41,9 +44,13 @@ const (
 type Config struct {
 	Store *Store
 	// Verifier is the ledger's public key as a note verifier key; it is pinned outside the store. Its name is the origin.
+	// Several keys, one a line, are accepted alike: a checkpoint must be signed by one of them.
 	Verifier string
-	// Key is the checkpoint key as a note signer key; empty: the ledger is opened for reading.
+	// Key is the checkpoint key as a note signer key; during a rotation two, one a line. Empty: the ledger is opened for
+	// reading.
 	Key string
+	// Keys reads Key again after another process has rotated the key; nil: the writer then fails.
+	Keys func() (string, error)
 	// LastCheckpoint is a file outside the store with the newest checkpoint that this host saw; empty: none.
 	LastCheckpoint string
 	// Now is the clock; nil: time.Now.
@@ -52,14 +59,15 @@ type Config struct {
 
 // Ledger is an open ledger.
 type Ledger struct {
-	cfg      Config
-	store    *Store
-	verifier note.Verifier
-	signer   note.Signer // nil: for reading
+	cfg       Config
+	store     *Store
+	verifiers []note.Verifier // at least one; all have the name of the ledger
 
-	// What the writer wrote last, and its time; only the writer uses them.
+	// The checkpoint keys, what the writer wrote; only the writer uses them.
+	signers []note.Signer // nil: for reading
 	written *Checkpoint
 	newest  time.Time
+	intents map[record.ID]*record.Entry // that this process appended, and that are open
 
 	ctx     context.Context // of the writer
 	cancel  context.CancelFunc
@@ -80,28 +88,6 @@ type change struct {
 	done chan error // has room for one
 }
 
-// GenerateKey returns a new checkpoint key pair for an origin, an unpadded line of text such as example.com/hsmsign: the
-// secret signer key and the public verifier key.
-func GenerateKey(origin string) (signerKey, verifierKey string, err error) {
-	if signerKey, verifierKey, err = note.GenerateKey(nil, origin); err == nil {
-		_, err = note.NewVerifier(verifierKey) // it refuses spaces and plus signs
-	}
-	return signerKey, verifierKey, err
-}
-
-// VerifierKey returns the verifier key of a signer key.
-func VerifierKey(signerKey string) (string, error) {
-	if _, err := note.NewSigner(signerKey); err != nil {
-		return "", errors.New("it is not a note signer key")
-	}
-	part := strings.SplitN(signerKey, "+", 5) // PRIVATE+KEY+NAME+HASH+BASE64
-	raw, err := base64.StdEncoding.DecodeString(part[4])
-	if err != nil || len(raw) != 1+ed25519.SeedSize {
-		return "", errors.New("it is not an Ed25519 key")
-	}
-	return note.NewEd25519VerifierKey(part[2], ed25519.NewKeyFromSeed(raw[1:]).Public().(ed25519.PublicKey))
-}
-
 // Init creates the ledger in an empty store: the schema and the first entry. The error wraps fault.Usage if the store has
 // a ledger already.
 func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
@@ -109,39 +95,58 @@ func Init(ctx context.Context, cfg Config) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.signer == nil {
-		return nil, fault.Usage.Errorf("no checkpoint key given")
+	if len(l.signers) != 1 {
+		return nil, fault.Usage.Errorf("%d checkpoint keys given, and a new ledger has one", len(l.signers))
 	}
-	var head *Checkpoint
-	err = l.store.transact(ctx, func(sqlTx *sql.Tx) error {
-		if err := l.store.migrate(ctx, sqlTx); err != nil {
-			return err
-		}
-		var n int
-		if err := sqlTx.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&n); err != nil {
-			return err
-		}
-		if n > 0 {
-			return fault.Usage.Errorf("%s contains a ledger already", l.store.Name).Fix("name another store; a ledger is never overwritten")
-		}
-		empty, err := Checkpoint{Origin: l.verifier.Name(), Root: emptyRoot}.sign(l.signer)
-		if err != nil {
-			return err
-		}
-		if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
-			return err
-		}
-		tx := &Tx{ledger: l, sql: sqlTx, head: empty, now: l.now()}
-		if _, err := tx.Append(&record.Entry{Kind: record.KindGenesis}); err != nil {
-			return err
-		}
-		head, err = tx.finish(ctx)
+	return l.create(ctx, func(ctx context.Context, tx *Tx) error {
+		_, err := tx.Append(&record.Entry{Kind: record.KindGenesis})
 		return err
 	})
+}
+
+// create makes the schema, and the first entries in one transaction.
+func (l *Ledger) create(ctx context.Context, do func(ctx context.Context, tx *Tx) error) (*Checkpoint, error) {
+	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error { return l.store.migrate(ctx, sqlTx) })
+	var head *Checkpoint
+	if err == nil {
+		err = l.store.transact(ctx, func(sqlTx *sql.Tx) error {
+			if _, err := sqlTx.ExecContext(ctx, l.store.LockSchema); err != nil {
+				return err
+			}
+			head, err = l.begin(ctx, sqlTx, do)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, l.store.fail("create the ledger", err)
 	}
-	return head, writeLast(cfg.LastCheckpoint, head)
+	return head, writeLast(l.cfg.LastCheckpoint, head)
+}
+
+// begin writes the head and the first entries.
+func (l *Ledger) begin(ctx context.Context, sqlTx *sql.Tx, do func(ctx context.Context, tx *Tx) error) (*Checkpoint, error) {
+	var n int
+	if err := sqlTx.QueryRowContext(ctx, "SELECT count(*) FROM head").Scan(&n); err != nil {
+		return nil, err
+	}
+	if n > 0 {
+		return nil, fault.Usage.Errorf("%s contains a ledger already", l.store.Name).Fix("name another store; a ledger is never overwritten")
+	}
+	empty, err := Checkpoint{Origin: l.Origin(), Root: emptyRoot}.sign(l.signers...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
+		return nil, err
+	}
+	tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx)), head: empty, signers: l.signers, now: l.now()}
+	if err := do(ctx, tx); err != nil {
+		return nil, err
+	}
+	if err := tx.flush(ctx); err != nil {
+		return nil, err
+	}
+	return tx.head, nil
 }
 
 // prepare returns a ledger that is not open yet.
@@ -149,20 +154,21 @@ func prepare(cfg Config) (*Ledger, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{})}
+	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]*record.Entry{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var err error
-	if l.verifier, err = note.NewVerifier(cfg.Verifier); err != nil {
-		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
+	if l.verifiers, err = parseVerifiers(cfg.Verifier); err != nil {
+		return nil, err
 	}
 	if cfg.Key == "" {
 		return l, nil
 	}
-	if l.signer, err = note.NewSigner(cfg.Key); err != nil {
-		return nil, fault.Usage.Errorf("checkpoint key of the ledger: %w", err).Fix("it is the file that hsmsign ledger init made")
+	if l.signers, err = parseSigners(cfg.Key); err != nil {
+		return nil, err
 	}
-	if l.signer.Name() != l.verifier.Name() || l.signer.KeyHash() != l.verifier.KeyHash() {
-		return nil, fault.Usage.Errorf("the checkpoint key is not that of the verifier key").Fix("use the pair that hsmsign ledger init made")
+	if !slices.ContainsFunc(l.signers, func(s note.Signer) bool { return s.Name() == l.Origin() && l.pinned(s.KeyHash()) }) {
+		return nil, fault.Usage.Errorf("the checkpoint key is not that of the verifier key").
+			Fix("use the pair that hsmsign ledger init made; if the key was rotated, pin the new verifier key")
 	}
 	return l, nil
 }
@@ -176,18 +182,18 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	n, err := l.store.version(ctx, l.store.DB)
 	switch {
 	case err != nil || n == 0:
-		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init")
+		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init; a role of PostgreSQL that did not make it needs hsmsign ledger migrate --grant")
 	case n > schemaVersion:
 		return nil, newerSchema(n)
 	}
-	if l.last, err = readLast(cfg.LastCheckpoint, l.verifier); err != nil {
+	if l.last, err = readLast(cfg.LastCheckpoint, l.verifiers); err != nil {
 		return nil, err
 	}
 	l.kept = l.last
 	if _, err := l.Head(ctx); err != nil {
 		return nil, err
 	}
-	if l.signer == nil {
+	if l.signers == nil {
 		close(l.closed)
 		return l, nil
 	}
@@ -232,11 +238,11 @@ func (l *Ledger) now() time.Time { return l.cfg.Now().UTC().Truncate(time.Millis
 func (l *Ledger) Name() string { return l.store.Name }
 
 // Origin returns the name of the ledger in its checkpoints.
-func (l *Ledger) Origin() string { return l.verifier.Name() }
+func (l *Ledger) Origin() string { return l.verifiers[0].Name() }
 
 // Head returns the checkpoint of the store after checking it.
 func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
-	head, err := l.check(ctx, l.store.DB, "")
+	head, err := l.check(ctx, l.store.DB, l.store.hashReader(ctx, l.store.DB), "")
 	if err != nil {
 		return nil, l.store.fail("read the head", err)
 	}
@@ -245,7 +251,7 @@ func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
 }
 
 // check reads the head and checks it: signature, root of the stored hashes, growth from what was seen before.
-func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint, error) {
+func (l *Ledger) check(ctx context.Context, q querier, hashes tlog.HashReader, lock string) (*Checkpoint, error) {
 	if l.store.Check != nil {
 		if err := l.store.Check(); err != nil {
 			return nil, err
@@ -263,11 +269,12 @@ func (l *Ledger) check(ctx context.Context, q querier, lock string) (*Checkpoint
 	if err != nil {
 		return nil, err
 	}
-	head, err := ParseCheckpoint(signed, l.verifier)
-	if err != nil {
-		return nil, err
+	head := last
+	if last == nil || !bytes.Equal(signed, last.Signed) { // the signature of the last one was verified
+		if head, err = ParseCheckpoint(signed, l.verifiers...); err != nil {
+			return nil, err
+		}
 	}
-	hashes := l.store.hashReader(ctx, q)
 	root, err := treeHash(head.Size, hashes)
 	switch {
 	case err != nil:
@@ -294,7 +301,7 @@ func (l *Ledger) saw(head *Checkpoint) {
 // is on the disk. An error of do is returned as it is, and nothing that it appended remains. If the outcome of the commit is
 // unknown, the error wraps ErrStore: nothing may be released; the next attempt finds what was committed.
 func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx) error) error {
-	if l.signer == nil {
+	if l.cfg.Key == "" {
 		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
 	}
 	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
@@ -321,17 +328,9 @@ func (l *Ledger) write() {
 		var batch []*change
 		select {
 		case c := <-l.changes:
-			batch = append(batch, c)
+			batch = l.gather(c)
 		case <-l.closing:
 			return
-		}
-		for more := true; more && len(batch) < maxBatch; {
-			select {
-			case c := <-l.changes:
-				batch = append(batch, c)
-			default:
-				more = false
-			}
 		}
 		l.commit(batch)
 		if time.Since(kept) > keepEvery {
@@ -339,6 +338,36 @@ func (l *Ledger) write() {
 			_ = l.keep() // Close tries again and reports the error
 		}
 	}
+}
+
+// gather returns a batch: a change, those that wait, and while many requests are being signed those that come soon. A
+// commit costs as much for one change as for many.
+func (l *Ledger) gather(first *change) []*change {
+	batch := []*change{first}
+	var soon <-chan time.Time
+	if len(l.intents) >= manyIntents {
+		soon = time.After(linger)
+	}
+	for len(batch) < maxBatch {
+		select {
+		case c := <-l.changes:
+			batch = append(batch, c)
+			continue
+		default:
+		}
+		if soon == nil {
+			break
+		}
+		select {
+		case c := <-l.changes:
+			batch = append(batch, c)
+		case <-soon:
+			return batch
+		case <-l.closing:
+			return batch
+		}
+	}
+	return batch
 }
 
 // commit appends a batch in one transaction and tells each caller the outcome.
@@ -349,12 +378,18 @@ func (l *Ledger) commit(batch []*change) {
 	var head *Checkpoint
 	var now time.Time
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
-		before, err := l.check(ctx, sqlTx, l.store.LockHead)
-		if err != nil {
+		tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx))}
+		var err error
+		if tx.head, err = l.check(ctx, sqlTx, tx.hashes, l.store.LockHead); err != nil {
 			return err
 		}
-		tx := &Tx{ledger: l, sql: sqlTx, head: before}
+		if tx.signers, err = l.signersOf(tx.head); err != nil {
+			return err
+		}
 		if err := tx.clock(ctx); err != nil {
+			return err
+		}
+		if tx.low, err = l.store.low(); err != nil {
 			return err
 		}
 		for i, c := range batch {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 
 	"github.com/transparency-dev/formats/proof"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"hsmsign/fault"
@@ -63,12 +62,12 @@ func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 	return data, nil
 }
 
-// CheckProof checks a proof with the ledger's verifier key, without the ledger. Nothing in the proof is trusted before: the
+// CheckProof checks a proof with the ledger's verifier key, or several, one a line, without the ledger. Nothing in the proof is trusted before: the
 // leaf's hash must lead to the root of the signed checkpoint. The error wraps ErrTampered.
-func CheckProof(data []byte, verifierKey string) (*Proven, error) {
-	verifier, err := note.NewVerifier(verifierKey)
+func CheckProof(data []byte, verifierKeys string) (*Proven, error) {
+	verifiers, err := parseVerifiers(verifierKeys)
 	if err != nil {
-		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
+		return nil, err
 	}
 	refused := func(err error) (*Proven, error) { return nil, fmt.Errorf("%w: the proof: %w", ErrTampered, err) }
 	var p proof.TLogProof
@@ -78,7 +77,7 @@ func CheckProof(data []byte, verifierKey string) (*Proven, error) {
 	if err := p.Unmarshal(data); err != nil {
 		return refused(err)
 	}
-	head, err := ParseCheckpoint(p.Checkpoint, verifier)
+	head, err := ParseCheckpoint(p.Checkpoint, verifiers...)
 	if err != nil {
 		return nil, err
 	}

@@ -3,9 +3,11 @@ package ledger
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"hsmsign/fault"
@@ -16,15 +18,19 @@ import (
 
 // entry returns one entry after proving that it is under the checkpoint.
 func (l *Ledger) entry(ctx context.Context, q querier, head *Checkpoint, index int64) (*record.Entry, error) {
+	return l.store.entry(ctx, q, l.store.hashReader(ctx, q), head, index)
+}
+
+func (s *Store) entry(ctx context.Context, q querier, hashes tlog.HashReader, head *Checkpoint, index int64) (*record.Entry, error) {
 	var leaf []byte
-	err := q.QueryRowContext(ctx, l.store.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
+	err := q.QueryRowContext(ctx, s.bind("SELECT leaf FROM entries WHERE idx = ?"), index).Scan(&leaf)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("%w: entry %d is missing", ErrTampered, index)
 	}
 	if err != nil {
 		return nil, err
 	}
-	proof, err := tlog.ProveRecord(head.Size, index, l.store.hashReader(ctx, q))
+	proof, err := tlog.ProveRecord(head.Size, index, hashes)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +49,7 @@ func (tx *Tx) entry(ctx context.Context, index int64) (*record.Entry, error) {
 	if added := index - tx.head.Size; added >= 0 && added < int64(len(tx.added)) {
 		return record.ParseEntry(tx.added[added].leaf)
 	}
-	return tx.ledger.entry(ctx, tx.sql, tx.head, index)
+	return tx.ledger.store.entry(ctx, tx.sql, tx.hashes, tx.head, index)
 }
 
 // opening returns the data of an opening of an entry after checking it against the entry's commitment.
@@ -182,6 +188,9 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 		return nil, l.store.fail("read the entry", err)
 	}
 	records, err := l.named(ctx, []record.Record{{Index: index, Entry: e}})
+	if err == nil {
+		err = l.details(ctx, &records[0])
+	}
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
@@ -192,6 +201,35 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 		}
 	}
 	return r, nil
+}
+
+// details adds the data of openings that are not about a person. One that was erased is left out.
+func (l *Ledger) details(ctx context.Context, r *record.Record) error {
+	for _, c := range r.Entry.Commitments {
+		var into any
+		switch c.Name {
+		case openOriginal:
+			into = &r.Original
+		case openPrevious:
+			into = &r.Previous
+		case openKeys:
+		default:
+			continue
+		}
+		data, err := l.opening(ctx, l.store.DB, r.Index, r.Entry, c.Name)
+		if errors.Is(err, ErrTampered) { // Verify says whether it was erased
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if into == nil {
+			r.Keys = strings.Fields(string(data))
+		} else if json.Unmarshal(data, into) != nil {
+			return fmt.Errorf("%w: the %s of entry %d is not readable", ErrTampered, c.Name, r.Index)
+		}
+	}
+	return nil
 }
 
 // Records calls do for each entry, the oldest first, without proving them: Verify does that. An error of do ends it and is
@@ -218,7 +256,7 @@ func (l *Ledger) Records(ctx context.Context, do func(r record.Record) error) er
 // CheckAgainst checks that the ledger has grown from a checkpoint that was kept elsewhere. It finds an older copy and a
 // fork. The error wraps ErrTampered.
 func (l *Ledger) CheckAgainst(ctx context.Context, signed []byte) error {
-	older, err := ParseCheckpoint(signed, l.verifier)
+	older, err := ParseCheckpoint(signed, l.verifiers...)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	}
 	switch {
 	case used:
-		permit, err = tx.stored(ctx, u)
+		permit, err = tx.stored(ctx, u.entry(record.KindIntent, record.ID{}))
 	case known:
 		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
 	default:
@@ -139,7 +139,8 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 		return record.Permit{}, err
 	}
 	id := record.NewID()
-	index, err := tx.Append(u.entry(record.KindIntent, id), record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
+	intent := u.entry(record.KindIntent, id)
+	index, err := tx.Append(intent, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
 	if err != nil {
 		return record.Permit{}, err
 	}
@@ -148,6 +149,7 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
+	tx.ledger.intents[id] = intent
 	return record.Permit{Request: id.String()}, nil
 }
 
@@ -162,34 +164,39 @@ func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
 
 // closeIntents records that intents which a crash left open are unknown.
 func (tx *Tx) closeIntents(ctx context.Context) error {
-	ids, err := tx.ids(ctx, "SELECT id FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
-	for _, id := range ids {
+	if tx.low {
+		return nil // later
+	}
+	list, err := tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
+	for _, r := range list {
 		if err == nil {
-			err = tx.move(ctx, id, &record.Entry{Kind: record.KindUnknown})
+			delete(tx.ledger.intents, r.id)
+			err = tx.move(r, &record.Entry{Kind: record.KindUnknown})
 		}
 	}
 	return err
 }
 
+// request is a request and the newest entry about it.
+type request struct {
+	id    record.ID
+	at    int64 // the number of the entry
+	state string
+	*record.Entry
+}
+
 // move appends an entry about a request, which gets its state.
-func (tx *Tx) move(ctx context.Context, id record.ID, e *record.Entry, openings ...record.Opening) error {
-	var at int64
-	if err := tx.row(ctx, "SELECT entry FROM requests WHERE id = ?", id[:]).Scan(&at); err != nil {
-		return err
-	}
-	before, err := tx.entry(ctx, at)
-	if err != nil {
-		return err
-	}
-	moved := *before
+func (tx *Tx) move(r request, e *record.Entry, openings ...record.Opening) error {
+	moved := *r.Entry
 	moved.Kind, moved.File, moved.Operation, moved.Rule, moved.Commitments = e.Kind, e.File, e.Operation, e.Rule, nil
 	index, err := tx.Append(&moved, openings...)
 	if err != nil {
 		return err
 	}
-	tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, id[:])
 	if moved.Kind == record.KindIssued {
-		tx.exec("UPDATE requests SET issued = ? WHERE id = ?", index, id[:])
+		tx.exec("UPDATE requests SET state = ?, entry = ?, issued = ? WHERE id = ?", moved.Kind, index, index, r.id[:])
+	} else {
+		tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, r.id[:])
 	}
 	return nil
 }
@@ -210,8 +217,8 @@ func (tx *Tx) find(ctx context.Context, id *record.ID, query string, args ...any
 	return err == nil, err
 }
 
-// ids reads a list of ids.
-func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.ID, err error) {
+// requests reads requests, each with its entry, which is proved. The query returns ids and numbers of entries.
+func (tx *Tx) requests(ctx context.Context, query string, args ...any) (list []request, err error) {
 	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
 	if err != nil {
 		return nil, err
@@ -223,15 +230,37 @@ func (tx *Tx) ids(ctx context.Context, query string, args ...any) (ids []record.
 	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
 		var raw []byte
-		if err := rows.Scan(&raw); err != nil {
+		var r request
+		if err := rows.Scan(&raw, &r.at, &r.state); err != nil {
 			return nil, err
 		}
 		if len(raw) != len(record.ID{}) {
 			return nil, fmt.Errorf("%w: an id of %d bytes", ErrTampered, len(raw))
 		}
-		ids = append(ids, record.ID(raw))
+		r.id = record.ID(raw)
+		list = append(list, r)
 	}
-	return ids, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for i, r := range list { // after the rows: a PostgreSQL connection has one query at a time
+		if list[i], err = tx.prove(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// prove reads the entry of a request, proves it, and compares it with the list of requests.
+func (tx *Tx) prove(ctx context.Context, r request) (request, error) {
+	var err error
+	if r.Entry, err = tx.entry(ctx, r.at); err != nil {
+		return r, err
+	}
+	if r.Request != r.id || r.Kind != r.state {
+		return r, fmt.Errorf("%w: the list of requests does not say what entry %d says", ErrTampered, r.at)
+	}
+	return r, nil
 }
 
 // actor returns the id of an actor, which is new at its first use.
@@ -268,24 +297,24 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	return nil
 }
 
-// sameIssue finds a request by CSR, customer, vendor certificate, chain and digest.
-const sameIssue = "SELECT id FROM requests WHERE csr = ? AND customer = ? AND vendor = ? AND chain = ? AND digest = ? AND state = 'issued'"
+// issued returns the requests for a CSR that a customer has, and of them the one of the same vendor certificate, chain and
+// digest.
+func (tx *Tx) issued(ctx context.Context, e *record.Entry) (list []request, same *request, err error) {
+	list, err = tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE csr = ? AND customer = ? AND state = 'issued'", e.CSR[:], e.Customer[:])
+	for i, r := range list {
+		if r.CSR == e.CSR && r.Customer == e.Customer && r.Vendor == e.Vendor && r.Chain == e.Chain && r.Digest == e.Digest {
+			same = &list[i]
+		}
+	}
+	return list, same, err
+}
 
 // stored returns the permit of the same use, if it was issued before.
-func (tx *Tx) stored(ctx context.Context, u *use) (permit record.Permit, err error) {
-	var id record.ID
-	issued, err := tx.find(ctx, &id, sameIssue, u.csr[:], u.customer[:], u.vendor[:], u.root[:], u.Digest)
-	if err != nil || !issued {
+func (tx *Tx) stored(ctx context.Context, e *record.Entry) (permit record.Permit, err error) {
+	_, same, err := tx.issued(ctx, e)
+	if err != nil || same == nil {
 		return permit, err
 	}
-	var at int64
-	if err := tx.row(ctx, "SELECT entry FROM requests WHERE id = ?", id[:]).Scan(&at); err != nil {
-		return permit, err
-	}
-	e, err := tx.entry(ctx, at)
-	if err != nil {
-		return permit, err
-	}
-	file, err := tx.ledger.opening(ctx, tx.sql, at, e, openRequest)
-	return record.Permit{Request: id.String(), Stored: file}, err
+	file, err := tx.ledger.opening(ctx, tx.sql, same.at, same.Entry, openRequest)
+	return record.Permit{Request: same.id.String(), Stored: file}, err
 }

@@ -47,6 +47,14 @@ type Store struct {
 	Forget string
 	// Backup writes a copy of the store, while it is in use, to a new file. Nil: the database has tools for that.
 	Backup func(ctx context.Context, path string) error
+	// Clock is a query of the time of the database, which all hosts share; empty: the time is that of the host.
+	Clock string
+	// Free returns how many bytes the disk of the store has free. Nil: it is unknown.
+	Free func() (uint64, error)
+	// Grant gives a role of the database rights on tables, and the use of their schema. Nil: the store has no roles.
+	Grant func(ctx context.Context, tx *sql.Tx, role string, rights map[string]string) error
+	// Denied returns whether an error means that the role of the database lacks a right. Nil: the store has no roles.
+	Denied func(err error) bool
 	// Check returns an error if the store is not the one that was opened, as a file that was deleted since. Nil: no check.
 	Check func() error
 
@@ -92,7 +100,23 @@ func (s *Store) fail(what string, err error) error {
 	if kind := fault.KindOf(err); err == nil || kind != fault.Internal && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return fault.Errorf("%w: %s: %s: %w", ErrStore, s.Name, what, err).Fix("nothing was released; make the ledger's store available and try again")
+	fix := "nothing was released; make the ledger's store available and try again"
+	if s.Denied != nil && s.Denied(err) {
+		fix = "use the role that owns the ledger, or let it give this role its rights: hsmsign ledger migrate --grant"
+	}
+	return fault.Errorf("%w: %s: %s: %w", ErrStore, s.Name, what, err).Fix(fix)
+}
+
+// reserve is the free space in bytes below which only refusals are recorded.
+const reserve = 16 << 20
+
+// low returns whether the disk has only the reserve left.
+func (s *Store) low() (bool, error) {
+	if s.Free == nil {
+		return false, nil
+	}
+	free, err := s.Free()
+	return free < reserve, err
 }
 
 // querier is a database or a transaction.

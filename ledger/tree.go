@@ -50,36 +50,76 @@ func forked(size int64) error {
 	return fmt.Errorf("%w: the first %d entries are not those of the checkpoint that was seen before", ErrTampered, size)
 }
 
+// memory is a hash reader that reads each hash once. For one transaction, and one goroutine.
+type memory struct {
+	stored tlog.HashReader
+	known  map[int64]tlog.Hash // also those that the transaction adds
+}
+
+func remember(stored tlog.HashReader) *memory { return &memory{stored, map[int64]tlog.Hash{}} }
+
+// ReadHashes implements tlog.HashReader.
+func (m *memory) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	var missing []int64
+	for _, index := range indexes {
+		if _, ok := m.known[index]; !ok {
+			missing = append(missing, index)
+		}
+	}
+	if missing != nil {
+		found, err := m.stored.ReadHashes(missing)
+		if err != nil {
+			return nil, err
+		}
+		for i, hash := range found {
+			m.known[missing[i]] = hash
+		}
+	}
+	out := make([]tlog.Hash, len(indexes))
+	for i, index := range indexes {
+		out[i] = m.known[index]
+	}
+	return out, nil
+}
+
+// frontier computes the tree hash of leaves that come one after the other.
+type frontier struct {
+	size     int64
+	subtrees []subtree // complete ones, from left to right
+}
+
+// add adds a leaf. node, if it is not nil, is called with each subtree that it completes, and how many of its level are before.
+func (f *frontier) add(leaf tlog.Hash, node func(s subtree, n int64)) {
+	s, n := subtree{hash: leaf}, f.size
+	for {
+		if node != nil {
+			node(s, n)
+		}
+		last := len(f.subtrees) - 1
+		if last < 0 || f.subtrees[last].level != s.level {
+			break
+		}
+		s, n = subtree{s.level + 1, tlog.NodeHash(f.subtrees[last].hash, s.hash)}, n/2
+		f.subtrees = f.subtrees[:last]
+	}
+	f.subtrees = append(f.subtrees, s)
+	f.size++
+}
+
+// root returns the tree hash of the leaves so far.
+func (f *frontier) root() tlog.Hash {
+	if len(f.subtrees) == 0 {
+		return emptyRoot
+	}
+	root := f.subtrees[len(f.subtrees)-1].hash
+	for i := len(f.subtrees) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(f.subtrees[i].hash, root)
+	}
+	return root
+}
+
 // subtree is the hash of a complete subtree.
 type subtree struct {
 	level int
 	hash  tlog.Hash
-}
-
-// grow adds a leaf to the complete subtrees of a tree, from left to right, and calls each, if it is not nil, for the nodes
-// that the leaf completes.
-func grow(subtrees []subtree, leaf tlog.Hash, each func(node subtree)) []subtree {
-	for node := (subtree{hash: leaf}); ; {
-		if each != nil {
-			each(node)
-		}
-		last := len(subtrees) - 1
-		if last < 0 || subtrees[last].level != node.level {
-			return append(subtrees, node)
-		}
-		node = subtree{node.level + 1, tlog.NodeHash(subtrees[last].hash, node.hash)}
-		subtrees = subtrees[:last]
-	}
-}
-
-// rootOf returns the tree hash of the leaves.
-func rootOf(subtrees []subtree) tlog.Hash {
-	if len(subtrees) == 0 {
-		return emptyRoot
-	}
-	root := subtrees[len(subtrees)-1].hash
-	for i := len(subtrees) - 2; i >= 0; i-- {
-		root = tlog.NodeHash(subtrees[i].hash, root)
-	}
-	return root
 }

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"hsmsign/fault"
 	"hsmsign/ledger/record"
 )
 
@@ -17,8 +19,12 @@ import (
 type Tx struct {
 	ledger *Ledger
 	sql    *sql.Tx
+	hashes *memory
 	head   *Checkpoint
 	now    time.Time
+	low    bool // the disk has only its reserve left
+	// signers sign the checkpoint of the batch.
+	signers []note.Signer
 
 	added   []leaf      // of the whole batch
 	pending []statement // of the change that runs
@@ -38,9 +44,20 @@ type statement struct {
 	args  []any
 }
 
-// clock sets the time of the batch: it never falls, and a clock that is far behind is an error.
+// clock sets the time of the batch: that of the database if it has a clock. It never falls. A clock that is far behind the
+// newest entry is an error, and so are two clocks that disagree.
 func (tx *Tx) clock(ctx context.Context) error {
 	tx.now = tx.ledger.now()
+	if query := tx.ledger.store.Clock; query != "" {
+		var database time.Time
+		if err := tx.sql.QueryRowContext(ctx, query).Scan(&database); err != nil {
+			return err
+		}
+		if apart := tx.now.Sub(database); apart.Abs() > maxClockSkew {
+			return fmt.Errorf("the clocks of this host and of the database are %v apart; set them", apart.Abs().Round(time.Second))
+		}
+		tx.now = database.UTC().Truncate(time.Millisecond)
+	}
 	newest := tx.ledger.newest
 	if written := tx.ledger.written; written == nil || written.Size != tx.head.Size || written.Root != tx.head.Root {
 		e, err := tx.entry(ctx, tx.head.Size-1)
@@ -75,8 +92,25 @@ func (tx *Tx) apply(ctx context.Context) error {
 	return nil
 }
 
+// flush writes the entries so far. It is for a transaction of many entries without other callers.
+func (tx *Tx) flush(ctx context.Context) error {
+	if err := tx.apply(ctx); err != nil {
+		return err
+	}
+	head, err := tx.finish(ctx)
+	if err == nil {
+		tx.head, tx.added = head, nil
+		tx.begin()
+	}
+	return err
+}
+
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
+	if tx.low && e.Kind != record.KindRefused {
+		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
+			Fix("nothing was released; free space on the disk and try again")
+	}
 	index := tx.head.Size + int64(len(tx.added))
 	e.Time = tx.now
 	for _, o := range openings {
@@ -102,44 +136,22 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 		return tx.head, nil
 	}
 	store := tx.ledger.store
-	stored := store.hashReader(ctx, tx.sql)
-	fresh := map[int64]tlog.Hash{}
-	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
-		out := make([]tlog.Hash, len(indexes))
-		var missing, at []int64
-		for i, index := range indexes {
-			if hash, ok := fresh[index]; ok {
-				out[i] = hash
-			} else {
-				missing, at = append(missing, index), append(at, int64(i))
-			}
-		}
-		if missing == nil {
-			return out, nil
-		}
-		found, err := stored.ReadHashes(missing)
-		for i, hash := range found {
-			out[at[i]] = hash
-			fresh[missing[i]] = hash // it is read once
-		}
-		return out, err
-	})
 	var entries, hashes []any
 	size := tx.head.Size
 	for _, added := range tx.added {
-		list, err := tlog.StoredHashes(size, added.leaf, reader)
+		list, err := tlog.StoredHashes(size, added.leaf, tx.hashes)
 		if err != nil {
 			return nil, err
 		}
 		first := tlog.StoredHashIndex(0, size)
 		for i, hash := range list {
-			fresh[first+int64(i)] = hash
+			tx.hashes.known[first+int64(i)] = hash
 			hashes = append(hashes, first+int64(i), hash[:])
 		}
 		entries = append(entries, size, added.leaf, added.kind, added.customer[:])
 		size++
 	}
-	root, err := treeHash(size, reader)
+	root, err := treeHash(size, tx.hashes)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +161,7 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", 2, hashes); err != nil {
 		return nil, err
 	}
-	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.ledger.signer)
+	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.signers...)
 	if err != nil {
 		return nil, err
 	}

@@ -47,9 +47,11 @@ type verification struct {
 	watches   map[string]int64
 	keys      map[record.Hash]owner
 	lost      []lost // entries whose data is missing
+	signedBy  string // the verifier keys that the newest entry about them says
+	signedAt  int64  // its index; -1: there is none
 
-	hashes   []tlog.Hash // as stored
-	subtrees []subtree   // of the entries so far, from left to right
+	hashes []tlog.Hash // as stored
+	tree   frontier    // of the entries so far
 }
 
 // Verify recomputes everything from the raw entries: their form, the tree under the signed checkpoint, each commitment,
@@ -57,7 +59,7 @@ type verification struct {
 // what is wrong with the ledger is in the report.
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
-		Report: &Report{}, ledger: l, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
+		Report: &Report{}, ledger: l, signedAt: -1, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
 		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
@@ -66,7 +68,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 		return nil, l.store.fail("verify", err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
-	if v.Head, err = l.check(ctx, tx, ""); err != nil {
+	if v.Head, err = l.check(ctx, tx, l.store.hashReader(ctx, tx), ""); err != nil {
 		if v.add(-1, err); v.Head == nil {
 			return v.Report, l.store.fail("verify", unlessTampered(err))
 		}
@@ -77,6 +79,7 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 	if err := v.entries(ctx, tx, progress); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
+	v.rotated()
 	if err := v.caches(ctx, tx); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
@@ -138,7 +141,7 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of
 		return err
 	}
 	v.skip(v.Head.Size)
-	if rootOf(v.subtrees) != v.Head.Root {
+	if v.tree.root() != v.Head.Root {
 		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
 	}
 	for _, index := range slices.Sorted(maps.Keys(openings)) {
@@ -170,8 +173,8 @@ func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Has
 
 // push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
 func (v *verification) push(leaf tlog.Hash) {
-	v.subtrees = grow(v.subtrees, leaf, func(node subtree) {
-		if v.hashes[tlog.StoredHashIndex(node.level, v.Entries>>node.level)] != node.hash {
+	v.tree.add(leaf, func(node subtree, n int64) {
+		if v.hashes[tlog.StoredHashIndex(node.level, n)] != node.hash {
 			v.add(v.Entries, map[bool]string{true: "the entry was changed, or its stored hash", false: "a stored hash above the entry was changed"}[node.level == 0])
 		}
 	})
@@ -204,7 +207,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
-		if o.Name == openCustomer || o.Name == openPush || o.Name == openTarget {
+		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys}, o.Name) {
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
@@ -216,7 +219,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 type opened struct {
 	record.Commitment
 	hash record.Hash
-	data []byte // of a customer, a push certificate or a target
+	data []byte // nil: it is not needed
 }
 
 // entry checks one entry, and follows what it says.
@@ -252,6 +255,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 			v.pushes[e.Customer] = push{p, index}
 		}
 	}
+	if e.Kind == record.KindRotated {
+		v.signedBy, v.signedAt = data(openings, openKeys), index
+	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
 	}
@@ -269,6 +275,16 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 		v.requests[e.Request], v.at[e.Request] = e, index
 	}
 	return e
+}
+
+// data returns the data of an opening; "" if it is missing.
+func data(openings []opened, name string) string {
+	for _, o := range openings {
+		if o.Name == name {
+			return string(o.data)
+		}
+	}
+	return ""
 }
 
 // lost is an entry whose data is missing.

@@ -133,7 +133,7 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 		if dir == "" || arg != filepath.Base(arg) {
 			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
 		}
-		return readSecretFile(filepath.Join(dir, arg), src.AnyMode)
+		return secretIn(filepath.Join(dir, arg), func(path string) ([]byte, error) { return readFile(path, Max+2, credentialMode(src.AnyMode)) })
 	case "exec":
 		return runSecretProgram(ctx, arg)
 	}
@@ -148,7 +148,12 @@ func (r Reader) getenv(name string) string {
 }
 
 func readSecretFile(path string, anyMode bool) ([]byte, error) {
-	b, err := ReadFile(path, Max+2, anyMode)
+	return secretIn(path, func(path string) ([]byte, error) { return ReadFile(path, Max+2, anyMode) })
+}
+
+// secretIn returns the secret in a file.
+func secretIn(path string, read func(path string) ([]byte, error)) ([]byte, error) {
+	b, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %q", ErrNoFile, path)
 	}
@@ -200,6 +205,29 @@ func (s *secretBuffer) Write(p []byte) (int, error) {
 // read, unless anyMode. The mode is that of the open file, so the file cannot be swapped in between. The error for a
 // file that others can read wraps ErrInsecureMode. It is an *fs.PathError.
 func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
+	return readFile(path, limit, privateMode(anyMode))
+}
+
+// ReadFile is ReadFile for a path that may be in $CREDENTIALS_DIRECTORY. A file there may also have mode 0440: systemd gives
+// the account of a unit access by a list (ACL), which the mode shows as that of the group.
+func (r Reader) ReadFile(path string, limit int64) ([]byte, error) {
+	if dir := r.getenv("CREDENTIALS_DIRECTORY"); dir != "" && filepath.Dir(path) == filepath.Clean(dir) {
+		return readFile(path, limit, credentialMode(false))
+	}
+	return ReadFile(path, limit, false)
+}
+
+// privateMode returns whether a file of a mode is accepted: one that only its owner can read.
+func privateMode(anyMode bool) func(mode fs.FileMode) bool {
+	return func(mode fs.FileMode) bool { return anyMode || mode&0o077 == 0 }
+}
+
+// credentialMode is privateMode for a systemd credential.
+func credentialMode(anyMode bool) func(mode fs.FileMode) bool {
+	return func(mode fs.FileMode) bool { return anyMode || mode&0o077 == 0 || mode == 0o440 }
+}
+
+func readFile(path string, limit int64, accepted func(mode fs.FileMode) bool) ([]byte, error) {
 	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the operator names the path
 	if err != nil {
@@ -214,7 +242,7 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
 	}
 	// Windows has no such modes: Go reports 0666 for every writable file there.
-	if mode := info.Mode().Perm(); mode&0o077 != 0 && !anyMode && runtime.GOOS != "windows" {
+	if mode := info.Mode().Perm(); !accepted(mode) && runtime.GOOS != "windows" {
 		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%w (mode %04o)", ErrInsecureMode, mode)}
 	}
 	// Not io.ReadAll: it grows its buffer and leaves copies of the secret in memory.

@@ -66,6 +66,7 @@ func TestRead(t *testing.T) {
 		{"prompt", full, Source{From: "prompt", Env: "PIN"}, "asked", "", nil},
 		{"prompt by default", full, Source{Env: "UNSET"}, "asked", "", nil},
 		{"credential", full, Source{From: "credential:good"}, "1234", "", nil},
+		{"credential with an access list", Reader{Getenv: full.Getenv}, Source{From: "credential:" + filepath.Base(writeSecret(t, dir, "acl", "1234\n", 0o440))}, "1234", "", nil},
 		{"program", full, Source{From: "exec:" + program("show", `echo "pin-$1"`) + "   a  b"}, "pin-a", "", nil},
 
 		{"program by RFC 7512", full, Source{From: "|" + dir + "/show b:c"}, "pin-b:c", "", nil},
@@ -175,5 +176,26 @@ func TestReadNew(t *testing.T) {
 	}
 	if _, err := (Reader{}).ReadNew(t.Context(), "new PIN"); !errors.Is(err, ErrSecret) {
 		t.Errorf("without a terminal: %v", err)
+	}
+}
+
+// A file of mode 0440 is accepted as a systemd credential, and nowhere else.
+func TestReadFileCredential(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	r := Reader{Getenv: func(name string) string { return map[string]string{"CREDENTIALS_DIRECTORY": dir + "/"}[name] }}
+	for _, tt := range []struct {
+		path string
+		ok   bool
+	}{
+		{writeSecret(t, dir, "acl", "key", 0o440), true}, {writeSecret(t, dir, "private", "key", 0o400), true},
+		{writeSecret(t, dir, "writable", "key", 0o640), false}, {writeSecret(t, dir, "others", "key", 0o444), false},
+		{writeSecret(t, other, "elsewhere", "key", 0o440), false}, {filepath.Join(dir, "..", filepath.Base(other), "elsewhere"), false},
+	} {
+		if data, err := r.ReadFile(tt.path, 10); (err == nil) != tt.ok || tt.ok && string(data) != "key" || !tt.ok && !errors.Is(err, ErrInsecureMode) {
+			t.Errorf("%s: %q, %v", tt.path, data, err)
+		}
+	}
+	if _, err := (Reader{}).ReadFile(filepath.Join(dir, "acl"), 10); !errors.Is(err, ErrInsecureMode) {
+		t.Errorf("without systemd: %v", err)
 	}
 }

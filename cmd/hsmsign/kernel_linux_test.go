@@ -1,8 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +15,8 @@ import (
 func init() {
 	commands["hsmsign-dumpable"] = runDumpable
 	commands["hsmsign-nofsync"] = runWithoutFsync
+	commands["hsmsign-full"] = runFull
+	commands["hsmsign-user"] = runAsUser
 }
 
 // runDumpable runs the program and prints what a core file of it could contain.
@@ -42,4 +48,32 @@ func runWithoutFsync() {
 		panic(err)
 	}
 	os.Exit(run(os.Args))
+}
+
+// runFull runs the program with files that cannot grow over $FULL_AT bytes, as on a full disk.
+func runFull() {
+	limit, err := strconv.ParseUint(os.Getenv("FULL_AT"), 10, 64)
+	if err == nil {
+		signal.Ignore(unix.SIGXFSZ)
+		err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: limit, Max: limit})
+	}
+	if err != nil {
+		panic(err)
+	}
+	os.Exit(run(os.Args))
+}
+
+// runAsUser runs the program without capabilities, so that root too may only do what the mode of a file says.
+func runAsUser() {
+	runtime.LockOSThread()
+	var err error
+	if os.Getuid() == 0 {
+		const noRoot = 1<<0 | 1<<1 // SECBIT_NOROOT and its lock: execve gives no capabilities
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		err = errors.Join(unix.Prctl(unix.PR_SET_SECUREBITS, noRoot, 0, 0, 0), unix.Capset(&header, &make([]unix.CapUserData, 2)[0]))
+	}
+	if err == nil {
+		err = unix.Exec("/proc/self/exe", append([]string{"hsmsign"}, os.Args[1:]...), os.Environ())
+	}
+	panic(err)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -99,7 +100,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       reading,
 				Action:      p.ledgerStatus,
 			},
-			p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(), p.backupCommand(),
+			p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(), p.backupCommand(), p.restoreCommand(), p.rotateCommand(),
 		},
 	}
 }
@@ -128,7 +129,7 @@ func (p *program) ledgerInit(ctx *cli.Context) error {
 	}
 	key, verifier, err := ledger.GenerateKey(origin)
 	if err != nil {
-		return fault.Usage.Errorf("--origin %q: %w", origin, err).Fix("write a name without spaces and plus signs, as example.com/mdm")
+		return badOrigin("--origin", origin, err)
 	}
 	store, err := open.Store(ctx.Context, c.reference, true)
 	if err != nil {
@@ -223,6 +224,16 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 	}
 	for _, a := range e.Attempts {
 		p.con.Field("attempt", fmt.Sprintf("%s %s: %s", api.Time(a.Time), orDefault(a.Operation, "no id"), a.Error))
+	}
+	p.con.Field("verifier keys", strings.Join(e.Keys, ", "))
+	if o := e.Original; o != nil {
+		p.con.Field("original", fmt.Sprintf("entry %d, %s, %s", o.Entry, o.Kind, o.Time.Format(time.RFC3339)))
+	}
+	if previous := e.Previous; previous != nil {
+		p.con.Field("previous key", previous.VerifierKey)
+		p.con.Field("copied", fmt.Sprintf("%d entries", previous.Copied))
+		p.con.Printf("last checkpoint of the previous ledger:")
+		p.con.Write([]byte(previous.Checkpoint))
 	}
 	return nil
 }

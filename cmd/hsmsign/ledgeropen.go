@@ -15,6 +15,8 @@ import (
 // ledgerConfig is where a ledger and its keys are.
 type ledgerConfig struct {
 	reference, origin, keyFile, last, verifier string // origin is where the reference comes from
+
+	secrets secret.Reader // of the checkpoint key
 }
 
 // name returns the reference without a password.
@@ -27,6 +29,7 @@ func (c *ledgerConfig) name() string {
 
 // ledgerConfig reads the flags about the ledger; the reference is "" if there is none.
 func (s *settings) ledgerConfig() (c ledgerConfig, err error) {
+	c.secrets.Getenv = s.getenv
 	if c.reference, c.origin = s.str("ledger"); c.reference == "" {
 		return c, nil
 	}
@@ -62,7 +65,7 @@ func (p *program) openLedger(ctx context.Context, s *settings, write bool) (*led
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := ledger.Config{Verifier: verifier, Key: key, LastCheckpoint: c.last}
+	cfg := ledger.Config{Verifier: verifier, Key: key, Keys: c.readKey, LastCheckpoint: c.last}
 	if cfg.Store, err = open.Store(ctx, c.reference, false); err != nil {
 		return nil, nil, err
 	}
@@ -92,15 +95,9 @@ func (c *ledgerConfig) keys(write bool) (verifier, key string, err error) {
 	if !write && verifier != "" {
 		return verifier, "", nil
 	}
-	if c.keyFile == "" {
-		return "", "", fault.Usage.Errorf("no key of the ledger").Fix("name the checkpoint key with --checkpoint-key, or, to read, the verifier key with --verifier-key")
+	if key, err = c.readKey(); err != nil {
+		return "", "", err
 	}
-	data, err := secret.ReadFile(c.keyFile, maxKeyFile, false)
-	if err != nil {
-		return "", "", fault.Auth.Errorf("checkpoint key of the ledger: %w", err).Fix("name it with --checkpoint-key; to read, --verifier-key is enough")
-	}
-	key = strings.TrimSpace(string(data))
-	clear(data)
 	derived, err := ledger.VerifierKey(key)
 	if err != nil {
 		return "", "", fault.Usage.Errorf("checkpoint key %q: %w", c.keyFile, err).Fix("it is the file that ledger init made")
@@ -109,4 +106,17 @@ func (c *ledgerConfig) keys(write bool) (verifier, key string, err error) {
 		verifier = derived
 	}
 	return verifier, key, nil
+}
+
+// readKey reads the checkpoint key; during a rotation, both.
+func (c *ledgerConfig) readKey() (string, error) {
+	if c.keyFile == "" {
+		return "", fault.Usage.Errorf("no key of the ledger").Fix("name the checkpoint key with --checkpoint-key, or, to read, the verifier key with --verifier-key")
+	}
+	data, err := c.secrets.ReadFile(c.keyFile, maxKeyFile)
+	if err != nil {
+		return "", fault.Auth.Errorf("checkpoint key of the ledger: %w", err).Fix("name it with --checkpoint-key; to read, --verifier-key is enough")
+	}
+	defer clear(data)
+	return strings.TrimSpace(string(data)), nil
 }

@@ -7,10 +7,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -32,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "schema": cmdSchema, "awskms": cmdAWSKMS, "gcpkms": cmdGCPKMS}),
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "agekey": cmdAgeKey, "flip": cmdFlip, "schema": cmdSchema, "awskms": cmdAWSKMS, "gcpkms": cmdGCPKMS}),
 	})
 }
 
@@ -42,6 +44,7 @@ func setupScript(env *testscript.Env) error {
 			return err
 		}
 	}
+	env.Setenv("AUDIT", filepath.Join(filepath.Dir(schemaDir), "audit.py"))
 	// No configuration of the machine's own.
 	env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 	env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "home", ".config"))
@@ -125,6 +128,26 @@ func cmdSchema(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("%s\n%v", line, err)
 		}
 	}
+}
+
+// cmdAgeKey: agekey FILE makes an age identity, and its recipient in FILE.pub.
+func cmdAgeKey(ts *testscript.TestScript, _ bool, args []string) {
+	identity, err := age.GenerateX25519Identity()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte("# of a test\n"+identity.String()+"\n"), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), []byte(identity.Recipient().String()+"\n"), 0o600))
+}
+
+// cmdFlip: flip FILE OFFSET inverts one bit of a file; a negative offset counts from the end.
+func cmdFlip(ts *testscript.TestScript, _ bool, args []string) {
+	data := []byte(ts.ReadFile(args[0]))
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if at < 0 {
+		at += len(data)
+	}
+	data[at] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o600))
 }
 
 // schemaDir is absolute: a script has a folder of its own.

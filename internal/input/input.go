@@ -57,7 +57,7 @@ func File(name string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, limit+1))
 }
 
-// Open opens a regular file, for a caller that reads it in parts and bounds it. Errors do not repeat the name.
+// Open opens a regular file for reading. Errors do not repeat the name.
 func Open(name string) (*os.File, error) {
 	// O_NONBLOCK: do not wait for the writer of a pipe. Windows ignores it.
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // #nosec G304 -- the user's own argument
@@ -74,7 +74,7 @@ func Open(name string) (*os.File, error) {
 		err = errors.New("is not a regular file")
 	}
 	if err != nil {
-		_ = f.Close() // nothing was written
+		_ = f.Close() // nothing was read
 		return nil, err
 	}
 	return f, nil

@@ -17,7 +17,7 @@ func TestFillFlushes(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	if err := fill(w, []byte("x")); err == nil {
+	if err := fill(w, bytesOf([]byte("x"))); err == nil {
 		t.Error("no flush")
 	}
 }
@@ -32,7 +32,7 @@ func TestTakenTemporaryName(t *testing.T) {
 		t.Fatal(err)
 	}
 	cryptotest.SetGlobalRandom(t, 1)
-	err = writeNamed(filepath.Join(dir, "a"), []byte("ours"), 0o600, false)
+	err = writeNamed(filepath.Join(dir, "a"), bytesOf([]byte("ours")), 0o600, false)
 	if data, _ := os.ReadFile(victim); !errors.Is(err, fs.ErrExist) || string(data) != "theirs" {
 		t.Errorf("%v, and the other file contains %q", err, data)
 	}

@@ -3,6 +3,7 @@ package wholefile
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 
 // writeUnnamed writes a file that has no name until it is complete (open(2), O_TMPFILE). The error wraps
 // errors.ErrUnsupported if the file system, the kernel or a missing /proc prevents it.
-func writeUnnamed(path string, data []byte, mode fs.FileMode, replace bool) error {
+func writeUnnamed(path string, content func(w io.Writer) error, mode fs.FileMode, replace bool) error {
 	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if errors.Is(err, unix.EISDIR) { // a kernel without O_TMPFILE
 		err = errors.ErrUnsupported
@@ -21,7 +22,7 @@ func writeUnnamed(path string, data []byte, mode fs.FileMode, replace bool) erro
 		return err
 	}
 	f := os.NewFile(uintptr(fd), path)
-	err = fill(f, data)
+	err = fill(f, content)
 	if err == nil {
 		err = name(fd, path, replace)
 	}

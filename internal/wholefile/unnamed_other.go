@@ -4,7 +4,10 @@ package wholefile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 )
 
-func writeUnnamed(string, []byte, fs.FileMode, bool) error { return errors.ErrUnsupported }
+func writeUnnamed(string, func(io.Writer) error, fs.FileMode, bool) error {
+	return errors.ErrUnsupported
+}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -22,7 +23,7 @@ type writer = func(path string, data []byte, mode fs.FileMode, replace bool) err
 var ways = map[string]writer{
 	"Write": Write,
 	"with a temporary name": func(path string, data []byte, mode fs.FileMode, replace bool) error {
-		if err := writeNamed(path, data, mode, replace); err != nil {
+		if err := writeNamed(path, bytesOf(data), mode, replace); err != nil {
 			return cause(err)
 		}
 		return nil
@@ -121,7 +122,7 @@ func TestMain(m *testing.M) {
 func TestKill(t *testing.T) {
 	for range 10 {
 		dir := t.TempDir()
-		err := writeUnnamed(filepath.Join(dir, "probe"), make([]byte, 1<<16), 0o600, false)
+		err := writeUnnamed(filepath.Join(dir, "probe"), bytesOf(make([]byte, 1<<16)), 0o600, false)
 		if errors.Is(err, errors.ErrUnsupported) {
 			t.Skip("this file system does not support files without a name")
 		}
@@ -157,7 +158,7 @@ func TestWriteFlushesTheFolder(t *testing.T) {
 	for _, replace := range []bool{false, true} {
 		path := filepath.Join(dir, fmt.Sprint(replace))
 		flushed := ""
-		err := write(path, []byte("x"), 0o600, replace, func(dir string) error {
+		err := write(path, bytesOf([]byte("x")), 0o600, replace, func(dir string) error {
 			if data, err := os.ReadFile(path); err != nil || string(data) != "x" {
 				t.Errorf("flushed before the file was complete: %q, %v", data, err)
 			}
@@ -168,7 +169,7 @@ func TestWriteFlushesTheFolder(t *testing.T) {
 			t.Errorf("flushed %q, %v", flushed, err)
 		}
 	}
-	if err := write(filepath.Join(dir, "false"), nil, 0o600, false, func(string) error { t.Error("flushed without a file"); return nil }); !errors.Is(err, fs.ErrExist) {
+	if err := write(filepath.Join(dir, "false"), bytesOf(nil), 0o600, false, func(string) error { t.Error("flushed without a file"); return nil }); !errors.Is(err, fs.ErrExist) {
 		t.Error(err)
 	}
 	if err := FlushFolder(dir); err != nil {
@@ -211,5 +212,50 @@ func TestSweep(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: exists %v, want %v", name, err == nil, want)
 		}
+	}
+}
+
+// A file that its function did not finish has no name, and Place replaces nothing.
+func TestWriteFromAndPlace(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a")
+	failed := errors.New("failed")
+	if err := WriteFrom(path, func(w io.Writer) error { _, _ = w.Write([]byte("half")); return failed }, 0o600, false); !errors.Is(err, failed) {
+		t.Errorf("a failed function: %v", err)
+	}
+	folder, err := Folder(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(folder); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info, err)
+	}
+	from := filepath.Join(folder, "copy")
+	if err := os.WriteFile(from, []byte("placed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Place(from, path); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "other"), []byte("other"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Place(filepath.Join(folder, "other"), path); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("an existing file: %v", err)
+	}
+	if got, _ := os.ReadFile(path); string(got) != "placed" {
+		t.Errorf("the file contains %q", got)
+	}
+	Sweep(dir) // the folder may be in use
+	if _, err := os.Stat(folder); err != nil {
+		t.Error(err)
+	}
+	old := time.Now().Add(-25 * time.Hour)
+	if err := os.Chtimes(folder, old, old); err != nil {
+		t.Fatal(err)
+	}
+	Sweep(dir)
+	if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of a killed process: %v", err)
 	}
 }

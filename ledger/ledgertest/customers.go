@@ -3,9 +3,11 @@ package ledgertest
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
+	"hsmsign/ledger/record"
 )
 
 // testErased: after an erasure nothing of the customer is in the store but random ids and hashes, and the ledger is whole.
@@ -36,5 +38,30 @@ func testErased(t *testing.T, f *fixture) {
 	verified(t, l)
 	// The customer may come back, with its key.
 	issue(t, l, use("acme", "the CSR of acme", "key 1", "vendor"))
+	verified(t, l)
+}
+
+// Daily does what the role of a running program must be allowed to do.
+func Daily(t *testing.T, l *ledger.Ledger) {
+	t.Helper()
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 1"))
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 1"))
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor 2"))
+	for range 2 {
+		if _, err := l.Authorize(t.Context(), use("bolt", "csr 1", "key 1", "vendor 1")); fault.KindOf(err) != fault.Conflict {
+			t.Errorf("the key of another customer: %v", err)
+		}
+	}
+	must(t, l.AddCustomer(t.Context(), "uid 1000", "local", ledger.Customer{Name: "bolt"}))
+	must(t, l.EditCustomer(t.Context(), "uid 1000", "local", "bolt", func(c ledger.Customer) ledger.Customer {
+		c.Contact = "it@bolt.example"
+		return c
+	}))
+	for n := range 2 {
+		must(t, l.Attach(t.Context(), "uid 1000", "local", "acme", ledger.Push{Topic: "com.apple.mgmt.x", NotAfter: time.Now().AddDate(n, 0, 0).UTC(), SPKI: "x"}))
+	}
+	must(t, l.Reassign(t.Context(), "uid 1000", "local", record.SHA256([]byte("key 1")), "acme", "bolt"))
+	must(t, l.Watch(t.Context(), "uid 1000", "local", "mdm.example:443"))
+	must(t, l.Unwatch(t.Context(), "uid 1000", "local", "mdm.example:443"))
 	verified(t, l)
 }

@@ -20,12 +20,20 @@ import (
 func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(t *testing.T) *ledger.Store)) {
 	for name, test := range map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
-		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
+		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
+		"erased again": testErasedAgain, "erasures file": testErasuresFile, "continued": testContinued, "continued until": testContinuedUntil, "rotated": testRotated, "rotated elsewhere": testRotatedElsewhere,
+		"rotation, tampered": testRotationTampered,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			store, again := open(t)
-			test(t, newFixture(t, store, again))
+			f := newFixture(t, store, again)
+			f.fresh = func(t *testing.T) *ledger.Store {
+				store, _ := open(t)
+				store.Clock = ""
+				return store
+			}
+			test(t, f)
 		})
 	}
 }
@@ -34,6 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 type fixture struct {
 	cfg   ledger.Config
 	again func(t *testing.T) *ledger.Store
+	fresh func(t *testing.T) *ledger.Store // another empty store
 	mu    sync.Mutex
 	time  time.Time
 }
@@ -42,7 +51,12 @@ func newFixture(t *testing.T, store *ledger.Store, again func(t *testing.T) *led
 	t.Helper()
 	signerKey, verifierKey, err := ledger.GenerateKey("example.com/ledger")
 	must(t, err)
-	f := &fixture{again: again, time: time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)}
+	store.Clock = "" // the fixture has one
+	f := &fixture{again: func(t *testing.T) *ledger.Store {
+		store := again(t)
+		store.Clock = ""
+		return store
+	}, time: time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)}
 	f.cfg = ledger.Config{Store: store, Key: signerKey, Verifier: verifierKey, Now: func() time.Time {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -220,6 +234,36 @@ func testClock(t *testing.T, f *fixture) {
 		t.Errorf("a clock far behind: %v", err)
 	}
 }
+
+// testLow: below the reserve of free space only refusals are recorded.
+func testLow(t *testing.T, f *fixture) {
+	free := uint64(1 << 40)
+	f.cfg.Store.Free = func() (uint64, error) { return free, nil }
+	l := f.open(t)
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
+	permit, err := l.Authorize(t.Context(), use("acme", "csr 2", "key 1", "vendor"))
+	must(t, err)
+	f.pass(openFor)
+	free = 16<<20 - 1
+	if _, err := l.Authorize(t.Context(), use("acme", "csr 3", "key 1", "vendor")); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "16 MiB") {
+		t.Errorf("authorized with little space: %v", err)
+	}
+	if err := l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("x")}); !errors.Is(err, ledger.ErrStore) {
+		t.Errorf("issued with little space: %v", err)
+	}
+	if _, err := l.Authorize(t.Context(), use("bolt", "csr 4", "key 1", "vendor")); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("the key of another customer: %v", err)
+	}
+	free++
+	issue(t, l, use("acme", "csr 3", "key 1", "vendor"))
+	if got := kinds(t, l); got != "genesis customer intent issued intent refused unknown intent issued" {
+		t.Errorf("entries %s", got)
+	}
+	verified(t, l)
+}
+
+// openFor is longer than an intent may be open.
+const openFor = 16 * time.Minute
 
 func testOpenIntents(t *testing.T, f *fixture) {
 	l := f.open(t)

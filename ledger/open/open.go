@@ -22,6 +22,12 @@ func Path(reference string) string {
 	return path
 }
 
+// IsReference returns whether a text names a store, and not a file.
+func IsReference(text string) bool {
+	scheme, _, ok := strings.Cut(text, ":")
+	return ok && (scheme == "sqlite" || scheme == "postgres" || scheme == "postgresql")
+}
+
 // HasPassword returns whether a reference contains a password.
 func HasPassword(reference string) bool {
 	u, err := url.Parse(reference)

@@ -45,7 +45,33 @@ func Open(ctx context.Context, dsn string) (*ledger.Store, error) {
 	return &ledger.Store{
 		Name: name, DB: db, Bytes: "BYTEA", Integer: "BIGINT", LockHead: " FOR UPDATE", Numbered: true,
 		LockSchema: fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", int64(schemaLock)), Snapshot: sql.LevelRepeatableRead,
+		Clock: "SELECT clock_timestamp()", Grant: grant, Denied: func(err error) bool {
+			e, ok := errors.AsType[*pgconn.PgError](err)
+			return ok && e.Code == insufficientPrivilege
+		},
 	}, nil
+}
+
+// insufficientPrivilege is an SQLSTATE (PostgreSQL, appendix A).
+const insufficientPrivilege = "42501"
+
+// grant gives a role rights on tables of the current schema.
+func grant(ctx context.Context, tx *sql.Tx, role string, rights map[string]string) error {
+	var schema string
+	if err := tx.QueryRowContext(ctx, "SELECT current_schema()").Scan(&schema); err != nil {
+		return err
+	}
+	to := " TO " + pgx.Identifier{role}.Sanitize()
+	statements := []string{"GRANT USAGE ON SCHEMA " + pgx.Identifier{schema}.Sanitize() + to}
+	for table, list := range rights {
+		statements = append(statements, "GRANT "+list+" ON "+pgx.Identifier{schema, table}.Sanitize()+to)
+	}
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // redacted returns a URL without its password and parameters.

@@ -34,6 +34,7 @@ const (
 	KindAttached   = "attached"   // the push certificate of a customer was recorded
 	KindWatched    = "watched"    // the certificates of a file or endpoint are reported as what is due
 	KindUnwatched  = "unwatched"  // they no longer are
+	KindRotated    = "rotated"    // which keys sign checkpoints from now on
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person.

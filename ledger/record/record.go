@@ -64,6 +64,25 @@ type Record struct {
 	// UseBefore is when the first certificate of the vendor's chain expires, UTC: an issued request is useless from then on.
 	// Zero for other kinds.
 	UseBefore time.Time
+
+	// The data of openings, where one entry is shown.
+	Original *Original // of an entry that repeats one of a previous ledger
+	Previous *Previous // of the first entry, if the ledger continues another one
+	Keys     []string  // of kind rotated: the verifier keys from then on
+}
+
+// Original is the entry of the previous ledger that an entry repeats.
+type Original struct {
+	Entry int64     `json:"entry"` // its number there
+	Time  time.Time `json:"time"`  // UTC; if it was continued itself, that of the first one
+	Kind  string    `json:"kind"`  // likewise
+}
+
+// Previous is the ledger that a ledger continues under a new origin.
+type Previous struct {
+	Checkpoint  string `json:"checkpoint"`   // the last one that is known and trusted, a signed note
+	VerifierKey string `json:"verifier_key"` // of the previous ledger, one a line
+	Copied      int64  `json:"copied"`       // so many entries of it were read
 }
 
 // Defect is one thing that is wrong.

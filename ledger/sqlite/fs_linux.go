@@ -21,3 +21,10 @@ func checkFileSystem(dir string) error {
 	}
 	return nil
 }
+
+// freeSpace returns how many bytes a user may write to the disk of a folder (statfs(2)).
+func freeSpace(dir string) (uint64, error) {
+	var fs unix.Statfs_t
+	err := unix.Statfs(dir, &fs)
+	return fs.Bavail * uint64(fs.Bsize), err // #nosec G115 -- a block has a positive size
+}

@@ -69,6 +69,8 @@ func Open(ctx context.Context, path string, create bool) (*ledger.Store, error) 
 		return ok && e.Code()&0xff == busy
 	}, Forget: "PRAGMA wal_checkpoint(TRUNCATE)", Backup: func(ctx context.Context, to string) error {
 		return backup(ctx, db, to)
+	}, Free: func() (uint64, error) {
+		return freeSpace(filepath.Dir(path))
 	}, Check: func() error {
 		now, err := os.Stat(path)
 		if err == nil && !os.SameFile(opened, now) {

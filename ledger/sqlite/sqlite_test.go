@@ -152,5 +152,16 @@ func TestOpen(t *testing.T) {
 }
 
 func BenchmarkLedger(b *testing.B) {
-	ledgertest.Benchmark(b, open(b, filepath.Join(b.TempDir(), "ledger.db")))
+	path := filepath.Join(b.TempDir(), "ledger.db")
+	store := open(b, path)
+	ledgertest.Benchmark(b, store, func() int64 {
+		if _, err := store.DB.Exec("PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			b.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return info.Size()
+	})
 }
