@@ -21,6 +21,45 @@ type LedgerStatus struct {
 	Entries int64  `json:"entries"`
 	Root    string `json:"root"` // in hex
 	Newest  string `json:"newest,omitempty"`
+
+	Required  int             `json:"required,omitempty"` // how many operators of witnesses must have cosigned a request
+	Cosigned  *LedgerCosigned `json:"cosigned,omitempty"` // the newest checkpoint that as many have cosigned, at least one
+	Witnesses []LedgerWitness `json:"witnesses,omitempty"`
+	Copies    []LedgerCopy    `json:"copies,omitempty"`
+}
+
+// LedgerCosigned is a cosigned checkpoint.
+type LedgerCosigned struct {
+	Entries      int64               `json:"entries"`
+	AgeSeconds   int64               `json:"age_seconds"` // of the newest cosignature
+	Operators    int                 `json:"operators"`
+	Cosignatures []LedgerCosignature `json:"cosignatures"`
+}
+
+// LedgerCosignature is a valid cosignature of a witness.
+type LedgerCosignature struct {
+	Witness  string `json:"witness"`
+	Operator string `json:"operator"`
+	Time     string `json:"time"` // RFC 3339, UTC: when the witness made it
+}
+
+// LedgerWitness is the state of one witness.
+type LedgerWitness struct {
+	Name     string `json:"name"`
+	Operator string `json:"operator"`
+	URL      string `json:"url,omitempty"`
+	Entries  int64  `json:"entries"`         // of the newest checkpoint that it has cosigned; 0: none
+	Time     string `json:"time,omitempty"`  // of that cosignature
+	Error    string `json:"error,omitempty"` // why it did not cosign when it was asked last
+	Failed   string `json:"failed,omitempty"`
+	Alarm    bool   `json:"alarm,omitempty"` // the error stops the ledger
+}
+
+// LedgerCopy is a file with checkpoints.
+type LedgerCopy struct {
+	File    string `json:"file"`
+	Entries int64  `json:"entries"` // of its newest checkpoint
+	Error   string `json:"error,omitempty"`
 }
 
 // LedgerEntry describes an entry.
@@ -84,6 +123,10 @@ type LedgerVerify struct {
 	Root    string          `json:"root,omitempty"` // in hex
 	Defects []record.Defect `json:"defects"`
 	Entry   *LedgerEntry    `json:"entry,omitempty"` // of a proof
+
+	Compared int             `json:"compared,omitempty"` // with how many checkpoints of --against
+	Required int             `json:"required,omitempty"` // how many operators of witnesses must have cosigned
+	Cosigned *LedgerCosigned `json:"cosigned,omitempty"` // the checkpoint whose cosignatures were counted
 }
 
 // LedgerRestore is the result of ledger restore. The fields from Origin on are about a new ledger that continues the old one.

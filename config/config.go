@@ -53,6 +53,18 @@ type Ledger struct {
 	LastCheckpoint string `yaml:"last-checkpoint"` // file that keeps the newest checkpoint
 	// Watch are files and endpoints (HOST:PORT, https://HOST) whose certificates ledger due reports.
 	Watch []string `yaml:"watch"`
+
+	Copies    []string  `yaml:"copies"`    // files to which checkpoints are appended
+	Witnesses []Witness `yaml:"witnesses"` // servers that cosign checkpoints
+	Required  int       `yaml:"required"`  // how many operators of witnesses must have cosigned a request before it is released
+}
+
+// Witness is a server that cosigns the ledger's checkpoints.
+type Witness struct {
+	Name        string `yaml:"name"`         // unique
+	Operator    string `yaml:"operator"`     // who runs it; the witnesses of one operator count once
+	URL         string `yaml:"url"`          // prefix of its addresses
+	VerifierKey string `yaml:"verifier-key"` // its public key
 }
 
 // UnmarshalYAML decodes either form.
@@ -64,7 +76,7 @@ func (l *Ledger) UnmarshalYAML(unmarshal func(any) error) error {
 	return unmarshal((*mapping)(l))
 }
 
-// in returns the paths joined to dir.
+// in returns the paths joined to dir. It changes the list in place.
 func (l Ledger) in(dir string) Ledger {
 	if path, ok := strings.CutPrefix(l.Store, "sqlite:"); ok {
 		l.Store = "sqlite:" + inFolder(dir, path)
@@ -74,6 +86,9 @@ func (l Ledger) in(dir string) Ledger {
 		if !strings.Contains(target, ":") || strings.HasPrefix(target, ".") { // not HOST:PORT, not a URL
 			l.Watch[i] = inFolder(dir, target)
 		}
+	}
+	for i := range l.Copies {
+		l.Copies[i] = inFolder(dir, l.Copies[i])
 	}
 	return l
 }

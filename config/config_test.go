@@ -40,6 +40,8 @@ func TestLoad(t *testing.T) {
 		{"key: awskms:///alias/x\n", Config{Key: "awskms:///alias/x"}},
 		{"key: 'file:'\n", Config{Key: "file:"}},
 		{"key: ''\n", Config{}},
+		{"ledger:\n  store: sqlite:l.db\n  copies: [ c, /d ]\n  required: 1\n  witnesses:\n    - { name: w, operator: Acme, url: \"https://w\", verifier-key: k }\n", Config{Ledger: Ledger{
+			Store: "sqlite:" + dir + "/l.db", Copies: []string{dir + "/c", "/d"}, Required: 1, Witnesses: []Witness{{"w", "Acme", "https://w", "k"}}}}},
 		// References to a token do not change, also those of certificates.
 		{"key: " + ref + "\ncert: " + ref + "\nchain: ['" + ref + "']\n", Config{Key: ref, Cert: ref, Chain: []string{ref}}},
 		{"vendors:\n  a: {key: \"file:/k\", cert: c.pem, chain: [d.pem], trust-root: [/e.pem]}\n", Config{Vendors: map[string]Vendor{

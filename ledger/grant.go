@@ -22,6 +22,8 @@ var rights = map[string]string{
 	"chains":        "SELECT, INSERT",
 	"keys":          "SELECT, INSERT, UPDATE",
 	"watches":       "SELECT, INSERT, DELETE",
+	"cosignatures":  "SELECT, INSERT, UPDATE, DELETE",
+	"witnesses":     "SELECT, INSERT, UPDATE",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

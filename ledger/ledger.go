@@ -53,6 +53,12 @@ type Config struct {
 	Keys func() (string, error)
 	// LastCheckpoint is a file outside the store with the newest checkpoint that this host saw; empty: none.
 	LastCheckpoint string
+	// Witnesses cosign the checkpoints, and Copies are files outside the store to which they are appended, soon after each commit.
+	Witnesses []Witness
+	Copies    []string
+	// Required is how many operators of witnesses must have cosigned an issued request before Conclude, or Authorize for a
+	// stored request, returns.
+	Required int
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -62,6 +68,9 @@ type Ledger struct {
 	cfg       Config
 	store     *Store
 	verifiers []note.Verifier // at least one; all have the name of the ledger
+
+	witnesses []*cosigner
+	publisher *publisher // nil: there is nobody to publish to
 
 	// The checkpoint keys, what the writer wrote; only the writer uses them.
 	signers []note.Signer // nil: for reading
@@ -160,8 +169,8 @@ func prepare(cfg Config) (*Ledger, error) {
 	if l.verifiers, err = parseVerifiers(cfg.Verifier); err != nil {
 		return nil, err
 	}
-	if cfg.Key == "" {
-		return l, nil
+	if l.witnesses, err = newCosigners(cfg.Witnesses, cfg.Required); err != nil || cfg.Key == "" {
+		return l, err
 	}
 	if l.signers, err = parseSigners(cfg.Key); err != nil {
 		return nil, err
@@ -190,12 +199,23 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, err
 	}
 	l.kept = l.last
-	if _, err := l.Head(ctx); err != nil {
+	copies, err := l.readCopies() // before the head, which is newer then
+	if err != nil {
+		return nil, err
+	}
+	head, err := l.Head(ctx)
+	if err == nil {
+		err = l.checkCopies(ctx, copies, head)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if l.signers == nil {
 		close(l.closed)
 		return l, nil
+	}
+	if err := l.startPublisher(ctx, head, copies); err != nil {
+		return nil, err
 	}
 	go l.write()
 	return l, nil
@@ -208,14 +228,15 @@ func orNotLedger(err error) error {
 	return err
 }
 
-// Close ends the writer after its batch and records the newest checkpoint. Appends that wait fail. The store stays open.
+// Close ends the writer after its batch, records the newest checkpoint and publishes it once more. Appends that wait fail. The
+// store stays open.
 func (l *Ledger) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	late := time.AfterFunc(closeWait, l.cancel) // of a batch that waits for a lock
 	<-l.closed
 	late.Stop()
 	l.cancel()
-	return l.keep()
+	return errors.Join(l.keep(), l.publisher.close())
 }
 
 // keep writes the newest checkpoint to the file outside the store.
@@ -303,6 +324,9 @@ func (l *Ledger) saw(head *Checkpoint) {
 func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx) error) error {
 	if l.cfg.Key == "" {
 		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
+	}
+	if err := l.publisher.refuse(); err != nil {
+		return err
 	}
 	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
 	select {
@@ -411,6 +435,7 @@ func (l *Ledger) commit(batch []*change) {
 	})
 	if err = l.store.fail("append", err); err == nil {
 		l.saw(head)
+		l.publisher.notify()
 		l.written, l.newest = head, now
 	}
 	for i, c := range batch {

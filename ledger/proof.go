@@ -25,23 +25,23 @@ type Proven struct {
 }
 
 // Prove returns a proof (C2SP tlog-proof) that the entry with which a request was issued is in the ledger. Its extra line
-// has the bytes of the leaf. The error is of kind not found if the request was not issued.
+// has the bytes of the leaf. Its checkpoint is the one with the entry that most operators of witnesses have cosigned, the newest
+// of those; if none was cosigned, the head. The error is of kind not found if the request was not issued.
 func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 	head, err := l.Head(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var index int64
-	err = l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT issued FROM requests WHERE id = ? AND issued >= 0"), request[:]).Scan(&index)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fault.NotFound.Errorf("no request %s was issued", request).Fix("hsmsign ledger list shows the ids")
+	index, found, err := l.issued(ctx, head, request)
+	if err != nil {
+		return nil, err
 	}
-	var found *record.Entry
-	if err == nil {
-		found, err = l.entry(ctx, l.store.DB, head, index)
-	}
+	cosigned, err := l.cosignedBy(ctx, head, l.witnesses, index, allOperators(l.witnesses))
 	if err != nil {
 		return nil, l.store.fail("prove the entry", err)
+	}
+	if cosigned != nil {
+		head = cosigned.Checkpoint
 	}
 	leaf, err := found.Marshal()
 	if err != nil {
@@ -62,7 +62,23 @@ func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 	return data, nil
 }
 
-// CheckProof checks a proof with the ledger's verifier key, or several, one a line, without the ledger. Nothing in the proof is trusted before: the
+// issued returns the entry with which a request was issued, and its index, after proving it.
+func (l *Ledger) issued(ctx context.Context, head *Checkpoint, request record.ID) (index int64, found *record.Entry, err error) {
+	err = l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT issued FROM requests WHERE id = ? AND issued >= 0"), request[:]).Scan(&index)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil, fault.NotFound.Errorf("no request %s was issued", request).Fix("hsmsign ledger list shows the ids")
+	}
+	if err == nil {
+		found, err = l.entry(ctx, l.store.DB, head, index)
+	}
+	if err == nil && (found.Request != request || found.Kind != record.KindIssued && !repeats(found)) {
+		err = fmt.Errorf("%w: entry %d is not the one with which the request %s was issued", ErrTampered, index, request)
+	}
+	return index, found, l.store.fail("prove the entry", err)
+}
+
+// CheckProof checks a proof with the ledger's verifier key, or several, one a line, without the ledger. Nothing in the proof is
+// trusted before: the
 // leaf's hash must lead to the root of the signed checkpoint. The error wraps ErrTampered.
 func CheckProof(data []byte, verifierKeys string) (*Proven, error) {
 	verifiers, err := parseVerifiers(verifierKeys)

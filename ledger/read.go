@@ -253,20 +253,6 @@ func (l *Ledger) Records(ctx context.Context, do func(r record.Record) error) er
 	}
 }
 
-// CheckAgainst checks that the ledger has grown from a checkpoint that was kept elsewhere. It finds an older copy and a
-// fork. The error wraps ErrTampered.
-func (l *Ledger) CheckAgainst(ctx context.Context, signed []byte) error {
-	older, err := ParseCheckpoint(signed, l.verifiers...)
-	if err != nil {
-		return err
-	}
-	head, err := l.Head(ctx)
-	if err != nil {
-		return err
-	}
-	return l.store.fail("compare the checkpoints", checkGrowth(older, head, l.store.hashReader(ctx, l.store.DB)))
-}
-
 // Backup writes a copy of the store to a new file. The error is of kind usage if the store has other tools for that, and wraps
 // fs.ErrExist if the file exists.
 func (l *Ledger) Backup(ctx context.Context, path string) error {

@@ -22,6 +22,10 @@ CREATE INDEX requests_csr ON requests (csr);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
 -- Files and endpoints whose certificates are reported with what is due.
 CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);
+-- Cosignatures of witnesses: the signed checkpoint and the signature line. A cache: both are verified when they are read.
+CREATE TABLE cosignatures (size INTEGER NOT NULL, witness TEXT NOT NULL, checkpoint BLOB NOT NULL, line BLOB NOT NULL, PRIMARY KEY (size, witness));
+-- What the witnesses answered last, for people and for the next request. alarm is 1 if the ledger must not grow.
+CREATE TABLE witnesses (id TEXT PRIMARY KEY, size INTEGER NOT NULL, failed INTEGER NOT NULL, failure TEXT NOT NULL, alarm INTEGER NOT NULL);
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,
     PRIMARY KEY (day, actor, rule, csr));

@@ -83,6 +83,9 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 	if err := v.caches(ctx, tx); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
+	if err := v.cachedCosignatures(ctx, tx); err != nil {
+		return nil, l.store.fail("verify", err)
+	}
 	slices.SortStableFunc(v.Defects, func(a, b record.Defect) int { return cmp.Compare(a.Entry, b.Entry) })
 	return v.Report, nil
 }

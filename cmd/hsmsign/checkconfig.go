@@ -103,11 +103,15 @@ func (s *settings) effective() ([]api.Setting, error) {
 		infos = append(infos, setting(name, origin, "", values...))
 	}
 	ledgers, err := s.ledgerConfig()
+	if err == nil && ledgers.reference != "" {
+		err = ledgers.checkAnchors()
+	}
 	if err != nil {
 		keyErr = errors.Join(keyErr, err)
 	}
 	infos = append(infos, setting("ledger", ledgers.origin, "", ledgers.name()))
 	infos = append(infos, inFile("watch", s.path, len(s.config.Ledger.Watch) > 0, s.config.Ledger.Watch))
+	infos = append(infos, s.publishingSettings()...)
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	return append(infos,

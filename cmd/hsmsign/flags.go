@@ -238,6 +238,7 @@ func (s *settings) fromConfig(name string) []string {
 		"vendor": {s.config.Vendor}, "format": {s.config.Format}, "digest": {s.config.Digest}, "out-dir": {s.config.OutDir},
 		"ledger": {s.config.Ledger.Store}, "origin": {s.config.Ledger.Origin}, "verifier-key": {s.config.Ledger.VerifierKey},
 		"checkpoint-key": {s.config.Ledger.CheckpointKey}, "last-checkpoint": {s.config.Ledger.LastCheckpoint},
+		"required": {requiredText(s.config.Ledger.Required)},
 	}[name]
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/csv"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -80,9 +79,11 @@ func (p *program) ledgerCommand() *cli.Command {
 				Description: "Exit code 7 when something is wrong; the first entry that was changed, removed or added is named.\n\n" +
 					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub\n" +
 					"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub --against /mnt/other/checkpoint\n" +
-					"  hsmsign ledger verify --verifier-key ledger.pub --proof acme.tlog-proof --csr acme.csr --request acme.req",
-				Flags: slices.Concat(reading, []cli.Flag{stringFlag("against", "also check that the ledger has grown from the checkpoint in `FILE`"), stringFlag("proof", "check the proof in `FILE`, without the ledger"),
-					stringFlag("csr", "with --proof: `FILE` with the CSR that the entry must be about"), stringFlag("request", "with --proof: `FILE` with the request that the entry must be about")}),
+					"  hsmsign ledger verify --verifier-key ledger.pub --proof acme.tlog-proof --csr acme.csr --request acme.req\n" +
+					"  hsmsign ledger verify --verifier-key ledger.pub --proof acme.tlog-proof --witness-key w1.pub --witness-key w2.pub --required 2",
+				Flags: slices.Concat(reading, []cli.Flag{stringFlag("against", "also check that the ledger has grown from the checkpoint in `FILE`, or from each of many, as in a copy"), stringFlag("proof", "check the proof in `FILE`, without the ledger"),
+					stringFlag("csr", "with --proof: `FILE` with the CSR that the entry must be about"), stringFlag("request", "with --proof: `FILE` with the request that the entry must be about"), witnessKeyFlag(),
+					stringFlag("required", "exit with 7 unless at least `NUMBER` operators of known witnesses have cosigned (default: that of the configuration, or 0)")}),
 				Action: p.ledgerVerify,
 			},
 			{
@@ -93,14 +94,8 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       slices.Concat(reading, []cli.Flag{outputFlag(), forceFlag()}),
 				Action:      p.ledgerProve,
 			},
-			{
-				Name:        "status",
-				Usage:       "show the size and the root hash of the ledger",
-				Description: "  hsmsign ledger status --ledger sqlite:ledger.db",
-				Flags:       reading,
-				Action:      p.ledgerStatus,
-			},
-			p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(), p.backupCommand(), p.restoreCommand(), p.rotateCommand(),
+			p.statusCommand(), p.copyCommand(), p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(),
+			p.backupCommand(), p.restoreCommand(), p.rotateCommand(),
 		},
 	}
 }
@@ -310,33 +305,4 @@ func (p *program) ledgerProve(ctx *cli.Context) error {
 	}
 	output, _ := s.str("output")
 	return p.emit(output, proof, requestMode, s.boolean("force"))
-}
-
-func (p *program) ledgerStatus(ctx *cli.Context) error {
-	s, _, l, done, err := p.reader(ctx, noFiles)
-	if err != nil {
-		return err
-	}
-	defer done()
-	head, err := l.Head(ctx.Context)
-	if err != nil {
-		return err
-	}
-	newest, err := l.Record(ctx.Context, head.Size-1)
-	if err != nil {
-		return err
-	}
-	status := api.LedgerStatus{
-		Store: l.Name(), Origin: head.Origin, Entries: head.Size, Root: hex.EncodeToString(head.Root[:]), Newest: api.NewLedgerEntry(*newest).Time,
-	}
-	if s.json {
-		p.con.JSON(status)
-		return nil
-	}
-	for _, f := range [][2]string{
-		{"store", status.Store}, {"origin", status.Origin}, {"entries", strconv.FormatInt(status.Entries, 10)}, {"root", status.Root}, {"newest", status.Newest},
-	} {
-		p.con.Field(f[0], f[1])
-	}
-	return nil
 }

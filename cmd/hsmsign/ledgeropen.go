@@ -16,7 +16,10 @@ import (
 type ledgerConfig struct {
 	reference, origin, keyFile, last, verifier string // origin is where the reference comes from
 
-	secrets secret.Reader // of the checkpoint key
+	secrets   secret.Reader // of the checkpoint key
+	copies    []string
+	witnesses []ledger.Witness // of the configuration
+	required  int
 }
 
 // name returns the reference without a password.
@@ -49,7 +52,7 @@ func (s *settings) ledgerConfig() (c ledgerConfig, err error) {
 	}
 	c.keyFile, c.last = def("checkpoint-key", ".key"), def("last-checkpoint", ".last")
 	c.verifier, _ = s.str("verifier-key")
-	return c, nil
+	return c, c.publishing(s)
 }
 
 // openLedger opens the ledger; to write, it needs the checkpoint key. The caller calls the function that it returns.
@@ -61,11 +64,22 @@ func (p *program) openLedger(ctx context.Context, s *settings, write bool) (*led
 	if c.reference == "" {
 		return nil, nil, s.missing("ledger", "ledger")
 	}
+	if write {
+		err = c.checkAnchors()
+	} else {
+		c.witnesses, err = s.knownWitnesses()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
 	verifier, key, err := c.keys(write)
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := ledger.Config{Verifier: verifier, Key: key, Keys: c.readKey, LastCheckpoint: c.last}
+	if !write {
+		key = "" // a ledger with a key publishes
+	}
+	cfg := ledger.Config{Verifier: verifier, Key: key, Keys: c.readKey, LastCheckpoint: c.last, Copies: c.copies, Witnesses: c.witnesses, Required: c.required}
 	if cfg.Store, err = open.Store(ctx, c.reference, false); err != nil {
 		return nil, nil, err
 	}

@@ -32,13 +32,13 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 		return err
 	}
 	defer done()
-	against, _ := s.str("against")
-	if against != "" {
-		data, err := p.read(ctx.Context, against, maxKeyFile*16, "name a file with a checkpoint")
-		if err == nil {
-			err = l.CheckAgainst(ctx.Context, data)
-		}
-		if err != nil {
+	required, err := s.requiredCosignatures()
+	if err != nil {
+		return err
+	}
+	compared := 0
+	if against, _ := s.str("against"); against != "" {
+		if compared, err = p.compareWith(ctx, l, against); err != nil {
 			return err
 		}
 	}
@@ -54,17 +54,29 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	result := api.LedgerVerify{OK: len(report.Defects) == 0, Entries: report.Entries, Defects: report.Defects}
+	cosigned, err := l.Cosigned(ctx.Context, required)
+	if err != nil && len(report.Defects) == 0 {
+		return err
+	}
+	return p.verdict(s, l.Origin(), report, newCosigned(cosigned, time.Now()), required, compared)
+}
+
+// verdict prints the result of ledger verify. A missing cosignature is a defect too.
+func (p *program) verdict(s *settings, origin string, report *ledger.Report, cosigned *api.LedgerCosigned, required, compared int) error {
+	result := api.LedgerVerify{Entries: report.Entries, Defects: report.Defects, Cosigned: cosigned, Required: required, Compared: compared}
 	if report.Head != nil {
 		result.Root = hex.EncodeToString(report.Head.Root[:])
 	}
-	if result.Defects == nil {
+	if text := tooFewCosignatures(cosigned, required); text != "" {
+		result.Defects = append(result.Defects, record.Defect{Entry: -1, Text: text})
+	}
+	if result.OK = len(result.Defects) == 0; result.OK {
 		result.Defects = []record.Defect{}
 	}
 	if s.json {
 		p.con.JSON(result)
 	} else {
-		for _, d := range report.Defects {
+		for _, d := range result.Defects {
 			where := "the ledger"
 			if d.Entry >= 0 {
 				where = fmt.Sprintf("entry %d", d.Entry)
@@ -72,7 +84,11 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 			p.con.Printf("%s  %s: %s", console.Styled{Level: console.Bad, Text: "DEFECT"}, where, d.Text)
 		}
 		if result.OK {
-			p.con.Printf("%s: %d entries of %s are whole; root %s", console.Styled{Level: console.Good, Text: "ok"}, report.Entries, l.Origin(), result.Root)
+			p.con.Printf("%s: %d entries of %s are whole; root %s", console.Styled{Level: console.Good, Text: "ok"}, report.Entries, origin, result.Root)
+		}
+		p.printCosignatures(cosigned)
+		if compared > 0 {
+			p.con.Field("compared", fmt.Sprintf("the ledger has grown from %d checkpoints kept elsewhere", compared))
 		}
 	}
 	if !result.OK {
@@ -124,15 +140,20 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 			issued = data
 		}
 	}
+	cosigned, required, err := provenCosignatures(s, proven)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	e := api.NewLedgerEntry(record.Record{Index: proven.Index, Entry: proven.Entry, UseBefore: useBefore(issued, proven.Entry)})
 	if s.json {
-		p.con.JSON(api.LedgerVerify{OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
+		p.con.JSON(api.LedgerVerify{Cosigned: cosigned, Required: required, OK: true, Entries: proven.Checkpoint.Size, Root: hex.EncodeToString(proven.Checkpoint.Root[:]), Defects: []record.Defect{}, Entry: &e})
 		return nil
 	}
 	p.con.Printf("%s: entry %d of %s, a ledger of %d entries", console.Styled{Level: console.Good, Text: "ok"}, proven.Index, proven.Checkpoint.Origin, proven.Checkpoint.Size)
 	for _, f := range fieldsOf(e)[1:] {
 		p.con.Field(f[0], f[1])
 	}
+	p.printCosignatures(cosigned)
 	return nil
 }
 
@@ -149,6 +170,28 @@ func useBefore(issued []byte, e *record.Entry) time.Time {
 		return time.Time{}
 	}
 	return chain.FirstExpiry(certs).NotAfter
+}
+
+// provenCosignatures returns who has cosigned the checkpoint of a proof; the error is about too few.
+func provenCosignatures(s *settings, proven *ledger.Proven) (*api.LedgerCosigned, int, error) {
+	required, err := s.requiredCosignatures()
+	if err != nil {
+		return nil, 0, err
+	}
+	witnesses, err := s.knownWitnesses()
+	if err != nil {
+		return nil, 0, err
+	}
+	found, err := ledger.FindCosignatures(proven.Checkpoint, witnesses)
+	if err != nil {
+		return nil, 0, err
+	}
+	cosigned := newCosigned(found, time.Now())
+	if text := tooFewCosignatures(cosigned, required); text != "" {
+		return nil, 0, fault.Defects.Errorf("%s the checkpoint of the proof", text).
+			Fix("name the witnesses that you trust with --witness-key; hsmsign ledger prove writes the proof again with the newest cosignatures")
+	}
+	return cosigned, required, nil
 }
 
 func csrHash(data []byte) (record.Hash, error) {

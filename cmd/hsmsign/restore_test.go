@@ -279,7 +279,7 @@ func TestRestorePostgres(t *testing.T) {
 		t.Errorf("stored requests were signed again: %s", out)
 	}
 	for _, name := range []string{"00.req", "19.req"} {
-		if !bytes.Equal(testkit.Value(os.ReadFile(w.path("again/" + name)))(t), testkit.Value(os.ReadFile(w.path("out/" + name)))(t)) {
+		if !bytes.Equal(testkit.Value(os.ReadFile(w.path("again/"+name)))(t), testkit.Value(os.ReadFile(w.path("out/"+name)))(t)) {
 			t.Errorf("%s differs", name)
 		}
 	}

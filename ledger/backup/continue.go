@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 
 	"hsmsign/ledger"
@@ -48,7 +49,8 @@ func Continue(ctx context.Context, from Source, of Ledger, to New) (*ledger.Cont
 	switch {
 	case err != nil:
 	case to.Until != nil && to.Until.Size <= head.Size:
-		c.Until, err = to.Until, l.CheckAgainst(ctx, to.Until.Signed)
+		c.Until = to.Until
+		_, err = l.CheckAgainst(ctx, bytes.NewReader(to.Until.Signed))
 	default:
 		_, err = Verify(ctx, l)
 	}

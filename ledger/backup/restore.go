@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -178,7 +179,7 @@ func (of Ledger) keep(ctx context.Context, store *ledger.Store) error {
 func compare(ctx context.Context, l *ledger.Ledger, head *ledger.Checkpoint, known []*ledger.Checkpoint) error {
 	for _, c := range known {
 		if c.Size <= head.Size {
-			if err := l.CheckAgainst(ctx, c.Signed); err != nil {
+			if _, err := l.CheckAgainst(ctx, bytes.NewReader(c.Signed)); err != nil {
 				return fault.WithHint(err, "this is a fork: use another copy, or continue from this one under a new origin: --new-origin NAME --new-ledger REFERENCE")
 			}
 		}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"hsmsign/api"
+	"hsmsign/ledger"
+)
+
+func (p *program) statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Usage: "show the size of the ledger, what witnesses have cosigned, and how far the copies are",
+		Description: "Sizes and times of witnesses are those of cosignatures that were verified.\n\n" +
+			"  hsmsign ledger status --ledger sqlite:ledger.db",
+		Flags:  slices.Concat(ledgerFlags(), []cli.Flag{verifierFlag(), witnessKeyFlag(), jsonFlag(), configFlag()}),
+		Action: p.ledgerStatus,
+	}
+}
+
+func (p *program) ledgerStatus(ctx *cli.Context) error {
+	s, _, l, done, err := p.reader(ctx, noFiles)
+	if err != nil {
+		return err
+	}
+	defer done()
+	status, err := newLedgerStatus(ctx, l, s.config.Ledger.Required)
+	if err != nil {
+		return err
+	}
+	if s.json {
+		p.con.JSON(status)
+		return nil
+	}
+	for _, f := range [][2]string{
+		{"store", status.Store}, {"origin", status.Origin}, {"entries", strconv.FormatInt(status.Entries, 10)}, {"root", status.Root}, {"newest", status.Newest},
+	} {
+		p.con.Field(f[0], f[1])
+	}
+	p.printPublished(status)
+	return nil
+}
+
+// newLedgerStatus describes the ledger, its witnesses and its copies.
+func newLedgerStatus(ctx *cli.Context, l *ledger.Ledger, required int) (*api.LedgerStatus, error) {
+	head, err := l.Head(ctx.Context)
+	if err != nil {
+		return nil, err
+	}
+	newest, err := l.Record(ctx.Context, head.Size-1)
+	if err != nil {
+		return nil, err
+	}
+	cosigned, err := l.Cosigned(ctx.Context, required)
+	if err != nil {
+		return nil, err
+	}
+	witnesses, err := l.WitnessStatuses(ctx.Context)
+	if err != nil {
+		return nil, err
+	}
+	status := &api.LedgerStatus{
+		Store: l.Name(), Origin: head.Origin, Entries: head.Size, Root: hex.EncodeToString(head.Root[:]), Newest: api.NewLedgerEntry(*newest).Time,
+		Required: required, Cosigned: newCosigned(cosigned, time.Now()),
+	}
+	for _, w := range witnesses {
+		status.Witnesses = append(status.Witnesses, api.LedgerWitness{
+			Name: w.Name, Operator: w.Operator, URL: w.URL, Entries: w.Size, Time: rfc3339(w.Time), Error: w.Failure, Failed: rfc3339(w.Failed), Alarm: w.Alarm,
+		})
+	}
+	for _, c := range l.CopyStatuses() {
+		status.Copies = append(status.Copies, api.LedgerCopy{File: c.Path, Entries: c.Size, Error: c.Failure})
+	}
+	return status, nil
+}
+
+// rfc3339 returns a time in UTC; "" for the zero time.
+func rfc3339(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+// printPublished prints what witnesses and copies have.
+func (p *program) printPublished(status *api.LedgerStatus) {
+	switch {
+	case status.Cosigned != nil:
+		age := time.Duration(status.Cosigned.AgeSeconds) * time.Second
+		p.con.Field("cosigned", fmt.Sprintf("%d entries by %d operators, %v ago", status.Cosigned.Entries, status.Cosigned.Operators, age))
+	case len(status.Witnesses) > 0:
+		p.con.Field("cosigned", "never")
+	}
+	if status.Required > 0 {
+		p.con.Field("required", strconv.Itoa(status.Required)+" operators")
+	}
+	for _, w := range status.Witnesses {
+		text := "has cosigned nothing"
+		if w.Time != "" {
+			text = fmt.Sprintf("%d entries at %s", w.Entries, w.Time)
+		}
+		if w.Error != "" {
+			text += fmt.Sprintf("; %s at %s: %s", map[bool]string{false: "failed", true: "ALARM"}[w.Alarm], w.Failed, w.Error)
+		}
+		p.con.Field("witness", w.Name+": "+text)
+	}
+	for _, c := range status.Copies {
+		text := fmt.Sprintf("%d entries", c.Entries)
+		if c.Error != "" {
+			text = c.Error
+		}
+		p.con.Field("copy", c.File+": "+text)
+	}
+}
