@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -282,5 +284,56 @@ func TestRestorePostgres(t *testing.T) {
 		if !bytes.Equal(testkit.Value(os.ReadFile(w.path("again/"+name)))(t), testkit.Value(os.ReadFile(w.path("out/"+name)))(t)) {
 			t.Errorf("%s differs", name)
 		}
+	}
+}
+
+// TestRunbook runs the commands of the compromise runbook in docs/ledger.md unchanged: an intruder has the checkpoint key, and
+// has added a customer and a request after the trusted checkpoint.
+func TestRunbook(t *testing.T) {
+	t.Parallel()
+	_, section, ok := strings.Cut(readDoc(t, "ledger.md"), "\n## When the checkpoint key is compromised\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := regexp.MustCompile("(?s)```sh runbook\n(.*?)```").FindAllStringSubmatch(section, -1)
+	if !ok || len(blocks) < 4 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	w := newWorkshop(t)
+	init := w.run("ledger", "init", "--origin", "example.com/mdm")
+	_, verifier, _ := strings.Cut(init, "verifier key: ")
+	verifier, _, _ = strings.Cut(verifier, "\n")
+	testkit.OK(t, os.WriteFile(w.path("old.pub"), []byte(verifier+"\n"), 0o600))
+	testkit.OK(t, os.Rename(w.path("customer.csr"), w.path("acme.csr")))
+	w.run("ledger", "customer", "add", "--contact", "it@acme.example", "acme")
+	testkit.OK(t, os.WriteFile(w.path("trusted"), testkit.Value(os.ReadFile(w.path("ledger.db.last")))(t), 0o600))
+	w.run("sign", "--receipt", "-o", "thief.req", "--customer", "thief", "acme.csr")
+	w.env = slices.DeleteFunc(w.env, func(v string) bool {
+		return strings.HasPrefix(v, "HSMSIGN_LEDGER=") || strings.HasPrefix(v, "HSMSIGN_CUSTOMER=")
+	})
+	w.env = append(w.env, "PATH="+filepath.Dir(w.program)+":"+os.Getenv("PATH"))
+	for _, block := range blocks {
+		var script strings.Builder
+		for line := range strings.Lines(block[1]) {
+			script.WriteString(strings.TrimPrefix(line, "   "))
+		}
+		cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script.String()) // #nosec G204 -- the project's own document
+		cmd.Dir, cmd.Env = w.dir, w.env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s\n%v: %s", script.String(), err, out)
+		}
+	}
+	review := string(testkit.Value(os.ReadFile(w.path("review.jsonl")))(t))
+	if strings.Count(review, "\n") != 3 || !strings.Contains(review, `"customer":"thief"`) || strings.Contains(review, `"customer":"acme"`) {
+		t.Errorf("to review: %s", review)
+	}
+	w.env = append(w.env, "HSMSIGN_LEDGER=sqlite:ledger-2.db")
+	if out := w.run("ledger", "verify", "--verifier-key", "new.pub"); !strings.HasPrefix(out, "ok: 4 entries of example.com/mdm-2") {
+		t.Error(out)
+	}
+	if out := w.run("ledger", "customer", "list"); strings.Contains(out, "thief") || !strings.Contains(out, "it@acme.example") {
+		t.Error(out)
+	}
+	if out := w.run("ledger", "show", "0"); !strings.Contains(out, string(testkit.Value(os.ReadFile(w.path("trusted")))(t))) {
+		t.Errorf("the first entry does not say where trust ends: %s", out)
 	}
 }

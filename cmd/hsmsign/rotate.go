@@ -51,7 +51,8 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 		return err
 	}
 	if prepare {
-		return p.rotated(s, &c, "prepared", verifier, "copy the key file to each host that appends, then run hsmsign ledger rotate")
+		p.rotated(s, &c, "prepared", verifier, "copy the key file to each host that appends, then run hsmsign ledger rotate")
+		return nil
 	}
 	l, done, err := p.openLedger(ctx.Context, s, true)
 	if err != nil {
@@ -62,7 +63,8 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 	if err := l.Rotate(ctx.Context, actor.Name, actor.Channel, key); err != nil {
 		return err
 	}
-	return p.rotated(s, &c, "begun", verifier, "both keys sign now: pin the new verifier key wherever the ledger is verified, then run hsmsign ledger rotate --end")
+	p.rotated(s, &c, "begun", verifier, "both keys sign now: pin the new verifier key wherever the ledger is verified, then run hsmsign ledger rotate --end")
+	return nil
 }
 
 // addKey returns the new checkpoint key and its verifier key. It adds the key to the key file, unless a run before did.
@@ -125,20 +127,20 @@ func (p *program) endRotation(ctx *cli.Context, s *settings, c *ledgerConfig) er
 		if err := c.writeKey(key); err != nil {
 			return err
 		}
-		return p.rotated(s, c, "ended", verifier, "copy the key file to each host that appends; keep the old verifier key for old receipts and checkpoints")
+		p.rotated(s, c, "ended", verifier, "copy the key file to each host that appends; keep the old verifier key for old receipts and checkpoints")
+		return nil
 	}
 	return fault.Auth.Errorf("the rotation has ended, and the new key is not in %q", c.keyFile).Fix("copy the key file from the host that began the rotation")
 }
 
 // rotated prints the state of the rotation.
-func (p *program) rotated(s *settings, c *ledgerConfig, state, verifier, next string) error {
+func (p *program) rotated(s *settings, c *ledgerConfig, state, verifier, next string) {
 	origin, _, _ := strings.Cut(verifier, "+")
 	if s.json {
 		p.con.JSON(api.LedgerRotate{State: state, Origin: origin, VerifierKey: verifier, KeyFile: c.keyFile})
-		return nil
+		return
 	}
 	p.con.Printf("verifier key: %s", verifier)
 	p.con.Infof("the rotation of the checkpoint key of %s: %s", origin, state)
 	p.con.Infof("%s", next)
-	return nil
 }

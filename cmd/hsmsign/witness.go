@@ -196,7 +196,7 @@ func (p *program) compareWith(ctx *cli.Context, l *ledger.Ledger, name string) (
 	}
 	n, err := l.CheckAgainst(ctx.Context, in)
 	if err != nil && errors.Is(err, ledger.ErrTampered) {
-		err = fault.Errorf("%s: %w", name, err).Fix("stop the programs that use the ledger, and see docs/ledger.md")
+		err = fault.Errorf("%s: %w", name, err).Fix(orDefault(fault.Hint(err), "stop the programs that use the ledger, and see docs/ledger.md"))
 	}
 	return n, err
 }

@@ -52,7 +52,7 @@ func testRotated(t *testing.T, f *fixture) {
 	}
 	both := f.cfg
 	both.Key += "\n" + newKey
-	l.Close()
+	must(t, l.Close())
 	l, err = ledger.Open(ctx, both) // prepared: nothing changes yet
 	must(t, err)
 	issue(t, l, use("acme", "csr 2", "key 1", "vendor"))
