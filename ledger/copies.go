@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
 )
@@ -144,8 +146,18 @@ func readTail(f *os.File, n int64) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
 }
 
-// newestCopied returns the newest checkpoint at the end of a copy; nil if the file does not exist or is empty.
-func (l *Ledger) newestCopied(path string) (newest *Checkpoint, err error) {
+// NewestCopied returns the newest checkpoint at the end of a copy, or of a file with one checkpoint; nil if the file does not
+// exist or is empty. verifierKeys are those of the ledger, one a line. Errors wrap ErrStore or ErrTampered, or are of kind
+// usage if the keys are not readable.
+func NewestCopied(path, verifierKeys string) (*Checkpoint, error) {
+	verifiers, err := parseVerifiers(verifierKeys)
+	if err != nil {
+		return nil, err
+	}
+	return newestCopied(path, verifiers)
+}
+
+func newestCopied(path string, verifiers []note.Verifier) (newest *Checkpoint, err error) {
 	f, err := openCopy(path, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -158,14 +170,14 @@ func (l *Ledger) newestCopied(path string) (newest *Checkpoint, err error) {
 	if err == nil {
 		err = splitNotes(bytes.NewReader(tail), func(signed []byte, _ bool) error {
 			// The first note of the tail may be cut. Several processes append, so that the last one may not be the newest.
-			if cp, err := ParseCheckpoint(signed, l.verifiers...); err == nil && (newest == nil || cp.Size > newest.Size) {
+			if cp, err := ParseCheckpoint(signed, verifiers...); err == nil && (newest == nil || cp.Size > newest.Size) {
 				newest = cp
 			}
 			return nil
 		})
 	}
 	if err == nil && newest == nil && len(bytes.TrimSpace(tail)) > 0 {
-		err = fault.Errorf("%w: it contains no checkpoint of %s", ErrTampered, l.Origin()).Fix("a ledger with a new origin needs new copies: name another file")
+		err = fault.Errorf("%w: it contains no checkpoint of %s", ErrTampered, verifiers[0].Name()).Fix("a ledger with a new origin needs new copies: name another file")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("copy %q: %w", path, err)
@@ -177,7 +189,7 @@ func (l *Ledger) newestCopied(path string) (newest *Checkpoint, err error) {
 func (l *Ledger) readCopies() (map[string]*Checkpoint, error) {
 	all := map[string]*Checkpoint{}
 	for _, path := range l.cfg.Copies {
-		newest, err := l.newestCopied(path)
+		newest, err := newestCopied(path, l.verifiers)
 		if err != nil {
 			return nil, err
 		}
@@ -213,7 +225,7 @@ func (l *Ledger) copyTo(ctx context.Context, path string, head *Checkpoint) erro
 // Copy appends the newest checkpoint that at least enough operators have cosigned to a file, or the head if there is none, after
 // checking that the ledger has grown from what the file contains. It returns the checkpoint.
 func (l *Ledger) Copy(ctx context.Context, path string, enough int) (*Checkpoint, error) {
-	newest, err := l.newestCopied(path)
+	newest, err := newestCopied(path, l.verifiers)
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +260,7 @@ type CopyStatus struct {
 func (l *Ledger) CopyStatuses() (all []CopyStatus) {
 	for _, path := range l.cfg.Copies {
 		status := CopyStatus{Path: path}
-		newest, err := l.newestCopied(path)
+		newest, err := newestCopied(path, l.verifiers)
 		switch {
 		case err != nil:
 			status.Failure = err.Error()

@@ -66,7 +66,7 @@ func (p *program) ledgerRestore(ctx *cli.Context) error {
 	if c.reference == "" {
 		return s.missing("ledger", "ledger")
 	}
-	of, err := p.knownLedger(ctx.Context, s, &c)
+	of, err := knownLedger(s, &c)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (s *settings) newFlags(given bool) error {
 }
 
 // knownLedger returns what is known of a ledger outside its store.
-func (p *program) knownLedger(ctx context.Context, s *settings, c *ledgerConfig) (of backup.Ledger, err error) {
+func knownLedger(s *settings, c *ledgerConfig) (of backup.Ledger, err error) {
 	write := true
 	if _, err := os.Lstat(c.keyFile); c.verifier != "" && (c.keyFile == "" || errors.Is(err, fs.ErrNotExist)) {
 		write = false // it is needed only to erase again
@@ -123,12 +123,16 @@ func (p *program) knownLedger(ctx context.Context, s *settings, c *ledgerConfig)
 		return of, err
 	}
 	names, _ := s.list("against")
-	for _, name := range names {
-		known, err := p.checkpoint(ctx, name, of.Config.Verifier)
-		if err != nil {
+	for i, name := range append(names, c.copies...) {
+		known, err := ledger.NewestCopied(name, of.Config.Verifier)
+		switch {
+		case err != nil:
 			return of, err
+		case known != nil:
+			of.Known = append(of.Known, known)
+		case i < len(names):
+			return of, fault.Refused.Errorf("%s: it has no checkpoint, or does not exist", name).Fix("name a file with a checkpoint")
 		}
-		of.Known = append(of.Known, known)
 	}
 	return of, nil
 }
