@@ -61,24 +61,24 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
-	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, vendor, chain, digest FROM requests")
+	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki FROM requests")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
-		var id, customer, csr, spki, vendor, root []byte
-		var state, digest string
+		var id, customer, csr, spki []byte
+		var state string
 		var index int64
-		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &vendor, &root, &digest); err != nil {
+		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki); err != nil {
 			return err
 		}
 		e := v.requests[idOf(id)]
 		switch {
 		case e == nil:
 			v.add(index, "the list of requests has one that no entry is about")
-		case v.at[idOf(id)] != index || e.Kind != state || e.Digest != digest || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
-			!bytes.Equal(e.SPKI[:], spki) || !bytes.Equal(e.Vendor[:], vendor) || !bytes.Equal(e.Chain[:], root):
+		case v.at[idOf(id)] != index || e.Kind != state || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
+			!bytes.Equal(e.SPKI[:], spki):
 			v.add(v.at[idOf(id)], "the list of requests does not say what the entry says")
 		}
 		delete(v.requests, idOf(id))

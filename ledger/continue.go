@@ -180,8 +180,8 @@ func (r *continuing) cache(tx *Tx, e *record.Entry, index int64, original record
 		}
 		r.result.Requests++
 		r.own(tx, e, index)
-		tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-			e.Request[:], e.Customer[:], e.Kind, index, issued, original.Time.UnixMilli(), e.CSR[:], e.SPKI[:], e.Vendor[:], e.Chain[:], e.Digest)
+		tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+			e.Request[:], e.Customer[:], e.Kind, index, issued, original.Time.UnixMilli(), e.CSR[:], e.SPKI[:])
 	case find(openings, openCustomer) != nil:
 		var c Customer
 		if json.Unmarshal(find(openings, openCustomer), &c) != nil {

@@ -147,8 +147,8 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	if newKey {
 		tx.exec("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", u.spki[:], u.customer[:], index)
 	}
-	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, vendor, chain, digest) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?, ?)",
-		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], u.vendor[:], u.root[:], u.Digest)
+	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, -1, ?, ?, ?)",
+		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:])
 	tx.ledger.intents[id] = intent
 	return record.Permit{Request: id.String()}, nil
 }

@@ -17,7 +17,7 @@ CREATE TABLE keys (spki BLOB PRIMARY KEY, customer BLOB NOT NULL, entry INTEGER 
 CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
-    csr BLOB NOT NULL, spki BLOB NOT NULL, vendor BLOB NOT NULL, chain BLOB NOT NULL, digest TEXT NOT NULL);
+    csr BLOB NOT NULL, spki BLOB NOT NULL);
 CREATE INDEX requests_csr ON requests (csr);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
 -- Files and endpoints whose certificates are reported with what is due.

@@ -50,7 +50,8 @@ type verification struct {
 	signedBy  string // the verifier keys that the newest entry about them says
 	signedAt  int64  // its index; -1: there is none
 
-	hashes []tlog.Hash // as stored
+	hashes []tlog.Hash // as stored with the part of the entries that is checked
+	first  int64       // index of the first of them
 	tree   frontier    // of the entries so far
 }
 
@@ -105,79 +106,102 @@ func (v *verification) add(entry int64, what any) {
 	}
 }
 
-// entries checks every entry with its stored hash and its openings.
+// entries checks every entry with its stored hash and its openings, a part after the other: a ledger may be larger than the
+// memory.
 func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of int)) error {
-	openings, err := v.openings(ctx, tx)
+	for start := int64(0); start < v.Head.Size; start += progressEvery {
+		if err := v.part(ctx, tx, start, min(start+progressEvery, v.Head.Size)); err != nil {
+			return err
+		}
+		progress(int(v.Head.Size / progressEvery))
+	}
+	for table, what := range map[string]string{"idx FROM entries WHERE idx": "the entry is not under the signed checkpoint", "entry FROM openings WHERE entry": "there is data for an entry that does not exist"} {
+		column, _, _ := strings.Cut(table, " ")
+		query := fmt.Sprintf("SELECT DISTINCT %s < 0 OR %s >= ? ORDER BY %s LIMIT %d", table, column, column, maxDefects)
+		if err := v.each(ctx, tx, query, []any{v.Head.Size}, func(scan func(...any) error) error {
+			var index int64
+			err := scan(&index)
+			v.add(index, what)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if v.tree.root() != v.Head.Root {
+		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
+	}
+	return nil
+}
+
+// part checks the entries from start to end, which is not included.
+func (v *verification) part(ctx context.Context, tx *sql.Tx, start, end int64) error {
+	openings, err := v.openings(ctx, tx, start, end)
 	if err != nil {
 		return err
 	}
-	if v.hashes, err = v.storedHashes(ctx, tx); err != nil {
+	if err := v.storedHashes(ctx, tx, start, end); err != nil {
 		return err
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT idx, leaf, kind, customer FROM entries ORDER BY idx")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	for rows.Next() {
+	err = v.each(ctx, tx, "SELECT idx, leaf, kind, customer FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx", []any{start, end}, func(scan func(...any) error) error {
 		var index int64
 		var leaf, customer []byte
 		var kind string
-		if err := rows.Scan(&index, &leaf, &kind, &customer); err != nil {
+		if err := scan(&index, &leaf, &kind, &customer); err != nil {
 			return err
-		}
-		if index < 0 || index >= v.Head.Size {
-			v.add(index, "the entry is not under the signed checkpoint")
-			continue
 		}
 		v.skip(index)
 		v.push(tlog.RecordHash(leaf))
-		if v.Entries%progressEvery == 0 {
-			progress(int(v.Head.Size / progressEvery))
-		}
 		if e := v.entry(index, leaf, openings[index]); e != nil && (e.Kind != kind || e.Customer != idOf(customer)) {
 			v.add(index, "the list of entries does not say what the entry says")
 		}
 		delete(openings, index)
-	}
-	if err := rows.Err(); err != nil {
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	v.skip(v.Head.Size)
-	if v.tree.root() != v.Head.Root {
-		v.add(-1, fmt.Sprintf("the entries do not have the root hash of the signed checkpoint of %d entries", v.Head.Size))
-	}
+	v.skip(end)
 	for _, index := range slices.Sorted(maps.Keys(openings)) {
 		v.add(index, "there is data for an entry that does not exist")
 	}
 	return nil
 }
 
-// storedHashes returns the stored hashes in their order; a missing one is zero.
-func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx) ([]tlog.Hash, error) {
-	rows, err := tx.QueryContext(ctx, "SELECT idx, hash FROM hashes")
+// each calls do for each row of a query.
+func (v *verification) each(ctx context.Context, tx *sql.Tx, query string, args []any, do func(scan func(...any) error) error) error {
+	rows, err := tx.QueryContext(ctx, v.ledger.store.bind(query), args...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = rows.Close() }() // Err has the error
-	all := make([]tlog.Hash, tlog.StoredHashCount(v.Head.Size))
 	for rows.Next() {
-		var index int64
-		var raw []byte
-		if err := rows.Scan(&index, &raw); err != nil {
-			return nil, err
-		}
-		if index >= 0 && index < int64(len(all)) {
-			copy(all[index][:], raw)
+		if err := do(rows.Scan); err != nil {
+			return err
 		}
 	}
-	return all, rows.Err()
+	return rows.Err()
+}
+
+// storedHashes reads the hashes that are stored with the entries from start to end. A missing one is zero.
+func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx, start, end int64) error {
+	v.first = tlog.StoredHashIndex(0, start)
+	last := tlog.StoredHashIndex(0, end)
+	v.hashes = make([]tlog.Hash, last-v.first)
+	return v.each(ctx, tx, "SELECT idx, hash FROM hashes WHERE idx >= ? AND idx < ?", []any{v.first, last}, func(scan func(...any) error) error {
+		var index int64
+		var raw []byte
+		if err := scan(&index, &raw); err != nil {
+			return err
+		}
+		copy(v.hashes[index-v.first][:], raw)
+		return nil
+	})
 }
 
 // push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
 func (v *verification) push(leaf tlog.Hash) {
 	v.tree.add(leaf, func(node subtree, n int64) {
-		if v.hashes[tlog.StoredHashIndex(node.level, n)] != node.hash {
+		if v.hashes[tlog.StoredHashIndex(node.level, n)-v.first] != node.hash {
 			v.add(v.Entries, map[bool]string{true: "the entry was changed, or its stored hash", false: "a stored hash above the entry was changed"}[node.level == 0])
 		}
 	})
@@ -188,25 +212,21 @@ func (v *verification) push(leaf tlog.Hash) {
 func (v *verification) skip(index int64) {
 	for v.Entries < index {
 		v.add(v.Entries, "the entry is missing")
-		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)])
+		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)-v.first])
 	}
 }
 
-// openings returns, for each entry, its openings as commitments, and what they say where that is needed later. The data of
-// CSRs and requests may be large, so it is not kept.
-func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]opened, error) {
-	rows, err := tx.QueryContext(ctx, "SELECT entry, name, salt, data FROM openings")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
+// openings returns, for each entry from start to end, its openings as commitments, and what they say where that is needed
+// later. The data of CSRs and requests may be large, so it is not kept.
+func (v *verification) openings(ctx context.Context, tx *sql.Tx, start, end int64) (map[int64][]opened, error) {
 	found := map[int64][]opened{}
-	for rows.Next() {
+	const query = "SELECT entry, name, salt, data FROM openings WHERE entry >= ? AND entry < ?"
+	return found, v.each(ctx, tx, query, []any{start, end}, func(scan func(...any) error) error {
 		var index int64
 		var o record.Opening
 		var salt []byte
-		if err := rows.Scan(&index, &o.Name, &salt, &o.Data); err != nil {
-			return nil, err
+		if err := scan(&index, &o.Name, &salt, &o.Data); err != nil {
+			return err
 		}
 		copy(o.Salt[:], salt)
 		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
@@ -214,8 +234,8 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx) (map[int64][]op
 			kept.data = o.Data
 		}
 		found[index] = append(found[index], kept)
-	}
-	return found, rows.Err()
+		return nil
+	})
 }
 
 // opened is an opening without its data.
