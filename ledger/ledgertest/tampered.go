@@ -69,7 +69,9 @@ func testTampered(t *testing.T, f *fixture) {
 		},
 			func() { f.exec(t, "DELETE FROM entries WHERE idx = 7") },
 			[]string{"7: the entry is not under the signed checkpoint"}},
-		{"data for an entry that does not exist", func() { f.exec(t, "INSERT INTO openings (entry, name, salt, data) VALUES (99, 'actor', ?, ?)", salt, data) },
+		{"data for an entry that does not exist", func() {
+			f.exec(t, "INSERT INTO openings (entry, name, salt, data) VALUES (99, 'actor', ?, ?)", salt, data)
+		},
 			func() { f.exec(t, "DELETE FROM openings WHERE entry = 99") },
 			[]string{"99: there is data for an entry that does not exist"}},
 		{"another request file", func() { f.exec(t, "UPDATE openings SET data = ? WHERE entry = 3 AND name = 'request'", []byte("x")) },
