@@ -2,6 +2,7 @@ package ledgertest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,6 +140,10 @@ func testDue(t *testing.T, f *fixture) {
 	if len(report.Defects) != 2 {
 		t.Errorf("changed dates: %+v", report.Defects)
 	}
+	f.exec(t, "UPDATE pushes SET entry = (SELECT max(entry) FROM pushes)")
+	if _, err := l.Due(ctx); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("the entry of another customer: %v", err)
+	}
 	f.exec(t, "UPDATE pushes SET entry = 1")
 	if _, err := l.Due(ctx); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("another entry: %v", err)
@@ -199,4 +205,40 @@ func testWatched(t *testing.T, f *fixture) {
 	if _, err := l.Watched(ctx); !errors.Is(err, ledger.ErrTampered) {
 		t.Errorf("a changed list: %v", err)
 	}
+}
+
+// testChainRolledBack: two requests under a new chain are in one batch, whose commit fails. The chain is not believed to be
+// stored after that.
+func testChainRolledBack(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	head, err := l.Head(ctx)
+	must(t, err)
+	// A row that is there already lets the commit fail.
+	f.exec(t, "INSERT INTO entries (idx, leaf, kind, customer) VALUES (?, ?, 'x', ?)", head.Size, []byte("x"), []byte("x"))
+	begun, proceed := make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		err := l.Append(ctx, func(context.Context, *ledger.Tx) error { // which lets the others wait together
+			close(begun)
+			<-proceed
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-begun
+	for _, csr := range []string{"csr 1", "csr 2"} {
+		all.Go(func() {
+			if _, err := l.Authorize(ctx, use("acme", csr, "key 1", "vendor")); !errors.Is(err, ledger.ErrStore) {
+				t.Errorf("%s: %v", csr, err)
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond) // until both wait; otherwise the test proves less
+	close(proceed)
+	all.Wait()
+	f.exec(t, "DELETE FROM entries WHERE kind = 'x'")
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
+	verified(t, l)
 }

@@ -79,6 +79,10 @@ func TestRead(t *testing.T) {
 			t.Errorf("%s: %+v", name, log)
 		}
 	}
+	line := `{"timestamp":"2026-03-07T22:36:44Z","a":"` + strings.Repeat("x", 1<<20) + "\"}\n"
+	if log := read(t, GCP, []byte(strings.Repeat(line, 6))); log.Records != 6 {
+		t.Errorf("a file that is longer than a record may be: %d records", log.Records)
+	}
 	if log := read(t, GCP, nil, []byte("[]")); log.Records != 0 {
 		t.Errorf("an empty log: %+v", log)
 	}
