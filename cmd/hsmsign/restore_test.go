@@ -327,7 +327,7 @@ func TestRunbook(t *testing.T) {
 		t.Errorf("to review: %s", review)
 	}
 	w.env = append(w.env, "HSMSIGN_LEDGER=sqlite:ledger-2.db")
-	if out := w.run("ledger", "verify", "--verifier-key", "new.pub"); !strings.HasPrefix(out, "ok: 4 entries of example.com/mdm-2") {
+	if out := w.run("ledger", "verify", "--verifier-key", "new.pub"); !strings.HasPrefix(out, "ok: 5 entries of example.com/mdm-2") {
 		t.Error(out)
 	}
 	if out := w.run("ledger", "customer", "list"); strings.Contains(out, "thief") || !strings.Contains(out, "it@acme.example") {
