@@ -21,7 +21,7 @@ var shapes = map[string]any{
 	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
 	"key": Key{}, "token": Token{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
-	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{},
+	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-reconcile": LedgerReconcile{},
 }
 
 // TestSchemas: docs/schema has the JSON Schema of each shape and no other file. After a change of a shape run

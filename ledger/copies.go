@@ -165,7 +165,7 @@ func (l *Ledger) newestCopied(path string) (newest *Checkpoint, err error) {
 		})
 	}
 	if err == nil && newest == nil && len(bytes.TrimSpace(tail)) > 0 {
-		err = fmt.Errorf("%w: it contains no checkpoint of %s", ErrTampered, l.Origin())
+		err = fault.Errorf("%w: it contains no checkpoint of %s", ErrTampered, l.Origin()).Fix("a ledger with a new origin needs new copies: name another file")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("copy %q: %w", path, err)

@@ -172,6 +172,9 @@ func prepare(cfg Config) (*Ledger, error) {
 	if l.witnesses, err = newCosigners(cfg.Witnesses, cfg.Required); err != nil || cfg.Key == "" {
 		return l, err
 	}
+	if err = l.checkAsked(); err != nil {
+		return nil, err
+	}
 	if l.signers, err = parseSigners(cfg.Key); err != nil {
 		return nil, err
 	}

@@ -110,6 +110,16 @@ func newCosigners(list []Witness, required int) ([]*cosigner, error) {
 	return all, nil
 }
 
+// checkAsked returns an error of kind usage if too few witnesses have a URL for what is required.
+func (l *Ledger) checkAsked() error {
+	asked := slices.DeleteFunc(slices.Clone(l.witnesses), func(c *cosigner) bool { return c.client == nil })
+	if n := allOperators(asked); n < l.cfg.Required {
+		return fault.Usage.Errorf("cosignatures of %d operators are required, and the witnesses with a URL have %d operators", l.cfg.Required, n).
+			Fix("configure the URLs of the witnesses")
+	}
+	return nil
+}
+
 // FindCosignatures returns a checkpoint, such as that of a proof, with the valid cosignatures of witnesses. The error is of kind
 // usage and about the witnesses.
 func FindCosignatures(cp *Checkpoint, list []Witness) (*Cosigned, error) {

@@ -8,6 +8,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/signer"
@@ -57,4 +58,15 @@ func ExampleParseRef() {
 	// Output:
 	// pkcs11 /usr/lib/softhsm/libsofthsm2.so
 	// pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-value=REDACTED
+}
+
+// An Operation reports what a cloud's log says about a signature.
+func ExampleWithOperation() {
+	operation := &signer.Operation{Reason: "6f1cb50c9df3a1b2c3d4e5f60718293a"} // which Google's audit log records
+	ctx := signer.WithOperation(context.Background(), operation)
+	signer.OperationOf(ctx).Attempted("8d0b35e0-46cf-48b9-be99-bf2ebc9ab9fb", time.Now(), nil) // as the backend of AWS KMS does
+	for _, attempt := range operation.Attempts() {
+		fmt.Println(attempt.ID, attempt.Err)
+	}
+	// Output: 8d0b35e0-46cf-48b9-be99-bf2ebc9ab9fb <nil>
 }

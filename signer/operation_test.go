@@ -22,7 +22,7 @@ func TestOperation(t *testing.T) {
 		OperationOf(ctx).Attempted(id, time.Unix(1, 0), failed)
 	}
 	for i, a := range o.Attempts() {
-		if want := map[int]string{0: "8d0b35e0-46cf"}[i]; a.ID != want || a.Err != failed || a.Time.Unix() != 1 {
+		if want := map[int]string{0: "8d0b35e0-46cf"}[i]; a.ID != want || !errors.Is(a.Err, failed) || a.Time.Unix() != 1 {
 			t.Errorf("%d: %+v", i, a)
 		}
 	}

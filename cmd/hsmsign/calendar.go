@@ -30,13 +30,13 @@ func calendar(origin string, items []dueItem, days int, now time.Time) []byte {
 		c.line("END", "X-NOTHING-DUE")
 	}
 	c.line("END", "VCALENDAR")
-	return []byte(c.String())
+	return []byte(c.text.String())
 }
 
 const icalTime = "20060102T150405Z"
 
 // icalendar is an iCalendar text.
-type icalendar struct{ strings.Builder }
+type icalendar struct{ text strings.Builder }
 
 func (c *icalendar) event(origin string, item dueItem, days int, now time.Time) {
 	summary := icalText(item.What + " of " + item.about() + " expires")
@@ -76,10 +76,10 @@ func (c *icalendar) line(name, value string) {
 		for !utf8.RuneStart(rest[end]) {
 			end--
 		}
-		c.WriteString(rest[:end] + "\r\n ")
+		c.text.WriteString(rest[:end] + "\r\n ")
 		rest = rest[end:]
 	}
-	c.WriteString(rest + "\r\n")
+	c.text.WriteString(rest + "\r\n")
 }
 
 // icalText escapes a value of type TEXT (section 3.3.11). Names in certificates are chosen by strangers.

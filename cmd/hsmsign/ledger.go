@@ -94,7 +94,7 @@ func (p *program) ledgerCommand() *cli.Command {
 				Flags:       slices.Concat(reading, []cli.Flag{outputFlag(), forceFlag()}),
 				Action:      p.ledgerProve,
 			},
-			p.statusCommand(), p.copyCommand(), p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(),
+			p.statusCommand(), p.copyCommand(), p.migrateCommand(), p.customerCommand(), p.attachCommand(), p.dueCommand(), p.watchCommand(), p.reconcileCommand(),
 			p.backupCommand(), p.restoreCommand(), p.rotateCommand(),
 		},
 	}

@@ -11,21 +11,21 @@ import (
 
 // metrics are gauges in the text-based exposition format, version 0.0.4. The textfile collector requires that they have no
 // timestamps.
-type metrics struct{ bytes.Buffer }
+type metrics struct{ text bytes.Buffer }
 
 // gauge adds a metric; each calls sample for each series, with the names and values of its labels.
 func (m *metrics) gauge(name, help string, each func(sample func(value int64, labels ...string))) {
-	fmt.Fprintf(m, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
+	fmt.Fprintf(&m.text, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
 	each(func(value int64, labels ...string) {
 		if len(labels) == 0 {
-			fmt.Fprintf(m, "%s %d\n", name, value)
+			fmt.Fprintf(&m.text, "%s %d\n", name, value)
 			return
 		}
 		var pairs []string
 		for i := 0; i < len(labels); i += 2 {
 			pairs = append(pairs, labels[i]+`="`+labelEscaper.Replace(strings.ToValidUTF8(labels[i+1], "?"))+`"`)
 		}
-		fmt.Fprintf(m, "%s{%s} %d\n", name, strings.Join(pairs, ","), value)
+		fmt.Fprintf(&m.text, "%s{%s} %d\n", name, strings.Join(pairs, ","), value)
 	})
 }
 
@@ -68,5 +68,5 @@ func dueMetrics(items []dueItem, now time.Time) []byte {
 	m.gauge("hsmsign_due_checked_seconds", "When this was checked, in seconds since 1970.", func(sample func(int64, ...string)) {
 		sample(now.Unix())
 	})
-	return m.Bytes()
+	return m.text.Bytes()
 }

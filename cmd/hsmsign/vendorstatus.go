@@ -242,5 +242,5 @@ func prometheusText(states []*agent.Status, now time.Time) []byte {
 		})
 	gauge("hsmsign_vendor_checked_seconds", "When this was checked, in seconds since 1970.",
 		func(_ *agent.Status, sample func(int64, ...string)) { sample(now.Unix()) })
-	return m.Bytes()
+	return m.text.Bytes()
 }

@@ -58,6 +58,7 @@ var mayImport = map[string]struct {
 	"ledger/postgres":                            {[]string{"fault", "ledger"}, "one store of the ledger; the driver is known here only"},
 	"ledger/postgres/postgrestest":               {nil, "a private server for tests"},
 	"ledger/ledgertest":                          {[]string{"fault", "ledger", "ledger/record", "ledger/witnesstest"}, "the battery that every store passes"},
+	"ledger/reconcile":                           {[]string{"fault", "ledger", "ledger/record", "signer"}, "a cloud's log against the entries; it opens no store and no file"},
 	"ledger/watch":                               {[]string{"chain", "fault", "internal/input"}, "the chains of files and TLS endpoints; it knows no ledger"},
 	"ledger/backup":                              {[]string{"fault", "internal/input", "internal/wholefile", "ledger", "ledger/record", "ledger/sqlite"}, "copies of a ledger as files, and back; SQLite only has files"},
 	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
@@ -82,7 +83,7 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/watch",
+	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
 		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }

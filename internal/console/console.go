@@ -294,14 +294,19 @@ func ask(ctx context.Context, tty *os.File, text string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = term.Restore(fd, before) }()
-	show := func() {
-		if hideInput(fd) == nil { // first: a fast typist's answer must not be shown either
+	show := func() error {
+		err := hideInput(fd) // first: a fast typist's answer must not be shown either
+		if err == nil {
 			_, _ = fmt.Fprint(tty, Printable(text)) // a person who cannot read it cannot type either
 		}
+		return err
 	}
-	stop := whenContinued(show) // first: a person may stop the program as soon as the prompt is shown
-	show()
-	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return term.ReadPassword(fd) })
+	stop := whenContinued(func() { _ = show() }) // first: a person may stop the program as soon as the prompt is shown
+	if err := show(); err != nil {
+		stop()
+		return nil, err
+	}
+	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return readHidden(tty) })
 	stop()
 	_, _ = fmt.Fprintln(tty)
 	if err != nil {

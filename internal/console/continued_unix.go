@@ -3,6 +3,10 @@
 package console
 
 import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"sync"
@@ -33,6 +37,19 @@ func whenContinued(do func()) (stop func()) {
 		running.Wait()
 	}
 }
+
+// readHidden reads a line from a terminal whose echo is off. Unlike term.ReadPassword it leaves the terminal's settings alone: an
+// abandoned read that begins late would turn the echo off again.
+func readHidden(tty *os.File) ([]byte, error) {
+	line, err := bufio.NewReader(io.LimitReader(tty, maxAnswer)).ReadBytes('\n')
+	if errors.Is(err, io.EOF) && len(line) > 0 { // Ctrl-D ends it too
+		err = nil
+	}
+	return bytes.TrimRight(line, "\r\n"), err
+}
+
+// maxAnswer is the maximum length of an answer in bytes.
+const maxAnswer = 4096
 
 // hideInput turns the echo of a terminal off, as term.ReadPassword does.
 func hideInput(fd int) error {

@@ -66,6 +66,13 @@ func testCopies(t *testing.T, f *fixture) {
 	if _, err := l.Copy(t.Context(), filepath.Dir(path), 1); !errors.Is(err, ledger.ErrStore) || fault.Hint(err) == "" {
 		t.Errorf("a folder: %v", err)
 	}
+	// A copy of another ledger is not continued.
+	other := strings.ReplaceAll(string(whole), origin, "example.com/other")
+	must(t, os.WriteFile(path+".other", []byte(other), 0o600)) // #nosec G703 -- a file of the test
+	f.cfg.Copies = []string{path + ".other"}
+	if _, err := ledger.Open(t.Context(), f.cfg); !errors.Is(err, ledger.ErrTampered) || !strings.Contains(fault.Hint(err), "name another file") {
+		t.Errorf("a copy of another ledger: %v", err)
+	}
 	// A copy that cannot be written is reported, and stops nobody.
 	f.cfg.Copies = []string{filepath.Join(path, "x"), path}
 	if _, err := ledger.Open(t.Context(), f.cfg); !errors.Is(err, ledger.ErrStore) {

@@ -147,6 +147,12 @@ func testContinued(t *testing.T, f *fixture) {
 	if due, err := s.Due(ctx); err != nil || len(due) != 3 || due[1].Customer.Name != "bolt-eu" || !due[1].At.Equal(began) {
 		t.Errorf("due: %+v, %v", due, err)
 	}
+	// A use of the key has the time of the original, and not that of the restore.
+	for from, want := range map[time.Time]int{began: 4, f.cfg.Now(): 0} {
+		if used, err := s.Signings(ctx, from.Add(-time.Minute), from.Add(time.Minute)); err != nil || len(used) != want {
+			t.Errorf("uses of the key at %v: %+v, %v", from, used, err)
+		}
+	}
 	f.pass(16 * time.Minute) // an open intent has become unknown, and is not found to be open again
 	s.pass(16 * time.Minute)
 	genesis, err := s.Record(ctx, 0)

@@ -153,6 +153,10 @@ func testRequired(t *testing.T, f *fixture) {
 	if _, err := ledger.Open(t.Context(), f.cfg); fault.KindOf(err) != fault.Usage {
 		t.Errorf("more operators than there are: %v", err)
 	}
+	f.cfg.Required, f.cfg.Witnesses[0].URL = 2, ""
+	if _, err := ledger.Open(t.Context(), f.cfg); fault.KindOf(err) != fault.Usage || !strings.Contains(err.Error(), "with a URL have 1") {
+		t.Errorf("a required witness that cannot be asked: %v", err)
+	}
 }
 
 // testLies: what is not a valid cosignature of this checkpoint does not count.

@@ -24,6 +24,7 @@ import (
 	"hsmsign/ledger/postgres"
 	"hsmsign/ledger/postgres/postgrestest"
 	"hsmsign/ledger/record"
+	"hsmsign/ledger/witnesstest"
 )
 
 var server *postgrestest.Server
@@ -241,6 +242,12 @@ func TestRoles(t *testing.T) {
 	if err := ledger.Migrate(t.Context(), owner, role); err != nil {
 		t.Fatal(err)
 	}
+	w, err := witnesstest.Start("witness.example/w", witnesstest.Ed25519, cfg.Verifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Stop)
+	cfg.Witnesses, cfg.Required = []ledger.Witness{{Name: "w", URL: w.URL, Verifier: w.Key}}, 1 // the role stores cosignatures
 	l, err := ledger.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
