@@ -148,7 +148,7 @@ func testContinued(t *testing.T, f *fixture) {
 		t.Errorf("due: %+v, %v", due, err)
 	}
 	// A use of the key has the time of the original, and not that of the restore.
-	for from, want := range map[time.Time]int{began: 4, f.cfg.Now(): 0} {
+	for from, want := range map[time.Time]int{began: 6, f.cfg.Now(): 0} {
 		if used, err := s.Signings(ctx, from.Add(-time.Minute), from.Add(time.Minute)); err != nil || len(used) != want {
 			t.Errorf("uses of the key at %v: %+v, %v", from, used, err)
 		}
