@@ -127,6 +127,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		return nil, err
 	}
 	if permit.Stored != nil {
+		if err := v.cfg.Recorder.Release(ctx, permit); err != nil {
+			return nil, err
+		}
 		return p.reissue(permit)
 	}
 	operation := &signer.Operation{Reason: permit.Request}
@@ -139,6 +142,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	concluding, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	if err := errors.Join(err, v.cfg.Recorder.Conclude(concluding, &permit, outcome)); err != nil {
+		return nil, err
+	}
+	if err := v.cfg.Recorder.Release(ctx, permit); err != nil {
 		return nil, err
 	}
 	issued.RequestID = permit.Request

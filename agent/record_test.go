@@ -17,7 +17,10 @@ type recorder struct {
 	stored    []byte
 	authorize error
 	conclude  error
+	release   error
 }
+
+func (r *recorder) Release(context.Context, record.Permit) error { return r.release }
 
 func (r *recorder) Authorize(_ context.Context, u record.Use) (record.Permit, error) {
 	r.uses = append(r.uses, u)
@@ -43,6 +46,8 @@ func TestRecorder(t *testing.T) {
 		{"recorded", recorder{}, nil, 1, nil, true},
 		{"not authorized", recorder{authorize: down}, nil, 0, down, false},
 		{"not concluded", recorder{conclude: down}, nil, 1, down, false},
+		{"not released", recorder{release: down}, nil, 1, down, false},
+		{"stored, not released", recorder{stored: testkit.File(t, "golden/customer.req"), release: down}, nil, 0, down, false},
 		{"the key fails", recorder{}, errors.New("no key"), 1, nil, false},
 		{"stored", recorder{stored: testkit.File(t, "golden/customer.req")}, nil, 0, nil, true},
 		{"stored, damaged", recorder{stored: []byte("x")}, nil, 0, nil, false},

@@ -27,9 +27,6 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 	})
 	if err = errors.Join(err, refusal); err == nil {
 		permit.Request = issued.String()
-		if outcome.Err == nil {
-			err = l.awaitIssued(ctx, issued)
-		}
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -35,17 +36,21 @@ func (p *publisher) confirm() {
 	}
 }
 
-// awaitIssued waits until the required witnesses have cosigned a checkpoint that includes the entry with which a request was
-// issued. The error wraps ErrStore or ErrTampered, and nothing may be released.
-func (l *Ledger) awaitIssued(ctx context.Context, request record.ID) error {
+// Release implements record.Recorder. It waits until the required witnesses have cosigned a checkpoint that includes the entry
+// with which the request was issued. The error wraps ErrStore or ErrTampered, or that of ctx.
+func (l *Ledger) Release(ctx context.Context, permit record.Permit) error {
 	if l.cfg.Required == 0 {
 		return nil
+	}
+	id, err := record.ParseID(permit.Request)
+	if err != nil {
+		return err
 	}
 	head, err := l.Head(ctx)
 	if err != nil {
 		return err
 	}
-	index, _, err := l.issued(ctx, head, request)
+	index, _, err := l.issued(ctx, head, id)
 	if err != nil {
 		return err
 	}
@@ -54,7 +59,7 @@ func (l *Ledger) awaitIssued(ctx context.Context, request record.ID) error {
 
 // await waits until enough operators have cosigned a checkpoint that includes an entry.
 func (p *publisher) await(ctx context.Context, index int64) error {
-	ctx, cancel := context.WithTimeout(ctx, cosignWait)
+	waiting, cancel := context.WithTimeout(ctx, cosignWait)
 	defer cancel()
 	p.mu.Lock()
 	before := maps.Clone(p.failed)
@@ -81,7 +86,10 @@ func (p *publisher) await(ctx context.Context, index int64) error {
 		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
+		case <-waiting.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return fmt.Errorf("waiting for cosignatures: %w", ctx.Err())
+			}
 			return p.tooFew(index)
 		case <-p.done:
 			return p.tooFew(index)

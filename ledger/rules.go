@@ -90,11 +90,6 @@ func (l *Ledger) Authorize(ctx context.Context, asked record.Use) (permit record
 		permit, refusal, err = tx.authorize(ctx, newUse(asked))
 		return err
 	})
-	if err == nil && permit.Stored != nil {
-		if id, idErr := record.ParseID(permit.Request); idErr == nil {
-			err = l.awaitIssued(ctx, id)
-		}
-	}
 	return permit, errors.Join(err, refusal)
 }
 

@@ -108,6 +108,7 @@ func issue(t *testing.T, l *ledger.Ledger, u record.Use) record.Permit {
 	if permit.Stored == nil {
 		must(t, l.Conclude(t.Context(), &permit, record.Outcome{File: []byte("request for " + string(u.CSR))}))
 	}
+	must(t, l.Release(t.Context(), permit))
 	return permit
 }
 

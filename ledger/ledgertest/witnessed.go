@@ -99,12 +99,17 @@ func testWitnesses(t *testing.T, f *fixture) {
 func within(t *testing.T, l *ledger.Ledger, d time.Duration, u record.Use) error {
 	t.Helper()
 	permit, err := l.Authorize(t.Context(), u)
-	if err != nil || permit.Stored != nil {
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
-	return l.Conclude(ctx, &permit, record.Outcome{File: []byte("request for " + string(u.CSR))})
+	if permit.Stored == nil {
+		if err := l.Conclude(ctx, &permit, record.Outcome{File: []byte("request for " + string(u.CSR))}); err != nil {
+			return err
+		}
+	}
+	return l.Release(ctx, permit)
 }
 
 // testRequired: without enough witnesses nothing is released, and the next try finds the stored request.
@@ -124,14 +129,18 @@ func testRequired(t *testing.T, f *fixture) {
 	if !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "1 of 2 required witnesses") || !strings.Contains(err.Error(), "w0: ") || fault.Hint(err) == "" {
 		t.Errorf("one of two operators: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	if permit, err := l.Authorize(ctx, u); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "1 of 2") {
-		t.Errorf("the stored request: %+v, %v", permit, err)
+	if err := within(t, l, 50*time.Millisecond, u); !errors.Is(err, ledger.ErrStore) || !strings.Contains(err.Error(), "1 of 2") {
+		t.Errorf("the stored request: %v", err)
 	}
-	cancel()
-	all[0].Answer(nil)
 	permit, err := l.Authorize(t.Context(), u)
-	if err != nil || string(permit.Stored) != "request for csr 1" {
+	must(t, err)
+	interrupted, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if err := l.Release(interrupted, permit); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	all[0].Answer(nil)
+	if err := l.Release(t.Context(), permit); err != nil || string(permit.Stored) != "request for csr 1" {
 		t.Errorf("when the witness is back: %+v, %v", permit, err)
 	}
 	// One that is slow does not delay the others.

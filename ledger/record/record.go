@@ -47,6 +47,9 @@ type Recorder interface {
 	// Authorize applies the ledger's rules and records that a signature is about to be made. A refusal is recorded too; its
 	// error wraps fault.Refused, fault.Denied or fault.Conflict.
 	Authorize(ctx context.Context, use Use) (Permit, error)
+	// Release waits until a request that was issued, or is stored, may be released. Without a nil error it must not be. It may
+	// be tried again.
+	Release(ctx context.Context, permit Permit) error
 	// Conclude records the outcome of a permit. Without a nil error the file must not be released. If another process has
 	// issued the same request meanwhile, the permit gets the id of that one.
 	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
