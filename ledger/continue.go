@@ -67,7 +67,7 @@ func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation)
 	}
 	run := &continuing{history: h, result: &Continued{Copied: h.head.Size}, names: map[string]record.ID{}, keys: map[record.Hash]bool{}, chains: map[record.Hash]bool{}}
 	last := h.head
-	if c.Last != nil && c.Last.Size > last.Size {
+	if c.Last != nil && c.Last.Size >= last.Size {
 		last = c.Last
 	}
 	if c.Until != nil {

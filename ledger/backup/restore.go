@@ -188,10 +188,10 @@ func compare(ctx context.Context, l *ledger.Ledger, head *ledger.Checkpoint, kno
 	return nil
 }
 
-// newest returns the checkpoint with the most entries; nil if there is none.
+// newest returns the checkpoint with the most entries, and of these the one with the most signatures; nil if there is none.
 func newest(known []*ledger.Checkpoint) (found *ledger.Checkpoint) {
 	for _, c := range known {
-		if found == nil || c.Size > found.Size {
+		if found == nil || c.Size > found.Size || c.Size == found.Size && len(c.Signed) > len(found.Signed) {
 			found = c
 		}
 	}
