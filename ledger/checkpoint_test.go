@@ -134,6 +134,10 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	signed := must(note.Sign(&note.Note{Text: "example.com/one\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n"}, must(note.NewSigner(one))))
+	if c, err := ledger.Known(signed, oneVerifier+"\n"+oneVerifier); err != nil || c.Size != 0 {
+		t.Errorf("a key that is given twice: %v", err)
+	}
 	if got := must(ledger.VerifierKey(one + "\n" + two + "\n")); got != oneVerifier+"\n"+twoVerifier {
 		t.Errorf("got %s", got)
 	}

@@ -83,7 +83,17 @@ func parseVerifiers(text string) ([]note.Verifier, error) {
 	if err != nil {
 		return nil, fault.Usage.Errorf("verifier key of the ledger: %w", err).Fix("it is the line that hsmsign ledger init printed")
 	}
-	return keys, nil
+	return distinct(keys), nil
+}
+
+// distinct returns the keys without repetitions, which note.Open refuses.
+func distinct(keys []note.Verifier) (all []note.Verifier) {
+	for _, k := range keys {
+		if !slices.Contains(hashesOf(all), k.KeyHash()) {
+			all = append(all, k)
+		}
+	}
+	return all
 }
 
 // parseSigners reads the checkpoint keys, one a line. The error is of kind usage and does not contain a key.

@@ -36,9 +36,9 @@ type Continued struct {
 }
 
 // Continue makes a ledger with a new origin in an empty store, in one transaction. Its first entry has the last checkpoint of
-// the previous one. The entries after it repeat the customers, their keys, the push certificates, the requests that did not
-// fail, and what is watched, so that the rules still apply; each has an opening with number, time and kind of the original. Nothing of the previous ledger is used
-// that is not proven under its checkpoint. The error is of kind usage if the store has a ledger already.
+// the previous one. The entries after it repeat the customers, their keys, the push certificates, the requests, and what is
+// watched, so that the rules still apply; each has an opening with number, time and kind of the original. Nothing of the
+// previous ledger is used that is not proven under its checkpoint. The error is of kind usage if the store has a ledger already.
 func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation) (*Continued, error) {
 	l, err := prepare(cfg)
 	if err != nil {
@@ -56,6 +56,9 @@ func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing was written
 	h, err := newHistory(ctx, previous, tx, c.Until)
+	if err == nil {
+		err = h.readWatches(ctx)
+	}
 	if err != nil {
 		return nil, previous.store.fail("read the ledger", err)
 	}
@@ -64,7 +67,7 @@ func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation)
 	}
 	run := &continuing{history: h, result: &Continued{Copied: h.head.Size}, names: map[string]record.ID{}, keys: map[record.Hash]bool{}, chains: map[record.Hash]bool{}}
 	last := h.head
-	if c.Last != nil && c.Last.Size > last.Size {
+	if c.Last != nil && c.Last.Size >= last.Size {
 		last = c.Last
 	}
 	if c.Until != nil {
@@ -121,7 +124,7 @@ func (r *continuing) actor(tx *Tx, id record.ID, name string) record.ID {
 // repeat appends an entry that repeats one of the previous ledger, with its side rows.
 func (r *continuing) repeat(ctx context.Context, tx *Tx, it item) error {
 	e, original, err := r.entry(ctx, it.index)
-	if err != nil || r.erased[e.Customer] || original.Kind == record.KindFailed {
+	if err != nil || r.erased[e.Customer] {
 		return err
 	}
 	openings, err := r.sides(ctx, it, e)

@@ -146,17 +146,7 @@ func readTail(f *os.File, n int64) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
 }
 
-// NewestCopied returns the newest checkpoint at the end of a copy, or of a file with one checkpoint; nil if the file does not
-// exist or is empty. verifierKeys are those of the ledger, one a line. Errors wrap ErrStore or ErrTampered, or are of kind
-// usage if the keys are not readable.
-func NewestCopied(path, verifierKeys string) (*Checkpoint, error) {
-	verifiers, err := parseVerifiers(verifierKeys)
-	if err != nil {
-		return nil, err
-	}
-	return newestCopied(path, verifiers)
-}
-
+// newestCopied returns the newest checkpoint at the end of a copy; nil if the file does not exist or is empty.
 func newestCopied(path string, verifiers []note.Verifier) (newest *Checkpoint, err error) {
 	f, err := openCopy(path, false)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -187,7 +187,7 @@ func (v *verification) cachedCosignatures(ctx context.Context, tx *sql.Tx) error
 		keys[c.id] = c
 	}
 	for _, row := range rows {
-		cp, err := ParseCheckpoint(row.checkpoint, v.ledger.verifiers...)
+		cp, err := ParseCheckpoint(row.checkpoint, v.verifiers...)
 		if err == nil && cp.Size != row.size {
 			err = fmt.Errorf("it is one of %d entries", cp.Size)
 		}

@@ -60,7 +60,7 @@ type history struct {
 	pushes    map[record.ID]int64 // likewise
 	requests  map[record.ID]*past
 	moved     []int64            // entries about keys that were reassigned
-	watches   []int64            // entries about what is watched
+	watches   []int64            // entries about what is watched, or is no longer
 	erased    map[record.ID]bool // customers
 }
 
@@ -106,24 +106,27 @@ func newHistory(ctx context.Context, l *Ledger, tx *sql.Tx, until *Checkpoint) (
 	if tree.size != until.Size || tree.root() != until.Root {
 		return nil, fmt.Errorf("%w: the first %d entries are not those of the checkpoint", ErrTampered, until.Size)
 	}
-	return h, h.readWatches(ctx, until)
+	return h, rows.Close()
 }
 
-// readWatches finds what is watched.
-func (h *history) readWatches(ctx context.Context, until *Checkpoint) error {
-	rows, err := h.tx.QueryContext(ctx, h.ledger.store.bind("SELECT entry FROM watches WHERE entry < ?"), until.Size)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	for rows.Next() {
-		var index int64
-		if err := rows.Scan(&index); err != nil {
+// readWatches finds what is watched, from the entries: the list of it may have been changed.
+func (h *history) readWatches(ctx context.Context) error {
+	found := map[string]int64{}
+	for _, index := range h.watches {
+		e, err := h.read(ctx, index)
+		if err != nil {
 			return err
 		}
-		h.watches = append(h.watches, index)
+		target, err := h.ledger.opening(ctx, h.tx, index, e, openTarget)
+		if err != nil {
+			return fault.WithHint(err, "use another copy")
+		}
+		if delete(found, string(target)); e.Kind == record.KindWatched {
+			found[string(target)] = index
+		}
 	}
-	return rows.Err()
+	h.watches = slices.Collect(maps.Values(found))
+	return nil
 }
 
 // add follows what an entry says.
@@ -144,6 +147,8 @@ func (h *history) add(index int64, e *record.Entry) {
 		h.customers[e.Customer] = index
 	case commits(e, openPush):
 		h.pushes[e.Customer] = index
+	case e.Kind == record.KindWatched || e.Kind == record.KindUnwatched:
+		h.watches = append(h.watches, index)
 	case e.Kind == record.KindReassigned:
 		h.moved = append(h.moved, index)
 	}

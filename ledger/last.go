@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -31,23 +34,52 @@ func readLast(path string, verifiers []note.Verifier) (*Checkpoint, error) {
 	return c, nil
 }
 
-// LastCheckpoint returns the checkpoint in the file that a configuration names; nil if there is none.
-func LastCheckpoint(cfg Config) (*Checkpoint, error) {
-	verifiers, err := parseVerifiers(cfg.Verifier)
+// KeptCheckpoints returns the checkpoints that a configuration keeps outside the store: that of LastCheckpoint, and the newest
+// of each of Copies. Files that do not exist are left out.
+func KeptCheckpoints(cfg Config) (kept []*Checkpoint, err error) {
+	l := &Ledger{cfg: cfg}
+	if l.verifiers, err = parseVerifiers(cfg.Verifier); err != nil {
+		return nil, err
+	}
+	last, err := readLast(cfg.LastCheckpoint, l.verifiers)
 	if err != nil {
 		return nil, err
 	}
-	return readLast(cfg.LastCheckpoint, verifiers)
+	copies, err := l.readCopies()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range append([]*Checkpoint{last}, slices.Collect(maps.Values(copies))...) {
+		if c != nil {
+			kept = append(kept, c)
+		}
+	}
+	return kept, nil
 }
 
-// Known reads a checkpoint that was kept elsewhere. verifierKeys are those of the ledger, one a line. Errors wrap ErrTampered, or
-// are of kind usage if the keys are not readable.
-func Known(signed []byte, verifierKeys string) (*Checkpoint, error) {
+// Known reads checkpoints that were kept elsewhere, one signed note after another as in a copy, and returns the one with the
+// most entries. Notes of other ledgers and other keys are ignored, unless there are no others. verifierKeys are those of the
+// ledger, one a line. Errors wrap ErrTampered, or are of kind usage if the keys are not readable.
+func Known(kept []byte, verifierKeys string) (newest *Checkpoint, err error) {
 	verifiers, err := parseVerifiers(verifierKeys)
 	if err != nil {
 		return nil, err
 	}
-	return ParseCheckpoint(signed, verifiers...)
+	failed := fmt.Errorf("%w: there is no checkpoint", ErrTampered)
+	err = splitNotes(bytes.NewReader(kept), func(signed []byte, _ bool) error {
+		c, err := ParseCheckpoint(signed, verifiers...)
+		switch {
+		case err != nil:
+			failed = err
+		case newest == nil || c.Size >= newest.Size:
+			newest = c
+		}
+		return nil
+	})
+	if err == nil && newest == nil {
+		err = failed
+	}
+	return newest, err
 }
 
 // writeLast replaces the file with the newest checkpoint.

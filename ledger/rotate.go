@@ -133,6 +133,15 @@ func (tx *Tx) rotation(ctx context.Context) ([]string, error) {
 	return strings.Fields(string(data)), err
 }
 
+// rotation follows an entry about the keys that sign checkpoints. Those of the past verify what was cosigned then.
+func (v *verification) rotation(verifierKeys string, index int64) {
+	v.signedBy, v.signedAt = verifierKeys, index
+	keys, err := parseVerifiers(verifierKeys)
+	if err == nil && keys[0].Name() == v.ledger.Origin() { // otherwise see rotated
+		v.verifiers = distinct(slices.Concat(v.verifiers, keys))
+	}
+}
+
 // rotated compares the keys that signed the head with those that the newest entry about them says.
 func (v *verification) rotated() {
 	signed := slices.Sorted(slices.Values(v.Head.keys))

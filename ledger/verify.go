@@ -14,6 +14,7 @@ import (
 
 	"hsmsign/ledger/record"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -46,9 +47,10 @@ type verification struct {
 	chains    map[record.Hash]int64 // and the first entry with it
 	watches   map[string]int64
 	keys      map[record.Hash]owner
-	lost      []lost // entries whose data is missing
-	signedBy  string // the verifier keys that the newest entry about them says
-	signedAt  int64  // its index; -1: there is none
+	lost      []lost          // entries whose data is missing
+	signedBy  string          // the verifier keys that the newest entry about them says
+	signedAt  int64           // its index; -1: there is none
+	verifiers []note.Verifier // the pinned ones, and all that entries say
 
 	hashes []tlog.Hash // as stored with the part of the entries that is checked
 	first  int64       // index of the first of them
@@ -60,7 +62,7 @@ type verification struct {
 // what is wrong with the ledger is in the report.
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
-		Report: &Report{}, ledger: l, signedAt: -1, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
+		Report: &Report{}, ledger: l, signedAt: -1, verifiers: l.verifiers, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
 		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
@@ -279,7 +281,7 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 		}
 	}
 	if e.Kind == record.KindRotated {
-		v.signedBy, v.signedAt = data(openings, openKeys), index
+		v.rotation(data(openings, openKeys), index)
 	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})

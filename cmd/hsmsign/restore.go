@@ -38,12 +38,12 @@ func (p *program) restoreCommand() *cli.Command {
 			"      --new-origin example.com/mdm-2 sqlite:ledger.db",
 		Flags: slices.Concat(ledgerFlags(), []cli.Flag{
 			verifierFlag(), stringFlag("identity", "`FILE` with the age identity that decrypts the backup, mode 0600"),
-			listFlag("against", "also compare with the checkpoint in `FILE`; may be repeated"),
+			listFlag("against", "also compare with the newest checkpoint in `FILE`; may be repeated"),
 			stringFlag("new-origin", "`NAME` of the new ledger that continues this one"),
 			stringFlag("new-ledger", "`REFERENCE` of the new ledger"),
 			stringFlag("new-checkpoint-key", "`FILE` for the new checkpoint key (default for sqlite:PATH: PATH.key)"),
 			stringFlag("new-last-checkpoint", "`FILE` that keeps the newest checkpoint of the new ledger (default for sqlite:PATH: PATH.last)"),
-			stringFlag("until", "with --new-origin: do not continue entries after the checkpoint in `FILE`, the last one that is trusted"),
+			stringFlag("until", "with --new-origin: do not continue entries after the newest checkpoint in `FILE`, the last one that is trusted"),
 			jsonFlag(), configFlag(),
 		}),
 		Action: p.ledgerRestore,
@@ -66,7 +66,7 @@ func (p *program) ledgerRestore(ctx *cli.Context) error {
 	if c.reference == "" {
 		return s.missing("ledger", "ledger")
 	}
-	of, err := knownLedger(s, &c)
+	of, err := p.knownLedger(ctx.Context, s, &c)
 	if err != nil {
 		return err
 	}
@@ -113,33 +113,32 @@ func (s *settings) newFlags(given bool) error {
 }
 
 // knownLedger returns what is known of a ledger outside its store.
-func knownLedger(s *settings, c *ledgerConfig) (of backup.Ledger, err error) {
+func (p *program) knownLedger(ctx context.Context, s *settings, c *ledgerConfig) (of backup.Ledger, err error) {
 	write := true
 	if _, err := os.Lstat(c.keyFile); c.verifier != "" && (c.keyFile == "" || errors.Is(err, fs.ErrNotExist)) {
 		write = false // it is needed only to erase again
 	}
-	of.Config.LastCheckpoint, of.Actor = c.last, localCaller().Name
+	of.Config.LastCheckpoint, of.Config.Copies, of.Actor = c.last, c.copies, localCaller().Name
 	if of.Config.Verifier, of.Config.Key, err = c.keys(write); err != nil {
 		return of, err
 	}
 	names, _ := s.list("against")
-	for i, name := range append(names, c.copies...) {
-		known, err := ledger.NewestCopied(name, of.Config.Verifier)
-		switch {
-		case err != nil:
+	for _, name := range names {
+		known, err := p.checkpoint(ctx, name, of.Config.Verifier)
+		if err != nil {
 			return of, err
-		case known != nil:
-			of.Known = append(of.Known, known)
-		case i < len(names):
-			return of, fault.Refused.Errorf("%s: it has no checkpoint, or does not exist", name).Fix("name a file with a checkpoint")
 		}
+		of.Known = append(of.Known, known)
 	}
 	return of, nil
 }
 
-// checkpoint reads a checkpoint that was kept elsewhere.
+// maxKept is how much of a file with checkpoints is read.
+const maxKept = 16 << 20
+
+// checkpoint reads the newest checkpoint of a file.
 func (p *program) checkpoint(ctx context.Context, name, verifier string) (*ledger.Checkpoint, error) {
-	data, err := p.read(ctx, name, maxKeyFile*16, "name a file with a checkpoint")
+	data, err := p.read(ctx, name, maxKept, "name a file with checkpoints")
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func Continue(ctx context.Context, from Source, of Ledger, to New) (*ledger.Cont
 		defer func() { _ = store.DB.Close() }() // before the folder is removed; nothing was written
 	}
 	cfg := of.Config
-	cfg.Store, cfg.Key, cfg.LastCheckpoint = store, "", ""
+	cfg.Store, cfg.Key, cfg.LastCheckpoint, cfg.Copies = store, "", "", nil
 	l, err := ledger.Open(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -29,7 +29,7 @@ type Source struct {
 // Ledger is what is known of a ledger outside its store.
 type Ledger struct {
 	Config ledger.Config        // Store is not used; Key only to append erasures
-	Known  []*ledger.Checkpoint // checkpoints that were kept elsewhere, besides the file with the last one
+	Known  []*ledger.Checkpoint // checkpoints that were kept elsewhere, besides the last one and the copies of Config
 	Actor  string               // who restores
 }
 
@@ -107,19 +107,16 @@ func occupied(path string) error {
 	return fault.Usage.Errorf("%q exists", path).Fix("a ledger is never overwritten; stop the programs that use it, and move its files away (with -wal and -shm)")
 }
 
-// checkpoints returns the checkpoints that are known, with that of the file.
+// checkpoints returns the checkpoints that are known, with those that the configuration keeps.
 func (of Ledger) checkpoints() ([]*ledger.Checkpoint, error) {
-	last, err := ledger.LastCheckpoint(of.Config)
-	if err != nil || last == nil {
-		return of.Known, err
-	}
-	return append([]*ledger.Checkpoint{last}, of.Known...), nil
+	kept, err := ledger.KeptCheckpoints(of.Config)
+	return append(kept, of.Known...), err
 }
 
 // restore checks a copy and erases in it what was erased since.
 func (of Ledger) restore(ctx context.Context, store *ledger.Store, known []*ledger.Checkpoint) (*Result, error) {
 	cfg := of.Config
-	cfg.Store, cfg.Key, cfg.LastCheckpoint = store, "", ""
+	cfg.Store, cfg.Key, cfg.LastCheckpoint, cfg.Copies = store, "", "", nil
 	l, err := ledger.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -149,7 +146,7 @@ func (of Ledger) restore(ctx context.Context, store *ledger.Store, known []*ledg
 // erase appends the erasures that a copy lacks.
 func (of Ledger) erase(ctx context.Context, store *ledger.Store, ids []record.ID) error {
 	cfg := of.Config
-	cfg.Store, cfg.LastCheckpoint = store, ""
+	cfg.Store, cfg.LastCheckpoint, cfg.Copies = store, "", nil
 	if cfg.Key == "" {
 		return fault.Usage.Errorf("%d customers were erased after the copy was made, and there is no checkpoint key to erase them again", len(ids)).Fix("name it with --checkpoint-key")
 	}
@@ -191,10 +188,10 @@ func compare(ctx context.Context, l *ledger.Ledger, head *ledger.Checkpoint, kno
 	return nil
 }
 
-// newest returns the checkpoint with the most entries; nil if there is none.
+// newest returns the checkpoint with the most entries, and of these the one with the most signatures; nil if there is none.
 func newest(known []*ledger.Checkpoint) (found *ledger.Checkpoint) {
 	for _, c := range known {
-		if found == nil || c.Size > found.Size {
+		if found == nil || c.Size > found.Size || c.Size == found.Size && len(c.Signed) > len(found.Signed) {
 			found = c
 		}
 	}

@@ -118,7 +118,9 @@ func testContinued(t *testing.T, f *fixture) {
 	issue(t, l, use("bolt", "csr 2", "key 2", "vendor 1"))
 	issue(t, l, use("coil", "csr 3", "key 3", "vendor 1"))
 	must(t, l.EditCustomer(ctx, "uid 1001", "local", "bolt", func(c ledger.Customer) ledger.Customer { c.Name = "bolt-eu"; return c }))
+	issue(t, l, use("coil", "csr 8", "key 7", "vendor 1"))
 	must(t, l.EraseCustomer(ctx, "uid 1000", "local", "coil"))
+	issue(t, l, use("bolt-eu", "csr 7", "key 3", "vendor 1")) // which was a key of coil
 	failed, err := l.Authorize(ctx, use("bolt-eu", "csr 4", "key 4", "vendor 1"))
 	must(t, err)
 	must(t, l.Conclude(ctx, &failed, record.Outcome{Err: fault.Unavailable.Errorf("down")}))
@@ -138,15 +140,15 @@ func testContinued(t *testing.T, f *fixture) {
 	ahead.Size += 7
 
 	s := f.next(t, ledger.Continuation{Last: &ahead})
-	if got := kinds(t, s.Ledger); got != "genesis customer customer superseded issued attached issued unknown reassigned watched" || s.Continued.Customers != 2 || s.Requests != 4 || s.Pushes != 1 || s.Missing != 7 {
+	if got := kinds(t, s.Ledger); got != "genesis customer customer superseded issued attached issued issued failed unknown reassigned watched" || s.Continued.Customers != 2 || s.Requests != 6 || s.Pushes != 1 || s.Missing != 7 {
 		t.Errorf("entries %s, %+v", got, s.Continued)
 	}
 	verified(t, s.Ledger)
-	if due, err := s.Due(ctx); err != nil || len(due) != 2 || due[1].Customer.Name != "bolt-eu" || !due[1].At.Equal(began) {
+	if due, err := s.Due(ctx); err != nil || len(due) != 3 || due[1].Customer.Name != "bolt-eu" || !due[1].At.Equal(began) {
 		t.Errorf("due: %+v, %v", due, err)
 	}
 	// A use of the key has the time of the original, and not that of the restore.
-	for from, want := range map[time.Time]int{began: 4, f.cfg.Now(): 0} {
+	for from, want := range map[time.Time]int{began: 6, f.cfg.Now(): 0} {
 		if used, err := s.Signings(ctx, from.Add(-time.Minute), from.Add(time.Minute)); err != nil || len(used) != want {
 			t.Errorf("uses of the key at %v: %+v, %v", from, used, err)
 		}
@@ -181,7 +183,7 @@ func (f *fixture) continuedRules(t *testing.T, s successor, first record.Permit)
 	if again := issue(t, s.Ledger, use("acme", "csr 1", "key 1", "vendor 1")); again.Stored != nil || again.Request == first.Request {
 		t.Errorf("the use that was superseded: %+v", again)
 	}
-	for _, key := range []string{"key 1", "key 5"} { // of an issued request, and of an open intent
+	for _, key := range []string{"key 1", "key 3", "key 4", "key 5"} { // of issued requests, a failed one, and an open intent
 		if _, err := s.Authorize(ctx, use("dune", "csr of dune", key, "vendor 1")); fault.KindOf(err) != fault.Conflict {
 			t.Errorf("%s, of another customer: %v", key, err)
 		}
@@ -190,9 +192,7 @@ func (f *fixture) continuedRules(t *testing.T, s successor, first record.Permit)
 	if watched, err := s.Watched(ctx); err != nil || len(watched) != 1 || watched[0].Target != "mdm.example:443" {
 		t.Errorf("%+v, %v", watched, err)
 	}
-	for _, key := range []string{"key 3", "key 4"} { // of an erased customer, and of a failed request
-		issue(t, s.Ledger, use("dune", "csr of dune with "+key, key, "vendor 1"))
-	}
+	issue(t, s.Ledger, use("dune", "csr of dune", "key 7", "vendor 1")) // of an erased customer
 	if got := kinds(t, s.Ledger); strings.Count(got, "unknown") != 1 {
 		t.Errorf("entries %s", got)
 	}
@@ -203,7 +203,7 @@ func (f *fixture) continuedRules(t *testing.T, s successor, first record.Permit)
 		what = append(what, d.What+" of "+d.Customer.Name)
 	}
 	slices.Sort(what)
-	if got := strings.Join(what, ", "); got != "push certificate of acme, request of acme, request of acme, request of bolt-eu, request of dune, request of dune" {
+	if got := strings.Join(what, ", "); got != "push certificate of acme, request of acme, request of acme, request of bolt-eu, request of bolt-eu, request of dune" {
 		t.Errorf("due: %s", got)
 	}
 	if err := s.Attach(ctx, "uid 1000", "local", "acme", ledger.Push{Topic: "com.apple.mgmt.External.other", NotAfter: f.cfg.Now().AddDate(3, 0, 0)}); fault.KindOf(err) != fault.Conflict {
@@ -221,7 +221,7 @@ func (f *fixture) continuedRules(t *testing.T, s successor, first record.Permit)
 	verified(t, next.Ledger)
 	again, err := next.Record(ctx, 1)
 	must(t, err)
-	if o := again.Original; o == nil || o.Kind != "customer" {
+	if o := again.Original; o == nil || o.Kind != "customer" || o.Time != time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC) {
 		t.Errorf("after two: %+v", o)
 	}
 }
@@ -238,8 +238,12 @@ func testContinuedUntil(t *testing.T, f *fixture) {
 	ctx, l := t.Context(), f.open(t)
 	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
 	issue(t, l, use("bolt", "csr 2", "key 2", "vendor"))
+	must(t, l.Watch(ctx, "uid 1000", "local", "mdm.example:443"))
 	trusted, err := l.Head(ctx)
 	must(t, err)
+	must(t, l.Unwatch(ctx, "uid 1000", "local", "mdm.example:443"))
+	must(t, l.Watch(ctx, "uid 1000", "local", "thief.example:443"))
+	f.exec(t, "UPDATE watches SET entry = 1") // the list is not trusted
 	issue(t, l, use("thief", "csr 3", "key 3", "vendor"))
 	must(t, l.EditCustomer(ctx, "uid 1000", "local", "acme", func(c ledger.Customer) ledger.Customer { c.Name = "renamed"; return c }))
 	bolt, err := l.Customers(ctx, "bolt")
@@ -251,6 +255,9 @@ func testContinuedUntil(t *testing.T, f *fixture) {
 		t.Errorf("%+v, %+v", customers, s.Continued)
 	}
 	verified(t, s.Ledger)
+	if watched, err := s.Watched(ctx); err != nil || len(watched) != 1 || watched[0].Target != "mdm.example:443" {
+		t.Errorf("watched: %+v, %v", watched, err)
+	}
 	// Whatever is used is checked: a side row, and an entry.
 	var data, leaf, second []byte
 	row := func(query string, into *[]byte) {
@@ -279,6 +286,17 @@ func testContinuedUntil(t *testing.T, f *fixture) {
 		f.exec(t, changeData, data)
 	}
 	f.exec(t, changeLeaf, second)
+	var chain []byte
+	row("SELECT data FROM chains", &chain)
+	f.exec(t, "UPDATE chains SET data = ?", []byte("x"))
+	reader, err := ledger.Open(ctx, ledger.Config{Store: f.cfg.Store, Verifier: f.cfg.Verifier})
+	must(t, err)
+	cfg := s.cfg
+	cfg.Store = f.fresh(t)
+	if _, err := ledger.Continue(ctx, cfg, reader, ledger.Continuation{Until: trusted}); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("another chain: %v", err)
+	}
+	f.exec(t, "UPDATE chains SET data = ?", chain)
 	old, err := ledger.Open(ctx, ledger.Config{Store: f.cfg.Store, Verifier: f.cfg.Verifier})
 	must(t, err)
 	if _, err := ledger.Continue(ctx, f.cfg, old, ledger.Continuation{}); fault.KindOf(err) != fault.Usage {

@@ -189,3 +189,56 @@ func testRotationTampered(t *testing.T, f *fixture) {
 	}
 	must(t, l.Close())
 }
+
+// testRotatedWitnessed: the witnesses cosign with either key during the overlap, and what they cosigned before is still valid.
+func testRotatedWitnessed(t *testing.T, f *fixture) {
+	ctx, all := t.Context(), f.witnesses(t, 2)
+	f.cfg.Required = 2
+	newKey, newVerifier := newKeys(t)
+	both := f.cfg
+	both.Key += "\n" + newKey
+	l, err := ledger.Open(ctx, both)
+	must(t, err)
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
+	must(t, l.Rotate(ctx, "uid 0", "local", newKey))
+	issue(t, l, use("acme", "csr 2", "key 1", "vendor"))
+	for _, w := range all {
+		must(t, w.Trust(newVerifier))
+	}
+	issue(t, l, use("acme", "csr 3", "key 1", "vendor"))
+	must(t, l.Close())
+	both.Verifier = newVerifier
+	l, err = ledger.Open(ctx, both)
+	must(t, err)
+	_, err = l.EndRotation(ctx, "uid 0", "local")
+	must(t, err)
+	issue(t, l, use("acme", "csr 4", "key 1", "vendor"))
+	verified(t, l)
+	must(t, l.Close())
+}
+
+// testRotatedPast: a checkpoint that was cosigned before a rotation, and that the new key never signed, is not a defect.
+func testRotatedPast(t *testing.T, f *fixture) {
+	ctx, all := t.Context(), f.witnesses(t, 1)
+	newKey, newVerifier := newKeys(t)
+	both := f.cfg
+	both.Key, both.Required = f.cfg.Key+"\n"+newKey, 1
+	l, err := ledger.Open(ctx, both)
+	must(t, err)
+	issue(t, l, use("acme", "csr 1", "key 1", "vendor"))
+	must(t, l.Close())
+	all[0].Stop() // it cosigns nothing any more
+	both.Required, both.Verifier = 0, f.cfg.Verifier+"\n"+newVerifier
+	l, err = ledger.Open(ctx, both)
+	must(t, err)
+	must(t, l.Rotate(ctx, "uid 0", "local", newKey))
+	_, err = l.EndRotation(ctx, "uid 0", "local")
+	must(t, err)
+	_ = l.Close() // the witness does not answer
+	reader := f.cfg
+	reader.Key, reader.Verifier = "", newVerifier
+	l, err = ledger.Open(ctx, reader)
+	must(t, err)
+	verified(t, l)
+	must(t, l.Close())
+}
