@@ -2,6 +2,7 @@ package ledger_test
 
 import (
 	"encoding/base64"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -145,5 +146,25 @@ func TestKeys(t *testing.T) {
 		if _, err := ledger.VerifierKey(text); err == nil {
 			t.Errorf("%.20q is a signer key", text)
 		}
+	}
+}
+
+// Of two notes of one size in a copy the later one counts: it may have cosignatures.
+func TestKeptCheckpoints(t *testing.T) {
+	key, verifier, err := ledger.GenerateKey("example.com/mdm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	witnessKey, _, err := note.GenerateKey(nil, "witness.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := must(note.Sign(&note.Note{Text: "example.com/mdm\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n"}, must(note.NewSigner(key))))
+	cosigned := signedBy(t, bare, verifier, must(formats.NewSignerForCosignatureV1(witnessKey)))
+	copied := filepath.Join(t.TempDir(), "copy")
+	must(0, os.WriteFile(copied, []byte(string(bare)+"\n"+string(cosigned)+"\n"), 0o600))
+	kept, err := ledger.KeptCheckpoints(ledger.Config{Verifier: verifier, Copies: []string{copied, copied + ".none"}})
+	if err != nil || len(kept) != 1 || string(kept[0].Signed) != string(cosigned) {
+		t.Errorf("%+v, %v", kept, err)
 	}
 }

@@ -159,8 +159,9 @@ func newestCopied(path string, verifiers []note.Verifier) (newest *Checkpoint, e
 	tail, err := readTail(f, maxTail)
 	if err == nil {
 		err = splitNotes(bytes.NewReader(tail), func(signed []byte, _ bool) error {
-			// The first note of the tail may be cut. Several processes append, so that the last one may not be the newest.
-			if cp, err := ParseCheckpoint(signed, verifiers...); err == nil && (newest == nil || cp.Size > newest.Size) {
+			// The first note of the tail may be cut. Several processes append, so that the last one may not be the newest. Of two
+			// of one size the later one may have cosignatures.
+			if cp, err := ParseCheckpoint(signed, verifiers...); err == nil && (newest == nil || cp.Size >= newest.Size) {
 				newest = cp
 			}
 			return nil
