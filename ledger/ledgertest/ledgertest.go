@@ -23,7 +23,7 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "chain rolled back": testChainRolledBack, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
 		"erased again": testErasedAgain, "erasures file": testErasuresFile, "continued": testContinued, "continued until": testContinuedUntil, "rotated": testRotated, "rotated elsewhere": testRotatedElsewhere,
 		"rotation, tampered": testRotationTampered, "rotated, witnessed": testRotatedWitnessed, "rotated, cosigned before": testRotatedPast,
-		"witnesses":          testWitnesses, "required": testRequired, "alarms": testAlarms, "forks": testWitnessedForks, "lies": testLies, "several publish": testSeveralPublish,
+		"witnesses": testWitnesses, "required": testRequired, "alarms": testAlarms, "forks": testWitnessedForks, "lies": testLies, "several publish": testSeveralPublish,
 		"published later": testPublishedLater, "copies": testCopies, "copied forks": testCopiedForks, "stored cosignatures": testStoredCosignatures, "foreign cosignatures": testForeignCosignatures,
 		"same checkpoint": testSameCheckpoint,
 	} {
