@@ -136,7 +136,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	issued, err := v.issue(signer.WithOperation(ctx, operation), p)
 	outcome := outcomeOf(operation, err)
 	if err == nil {
-		outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
+		if outcome.File = issued.Request; p.Order.Format != request.Base64 {
+			outcome.File = p.identity.encoder.Encode(p.CSR.DER, issued.Signature, request.Base64)
+		}
 	}
 	// An interruption ends the signature, not the record of it.
 	concluding, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
@@ -190,7 +192,7 @@ func (v *Vendor) issue(ctx context.Context, p *Prepared) (*Issued, error) {
 func (p *Prepared) use() record.Use {
 	return record.Use{
 		Customer: p.Order.Customer, Actor: p.Caller.Name, Channel: p.Caller.Channel, CSR: p.CSR.DER, SPKI: p.CSR.Parsed.RawSubjectPublicKeyInfo,
-		Vendor: p.identity.chain.Leaf().Raw, Chain: bytes.Join(p.identity.chain.Raw(), nil), Digest: p.Order.Digest.String(),
+		Vendor: p.identity.chain.Leaf().Raw, Chain: p.identity.certificates, Digest: p.Order.Digest.String(),
 	}
 }
 

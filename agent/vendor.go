@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto"
@@ -99,8 +100,9 @@ type Vendor struct {
 
 // identity is one loaded chain, and what is derived from it.
 type identity struct {
-	chain   *chain.Chain
-	encoder *request.Encoder
+	chain        *chain.Chain
+	encoder      *request.Encoder
+	certificates []byte // DER, concatenated
 }
 
 // openKey is an open key and the number of its users; it is closed when it was dropped and the last user is done.
@@ -145,7 +147,7 @@ func (v *Vendor) Reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.identity.Store(&identity{chain: c, encoder: encoder})
+	v.identity.Store(&identity{chain: c, encoder: encoder, certificates: bytes.Join(c.Raw(), nil)})
 	return nil
 }
 

@@ -2,12 +2,12 @@ package ledger
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
@@ -19,10 +19,12 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 	if err != nil {
 		return err
 	}
+	// It is hashed before the transaction, which is the one of all callers.
+	made := record.NewOpening(openRequest, outcome.File)
 	issued := id
 	var refusal error
 	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		issued, refusal, err = tx.conclude(ctx, id, outcome)
+		issued, refusal, err = tx.conclude(ctx, id, outcome, made)
 		return err
 	})
 	if err = errors.Join(err, refusal); err == nil {
@@ -32,7 +34,7 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 }
 
 // conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome) (issuedAs record.ID, refusal, err error) {
+func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome, made record.Opening) (issuedAs record.ID, refusal, err error) {
 	r, owner, err := tx.intent(ctx, id)
 	if err != nil {
 		return id, nil, err
@@ -63,14 +65,17 @@ func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome
 			return id, nil, err
 		}
 	}
-	e := &record.Entry{Kind: record.KindIssued, File: sha256.Sum256(outcome.File), Operation: outcome.Operation}
-	return id, nil, tx.move(r, e, append(openings, record.NewOpening(openRequest, outcome.File))...)
+	e := &record.Entry{Kind: record.KindIssued, File: made.Hash, Operation: outcome.Operation}
+	return id, nil, tx.move(r, e, append(openings, made)...)
 }
 
 // intent returns a request that is about to be signed, and the customer that its key belongs to.
 func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record.ID, err error) {
-	r = request{id: id, Entry: tx.ledger.intents[id]}
-	delete(tx.ledger.intents, id)
+	opened := tx.ledger.intents[id]
+	r = request{id: id, Entry: opened.Entry}
+	if delete(tx.ledger.intents, id); r.Entry != nil {
+		tx.ledger.signing += (time.Since(opened.at) - tx.ledger.signing) / 16
+	}
 	var customer []byte
 	err = tx.row(ctx, "SELECT r.entry, r.state, k.customer FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?", id[:]).Scan(&r.at, &r.state, &customer)
 	switch {

@@ -29,9 +29,10 @@ import (
 
 const (
 	maxBatch = 256 // appends in one transaction
-	// A batch waits for linger while manyIntents requests are being signed.
+	// A batch waits while manyIntents requests are being signed: for a part of the time that signing takes, at most maxLinger.
 	manyIntents = 16
-	linger      = 5 * time.Millisecond
+	lingerPart  = 4
+	maxLinger   = 20 * time.Millisecond
 	batchWait   = 30 * time.Second // for the lock and the commit of one batch
 	closeWait   = time.Second      // for the batch in progress when the ledger is closed
 	// keepEvery is how often the file with the last checkpoint is written.
@@ -56,8 +57,7 @@ type Config struct {
 	// Witnesses cosign the checkpoints, and Copies are files outside the store to which they are appended, soon after each commit.
 	Witnesses []Witness
 	Copies    []string
-	// Required is how many operators of witnesses must have cosigned an issued request before Conclude, or Authorize for a
-	// stored request, returns.
+	// Required is how many operators of witnesses must have cosigned an issued request before Release lets it go.
 	Required int
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
@@ -76,7 +76,8 @@ type Ledger struct {
 	signers []note.Signer // nil: for reading
 	written *Checkpoint
 	newest  time.Time
-	intents map[record.ID]*record.Entry // that this process appended, and that are open
+	intents map[record.ID]open // that this process appended, and that have no outcome
+	signing time.Duration      // between intent and outcome, a moving average
 
 	ctx     context.Context // of the writer
 	cancel  context.CancelFunc
@@ -84,17 +85,14 @@ type Ledger struct {
 	closing chan struct{} // closed by Close
 	closed  chan struct{} // closed when the writer has ended
 
+	vendorHash, chainHash hashed // of uses
+
 	mu   sync.Mutex
 	last *Checkpoint // the newest that this process saw
-	kept *Checkpoint // the one in the file outside the store
-	once sync.Once
-}
 
-// change is what one caller adds to the ledger.
-type change struct {
-	ctx  context.Context
-	do   func(ctx context.Context, tx *Tx) error
-	done chan error // has room for one
+	keeping sync.Mutex  // guards kept and the file; before mu
+	kept    *Checkpoint // the one in the file outside the store
+	once    sync.Once
 }
 
 // Init creates the ledger in an empty store: the schema and the first entry. The error wraps fault.Usage if the store has
@@ -148,7 +146,8 @@ func (l *Ledger) begin(ctx context.Context, sqlTx *sql.Tx, do func(ctx context.C
 	if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
 		return nil, err
 	}
-	tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx)), head: empty, signers: l.signers, now: l.now()}
+	q := statements{l.store, sqlTx}
+	tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), head: empty, signers: l.signers, now: l.now(), actors: map[string]record.ID{}}
 	if err := do(ctx, tx); err != nil {
 		return nil, err
 	}
@@ -163,7 +162,7 @@ func prepare(cfg Config) (*Ledger, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]*record.Entry{}}
+	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]open{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var err error
 	if l.verifiers, err = parseVerifiers(cfg.Verifier); err != nil {
@@ -244,14 +243,17 @@ func (l *Ledger) Close() error {
 
 // keep writes the newest checkpoint to the file outside the store.
 func (l *Ledger) keep() error {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.last == l.kept {
+	last := l.last
+	l.mu.Unlock()
+	if last == l.kept {
 		return nil
 	}
-	err := writeLast(l.cfg.LastCheckpoint, l.last)
+	err := writeLast(l.cfg.LastCheckpoint, last)
 	if err == nil {
-		l.kept = l.last
+		l.kept = last
 	}
 	return err
 }
@@ -318,133 +320,5 @@ func (l *Ledger) saw(head *Checkpoint) {
 	defer l.mu.Unlock()
 	if l.last == nil || head.Size > l.last.Size {
 		l.last = head
-	}
-}
-
-// Append runs do in a transaction under the lock of the head, with the batch of other callers, and returns when everything
-// is on the disk. An error of do is returned as it is, and nothing that it appended remains. If the outcome of the commit is
-// unknown, the error wraps ErrStore: nothing may be released; the next attempt finds what was committed.
-func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx) error) error {
-	if l.cfg.Key == "" {
-		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
-	}
-	if err := l.publisher.refuse(); err != nil {
-		return err
-	}
-	c := &change{ctx: ctx, do: do, done: make(chan error, 1)}
-	select {
-	case l.changes <- c:
-	case <-ctx.Done():
-		return l.store.fail("append", ctx.Err())
-	case <-l.closing:
-		return l.store.fail("append", errors.New("the ledger was closed"))
-	}
-	select {
-	case err := <-c.done:
-		return err
-	case <-ctx.Done(): // the outcome is unknown, so nothing may be released
-		return l.store.fail("append", ctx.Err())
-	}
-}
-
-// write is the only goroutine of the process that appends.
-func (l *Ledger) write() {
-	defer close(l.closed)
-	var kept time.Time
-	for {
-		var batch []*change
-		select {
-		case c := <-l.changes:
-			batch = l.gather(c)
-		case <-l.closing:
-			return
-		}
-		l.commit(batch)
-		if time.Since(kept) > keepEvery {
-			kept = time.Now()
-			_ = l.keep() // Close tries again and reports the error
-		}
-	}
-}
-
-// gather returns a batch: a change, those that wait, and while many requests are being signed those that come soon. A
-// commit costs as much for one change as for many.
-func (l *Ledger) gather(first *change) []*change {
-	batch := []*change{first}
-	var soon <-chan time.Time
-	if len(l.intents) >= manyIntents {
-		soon = time.After(linger)
-	}
-	for len(batch) < maxBatch {
-		select {
-		case c := <-l.changes:
-			batch = append(batch, c)
-			continue
-		default:
-		}
-		if soon == nil {
-			break
-		}
-		select {
-		case c := <-l.changes:
-			batch = append(batch, c)
-		case <-soon:
-			return batch
-		case <-l.closing:
-			return batch
-		}
-	}
-	return batch
-}
-
-// commit appends a batch in one transaction and tells each caller the outcome.
-func (l *Ledger) commit(batch []*change) {
-	ctx, cancel := context.WithTimeout(l.ctx, batchWait)
-	defer cancel()
-	results := make([]error, len(batch))
-	var head *Checkpoint
-	var now time.Time
-	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
-		tx := &Tx{ledger: l, sql: sqlTx, hashes: remember(l.store.hashReader(ctx, sqlTx))}
-		var err error
-		if tx.head, err = l.check(ctx, sqlTx, tx.hashes, l.store.LockHead); err != nil {
-			return err
-		}
-		if tx.signers, err = l.signersOf(tx.head); err != nil {
-			return err
-		}
-		if err := tx.clock(ctx); err != nil {
-			return err
-		}
-		if tx.low, err = l.store.low(); err != nil {
-			return err
-		}
-		for i, c := range batch {
-			if results[i] = c.ctx.Err(); results[i] != nil {
-				continue
-			}
-			tx.begin()
-			if results[i] = c.do(ctx, tx); results[i] != nil {
-				tx.forget()
-				continue
-			}
-			if err := tx.apply(ctx); err != nil {
-				return err
-			}
-		}
-		now = tx.now
-		head, err = tx.finish(ctx)
-		return err
-	})
-	if err = l.store.fail("append", err); err == nil {
-		l.saw(head)
-		l.publisher.notify()
-		l.written, l.newest = head, now
-	}
-	for i, c := range batch {
-		if results[i] == nil || err != nil {
-			results[i] = errors.Join(err, results[i])
-		}
-		c.done <- results[i]
 	}
 }

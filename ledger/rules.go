@@ -1,12 +1,14 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -66,10 +68,36 @@ type use struct {
 	record.Use
 	actor, customer         record.ID
 	csr, spki, vendor, root record.Hash
+	openings                []record.Opening // of the actor and the CSR, for one entry
 }
 
-func newUse(u record.Use) *use {
-	return &use{Use: u, csr: sha256.Sum256(u.CSR), spki: sha256.Sum256(u.SPKI), vendor: sha256.Sum256(u.Vendor), root: sha256.Sum256(u.Chain)}
+// newUse hashes what is asked for. It runs before the transaction, which is the one of all callers.
+func (l *Ledger) newUse(u record.Use) *use {
+	openings := []record.Opening{record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR)}
+	return &use{
+		Use: u, csr: openings[1].Hash, spki: sha256.Sum256(u.SPKI), vendor: l.vendorHash.of(u.Vendor), root: l.chainHash.of(u.Chain), openings: openings,
+	}
+}
+
+// hashed remembers the hash of the newest data: that of the vendor's certificates, which rarely change. Safe for concurrent
+// use.
+type hashed struct {
+	newest atomic.Pointer[struct {
+		data []byte
+		hash record.Hash
+	}]
+}
+
+func (h *hashed) of(data []byte) record.Hash {
+	if newest := h.newest.Load(); newest != nil && bytes.Equal(newest.data, data) {
+		return newest.hash
+	}
+	newest := struct {
+		data []byte
+		hash record.Hash
+	}{bytes.Clone(data), record.SHA256(data)}
+	h.newest.Store(&newest)
+	return newest.hash
 }
 
 // entry returns an entry about the use.
@@ -85,9 +113,10 @@ func (l *Ledger) Authorize(ctx context.Context, asked record.Use) (permit record
 	if err := (Customer{Name: asked.Customer}).Check(); err != nil {
 		return permit, err
 	}
+	u := l.newUse(asked)
 	var refusal error
 	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		permit, refusal, err = tx.authorize(ctx, newUse(asked))
+		permit, refusal, err = tx.authorize(ctx, u)
 		return err
 	})
 	return permit, errors.Join(err, refusal)
@@ -140,7 +169,7 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	}
 	id := record.NewID()
 	intent := u.entry(record.KindIntent, id)
-	index, err := tx.Append(intent, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR))
+	index, err := tx.Append(intent, u.openings...)
 	if err != nil {
 		return record.Permit{}, err
 	}
@@ -149,24 +178,21 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, -1, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:])
-	tx.ledger.intents[id] = intent
+	tx.ledger.intents[id] = open{intent, time.Now()}
 	return record.Permit{Request: id.String()}, nil
 }
 
 // row is a query of one row in the transaction.
 func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
-	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
-	if err != nil {
-		return tx.sql.QueryRowContext(ctx, tx.ledger.store.bind(query), args...) // its Scan returns the error
-	}
-	return statement.QueryRowContext(ctx, args...)
+	return tx.sql.QueryRowContext(ctx, query, args...)
 }
 
 // closeIntents records that intents which a crash left open are unknown.
 func (tx *Tx) closeIntents(ctx context.Context) error {
-	if tx.low {
-		return nil // later
+	if tx.low || tx.closed { // later, or by a change before this one
+		return nil
 	}
+	tx.closed = true
 	list, err := tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
 	for _, r := range list {
 		if err == nil {
@@ -219,11 +245,7 @@ func (tx *Tx) find(ctx context.Context, id *record.ID, query string, args ...any
 
 // requests reads requests, each with its entry, which is proved. The query returns ids and numbers of entries.
 func (tx *Tx) requests(ctx context.Context, query string, args ...any) (list []request, err error) {
-	statement, err := tx.ledger.store.prepared(ctx, tx.sql, query)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := statement.QueryContext(ctx, args...)
+	rows, err := tx.sql.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -265,8 +287,15 @@ func (tx *Tx) prove(ctx context.Context, r request) (request, error) {
 
 // actor returns the id of an actor, which is new at its first use.
 func (tx *Tx) actor(ctx context.Context, name string) (id record.ID, err error) {
+	if id, ok := tx.actors[name]; ok {
+		return id, nil
+	}
 	known, err := tx.find(ctx, &id, "SELECT id FROM actors WHERE name = ?", name)
-	if err == nil && !known {
+	switch {
+	case err != nil:
+	case known:
+		tx.actors[name] = id
+	default: // the change may fail, so it is not remembered
 		id = record.NewID()
 		tx.exec("INSERT INTO actors (id, name) VALUES (?, ?)", id[:], name)
 	}
@@ -290,7 +319,7 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	}
 	e := u.entry(record.KindRefused, record.ID{})
 	e.Rule = rule
-	if _, err := tx.Append(e, record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR)); err != nil {
+	if _, err := tx.Append(e, u.openings...); err != nil {
 		return err
 	}
 	tx.exec("INSERT INTO refusals (day, actor, rule, csr, repeated) VALUES (?, ?, ?, ?, 0)", day, u.actor[:], rule, u.csr[:])

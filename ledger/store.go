@@ -62,6 +62,36 @@ type Store struct {
 	statements sync.Map // from a query to its *sql.Stmt: parsing costs as much as running
 }
 
+// statements runs the queries of a transaction with prepared statements.
+type statements struct {
+	store *Store
+	tx    *sql.Tx
+}
+
+func (s statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	statement, err := s.store.prepared(ctx, s.tx, query)
+	if err != nil {
+		return nil, err
+	}
+	return statement.ExecContext(ctx, args...)
+}
+
+func (s statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	statement, err := s.store.prepared(ctx, s.tx, query)
+	if err != nil {
+		return nil, err
+	}
+	return statement.QueryContext(ctx, args...)
+}
+
+func (s statements) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	statement, err := s.store.prepared(ctx, s.tx, query)
+	if err != nil {
+		return s.tx.QueryRowContext(ctx, s.store.bind(query), args...) // its Scan returns the error
+	}
+	return statement.QueryRowContext(ctx, args...)
+}
+
 // prepared returns the statement of a query in a transaction.
 func (s *Store) prepared(ctx context.Context, tx *sql.Tx, query string) (*sql.Stmt, error) {
 	found, ok := s.statements.Load(query)

@@ -2,9 +2,7 @@ package ledger
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,11 +16,13 @@ import (
 // Tx is a batch of appends under the lock of the head. It is valid within the function that Append calls.
 type Tx struct {
 	ledger *Ledger
-	sql    *sql.Tx
+	sql    statements
 	hashes *memory
 	head   *Checkpoint
 	now    time.Time
-	low    bool // the disk has only its reserve left
+	low    bool                 // the disk has only its reserve left
+	closed bool                 // old intents were closed
+	actors map[string]record.ID // that are known, by name
 	// signers sign the checkpoint of the batch.
 	signers []note.Signer
 
@@ -81,11 +81,7 @@ func (tx *Tx) forget() { tx.added, tx.pending = tx.added[:tx.start], nil }
 // apply writes the side rows of a change, so that the next one in the batch sees them.
 func (tx *Tx) apply(ctx context.Context) error {
 	for _, s := range tx.pending {
-		statement, err := tx.ledger.store.prepared(ctx, tx.sql, s.query)
-		if err == nil {
-			_, err = statement.ExecContext(ctx, s.args...)
-		}
-		if err != nil {
+		if _, err := tx.sql.ExecContext(ctx, s.query, s.args...); err != nil {
 			return err
 		}
 	}
@@ -135,7 +131,6 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	if len(tx.added) == 0 {
 		return tx.head, nil
 	}
-	store := tx.ledger.store
 	var entries, hashes []any
 	size := tx.head.Size
 	for _, added := range tx.added {
@@ -165,16 +160,18 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = tx.sql.ExecContext(ctx, store.bind("UPDATE head SET size = ?, checkpoint = ? WHERE id = 1"), size, head.Signed)
+	_, err = tx.sql.ExecContext(ctx, "UPDATE head SET size = ?, checkpoint = ? WHERE id = 1", size, head.Signed)
 	return head, err
 }
 
-// insert adds rows of a number of columns, many with one statement.
+// insert adds rows of a number of columns, many with one statement; there are few statements, since each is prepared.
 func (tx *Tx) insert(ctx context.Context, query string, columns int, values []any) error {
-	for part := range slices.Chunk(values, 100*columns) {
-		row := ",(?" + strings.Repeat(",?", columns-1) + ")"
-		if _, err := tx.sql.ExecContext(ctx, tx.ledger.store.bind(query+strings.Repeat(row, len(part)/columns)[1:]), part...); err != nil {
-			return err
+	row := ",(?" + strings.Repeat(",?", columns-1) + ")"
+	for _, rows := range []int{64, 8, 1} {
+		for n := rows * columns; len(values) >= n; values = values[n:] {
+			if _, err := tx.sql.ExecContext(ctx, query+strings.Repeat(row, rows)[1:], values[:n]...); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -3,7 +3,6 @@ package ledger
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -231,7 +230,7 @@ func (v *verification) openings(ctx context.Context, tx *sql.Tx, start, end int6
 			return err
 		}
 		copy(o.Salt[:], salt)
-		kept := opened{Commitment: o.Commitment(), hash: sha256.Sum256(o.Data)}
+		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
 		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys}, o.Name) {
 			kept.data = o.Data
 		}

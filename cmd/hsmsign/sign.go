@@ -28,7 +28,7 @@ const (
 	// signTimeout bounds one signature by default: network HSMs answer within a second, or not at all.
 	signTimeout = time.Minute
 	// recording is how many requests of a batch are in flight with a ledger: most of them wait for its commits.
-	recording = 64
+	recording = 256
 	// requestMode: a request contains no secret.
 	requestMode = fs.FileMode(0o644)
 )

@@ -115,7 +115,7 @@ type Entry struct {
 	Commitments []Commitment // sorted by name, each name once
 }
 
-// Commitment binds an entry to a side row, which can be erased: HMAC-SHA256 of the row's data under its salt.
+// Commitment binds an entry to a side row, which can be erased: HMAC-SHA256, under the row's salt, of the SHA-256 of its data.
 type Commitment struct {
 	Name string
 	MAC  Hash
@@ -126,19 +126,24 @@ type Opening struct {
 	Name string
 	Salt Hash // random
 	Data []byte
+	Hash Hash // SHA-256 of Data; zero: it is not computed yet
 }
 
 // NewOpening returns an opening with a random salt.
 func NewOpening(name string, data []byte) Opening {
-	o := Opening{Name: name, Data: data}
+	o := Opening{Name: name, Data: data, Hash: SHA256(data)}
 	_, _ = rand.Read(o.Salt[:]) // never fails (Go 1.24)
 	return o
 }
 
-// Commitment returns the commitment that o opens.
-func (o Opening) Commitment() Commitment {
+// Commitment returns the commitment that o opens. It is made from the hash of the data, so that data whose hash is in the
+// entry too is hashed once.
+func (o *Opening) Commitment() Commitment {
+	if o.Hash == (Hash{}) {
+		o.Hash = SHA256(o.Data)
+	}
 	mac := hmac.New(sha256.New, o.Salt[:])
-	mac.Write(o.Data)
+	mac.Write(o.Hash[:])
 	return Commitment{Name: o.Name, MAC: Hash(mac.Sum(nil))}
 }
 
