@@ -23,6 +23,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	"hsmsign/agent/policy"
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/fault"
@@ -38,6 +41,8 @@ type Caller struct {
 	Name string
 	// Channel is how the order came: "local" for the command line.
 	Channel string
+	// Rules are what the caller may; nil: the configuration has no callers, and everything is allowed.
+	Rules *policy.Caller
 }
 
 // Order is what a caller asks for. The zero value of a field other than CSR is its default.
@@ -55,6 +60,7 @@ type Prepared struct {
 	Order  Order // with its defaults filled in
 	Caller Caller
 
+	vendor   string // name of the identity
 	identity *identity
 	redeemed atomic.Bool
 }
@@ -100,7 +106,7 @@ func (v *Vendor) Prepare(ctx context.Context, caller Caller, order Order) (*Prep
 	if bytes.Equal(csr.Parsed.RawSubjectPublicKeyInfo, id.chain.Leaf().RawSubjectPublicKeyInfo) {
 		return nil, request.VendorCSR()
 	}
-	return &Prepared{CSR: csr, Order: order, Caller: caller, identity: id}, nil
+	return &Prepared{CSR: csr, Order: order, Caller: caller, vendor: v.cfg.Name, identity: id}, nil
 }
 
 // Issue signs what was prepared and returns the request, whose signature it has verified. A Prepared is redeemed once:
@@ -117,6 +123,15 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		return nil, errors.New("the prepared CSR was issued already")
 	}
 	if err := p.identity.chain.CheckDates(v.cfg.Now()); err != nil {
+		return nil, err
+	}
+	if rule, err := p.Allowed(); err != nil {
+		if v.cfg.Recorder == nil {
+			return nil, err
+		}
+		return nil, errors.Join(err, v.cfg.Recorder.Refuse(ctx, p.use(), rule))
+	}
+	if err := v.pace(ctx, p.Caller.Rules); err != nil {
 		return nil, err
 	}
 	if v.cfg.Recorder == nil {
@@ -174,6 +189,35 @@ func outcomeOf(operation *signer.Operation, err error) record.Outcome {
 	return outcome
 }
 
+// Allowed returns nil if the caller may have the order signed. Otherwise rule is what refuses it, and the error is of kind
+// forbidden. Issue asks it, too.
+func (p *Prepared) Allowed() (rule string, err error) {
+	if p.Caller.Rules == nil {
+		return "", nil
+	}
+	return p.Caller.Rules.Check(policy.Order{Customer: p.Order.Customer, Vendor: p.vendor, Subject: p.CSR.Parsed.Subject})
+}
+
+// pace waits until the caller may ask again: its role says how often a second.
+func (v *Vendor) pace(ctx context.Context, rules *policy.Caller) error {
+	if rules == nil {
+		return nil
+	}
+	type key struct {
+		caller string
+		limit  int // another policy may have another one
+	}
+	n := rules.Role.PerSecond
+	limiter, _ := v.limiters.LoadOrStore(key{rules.Name, n}, rate.NewLimiter(rate.Limit(n), n))
+	if err := limiter.(*rate.Limiter).Wait(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fault.Limited.Errorf("caller %s may ask for %d requests a second", rules.Name, n).Fix("ask less often")
+	}
+	return nil
+}
+
 // recordTimeout bounds recording an outcome.
 const recordTimeout = time.Minute
 
@@ -190,10 +234,14 @@ func (v *Vendor) issue(ctx context.Context, p *Prepared) (*Issued, error) {
 
 // use is what the recorder is told.
 func (p *Prepared) use() record.Use {
-	return record.Use{
+	u := record.Use{
 		Customer: p.Order.Customer, Actor: p.Caller.Name, Channel: p.Caller.Channel, CSR: p.CSR.DER, SPKI: p.CSR.Parsed.RawSubjectPublicKeyInfo,
 		Vendor: p.identity.chain.Leaf().Raw, Chain: p.identity.certificates, Digest: p.Order.Digest.String(),
 	}
+	if r := p.Caller.Rules; r != nil {
+		u.Policy, u.MustExist, u.PerDay = r.Policy, r.Role.MustExist, r.Role.PerDay
+	}
+	return u
 }
 
 // reissue returns the stored request of a permit in the format of the order, verified again: the recorder is not trusted.

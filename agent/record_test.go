@@ -3,8 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
+	"hsmsign/agent/policy"
 	"hsmsign/fault"
 	"hsmsign/internal/testkit"
 	"hsmsign/ledger/record"
@@ -14,6 +17,7 @@ import (
 type recorder struct {
 	uses      []record.Use
 	outcomes  []record.Outcome
+	refused   []string
 	stored    []byte
 	authorize error
 	conclude  error
@@ -25,6 +29,11 @@ func (r *recorder) Release(context.Context, record.Permit) error { return r.rele
 func (r *recorder) Authorize(_ context.Context, u record.Use) (record.Permit, error) {
 	r.uses = append(r.uses, u)
 	return record.Permit{Request: "7", Stored: r.stored}, r.authorize
+}
+
+func (r *recorder) Refuse(_ context.Context, u record.Use, rule string) error {
+	r.uses, r.refused = append(r.uses, u), append(r.refused, rule)
+	return r.authorize
 }
 
 func (r *recorder) Conclude(_ context.Context, _ *record.Permit, o record.Outcome) error {
@@ -94,5 +103,47 @@ func TestRecorderAfterInterruption(t *testing.T) {
 	v := newVendor(t, Config{Key: key, Recorder: r})
 	if _, err := v.Issue(ctx, prepare(t, v, customer(t))); !errors.Is(err, context.Canceled) || len(r.outcomes) != 1 || r.outcomes[0].Err == nil {
 		t.Errorf("%v, outcomes %+v", err, r.outcomes)
+	}
+}
+
+// A caller gets what its role allows; a refusal is recorded, and the key is not used.
+func TestPolicy(t *testing.T) {
+	roles := map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, MustExist: true, PerSecond: 1, PerDay: 7, Approvals: "none"}}
+	found := testkit.Value(policy.New(map[string]policy.CallerConfig{"ada": {Role: "signer", Person: "ada", UID: []int{7}}}, roles, nil))(t)
+	r, key := &recorder{}, golden(t)
+	v := newVendor(t, Config{Key: key, Recorder: r})
+	issue := func(ctx context.Context, customerName string) error {
+		order := customer(t)
+		order.Customer = customerName
+		caller := Caller{Name: "ada", Channel: "local", Rules: testkit.Value(found.UID(7))(t)}
+		_, err := v.Issue(ctx, testkit.Value(v.Prepare(ctx, caller, order))(t))
+		return err
+	}
+	if err := issue(t.Context(), "bolt"); fault.KindOf(err) != fault.Forbidden || key.opens.Load() != 0 || len(r.refused) != 1 || r.refused[0] != policy.RuleCustomer {
+		t.Errorf("another customer: %v, refused %v", err, r.refused)
+	}
+	r.authorize = errors.New("the ledger is down")
+	if err := issue(t.Context(), "bolt"); !errors.Is(err, r.authorize) || !strings.Contains(err.Error(), policy.RuleCustomer) {
+		t.Errorf("a refusal that is not recorded: %v", err)
+	}
+	r.authorize = nil
+	if err := issue(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	if u := r.uses[len(r.uses)-1]; u.Policy != found.Hash() || !u.MustExist || u.PerDay != 7 || u.Actor != "ada" {
+		t.Errorf("%+v", u)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := issue(short, "acme"); fault.KindOf(err) != fault.Limited {
+		t.Errorf("two in a second: %v", err)
+	}
+	// Without a recorder it is the same.
+	bare := newVendor(t, Config{Key: key})
+	order := customer(t)
+	order.Customer = "bolt"
+	prepared := testkit.Value(bare.Prepare(t.Context(), Caller{Rules: testkit.Value(found.UID(7))(t)}, order))(t)
+	if _, err := bare.Issue(t.Context(), prepared); fault.KindOf(err) != fault.Forbidden {
+		t.Errorf("without a recorder: %v", err)
 	}
 }

@@ -62,6 +62,8 @@ func CertificateFiles(loader interface {
 
 // Config says where a vendor's identity is. Key and Certificates are required.
 type Config struct {
+	// Name is the name of the identity in the configuration; empty: there is only one.
+	Name string
 	// Key opens the vendor's key, as keystore.Key does.
 	Key interface {
 		Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error)
@@ -91,6 +93,7 @@ func (cfg Config) withDefaults() Config {
 type Vendor struct {
 	cfg      Config
 	identity atomic.Pointer[identity]
+	limiters sync.Map // the *rate.Limiter of each caller
 
 	mu      sync.Mutex // guards what follows; never held while the key is opened or signs
 	key     *openKey   // nil: not open

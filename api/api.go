@@ -157,6 +157,16 @@ type Setting struct {
 	Origin string   `json:"origin"` // "--key", "$HSMSIGN_KEY", a configuration file, "default" or "not set"
 }
 
+// PolicyTest is whether a caller may have a CSR signed.
+type PolicyTest struct {
+	Caller      string `json:"caller"`
+	Role        string `json:"role"`
+	Customer    string `json:"customer,omitempty"`
+	Allowed     bool   `json:"allowed"`
+	Rule        string `json:"rule,omitempty"` // that refuses it
+	Explanation string `json:"explanation"`    // of the role
+}
+
 // Version is how the program was built.
 type Version struct {
 	Version  string   `json:"version"`

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 
+	"hsmsign/agent/policy"
 	"hsmsign/fault"
 	"hsmsign/internal/suggest"
 )
@@ -42,6 +43,9 @@ type Config struct {
 	// Vendors are several vendor identities by name, for the time of a renewal. They exclude Key, Cert and Chain of the
 	// Config itself. Its TrustRoot applies to those that have none.
 	Vendors map[string]Vendor `yaml:"vendors"`
+	// Callers are those who may ask for requests, by name, and Roles what they may. With callers nobody else may.
+	Callers map[string]policy.CallerConfig `yaml:"callers"`
+	Roles   map[string]policy.RoleConfig   `yaml:"roles"`
 }
 
 // Ledger says where the ledger and its keys are. In the file it is this mapping, or only the reference of the store.

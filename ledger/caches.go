@@ -30,6 +30,9 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 	if err := v.cachedKeys(ctx, tx); err != nil {
 		return err
 	}
+	if err := v.cachedDays(ctx, tx); err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
 	if err != nil {
 		return err

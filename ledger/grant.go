@@ -19,6 +19,7 @@ var rights = map[string]string{
 	"pushes":        "SELECT, INSERT, UPDATE",
 	"requests":      "SELECT, INSERT, UPDATE",
 	"refusals":      "SELECT, INSERT, UPDATE",
+	"daily":         "SELECT, INSERT, UPDATE",
 	"chains":        "SELECT, INSERT",
 	"keys":          "SELECT, INSERT, UPDATE",
 	"watches":       "SELECT, INSERT, DELETE",

@@ -104,7 +104,7 @@ func (h *hashed) of(data []byte) record.Hash {
 func (u *use) entry(kind string, request record.ID) *record.Entry {
 	return &record.Entry{
 		Kind: kind, Request: request, Customer: u.customer, Actor: u.actor, Channel: u.Channel,
-		CSR: u.csr, SPKI: u.spki, Vendor: u.vendor, Chain: u.root, Digest: u.Digest,
+		CSR: u.csr, SPKI: u.spki, Vendor: u.vendor, Chain: u.root, Digest: u.Digest, Policy: u.Policy,
 	}
 }
 
@@ -142,15 +142,29 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if used && owner != u.customer {
 		return permit, foreignKey(u.Customer), tx.refuse(ctx, u, ruleForeignKey)
 	}
+	if !known && u.MustExist {
+		refusal = fault.Forbidden.Errorf("caller %s may not ask for requests of a customer that is not known: %q [%s]", u.Actor, u.Customer, ruleMustExist).
+			Fix("add the customer with hsmsign ledger customer add")
+		return permit, refusal, tx.refuse(ctx, u, ruleMustExist)
+	}
+	if used {
+		if permit, err = tx.stored(ctx, u.entry(record.KindIntent, record.ID{})); err != nil || permit.Stored != nil {
+			return permit, nil, err
+		}
+	}
+	if refused, err := tx.countDay(ctx, u); refused {
+		return permit, err, tx.refuse(ctx, u, rulePerDay)
+	} else if err != nil {
+		return permit, nil, err
+	}
 	switch {
 	case used:
-		permit, err = tx.stored(ctx, u.entry(record.KindIntent, record.ID{}))
 	case known:
 		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
 	default:
 		u.customer, err = tx.addCustomer(u.actor, u.Actor, u.Channel, Customer{Name: u.Customer})
 	}
-	if err != nil || permit.Stored != nil {
+	if err != nil {
 		return permit, nil, err
 	}
 	permit, err = tx.intend(ctx, u, !used)

@@ -26,6 +26,8 @@ CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);
 CREATE TABLE cosignatures (size INTEGER NOT NULL, witness TEXT NOT NULL, checkpoint BLOB NOT NULL, line BLOB NOT NULL, PRIMARY KEY (size, witness));
 -- What the witnesses answered last, for people and for the next request. alarm is 1 if the ledger must not grow.
 CREATE TABLE witnesses (id TEXT PRIMARY KEY, size INTEGER NOT NULL, failed INTEGER NOT NULL, failure TEXT NOT NULL, alarm INTEGER NOT NULL);
+-- How many intents under a policy an actor had on a day (since 1970, UTC).
+CREATE TABLE daily (day INTEGER NOT NULL, actor BLOB NOT NULL, requests INTEGER NOT NULL, PRIMARY KEY (day, actor));
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,
     PRIMARY KEY (day, actor, rule, csr));

@@ -46,6 +46,7 @@ type verification struct {
 	chains    map[record.Hash]int64 // and the first entry with it
 	watches   map[string]int64
 	keys      map[record.Hash]owner
+	days      map[day]int64   // intents under a policy
 	lost      []lost          // entries whose data is missing
 	signedBy  string          // the verifier keys that the newest entry about them says
 	signedAt  int64           // its index; -1: there is none
@@ -62,7 +63,7 @@ type verification struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, signedAt: -1, verifiers: l.verifiers, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -289,6 +290,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 		v.chains[e.Chain] = index
 	}
 	v.key(e, index)
+	if e.Kind == record.KindIntent && e.Policy != (record.Hash{}) {
+		v.days[dayOf(e)]++
+	}
 	if e.Kind == record.KindErased {
 		v.erased[e.Customer] = true
 	}

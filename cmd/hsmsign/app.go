@@ -63,7 +63,7 @@ func (p *program) app() *cli.App {
 		Flags:   []cli.Flag{configFlag(), cli.HelpFlag},
 		Commands: []*cli.Command{
 			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.keyCommand(), p.tokenCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.ledgerCommand(),
+			p.keyCommand(), p.tokenCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.ledgerCommand(), p.policyCommand(),
 			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.helpCommand(), p.workerCommand(),
 		},
 		Writer:    writerFunc(func(b []byte) (int, error) { p.con.Write(b); return len(b), nil }),

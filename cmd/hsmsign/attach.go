@@ -33,12 +33,15 @@ func (p *program) ledgerAttach(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	actor, err := s.manager(customer)
+	if err != nil {
+		return err
+	}
 	l, done, err := p.openLedger(ctx.Context, s, true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	actor := localCaller()
 	err = l.Attach(ctx.Context, actor.Name, actor.Channel, customer, ledger.Push{
 		Topic: cert.Topic, NotAfter: cert.NotAfter.UTC(), SHA256: api.SHA256(cert.Raw), SPKI: chain.SPKISHA256(cert.PublicKey),
 	})

@@ -112,6 +112,17 @@ func (s *settings) effective() ([]api.Setting, error) {
 	infos = append(infos, setting("ledger", ledgers.origin, "", ledgers.name()))
 	infos = append(infos, inFile("watch", s.path, len(s.config.Ledger.Watch) > 0, s.config.Ledger.Watch))
 	infos = append(infos, s.publishingSettings()...)
+	found, err := s.policy()
+	if err != nil {
+		keyErr = errors.Join(keyErr, err)
+	} else if found != nil {
+		for _, name := range found.Roles() {
+			infos = append(infos, setting("role "+name, s.path, "", found.ExplainRole(name)))
+		}
+		for _, name := range found.Names() {
+			infos = append(infos, setting("caller "+name, s.path, "", found.Explain(name)))
+		}
+	}
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	return append(infos,

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
@@ -56,37 +57,42 @@ func (p *program) customerCommand() *cli.Command {
 	}
 }
 
-// customerJob opens the ledger to write, and returns the function that ends it, and the customer that the flags describe.
-func (p *program) customerJob(ctx *cli.Context) (c ledger.Customer, l *ledger.Ledger, done func(), err error) {
+// customerJob opens the ledger to write, and returns the function that ends it, the customer that the flags describe, and who
+// asks.
+func (p *program) customerJob(ctx *cli.Context) (c ledger.Customer, actor agent.Caller, l *ledger.Ledger, done func(), err error) {
 	s, args, err := p.start(ctx, oneName)
 	if err != nil {
-		return c, nil, nil, err
+		return c, actor, nil, nil, err
+	}
+	for _, name := range []string{args[0], orDefault(ctx.String("rename"), args[0])} {
+		if actor, err = s.manager(name); err != nil {
+			return c, actor, nil, nil, err
+		}
 	}
 	c.Name = args[0]
 	c.Contact, _ = s.str("contact")
 	c.Account, _ = s.str("account")
 	c.Notes, _ = s.str("notes")
 	l, done, err = p.openLedger(ctx.Context, s, true)
-	return c, l, done, err
+	return c, actor, l, done, err
 }
 
 func (p *program) customerAdd(ctx *cli.Context) error {
-	c, l, done, err := p.customerJob(ctx)
+	c, actor, l, done, err := p.customerJob(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	actor := localCaller()
 	return l.AddCustomer(ctx.Context, actor.Name, actor.Channel, c)
 }
 
 func (p *program) customerEdit(ctx *cli.Context) error {
-	given, l, done, err := p.customerJob(ctx)
+	given, actor, l, done, err := p.customerJob(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	actor, rename := localCaller(), ctx.String("rename")
+	rename := ctx.String("rename")
 	return l.EditCustomer(ctx.Context, actor.Name, actor.Channel, given.Name, func(c ledger.Customer) ledger.Customer {
 		return ledger.Customer{
 			Name: orDefault(rename, c.Name), Contact: orDefault(given.Contact, c.Contact), Account: orDefault(given.Account, c.Account),
@@ -96,7 +102,7 @@ func (p *program) customerEdit(ctx *cli.Context) error {
 }
 
 func (p *program) customerErase(ctx *cli.Context) error {
-	c, l, done, err := p.customerJob(ctx)
+	c, actor, l, done, err := p.customerJob(ctx)
 	if err != nil {
 		return err
 	}
@@ -110,7 +116,6 @@ func (p *program) customerErase(ctx *cli.Context) error {
 			return fault.Usage.Errorf("the erasure was not confirmed, and nothing was erased").Fix("--yes confirms it in scripts")
 		}
 	}
-	actor := localCaller()
 	return l.EraseCustomer(ctx.Context, actor.Name, actor.Channel, c.Name)
 }
 

@@ -40,12 +40,18 @@ func (p *program) customerReassign(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	actor, err := s.manager(from)
+	if err == nil {
+		_, err = s.manager(to)
+	}
+	if err != nil {
+		return err
+	}
 	l, done, err := p.openLedger(ctx.Context, s, true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	actor := localCaller()
 	if err := l.Reassign(ctx.Context, actor.Name, actor.Channel, key, from, to); err != nil {
 		return err
 	}

@@ -118,7 +118,11 @@ func (p *program) knownLedger(ctx context.Context, s *settings, c *ledgerConfig)
 	if _, err := os.Lstat(c.keyFile); c.verifier != "" && (c.keyFile == "" || errors.Is(err, fs.ErrNotExist)) {
 		write = false // it is needed only to erase again
 	}
-	of.Config.LastCheckpoint, of.Config.Copies, of.Actor = c.last, c.copies, localCaller().Name
+	actor, err := s.caller()
+	if err != nil {
+		return of, err
+	}
+	of.Config.LastCheckpoint, of.Config.Copies, of.Actor = c.last, c.copies, actor.Name
 	if of.Config.Verifier, of.Config.Key, err = c.keys(write); err != nil {
 		return of, err
 	}

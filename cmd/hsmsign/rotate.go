@@ -59,7 +59,10 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 		return err
 	}
 	defer done()
-	actor := localCaller()
+	actor, err := s.caller()
+	if err != nil {
+		return err
+	}
 	if err := l.Rotate(ctx.Context, actor.Name, actor.Channel, key); err != nil {
 		return err
 	}
@@ -115,7 +118,10 @@ func (p *program) endRotation(ctx *cli.Context, s *settings, c *ledgerConfig) er
 		return err
 	}
 	defer done()
-	actor := localCaller()
+	actor, err := s.caller()
+	if err != nil {
+		return err
+	}
 	verifier, err := l.EndRotation(ctx.Context, actor.Name, actor.Channel)
 	if err != nil {
 		return err

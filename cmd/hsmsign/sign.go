@@ -5,10 +5,7 @@ import (
 	"crypto"
 	"fmt"
 	"io/fs"
-	"os"
-	"os/user"
 	"runtime"
-	"strconv"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -83,6 +80,13 @@ func (job *signJob) close() {
 
 // record opens the ledger, if there is one, as the recorder of the vendor.
 func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) error {
+	var err error
+	if job.caller, err = s.caller(); err != nil {
+		return err
+	}
+	if job.caller.Rules != nil {
+		job.order.Customer = orDefault(job.order.Customer, job.caller.Rules.Customer)
+	}
 	job.closeLedger = func() {}
 	job.receipt = s.boolean("receipt")
 	if reference, _ := s.str("ledger"); reference == "" {
@@ -103,17 +107,7 @@ func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) 
 	}
 	job.ledger, job.closeLedger, cfg.Recorder = l, done, l
 	job.workers = max(job.workers, recording) // many share one commit
-	job.caller = localCaller()
 	return nil
-}
-
-// localCaller returns the Unix user who runs the program.
-func localCaller() agent.Caller {
-	name := "uid " + strconv.Itoa(os.Getuid())
-	if u, err := user.Current(); err == nil {
-		name += " (" + u.Username + ")"
-	}
-	return agent.Caller{Name: name, Channel: "local"}
 }
 
 func (p *program) sign(ctx *cli.Context) error {
@@ -175,7 +169,7 @@ func (s *settings) vendorConfig(key keystore.Key) (agent.Config, error) {
 	extra, _ := s.list("chain")
 	roots, _ := s.list("trust-root")
 	return agent.Config{
-		Key: key, OpenTimeout: openTimeout, SignTimeout: signTimeout, Certificates: agent.CertificateFiles(s.store, cert, extra, roots),
+		Name: s.vendor, Key: key, OpenTimeout: openTimeout, SignTimeout: signTimeout, Certificates: agent.CertificateFiles(s.store, cert, extra, roots),
 	}, nil
 }
 

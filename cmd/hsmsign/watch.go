@@ -59,7 +59,10 @@ func (p *program) watchChange(ctx *cli.Context, change func(l *ledger.Ledger, ac
 		return err
 	}
 	defer done()
-	actor := localCaller()
+	actor, err := s.caller()
+	if err != nil {
+		return err
+	}
 	return change(l, actor.Name, actor.Channel, target)
 }
 

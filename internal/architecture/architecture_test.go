@@ -31,7 +31,7 @@ var mayImport = map[string]struct {
 }{
 	"fault":                         {nil, "every package reports findings and failures; fault knows no package"},
 	"secret":                        {[]string{"fault"}, "where a secret comes from; what it opens is the caller's business"},
-	"config":                        {[]string{"fault", "internal/suggest"}, "the content of a file; the caller decides what it means"},
+	"config":                        {[]string{"agent/policy", "fault", "internal/suggest"}, "the content of a file; the caller decides what it means"},
 	"testpki":                       {[]string{"internal/wholefile"}, "it replaces Apple in tests, so it must not share a mistake with what it tests"},
 	"signer":                        {[]string{"fault", "internal/suggest"}, "the center: backends and callers know it, it knows none of them"},
 	"signer/file":                   {[]string{"fault", "internal/cbc", "internal/filekind", "internal/strictder", "internal/wholefile", "secret", "signer"}, "a backend knows the interface only; this one writes files"},
@@ -62,7 +62,8 @@ var mayImport = map[string]struct {
 	"ledger/watch":                               {[]string{"chain", "fault", "internal/input"}, "the chains of files and TLS endpoints; it knows no ledger"},
 	"ledger/backup":                              {[]string{"fault", "internal/input", "internal/wholefile", "ledger", "ledger/record", "ledger/sqlite"}, "copies of a ledger as files, and back; SQLite only has files"},
 	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
-	"agent":                                      {[]string{"api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
+	"agent/policy":                               {[]string{"fault", "internal/suggest"}, "who may ask for what; it reads no file and knows no key"},
+	"agent":                                      {[]string{"agent/policy", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
 	"api":                                        {[]string{"chain", "fault", "internal/strictder", "ledger/record", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
 	"lifecycle/certreq":                          {[]string{"fault", "internal/strictder", "signer"}, "the CSR only: whose it is, and who signs it, is the caller's business"},
@@ -83,7 +84,7 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
+	"cmd/hsmsign": {[]string{"agent", "agent/policy", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
 		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }

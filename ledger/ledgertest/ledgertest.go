@@ -20,7 +20,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(t *testing.T) *ledger.Store)) {
 	for name, test := range map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
-		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "chain rolled back": testChainRolledBack, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
+		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "policy": testPolicy, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "chain rolled back": testChainRolledBack, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
 		"erased again": testErasedAgain, "erasures file": testErasuresFile, "continued": testContinued, "continued until": testContinuedUntil, "rotated": testRotated, "rotated elsewhere": testRotatedElsewhere,
 		"rotation, tampered": testRotationTampered, "rotated, witnessed": testRotatedWitnessed, "rotated, cosigned before": testRotatedPast,
 		"witnesses": testWitnesses, "required": testRequired, "alarms": testAlarms, "forks": testWitnessedForks, "lies": testLies, "several publish": testSeveralPublish,

@@ -17,6 +17,10 @@ type Use struct {
 	Vendor   []byte // DER of the vendor certificate
 	Chain    []byte // DER certificates of the vendor's chain, concatenated
 	Digest   string // of the signature: "SHA-256"
+
+	Policy    Hash // of the policy that allows it; zero: there is none
+	MustExist bool // the customer is not added
+	PerDay    int  // how many requests the actor may have authorized on one day (UTC); 0: any number
 }
 
 // Permit allows one signature.
@@ -50,6 +54,9 @@ type Recorder interface {
 	// Release waits until a request that was issued, or is stored, may be released. Without a nil error it must not be. It may
 	// be tried again.
 	Release(ctx context.Context, permit Permit) error
+	// Refuse records that a rule of the caller's policy refused a use; nothing is signed. The error says only whether that
+	// was recorded.
+	Refuse(ctx context.Context, use Use, rule string) error
 	// Conclude records the outcome of a permit. Without a nil error the file must not be released. If another process has
 	// issued the same request meanwhile, the permit gets the id of that one.
 	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
