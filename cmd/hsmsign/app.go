@@ -50,7 +50,33 @@ func (p *program) read(ctx context.Context, name string, limit int64, fix string
 	return data, nil
 }
 
-func (p *program) app() *cli.App {
+// commands are the commands by name.
+func (p *program) commands() []command {
+	return []command{
+		{"sign", p.signCommand}, {"verify", p.verifyCommand}, {"inspect", p.inspectCommand}, {"chain", p.chainCommand}, {"key", p.keyCommand}, {"token", p.tokenCommand},
+		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand},
+		{"ledger", p.ledgerCommand}, {"policy", p.policyCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
+		{"help", p.helpCommand}, {workerCommand, p.workerCommand},
+	}
+}
+
+// command is a command and the function that describes it.
+type command struct {
+	name  string
+	build func() *cli.Command
+}
+
+// app returns the program's commands; only, if it is the name of one, is the one that is needed: describing all takes longer
+// than running most.
+func (p *program) app(only string) *cli.App {
+	all := p.commands()
+	if i := slices.IndexFunc(all, func(c command) bool { return c.name == only }); i >= 0 {
+		all = all[i : i+1]
+	}
+	commands := make([]*cli.Command, len(all))
+	for i, c := range all {
+		commands[i] = c.build()
+	}
 	app := &cli.App{
 		Name:  "hsmsign",
 		Usage: "sign customers' CSRs for Apple push certificates, with the MDM vendor's key in an HSM, a KMS or a file",
@@ -59,13 +85,9 @@ func (p *program) app() *cli.App {
 			"sign, chain and verify can also be in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
 			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
 			"7 verification found defects.",
-		Version: readVersion().Version,
-		Flags:   []cli.Flag{configFlag(), cli.HelpFlag},
-		Commands: []*cli.Command{
-			p.signCommand(), p.verifyCommand(), p.inspectCommand(), p.chainCommand(),
-			p.keyCommand(), p.tokenCommand(), p.vendorCommand(), p.doctorCommand(), p.checkConfigCommand(), p.pushCommand(), p.mdmcertCommand(), p.ledgerCommand(), p.policyCommand(),
-			p.testpkiCommand(), p.versionCommand(), p.completionCommand(), p.helpCommand(), p.workerCommand(),
-		},
+		Version:   readVersion().Version,
+		Flags:     []cli.Flag{configFlag(), cli.HelpFlag},
+		Commands:  commands,
 		Writer:    writerFunc(func(b []byte) (int, error) { p.con.Write(b); return len(b), nil }),
 		ErrWriter: io.Discard, // run prints the error, once
 		// Key references contain commas.
@@ -87,7 +109,11 @@ func (p *program) app() *cli.App {
 // runCommand runs a command line; args[0] is the program.
 func (p *program) runCommand(ctx context.Context, args []string) error {
 	cli.HelpPrinter = p.printHelp // a variable of the library; one program runs in a process
-	app := p.app()
+	only := ""
+	if len(args) > 1 && args[1] != "help" && args[1] != "completion" {
+		only = args[1]
+	}
+	app := p.app(only)
 	if last := len(args) - 1; last > 1 && args[last] == completionFlag {
 		p.con.Write([]byte(strings.Join(complete(app, args[1:last]), "\n") + "\n"))
 		return nil

@@ -138,7 +138,7 @@ func runBatch(b *testing.B, in, out, key string, more ...string) time.Duration {
 		"hsmsign", "sign", "--key", key, "--cert", filepath.Join(golden, "chain.pem"),
 		"--trust-root", filepath.Join(golden, "root.pem"), "--out-dir", out,
 	}, more...)
-	if err = p.app().RunContext(b.Context(), append(args, in)); err != nil {
+	if err = p.app("").RunContext(b.Context(), append(args, in)); err != nil {
 		b.Fatal(console.ErrorLine(err))
 	}
 	return time.Since(began)

@@ -45,7 +45,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 			}
 		}
 	}
-	walk("", (&program{}).app().Commands)
+	walk("", (&program{}).app("").Commands)
 	inDoc := map[string]bool{}
 	for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)`.*?\\| `([A-Z0-9_]+)` \\|").FindAllStringSubmatch(doc, -1) {
 		inDoc[row[1]] = true
@@ -149,7 +149,7 @@ func TestFlagsNameTheirVariable(t *testing.T) {
 			}
 		}
 	}
-	walk((&program{}).app().Commands)
+	walk((&program{}).app("").Commands)
 }
 
 // TestExamples: the help of every command that does something shows how it is called.
@@ -164,5 +164,5 @@ func TestExamples(t *testing.T) {
 			walk(name, c.Subcommands)
 		}
 	}
-	walk("hsmsign", (&program{}).app().Commands)
+	walk("hsmsign", (&program{}).app("").Commands)
 }

@@ -65,7 +65,7 @@ func (p *program) help(ctx *cli.Context) error {
 		p.con.Write([]byte(topics[args[0]]))
 		return nil
 	}
-	commands := p.app().Commands
+	commands := p.app("").Commands
 	for _, name := range args {
 		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(name) && !c.Hidden })
 		if i < 0 {
@@ -74,7 +74,7 @@ func (p *program) help(ctx *cli.Context) error {
 		}
 		commands = commands[i].Subcommands
 	}
-	return p.app().RunContext(ctx.Context, slices.Concat([]string{"hsmsign"}, args, []string{"--help"}))
+	return p.app("").RunContext(ctx.Context, slices.Concat([]string{"hsmsign"}, args, []string{"--help"}))
 }
 
 // printHelp fills a template of the library and wraps its lines at the width of the terminal.

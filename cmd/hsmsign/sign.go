@@ -80,20 +80,21 @@ func (job *signJob) close() {
 
 // record opens the ledger, if there is one, as the recorder of the vendor.
 func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) error {
-	var err error
-	if job.caller, err = s.caller(); err != nil {
-		return err
-	}
-	if job.caller.Rules != nil {
-		job.order.Customer = orDefault(job.order.Customer, job.caller.Rules.Customer)
-	}
 	job.closeLedger = func() {}
 	job.receipt = s.boolean("receipt")
 	if reference, _ := s.str("ledger"); reference == "" {
 		if job.receipt {
 			return fault.Usage.Errorf("--receipt without a ledger").Fix("name it with --ledger")
 		}
-		return nil
+		_, err := s.policy() // callers need a ledger
+		return err
+	}
+	var err error
+	if job.caller, err = s.caller(); err != nil {
+		return err
+	}
+	if job.caller.Rules != nil {
+		job.order.Customer = orDefault(job.order.Customer, job.caller.Rules.Customer)
 	}
 	if job.receipt && job.outDir == "" && (job.output == "" || job.output == "-") {
 		return fault.Usage.Errorf("--receipt without a file").Fix("name the request's file with -o, or a folder with --out-dir")
