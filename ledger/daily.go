@@ -60,7 +60,7 @@ func (tx *Tx) countDay(ctx context.Context, u *use) (refused bool, err error) {
 
 // cachedDays compares the numbers of intents under a policy with the entries.
 func (v *verification) cachedDays(ctx context.Context, tx *sql.Tx) error {
-	err := v.each(ctx, tx, "SELECT day, actor, requests FROM daily", nil, func(scan func(...any) error) error {
+	err := v.ledger.store.each(ctx, tx, "SELECT day, actor, requests FROM daily", nil, func(scan func(...any) error) error {
 		var d day
 		var actor []byte
 		var requests int64

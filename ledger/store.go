@@ -254,23 +254,33 @@ func (s *Store) hashReader(ctx context.Context, q querier) tlog.HashReader {
 	})
 }
 
-// hashes adds the stored hashes that a query returns.
-func (s *Store) hashes(ctx context.Context, q querier, query string, args []any, found map[int64]tlog.Hash) error {
+// each calls do for each row of a query.
+func (s *Store) each(ctx context.Context, q querier, query string, args []any, do func(scan func(...any) error) error) error {
 	rows, err := q.QueryContext(ctx, s.bind(query), args...)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = rows.Close() }() // Err has the error
 	for rows.Next() {
+		if err := do(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// hashes adds the stored hashes that a query returns.
+func (s *Store) hashes(ctx context.Context, q querier, query string, args []any, found map[int64]tlog.Hash) error {
+	return s.each(ctx, q, query, args, func(scan func(...any) error) error {
 		var index int64
 		var raw []byte
-		if err := rows.Scan(&index, &raw); err != nil {
+		if err := scan(&index, &raw); err != nil {
 			return err
 		}
 		if len(raw) != tlog.HashSize {
 			return fmt.Errorf("%w: stored hash %d has %d bytes", ErrTampered, index, len(raw))
 		}
 		found[index] = tlog.Hash(raw)
-	}
-	return rows.Err()
+		return nil
+	})
 }

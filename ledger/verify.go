@@ -109,18 +109,40 @@ func (v *verification) add(entry int64, what any) {
 }
 
 // entries checks every entry with its stored hash and its openings, a part after the other: a ledger may be larger than the
-// memory.
+// memory. While one part is checked, the next one is read.
 func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of int)) error {
-	for start := int64(0); start < v.Head.Size; start += progressEvery {
-		if err := v.part(ctx, tx, start, min(start+progressEvery, v.Head.Size)); err != nil {
-			return err
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := make(chan *part)
+	go func() {
+		defer close(parts)
+		for start := int64(0); start < v.Head.Size && ctx.Err() == nil; start += progressEvery {
+			p := v.ledger.readPart(ctx, tx, start, min(start+progressEvery, v.Head.Size))
+			select {
+			case parts <- p:
+			case <-ctx.Done():
+			}
 		}
+	}()
+	defer func() {
+		cancel()
+		for range parts { // the transaction has one user at a time
+		}
+	}()
+	for p := range parts {
+		if p.err != nil {
+			return p.err
+		}
+		v.part(p)
 		progress(int(v.Head.Size / progressEvery))
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	for table, what := range map[string]string{"idx FROM entries WHERE idx": "the entry is not under the signed checkpoint", "entry FROM openings WHERE entry": "there is data for an entry that does not exist"} {
 		column, _, _ := strings.Cut(table, " ")
 		query := fmt.Sprintf("SELECT DISTINCT %s < 0 OR %s >= ? ORDER BY %s LIMIT %d", table, column, column, maxDefects)
-		if err := v.each(ctx, tx, query, []any{v.Head.Size}, func(scan func(...any) error) error {
+		if err := v.ledger.store.each(ctx, tx, query, []any{v.Head.Size}, func(scan func(...any) error) error {
 			var index int64
 			err := scan(&index)
 			v.add(index, what)
@@ -135,69 +157,29 @@ func (v *verification) entries(ctx context.Context, tx *sql.Tx, progress func(of
 	return nil
 }
 
-// part checks the entries from start to end, which is not included.
-func (v *verification) part(ctx context.Context, tx *sql.Tx, start, end int64) error {
-	openings, err := v.openings(ctx, tx, start, end)
-	if err != nil {
-		return err
-	}
-	if err := v.storedHashes(ctx, tx, start, end); err != nil {
-		return err
-	}
-	err = v.each(ctx, tx, "SELECT idx, leaf, kind, customer FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx", []any{start, end}, func(scan func(...any) error) error {
-		var index int64
-		var leaf, customer []byte
-		var kind string
-		if err := scan(&index, &leaf, &kind, &customer); err != nil {
-			return err
+// part checks the entries of a part.
+func (v *verification) part(p *part) {
+	v.hashes, v.first = p.hashes, p.first
+	openings := map[int64][]opened{}
+	for _, o := range p.openings {
+		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
+		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys}, o.Name) {
+			kept.data = o.Data
 		}
-		v.skip(index)
-		v.push(tlog.RecordHash(leaf))
-		if e := v.entry(index, leaf, openings[index]); e != nil && (e.Kind != kind || e.Customer != idOf(customer)) {
-			v.add(index, "the list of entries does not say what the entry says")
-		}
-		delete(openings, index)
-		return nil
-	})
-	if err != nil {
-		return err
+		openings[o.entry] = append(openings[o.entry], kept)
 	}
-	v.skip(end)
+	for _, row := range p.rows {
+		v.skip(row.index)
+		v.push(tlog.RecordHash(row.leaf))
+		if e := v.entry(row.index, row.leaf, openings[row.index]); e != nil && (e.Kind != row.kind || e.Customer != idOf(row.customer)) {
+			v.add(row.index, "the list of entries does not say what the entry says")
+		}
+		delete(openings, row.index)
+	}
+	v.skip(p.end)
 	for _, index := range slices.Sorted(maps.Keys(openings)) {
 		v.add(index, "there is data for an entry that does not exist")
 	}
-	return nil
-}
-
-// each calls do for each row of a query.
-func (v *verification) each(ctx context.Context, tx *sql.Tx, query string, args []any, do func(scan func(...any) error) error) error {
-	rows, err := tx.QueryContext(ctx, v.ledger.store.bind(query), args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	for rows.Next() {
-		if err := do(rows.Scan); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-// storedHashes reads the hashes that are stored with the entries from start to end. A missing one is zero.
-func (v *verification) storedHashes(ctx context.Context, tx *sql.Tx, start, end int64) error {
-	v.first = tlog.StoredHashIndex(0, start)
-	last := tlog.StoredHashIndex(0, end)
-	v.hashes = make([]tlog.Hash, last-v.first)
-	return v.each(ctx, tx, "SELECT idx, hash FROM hashes WHERE idx >= ? AND idx < ?", []any{v.first, last}, func(scan func(...any) error) error {
-		var index int64
-		var raw []byte
-		if err := scan(&index, &raw); err != nil {
-			return err
-		}
-		copy(v.hashes[index-v.first][:], raw)
-		return nil
-	})
 }
 
 // push adds a leaf to the tree, and compares the stored hashes of the subtrees that it completes.
@@ -216,28 +198,6 @@ func (v *verification) skip(index int64) {
 		v.add(v.Entries, "the entry is missing")
 		v.push(v.hashes[tlog.StoredHashIndex(0, v.Entries)-v.first])
 	}
-}
-
-// openings returns, for each entry from start to end, its openings as commitments, and what they say where that is needed
-// later. The data of CSRs and requests may be large, so it is not kept.
-func (v *verification) openings(ctx context.Context, tx *sql.Tx, start, end int64) (map[int64][]opened, error) {
-	found := map[int64][]opened{}
-	const query = "SELECT entry, name, salt, data FROM openings WHERE entry >= ? AND entry < ?"
-	return found, v.each(ctx, tx, query, []any{start, end}, func(scan func(...any) error) error {
-		var index int64
-		var o record.Opening
-		var salt []byte
-		if err := scan(&index, &o.Name, &salt, &o.Data); err != nil {
-			return err
-		}
-		copy(o.Salt[:], salt)
-		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
-		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys}, o.Name) {
-			kept.data = o.Data
-		}
-		found[index] = append(found[index], kept)
-		return nil
-	})
 }
 
 // opened is an opening without its data.
