@@ -43,7 +43,7 @@ func (p *program) ledgerBackup(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return err
 	}

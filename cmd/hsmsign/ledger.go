@@ -105,14 +105,12 @@ func (p *program) ledgerInit(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return err
 	}
 	origin, _ := s.str("origin")
 	switch {
-	case c.reference == "":
-		return s.missing("ledger", "ledger")
 	case c.keyFile == "":
 		return fault.Usage.Errorf("no file for the checkpoint key").Fix("name one with --checkpoint-key")
 	case origin == "":

@@ -23,12 +23,9 @@ func (p *program) ledgerMigrate(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return err
-	}
-	if c.reference == "" {
-		return s.missing("ledger", "ledger")
 	}
 	store, err := open.Store(ctx.Context, c.reference, false)
 	if err != nil {

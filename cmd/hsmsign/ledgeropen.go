@@ -55,14 +55,20 @@ func (s *settings) ledgerConfig() (c ledgerConfig, err error) {
 	return c, c.publishing(s)
 }
 
+// neededLedger is ledgerConfig for a command that needs a ledger.
+func (s *settings) neededLedger() (ledgerConfig, error) {
+	c, err := s.ledgerConfig()
+	if err == nil && c.reference == "" {
+		err = s.missing("ledger", "ledger")
+	}
+	return c, err
+}
+
 // openLedger opens the ledger; to write, it needs the checkpoint key. The caller calls the function that it returns.
 func (p *program) openLedger(ctx context.Context, s *settings, write bool) (*ledger.Ledger, func(), error) {
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return nil, nil, err
-	}
-	if c.reference == "" {
-		return nil, nil, s.missing("ledger", "ledger")
 	}
 	if write {
 		err = c.checkAnchors()

@@ -59,12 +59,9 @@ func (p *program) ledgerRestore(ctx *cli.Context) error {
 	if err := s.newFlags(origin != ""); err != nil {
 		return err
 	}
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return err
-	}
-	if c.reference == "" {
-		return s.missing("ledger", "ledger")
 	}
 	of, err := p.knownLedger(ctx.Context, s, &c)
 	if err != nil {

@@ -32,12 +32,9 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.ledgerConfig()
+	c, err := s.neededLedger()
 	if err != nil {
 		return err
-	}
-	if c.reference == "" {
-		return s.missing("ledger", "ledger")
 	}
 	prepare, end := s.boolean("prepare"), s.boolean("end")
 	switch {
