@@ -191,7 +191,7 @@ func (p *Policy) add(name string, from CallerConfig) error {
 	case len(from.UID) == 0:
 		return refused("write uid:", "it has no credentials")
 	case from.Customer != "" && !role.covers(from.Customer):
-		return refused("add it to the customers of the role", "its customer %q is none of its role %s", from.Customer, role.Name)
+		return refused("add it to the customers of the role", "its role %s does not have its customer %q", role.Name, from.Customer)
 	}
 	for _, person := range append(slices.Clone(from.Owners), from.Person) {
 		if person == "" {

@@ -75,7 +75,7 @@ func TestRefused(t *testing.T) {
 		`caller ada: uid -1 is that of nobody`: func(_ map[string]CallerConfig, _ map[string]RoleConfig, c *CallerConfig, _ *RoleConfig) {
 			c.UID = []int{-1}
 		},
-		`caller ada: its customer "bolt" is none of its role`: func(_ map[string]CallerConfig, _ map[string]RoleConfig, c *CallerConfig, r *RoleConfig) {
+		`caller ada: its role signer does not have its customer "bolt"`: func(_ map[string]CallerConfig, _ map[string]RoleConfig, c *CallerConfig, r *RoleConfig) {
 			c.Customer, r.Customers = "bolt", []string{"acme"}
 		},
 	} {

@@ -21,7 +21,7 @@ import (
 
 func (p *program) restoreCommand() *cli.Command {
 	return &cli.Command{
-		Name: "restore", Usage: "put a backup in the place of a lost ledger, or continue from an older copy under a new origin", ArgsUsage: "COPY",
+		Name: "restore", Usage: "put a backup in place of a lost ledger, or continue from an older copy under a new origin", ArgsUsage: "COPY",
 		Description: "The copy is verified with the pinned verifier key and compared with the checkpoints that were kept elsewhere, and the\n" +
 			"customers that were erased since are erased again. An existing ledger is never overwritten: move it away first.\n" +
 			"COPY is a file that ledger backup wrote, or the reference of a store: for PostgreSQL, restore the dump with pg_restore\n" +
