@@ -35,7 +35,7 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 
 // conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
 func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome, made record.Opening) (issuedAs record.ID, refusal, err error) {
-	r, owner, err := tx.intent(ctx, id)
+	r, owner, issuedBefore, err := tx.intent(ctx, id)
 	if err != nil {
 		return id, nil, err
 	}
@@ -53,9 +53,12 @@ func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome
 		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
 		return id, refusal, failed(ruleForeignKey)
 	}
-	issued, same, err := tx.issued(ctx, r.Entry)
-	if err != nil {
-		return id, nil, err
+	var issued []request
+	var same *request
+	if issuedBefore {
+		if issued, same, err = tx.issued(ctx, r.Entry); err != nil {
+			return id, nil, err
+		}
 	}
 	if same != nil { // with the same bytes: PKCS#1 v1.5 is deterministic
 		return same.id, nil, failed(ruleConcurrent)
@@ -69,27 +72,33 @@ func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome
 	return id, nil, tx.move(r, e, append(openings, made)...)
 }
 
-// intent returns a request that is about to be signed, and the customer that its key belongs to.
-func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record.ID, err error) {
+// byIntent reads a request that is about to be signed, whose key it is, and whether its CSR was issued before.
+const byIntent = `SELECT r.entry, r.state, k.customer,
+	EXISTS (SELECT 1 FROM requests i WHERE i.csr = r.csr AND i.customer = r.customer AND i.state = 'issued')
+	FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?`
+
+// intent returns a request that is about to be signed, the customer that its key belongs to, and whether its CSR was issued
+// before.
+func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record.ID, before bool, err error) {
 	opened := tx.ledger.intents[id]
 	r = request{id: id, Entry: opened.Entry}
 	if delete(tx.ledger.intents, id); r.Entry != nil {
 		tx.ledger.signing += (time.Since(opened.at) - tx.ledger.signing) / 16
 	}
 	var customer []byte
-	err = tx.row(ctx, "SELECT r.entry, r.state, k.customer FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?", id[:]).Scan(&r.at, &r.state, &customer)
+	err = tx.row(ctx, byIntent, id[:]).Scan(&r.at, &r.state, &customer, &before)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return r, owner, fault.NotFound.Errorf("no request %s was authorized", id)
+		return r, owner, before, fault.NotFound.Errorf("no request %s was authorized", id)
 	case err != nil:
-		return r, owner, err
+		return r, owner, before, err
 	case r.state != record.KindIntent:
-		return r, owner, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
+		return r, owner, before, fault.Conflict.Errorf("the request %s is %s already", id, r.state).Fix("sign the CSR again")
 	}
 	if r.Entry == nil { // another process appended it; what this one appended, the ledger has grown from
 		r, err = tx.prove(ctx, r)
 	}
-	return r, idOf(customer), err
+	return r, idOf(customer), before, err
 }
 
 // attemptsOpening returns the opening with the attempts that failed, if there are any.

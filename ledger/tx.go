@@ -109,9 +109,13 @@ func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error)
 	}
 	index := tx.head.Size + int64(len(tx.added))
 	e.Time = tx.now
+	var rows []any
 	for _, o := range openings {
 		e.Commitments = append(e.Commitments, o.Commitment())
-		tx.exec("INSERT INTO openings (entry, name, salt, data) VALUES (?, ?, ?, ?)", index, o.Name, o.Salt[:], o.Data)
+		rows = append(rows, index, o.Name, o.Salt[:], o.Data)
+	}
+	if rows != nil {
+		tx.exec("INSERT INTO openings (entry, name, salt, data) VALUES (?, ?, ?, ?)"+strings.Repeat(", (?, ?, ?, ?)", len(openings)-1), rows...)
 	}
 	data, err := e.Marshal()
 	if err != nil {
