@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -192,7 +193,7 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	}
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, -1, ?, ?, ?)",
 		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:])
-	tx.ledger.intents[id] = open{intent, time.Now()}
+	tx.intents[id] = open{intent, time.Now()}
 	return record.Permit{Request: id.String()}, nil
 }
 
@@ -207,10 +208,10 @@ func (tx *Tx) closeIntents(ctx context.Context) error {
 		return nil
 	}
 	tx.closed = true
+	maps.DeleteFunc(tx.ledger.intents, func(_ record.ID, o open) bool { return time.Since(o.at) > openIntent }) // nobody waits for them
 	list, err := tx.requests(ctx, "SELECT id, entry, state FROM requests WHERE state = 'intent' AND begun < ? ORDER BY begun LIMIT 100", tx.now.Add(-openIntent).UnixMilli())
 	for _, r := range list {
 		if err == nil {
-			delete(tx.ledger.intents, r.id)
 			err = tx.move(r, &record.Entry{Kind: record.KindUnknown})
 		}
 	}

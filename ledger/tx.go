@@ -15,14 +15,15 @@ import (
 
 // Tx is a batch of appends under the lock of the head. It is valid within the function that Append calls.
 type Tx struct {
-	ledger *Ledger
-	sql    statements
-	hashes *memory
-	head   *Checkpoint
-	now    time.Time
-	low    bool                 // the disk has only its reserve left
-	closed bool                 // old intents were closed
-	actors map[string]record.ID // that are known, by name
+	ledger  *Ledger
+	sql     statements
+	hashes  *memory
+	head    *Checkpoint
+	now     time.Time
+	low     bool                 // the disk has only its reserve left
+	closed  bool                 // old intents were closed
+	intents map[record.ID]open   // of the batch; the ledger remembers them after the commit
+	actors  map[string]record.ID // that are known, by name
 	// signers sign the checkpoint of the batch.
 	signers []note.Signer
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"maps"
 	"time"
 
 	"hsmsign/fault"
@@ -106,9 +107,10 @@ func (l *Ledger) commit(batch []*change) {
 	results := make([]error, len(batch))
 	var head *Checkpoint
 	var now time.Time
+	intents := map[record.ID]open{}
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
 		q := statements{l.store, sqlTx}
-		tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), actors: map[string]record.ID{}}
+		tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), actors: map[string]record.ID{}, intents: intents}
 		var err error
 		if tx.head, err = l.check(ctx, q, tx.hashes, l.store.LockHead); err != nil {
 			return err
@@ -143,6 +145,7 @@ func (l *Ledger) commit(batch []*change) {
 		l.saw(head)
 		l.publisher.notify()
 		l.written, l.newest = head, now
+		maps.Copy(l.intents, intents)
 	}
 	for i, c := range batch {
 		if results[i] == nil || err != nil {

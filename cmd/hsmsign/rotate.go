@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
@@ -36,12 +37,16 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	actor, err := s.caller() // before the key file changes
+	if err != nil {
+		return err
+	}
 	prepare, end := s.boolean("prepare"), s.boolean("end")
 	switch {
 	case prepare && end:
 		return fault.Usage.Errorf("--prepare and --end exclude each other").Fix("leave one out")
 	case end:
-		return p.endRotation(ctx, s, &c)
+		return p.endRotation(ctx, s, &c, actor)
 	}
 	key, verifier, err := c.addKey()
 	if err != nil {
@@ -56,10 +61,6 @@ func (p *program) ledgerRotate(ctx *cli.Context) error {
 		return err
 	}
 	defer done()
-	actor, err := s.caller()
-	if err != nil {
-		return err
-	}
 	if err := l.Rotate(ctx.Context, actor.Name, actor.Channel, key); err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (c *ledgerConfig) writeKey(keys ...string) error {
 	return nil
 }
 
-func (p *program) endRotation(ctx *cli.Context, s *settings, c *ledgerConfig) error {
+func (p *program) endRotation(ctx *cli.Context, s *settings, c *ledgerConfig, actor agent.Caller) error {
 	_, keys, err := c.keys(true)
 	if err != nil {
 		return err
@@ -115,10 +116,6 @@ func (p *program) endRotation(ctx *cli.Context, s *settings, c *ledgerConfig) er
 		return err
 	}
 	defer done()
-	actor, err := s.caller()
-	if err != nil {
-		return err
-	}
 	verifier, err := l.EndRotation(ctx.Context, actor.Name, actor.Channel)
 	if err != nil {
 		return err

@@ -54,15 +54,15 @@ func (p *program) watchChange(ctx *cli.Context, change func(l *ledger.Ledger, ac
 	if err != nil {
 		return err
 	}
+	actor, err := s.caller()
+	if err != nil {
+		return err
+	}
 	l, done, err := p.openLedger(ctx.Context, s, true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	actor, err := s.caller()
-	if err != nil {
-		return err
-	}
 	return change(l, actor.Name, actor.Channel, target)
 }
 
