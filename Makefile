@@ -10,8 +10,8 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
-PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl xmllint plistutil keytool zsh fish python3 sqlite3
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3 python3 sqlite3
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl curl xmllint plistutil keytool zsh fish python3 sqlite3
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl curl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3 python3 sqlite3
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs
@@ -47,15 +47,27 @@ deps: ## Install the programs that tests and demo need, if any is missing (Debia
 		$$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	fi
 
+# Debian's package prometheus also starts a server and installs a web interface, so only promtool is taken out of it.
+PROMTOOL := $(TOOLS)/promtool
+$(PROMTOOL):
+	@mkdir -p $(TOOLS)
+	@if command -v promtool >/dev/null; then ln -sf "$$(command -v promtool)" $@; exit; fi; \
+	echo "extracting promtool from Debian's package prometheus"; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; \
+	run=; [ "$$(id -u)" = 0 ] || run=sudo; \
+	apt-get download -qq prometheus 2>/dev/null || { $$run apt-get update -qq; apt-get download -qq prometheus; }; \
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
+	mv usr/bin/promtool $@
+
 .PHONY: test
-test: deps ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
+test: deps $(PROMTOOL) ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
 	go vet ./...
-	go test -race -timeout 300s ./agent/... ./ledger/... ./signer/... ./softhsm-test/... ./request/...
+	go test -race -timeout 300s ./agent/... ./client/... ./ledger/... ./server/... ./signer/... ./softhsm-test/... ./request/...
 	go test -timeout 300s ./api/... ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./keystore/... ./lifecycle/... ./secret/... ./testpki/...
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 
 .PHONY: race
-race: deps ## Run every test with the race detector
+race: deps $(PROMTOOL) ## Run every test with the race detector
 	go test -race -timeout 600s ./...
 
 # The linter's cache is keyed by content and names files by path: a shared one reports lines of a checkout that is gone.
@@ -84,6 +96,8 @@ bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench 'Batch(File|SoftHSM|Ledger)' -benchtime 9x
 	go test ./cmd/hsmsign -run '^$$' -bench Process -benchtime 100x
 	go test ./cmd/hsmsign -run '^$$' -bench Memory -benchtime 1x
+	go test ./cmd/hsmsign -run '^$$' -bench 'Serve(File|SoftHSM|AWSKMS|GCPKMS)' -benchtime 5x -timeout 30m
+	go test ./cmd/hsmsign -run '^$$' -bench ServeStart -benchtime 10x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
 	go test ./ledger/... -run '^$$' -bench . -benchtime 1x
 
@@ -102,14 +116,15 @@ opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft tok
 	@bash softhsm-test/opencryptoki.sh
 
 .PHONY: soak
-soak: deps ## Make 100,000 signatures, kill 250 batches with a ledger, and check that nothing grows or is lost
+soak: deps ## Make 100,000 signatures, kill 250 batches with a ledger and 100 services, overload a service, take away its key and its ledger; 30 minutes
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
 	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run TestLedgerAfterKill -v -timeout 30m
+	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run 'TestServe(Overload|Faults|AfterKill)' -v -parallel 4 -timeout 60m
 
 .PHONY: demo
-demo: PROGRAMS := softhsm2-util openssl
-demo: PACKAGES := softhsm2 openssl
-demo: deps build ## Run docs/walkthrough.md end to end with SoftHSM2, or with a key file; see demo-out/
+demo: PROGRAMS := softhsm2-util openssl curl
+demo: PACKAGES := softhsm2 openssl curl
+demo: deps build ## Run docs/walkthrough.md and docs/service.md end to end with SoftHSM2, or with a key file; see demo-out/
 	@bash softhsm-test/demo.sh
 
 .PHONY: rename

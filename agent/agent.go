@@ -6,6 +6,9 @@
 //	prepared, err := vendor.Prepare(ctx, agent.Caller{}, agent.Order{CSR: file})
 //	issued, err := vendor.Issue(ctx, prepared)
 //
+// Probe tells whether the key works now: it signs signer.ProbeMessage, at most once a minute, and a ProbeRun collects what a
+// ledger records of such signatures. OtherUse refuses a vendor key for anything else.
+//
 // A Vendor is safe for concurrent use. Refusals of a CSR or of the vendor's chain are *fault.Finding; other errors wrap
 // one of the families of package signer.
 package agent
@@ -39,10 +42,14 @@ import (
 type Caller struct {
 	// Name is the name of the caller as the front end knows it; empty for the person at the command line.
 	Name string
-	// Channel is how the order came: "local" for the command line.
+	// Channel is how the order came: policy.Local for the command line.
 	Channel string
+	// Credential is the name of the credential that the caller identified itself with; "" if none.
+	Credential string
 	// Rules are what the caller may; nil: the configuration has no callers, and everything is allowed.
 	Rules *policy.Caller
+	// Paced says that the front end has bounded how often the caller asks. Otherwise Issue waits.
+	Paced bool
 }
 
 // Order is what a caller asks for. The zero value of a field other than CSR is its default.
@@ -131,18 +138,24 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		}
 		return nil, errors.Join(err, v.cfg.Recorder.Refuse(ctx, p.use(), rule))
 	}
-	if err := v.pace(ctx, p.Caller.Rules); err != nil {
+	if !p.Caller.Paced {
+		if err := v.pace(ctx, p.Caller.Rules); err != nil {
+			return nil, err
+		}
+	}
+	use, err := v.entitle(ctx, p)
+	if err != nil {
 		return nil, err
 	}
 	if v.cfg.Recorder == nil {
 		return v.issue(ctx, p)
 	}
-	permit, err := v.cfg.Recorder.Authorize(ctx, p.use())
+	permit, err := v.authorize(ctx, use)
 	if err != nil {
 		return nil, err
 	}
 	if permit.Stored != nil {
-		if err := v.cfg.Recorder.Release(ctx, permit); err != nil {
+		if err := v.leave(ctx, permit); err != nil {
 			return nil, err
 		}
 		return p.reissue(permit)
@@ -158,14 +171,46 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	// An interruption ends the signature, not the record of it.
 	concluding, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	if err := errors.Join(err, v.cfg.Recorder.Conclude(concluding, &permit, outcome)); err != nil {
+	if err := errors.Join(err, v.conclude(concluding, &permit, outcome)); err != nil {
 		return nil, err
 	}
-	if err := v.cfg.Recorder.Release(ctx, permit); err != nil {
+	if err := v.leave(ctx, permit); err != nil {
 		return nil, err
 	}
 	issued.RequestID = permit.Request
 	return issued, nil
+}
+
+// authorize, conclude and leave ask the recorder, and report the stage.
+func (v *Vendor) authorize(ctx context.Context, use record.Use) (permit record.Permit, err error) {
+	err = Observe(ctx, StageAuthorize, func(ctx context.Context) (err error) {
+		permit, err = v.cfg.Recorder.Authorize(ctx, use)
+		return err
+	})
+	return permit, err
+}
+
+func (v *Vendor) conclude(ctx context.Context, permit *record.Permit, outcome record.Outcome) error {
+	return Observe(ctx, StageConclude, func(ctx context.Context) error { return v.cfg.Recorder.Conclude(ctx, permit, outcome) })
+}
+
+func (v *Vendor) leave(ctx context.Context, permit record.Permit) error {
+	return Observe(ctx, StageRelease, func(ctx context.Context) error { return v.cfg.Recorder.Release(ctx, permit) })
+}
+
+// Check applies every rule of Issue to what was prepared and signs and records nothing; the Prepared is not redeemed. The error
+// is that of Issue. stored says that the same request was issued before.
+func (v *Vendor) Check(ctx context.Context, p *Prepared) (stored bool, err error) {
+	if _, err := p.Allowed(); err != nil {
+		return false, err
+	}
+	if _, _, err := p.Entitled(ctx); err != nil {
+		return false, err
+	}
+	if checker, ok := v.cfg.Recorder.(record.Checker); ok {
+		return checker.Check(ctx, p.use())
+	}
+	return false, nil
 }
 
 // maxError is the length of an error of an attempt that is recorded.
@@ -190,12 +235,14 @@ func outcomeOf(operation *signer.Operation, err error) record.Outcome {
 }
 
 // Allowed returns nil if the caller may have the order signed. Otherwise rule is what refuses it, and the error is of kind
-// forbidden. Issue asks it, too.
+// forbidden. Issue checks it, too.
 func (p *Prepared) Allowed() (rule string, err error) {
 	if p.Caller.Rules == nil {
 		return "", nil
 	}
-	return p.Caller.Rules.Check(policy.Order{Customer: p.Order.Customer, Vendor: p.vendor, Subject: p.CSR.Parsed.Subject})
+	return p.Caller.Rules.Check(policy.Order{
+		Customer: p.Order.Customer, Vendor: p.vendor, Subject: p.CSR.Parsed.Subject, Channel: p.Caller.Channel, SHA1: p.Order.Digest == crypto.SHA1,
+	})
 }
 
 // pace waits until the caller may ask again: its role says how often a second.
@@ -237,6 +284,7 @@ func (p *Prepared) use() record.Use {
 	u := record.Use{
 		Customer: p.Order.Customer, Actor: p.Caller.Name, Channel: p.Caller.Channel, CSR: p.CSR.DER, SPKI: p.CSR.Parsed.RawSubjectPublicKeyInfo,
 		Vendor: p.identity.chain.Leaf().Raw, Chain: p.identity.certificates, Digest: p.Order.Digest.String(),
+		Credential: p.Caller.Credential, Identity: p.vendor,
 	}
 	if r := p.Caller.Rules; r != nil {
 		u.Policy, u.MustExist, u.PerDay = r.Policy, r.Role.MustExist, r.Role.PerDay
@@ -287,9 +335,11 @@ type Status struct {
 	api.VendorStatus
 	Err   error               // why it cannot sign requests that Apple accepts; nil if it can
 	Certs []*x509.Certificate // the chain in order if it is complete, else as given
+	Probe *record.Probe       // what the key was asked to sign, without who asked; nil: it was not opened
 }
 
-// CheckStatus opens the key, has it sign a random message, and checks the chain as signing does.
+// CheckStatus opens the key, has it sign signer.ProbeMessage, and checks the chain as signing does. It records nothing: the
+// caller does, with Status.Probe.
 func CheckStatus(ctx context.Context, cfg Config, opts StatusOptions) *Status {
 	cfg = cfg.withDefaults()
 	opts.WarnDays = cmp.Or(opts.WarnDays, 30)
@@ -297,7 +347,7 @@ func CheckStatus(ctx context.Context, cfg Config, opts StatusOptions) *Status {
 		Vendor: opts.Vendor, Active: opts.Active, Key: opts.Key, State: api.StateOK, Findings: []fault.Finding{},
 	}}
 	built, chainErr := s.load(ctx, cfg, opts.WarnDays)
-	keyErr := cfg.prove(ctx, built, &chainErr)
+	keyErr := cfg.prove(ctx, s, built, &chainErr)
 	s.Signs = keyErr == nil
 	s.Err = cmp.Or(keyErr, chainErr)
 	s.Certificates = api.NewCertificates(s.Certs, cfg.Now())
@@ -322,7 +372,7 @@ func (s *Status) load(ctx context.Context, cfg Config, warnDays int) (*chain.Cha
 }
 
 // prove opens the key and has it sign. If there is a chain, the key must match it, or chainErr is set.
-func (cfg Config) prove(ctx context.Context, built *chain.Chain, chainErr *error) error {
+func (cfg Config) prove(ctx context.Context, s *Status, built *chain.Chain, chainErr *error) (err error) {
 	opening, cancel := context.WithTimeout(ctx, cfg.OpenTimeout)
 	defer cancel()
 	key, err := cfg.Key.Open(opening, signer.OpenOptions{})
@@ -332,13 +382,20 @@ func (cfg Config) prove(ctx context.Context, built *chain.Chain, chainErr *error
 	defer func() { _ = key.Close() }()
 	ctx, cancel = context.WithTimeout(ctx, cfg.SignTimeout)
 	defer cancel()
+	run := NewProbeRun(cfg.Now())
+	ctx = run.Context(ctx)
+	var vendor []byte // nil: the key is not that of the certificate
+	defer func() {
+		probe := run.Record(err)
+		probe.Vendor, probe.SPKI, s.Probe = vendor, publicKeyInfo(key), &probe
+	}()
 	if built != nil {
 		if *chainErr = built.MatchKey(key.Public()); *chainErr == nil {
+			vendor = built.Leaf().Raw
 			return vendorcert.Prove(ctx, key, built.Leaf())
 		}
 	}
-	_, err = signer.Sign(ctx, key, []byte("hsmsign vendor status"), crypto.SHA256)
-	return err
+	return signer.Probe(ctx, key)
 }
 
 // evaluate sets the state, the first expiry, and what to do next.

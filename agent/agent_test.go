@@ -289,6 +289,9 @@ func TestReload(t *testing.T) {
 	}
 	name = "new"
 	testkit.OK(t, v.Reload(t.Context()))
+	if !v.LastSignature().IsZero() {
+		t.Error("the new key has not signed")
+	}
 	if _, err := v.Issue(t.Context(), before); fault.KindOf(err) != fault.Conflict || fault.Hint(err) == "" {
 		t.Errorf("prepared under the old chain: %v", err)
 	}

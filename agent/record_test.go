@@ -109,13 +109,13 @@ func TestRecorderAfterInterruption(t *testing.T) {
 // A caller gets what its role allows; a refusal is recorded, and the key is not used.
 func TestPolicy(t *testing.T) {
 	roles := map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, MustExist: true, PerSecond: 1, PerDay: 7, Approvals: "none"}}
-	found := testkit.Value(policy.New(map[string]policy.CallerConfig{"ada": {Role: "signer", Person: "ada", UID: []int{7}}}, roles, nil))(t)
+	found := testkit.Value(policy.New(map[string]policy.CallerConfig{"ada": {Role: "signer", Person: "ada", UID: []int{7}}}, roles, policy.Environment{}))(t)
 	r, key := &recorder{}, golden(t)
 	v := newVendor(t, Config{Key: key, Recorder: r})
 	issue := func(ctx context.Context, customerName string) error {
 		order := customer(t)
 		order.Customer = customerName
-		caller := Caller{Name: "ada", Channel: "local", Rules: testkit.Value(found.UID(7))(t)}
+		caller := Caller{Name: "ada", Channel: "local", Rules: testkit.Value(found.UID(7))(t).Caller}
 		_, err := v.Issue(ctx, testkit.Value(v.Prepare(ctx, caller, order))(t))
 		return err
 	}
@@ -142,7 +142,7 @@ func TestPolicy(t *testing.T) {
 	bare := newVendor(t, Config{Key: key})
 	order := customer(t)
 	order.Customer = "bolt"
-	prepared := testkit.Value(bare.Prepare(t.Context(), Caller{Rules: testkit.Value(found.UID(7))(t)}, order))(t)
+	prepared := testkit.Value(bare.Prepare(t.Context(), Caller{Rules: testkit.Value(found.UID(7))(t).Caller}, order))(t)
 	if _, err := bare.Issue(t.Context(), prepared); fault.KindOf(err) != fault.Forbidden {
 		t.Errorf("without a recorder: %v", err)
 	}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"hsmsign/chain"
 	"hsmsign/ledger/record"
 	"hsmsign/request"
@@ -74,8 +76,12 @@ type Config struct {
 	OpenTimeout time.Duration
 	// SignTimeout bounds one signature; zero: 1 minute. Network HSMs answer within a second, or not at all.
 	SignTimeout time.Duration
-	// Recorder records each signature before it is made and before it is released; nil: nothing is recorded.
+	// Recorder records each signature before it is made and before it is released; nil: nothing is recorded. One that is a
+	// record.Prober records probes too.
 	Recorder record.Recorder
+	// Probes is shared by the vendors of a process, so that they make one probe a minute together; see NewProbes. nil: the
+	// vendor makes one probe a minute, whatever others do.
+	Probes *rate.Limiter
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -94,11 +100,14 @@ type Vendor struct {
 	cfg      Config
 	identity atomic.Pointer[identity]
 	limiters sync.Map // the *rate.Limiter of each caller
+	signed   atomic.Pointer[time.Time]
 
 	mu      sync.Mutex // guards what follows; never held while the key is opened or signs
 	key     *openKey   // nil: not open
 	opening *opening   // nil: nobody opens the key
 	closed  bool
+	probing *probing // nil: no probe is running
+	probed  probed   // the last one
 }
 
 // identity is one loaded chain, and what is derived from it.
@@ -126,6 +135,9 @@ type opening struct {
 // NewVendor loads the vendor's chain. It does not open the key.
 func NewVendor(ctx context.Context, cfg Config) (*Vendor, error) {
 	v := &Vendor{cfg: cfg.withDefaults()}
+	if v.cfg.Probes == nil {
+		v.cfg.Probes = NewProbes()
+	}
 	if err := v.Reload(ctx); err != nil {
 		return nil, err
 	}
@@ -143,7 +155,8 @@ func (v *Vendor) Reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if before := v.identity.Load(); before != nil && before.chain.PEM() == c.PEM() {
+	before := v.identity.Load()
+	if before != nil && before.chain.PEM() == c.PEM() {
 		return nil
 	}
 	encoder, err := request.NewEncoder(c.Raw())
@@ -151,6 +164,9 @@ func (v *Vendor) Reload(ctx context.Context) error {
 		return err
 	}
 	v.identity.Store(&identity{chain: c, encoder: encoder, certificates: bytes.Join(c.Raw(), nil)})
+	if before != nil && before.chain.MatchKey(c.Leaf().PublicKey) != nil {
+		v.forgetSignatures()
+	}
 	return nil
 }
 
@@ -176,7 +192,15 @@ func (v *Vendor) sign(ctx context.Context, id *identity, message []byte, digest 
 	defer v.release(key)
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.SignTimeout)
 	defer cancel()
-	signature, err := signer.Sign(ctx, key, message, digest)
+	var signature []byte
+	err = Observe(ctx, StageSign, func(ctx context.Context) (err error) {
+		signature, err = signer.Sign(ctx, key, message, digest)
+		return err
+	})
+	if err == nil {
+		now := v.cfg.Now()
+		v.signed.Store(&now)
+	}
 	if lost(err) {
 		v.mu.Lock()
 		v.drop(key)
@@ -238,7 +262,11 @@ func (v *Vendor) acquire(ctx context.Context, id *identity) (*openKey, error) {
 func (v *Vendor) open(ctx context.Context, id *identity, attempt *opening) (*openKey, error) {
 	bounded, cancel := context.WithTimeout(ctx, v.cfg.OpenTimeout)
 	defer cancel()
-	opened, err := v.cfg.Key.Open(bounded, signer.OpenOptions{PublicKey: id.chain.Leaf().PublicKey})
+	var opened signer.Signer
+	err := Observe(bounded, StageOpen, func(ctx context.Context) (err error) {
+		opened, err = v.cfg.Key.Open(ctx, signer.OpenOptions{PublicKey: id.chain.Leaf().PublicKey})
+		return err
+	})
 	if err == nil {
 		if err = id.chain.MatchKey(opened.Public()); err != nil {
 			err = errors.Join(err, opened.Close())

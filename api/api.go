@@ -38,6 +38,7 @@ func NewError(err error) *Error {
 // The statuses of a SignResult and of an ImportResult.
 const (
 	StatusSigned    = "signed"
+	StatusAllowed   = "allowed" // it was only checked
 	StatusStored    = "stored"
 	StatusUnchanged = "unchanged" // the output existed, and is right
 	StatusRefused   = "refused"
@@ -58,6 +59,7 @@ type SignResult struct {
 	UseBefore string          `json:"use_before,omitempty"` // when the first certificate of the vendor's chain expires
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
+	Receipt   string          `json:"receipt,omitempty"` // the proof that it is in the ledger, if it was asked of a service
 }
 
 // VerifyResult is the verdict on one Push Certificate Request.
@@ -165,6 +167,56 @@ type PolicyTest struct {
 	Allowed     bool   `json:"allowed"`
 	Rule        string `json:"rule,omitempty"` // that refuses it
 	Explanation string `json:"explanation"`    // of the role
+	// Entitlement is what the program of the role answered; absent if it has none, or was not asked.
+	Entitlement *Entitlement `json:"entitlement,omitempty"`
+}
+
+// EntitlementRequest is what the program of a role gets on standard input.
+type EntitlementRequest struct {
+	Caller    string              `json:"caller"`
+	Role      string              `json:"role"`
+	Person    string              `json:"person,omitempty"` // absent for a machine
+	Owners    []string            `json:"owners,omitempty"` // of a machine
+	Channel   string              `json:"channel"`          // "local" for the command line
+	Customer  string              `json:"customer,omitempty"`
+	Vendor    string              `json:"vendor,omitempty"` // name of the vendor identity; absent if there is only one
+	Digest    string              `json:"digest"`           // of the signature: "SHA-256"
+	Subject   map[string][]string `json:"subject"`          // of the CSR: CN, O, OU, C, L, ST; the customer's own claim
+	CSRSHA256 string              `json:"csr_sha256"`       // of the DER
+	KeySHA256 string              `json:"key_sha256"`       // of the CSR's SubjectPublicKeyInfo
+	CSR       string              `json:"csr"`              // PEM
+}
+
+// Entitlement is what the program of a role answered.
+type Entitlement struct {
+	ProgramSHA256 string `json:"program_sha256"`
+	Exit          int    `json:"exit"`           // 0: allowed, 1: denied
+	Line          string `json:"line,omitempty"` // first line of its output
+}
+
+// CallerToken is a new token, which is a secret, and its entry for the configuration, which is not.
+type CallerToken struct {
+	Token string `json:"token"`
+	Entry string `json:"entry"`
+}
+
+// Caller is a caller of the configuration.
+type Caller struct {
+	Name        string       `json:"name"`
+	Role        string       `json:"role"`
+	Person      string       `json:"person,omitempty"` // absent for a machine
+	Owners      []string     `json:"owners,omitempty"` // of a machine
+	Customer    string       `json:"customer,omitempty"`
+	From        []string     `json:"from,omitempty"` // networks; absent: any
+	Credentials []Credential `json:"credentials"`
+}
+
+// Credential is one credential of a caller.
+type Credential struct {
+	Name    string `json:"name"`              // "token abcd2345", "certificate 0a1b...", "san dns:...", "uid 1001"
+	State   string `json:"state,omitempty"`   // of a token: "valid", "expired", or "too long", which is not accepted
+	Expires string `json:"expires,omitempty"` // of a token
+	LastUse string `json:"last_use,omitempty"`
 }
 
 // Version is how the program was built.

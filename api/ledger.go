@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"time"
 
 	"hsmsign/ledger/record"
@@ -26,6 +27,28 @@ type LedgerStatus struct {
 	Cosigned  *LedgerCosigned `json:"cosigned,omitempty"` // the newest checkpoint that as many have cosigned, at least one
 	Witnesses []LedgerWitness `json:"witnesses,omitempty"`
 	Copies    []LedgerCopy    `json:"copies,omitempty"`
+
+	Frozen         []LedgerFreeze  `json:"frozen,omitempty"`          // what is frozen
+	Replicas       []LedgerReplica `json:"replicas,omitempty"`        // the services of the last hour
+	PoliciesDiffer bool            `json:"policies_differ,omitempty"` // the replicas apply different policies
+}
+
+// LedgerFreeze is a freeze in force.
+type LedgerFreeze struct {
+	Scope  string `json:"scope"`          // "all", "caller", "customer", "vendor"
+	Name   string `json:"name,omitempty"` // of the caller, customer or vendor identity
+	Reason string `json:"reason"`
+	Since  string `json:"since"` // RFC 3339, UTC
+	Actor  string `json:"actor"`
+	Entry  int64  `json:"entry"` // that says it
+}
+
+// LedgerReplica is a service that uses the ledger.
+type LedgerReplica struct {
+	Name         string `json:"name"`
+	PolicySHA256 string `json:"policy_sha256"` // of the policy that it applies
+	Entry        int64  `json:"entry"`         // that says it
+	Seen         string `json:"seen"`          // RFC 3339, UTC
 }
 
 // LedgerCosigned is a cosigned checkpoint.
@@ -74,13 +97,15 @@ type LedgerEntry struct {
 	FromID       string           `json:"from_id,omitempty"`
 	Actor        string           `json:"actor,omitempty"`
 	ActorID      string           `json:"actor_id,omitempty"`
+	CredentialID string           `json:"credential_id,omitempty"` // derived from the name of the credential
 	Channel      string           `json:"channel,omitempty"`
 	Rule         string           `json:"rule,omitempty"`
+	PolicySHA256 string           `json:"policy_sha256,omitempty"` // of the policy in force
 	Digest       string           `json:"digest,omitempty"`
 	Operation    string           `json:"operation,omitempty"` // the key store's id of the signature
 	Attempts     []record.Attempt `json:"attempts,omitempty"`  // requests to the key store that failed; ledger show only
 	CSRSHA256    string           `json:"csr_sha256,omitempty"`
-	KeySHA256    string           `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo
+	KeySHA256    string           `json:"key_sha256,omitempty"` // of the CSR's SubjectPublicKeyInfo; of a probe: of the vendor key's
 	VendorSHA256 string           `json:"vendor_sha256,omitempty"`
 	ChainSHA256  string           `json:"chain_sha256,omitempty"`
 	FileSHA256   string           `json:"file_sha256,omitempty"`
@@ -91,6 +116,11 @@ type LedgerEntry struct {
 	Original *record.Original `json:"original,omitempty"`      // the entry of the previous ledger that this one repeats
 	Previous *record.Previous `json:"previous,omitempty"`      // the ledger that this one continues
 	Keys     []string         `json:"verifier_keys,omitempty"` // the keys that sign checkpoints from this entry on
+	Probed   *record.Probed   `json:"probed,omitempty"`        // the requests of a probe to the key store, if there was more than one
+	Freeze   *record.Freeze   `json:"freeze,omitempty"`        // what was frozen or unfrozen
+	Replica  string           `json:"replica,omitempty"`       // the service that started with the policy
+	// Entitlement is the answer of the program that the actor's role asked.
+	Entitlement json.RawMessage `json:"entitlement,omitempty"`
 }
 
 // Time returns a time in UTC, RFC 3339; "" for the zero time.
@@ -106,9 +136,10 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 	e := r.Entry
 	entry := LedgerEntry{
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
-		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), Channel: e.Channel, Rule: e.Rule,
+		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), CredentialID: e.Credential.String(), Channel: e.Channel, Rule: e.Rule, PolicySHA256: e.Policy.String(),
 		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
-		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys,
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys, Probed: r.Probed,
+		Freeze: r.Freeze, Replica: r.Replica, Entitlement: r.Entitlement,
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)

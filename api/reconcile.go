@@ -11,6 +11,7 @@ type LedgerReconcile struct {
 	Refused     int              `json:"refused"`    // requests to sign that the cloud refused
 	ByID        int              `json:"by_id"`      // signatures that an entry names, or that name a request
 	ByTime      []CloudCall      `json:"by_time"`    // signatures whose answer was lost
+	Probes      int              `json:"probes"`     // of those by id and by time: probes of the key
 	Unexplained []CloudCall      `json:"unexplained"`
 	Missing     []MissingRequest `json:"missing"`
 }
@@ -25,6 +26,7 @@ type CloudCall struct {
 	UserAgent string `json:"user_agent,omitempty"`
 	File      string `json:"file"`
 	Request   string `json:"request,omitempty"` // id of the request that it was probably made for
+	Entry     int64  `json:"entry,omitempty"`   // that explains it by time
 	Why       string `json:"why,omitempty"`     // it is not explained
 }
 

@@ -16,12 +16,12 @@ import (
 
 var update = flag.Bool("update", false, "write the files of docs/schema again")
 
-// shapes are the objects that a command prints with --json, by the name of their schema.
+// shapes are the objects that a command prints with --json, or gives to a program, by the name of their schema.
 var shapes = map[string]any{
 	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
 	"key": Key{}, "token": Token{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
-	"policy-test": PolicyTest{},
+	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{},
 	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-reconcile": LedgerReconcile{},
 }
 

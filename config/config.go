@@ -46,6 +46,58 @@ type Config struct {
 	// Callers are those who may ask for requests, by name, and Roles what they may. With callers nobody else may.
 	Callers map[string]policy.CallerConfig `yaml:"callers"`
 	Roles   map[string]policy.RoleConfig   `yaml:"roles"`
+	Serve   Serve                          `yaml:"serve"`
+	Agent   Agent                          `yaml:"agent" scalar:"url"` // the URL of the service that signs, or several keys
+}
+
+// Agent is the service that signs, and how its caller identifies itself. In the file it is this mapping, or only the URL.
+type Agent struct {
+	URL        string `yaml:"url"`         // https://HOST:PORT, unix:///PATH, http://LOOPBACK:PORT
+	ClientCert string `yaml:"client-cert"` // path, PEM
+	ClientKey  string `yaml:"client-key"`  // path, PEM, mode 0600
+	CA         string `yaml:"ca"`          // path, PEM: CAs of the service's certificate, instead of those of the system
+	TokenFrom  string `yaml:"token-from"`  // where the token comes from, for secret.Reader
+}
+
+// UnmarshalYAML decodes either form.
+func (a *Agent) UnmarshalYAML(unmarshal func(any) error) error {
+	if unmarshal(&a.URL) == nil {
+		return nil
+	}
+	type mapping Agent
+	return unmarshal((*mapping)(a))
+}
+
+// in returns the paths joined to dir.
+func (a Agent) in(dir string) Agent {
+	a.ClientCert, a.ClientKey, a.CA = inFolder(dir, a.ClientCert), inFolder(dir, a.ClientKey), inFolder(dir, a.CA)
+	if path, ok := strings.CutPrefix(a.TokenFrom, "file:"); ok {
+		a.TokenFrom = "file:" + inFolder(dir, path)
+	}
+	return a
+}
+
+// Serve is how hsmsign serve listens.
+type Serve struct {
+	Listen  []string `yaml:"listen"`  // tls://HOST:PORT, unix:///PATH, http://LOOPBACK:PORT
+	TLS     TLS      `yaml:"tls"`     // of tls: listeners
+	CRL     string   `yaml:"crl"`     // path of the CRLs of client-ca
+	Hosts   []string `yaml:"hosts"`   // names that requests may use, besides those of listen and of the certificate
+	Metrics string   `yaml:"metrics"` // HOST:PORT for /metrics, /livez and /readyz
+	Traces  string   `yaml:"traces"`  // URL of an OpenTelemetry collector (OTLP over HTTP)
+}
+
+// TLS is the certificate of the service, and the CAs of its callers.
+type TLS struct {
+	Cert     string `yaml:"cert"`      // path, PEM: the certificate and those between it and the CA
+	Key      string `yaml:"key"`       // path, PEM, mode 0600
+	ClientCA string `yaml:"client-ca"` // path, PEM: CAs of callers whose certificate is accepted by its name
+}
+
+// in returns the paths joined to dir.
+func (s Serve) in(dir string) Serve {
+	s.TLS.Cert, s.TLS.Key, s.TLS.ClientCA, s.CRL = inFolder(dir, s.TLS.Cert), inFolder(dir, s.TLS.Key), inFolder(dir, s.TLS.ClientCA), inFolder(dir, s.CRL)
+	return s
 }
 
 // Ledger says where the ledger and its keys are. In the file it is this mapping, or only the reference of the store.
@@ -182,7 +234,7 @@ const MaxFile = 256 << 10
 // user, and nobody else may have write access; otherwise the error is *Error, as for an error of Parse.
 //
 // Relative paths become paths relative to the folder of the file, not to the working directory: cert, chain, trust-root,
-// out-dir, the files of the ledger, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
+// out-dir, the files of the ledger, of serve and of agent, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
 // pkcs11:, also for a certificate in a token) do not change; use absolute paths in them.
 func Load(path string) (*Config, error) {
 	data, err := read(path)
@@ -196,6 +248,7 @@ func Load(path string) (*Config, error) {
 	dir := filepath.Dir(path)
 	own := Vendor{c.Key, c.Cert, c.Chain, c.TrustRoot}.in(dir)
 	c.Key, c.Cert, c.OutDir, c.Ledger = own.Key, own.Cert, inFolder(dir, c.OutDir), c.Ledger.in(dir)
+	c.Serve, c.Agent = c.Serve.in(dir), c.Agent.in(dir)
 	for name, v := range c.Vendors {
 		c.Vendors[name] = v.in(dir)
 	}

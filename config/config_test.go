@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"hsmsign/agent/policy"
 	"hsmsign/fault"
 	"hsmsign/internal/testkit"
 
@@ -42,6 +44,10 @@ func TestLoad(t *testing.T) {
 		{"key: ''\n", Config{}},
 		{"ledger:\n  store: sqlite:l.db\n  copies: [ c, /d ]\n  required: 1\n  witnesses:\n    - { name: w, operator: Acme, url: \"https://w\", verifier-key: k }\n", Config{Ledger: Ledger{
 			Store: "sqlite:" + dir + "/l.db", Copies: []string{dir + "/c", "/d"}, Required: 1, Witnesses: []Witness{{"w", "Acme", "https://w", "k"}}}}},
+		{"agent: unix:///run/a.sock\n", Config{Agent: Agent{URL: "unix:///run/a.sock"}}},
+		{"agent: { url: \"https://s:1\", client-cert: c.pem, client-key: /k.pem, ca: ../ca.pem, token-from: \"file:t\" }\n", Config{Agent: Agent{
+			"https://s:1", dir + "/c.pem", "/k.pem", filepath.Dir(dir) + "/ca.pem", "file:" + dir + "/t"}}},
+		{"agent: { url: \"https://s:1\", token-from: \"exec:/bin/cat t\" }\n", Config{Agent: Agent{URL: "https://s:1", TokenFrom: "exec:/bin/cat t"}}},
 		// References to a token do not change, also those of certificates.
 		{"key: " + ref + "\ncert: " + ref + "\nchain: ['" + ref + "']\n", Config{Key: ref, Cert: ref, Chain: []string{ref}}},
 		{"vendors:\n  a: {key: \"file:/k\", cert: c.pem, chain: [d.pem], trust-root: [/e.pem]}\n", Config{Vendors: map[string]Vendor{
@@ -164,7 +170,11 @@ func TestExample(t *testing.T) {
 		}
 	}
 	for i := range texts {
-		if _, err := Parse("hsmsign.example.yaml", []byte(texts[i].String())); err != nil {
+		c, err := Parse("hsmsign.example.yaml", []byte(texts[i].String()))
+		if err == nil && len(c.Vendors) > 0 {
+			_, err = policy.New(c.Callers, c.Roles, policy.Environment{Vendors: slices.Collect(maps.Keys(c.Vendors))})
+		}
+		if err != nil {
 			t.Errorf("with the comments removed: %v\n%s", err, texts[i].String())
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"hsmsign/agent/policy"
 	"hsmsign/internal/testkit"
 )
 
@@ -247,4 +248,58 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("-first +second:\n%s\n%s", diff, text)
 		}
 	})
+}
+
+// Callers and roles are decoded whole, and as strictly as the rest.
+func TestCallers(t *testing.T) {
+	const text = `
+callers:
+  ada:
+    role: approver
+    person: ada
+    client-cert: { spki-sha256: [ "0a" ], san: [ "uri:spiffe://example.org/ada", "dns:ada.example" ] }
+    from: [ 10.0.0.0/8, "2001:db8::/32" ]
+  portal: { role: signer, owners: [ ada ], customer: acme, uid: [ 7 ], tokens: [ "abcdefgh:20260601T130000Z:0a", "abcdefgi:20260601T130000Z:0b" ] }
+roles:
+  signer: { may: [ sign ], entitlement: { program: /usr/lib/hsmsign/entitled, timeout: 2s } }
+  approver: { may: [ read ] }
+`
+	want := Config{
+		Callers: map[string]policy.CallerConfig{
+			"ada": {
+				Role: "approver", Person: "ada", From: []string{"10.0.0.0/8", "2001:db8::/32"},
+				ClientCert: policy.ClientCertConfig{SPKI: []string{"0a"}, SAN: []string{"uri:spiffe://example.org/ada", "dns:ada.example"}},
+			},
+			"portal": {Role: "signer", Owners: []string{"ada"}, Customer: "acme", UID: []int{7}, Tokens: []string{"abcdefgh:20260601T130000Z:0a", "abcdefgi:20260601T130000Z:0b"}},
+		},
+		Roles: map[string]policy.RoleConfig{
+			"signer":   {May: []string{"sign"}, Entitlement: &policy.EntitlementConfig{Program: "/usr/lib/hsmsign/entitled", Timeout: "2s"}},
+			"approver": {May: []string{"read"}},
+		},
+	}
+	got := testkit.Value(Parse("x.yaml", []byte(text)))(t)
+	if diff := cmp.Diff(&want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for text, want := range map[string]string{
+		"callers: {a: {client-cert: {spki: []}}}":                     `unknown key "spki"`,
+		"callers: {a: {client-cert: []}}":                             "client-cert must contain keys, not sequence",
+		"callers: {a: {client-cert: {san: dns:a}}}":                   "san must be a list, not string",
+		"callers: {a: {client-cert: {spki-sha256: [1234]}}}":          "spki-sha256 must be a string of one line, not int",
+		"callers: {a: {tokens: [7]}}":                                 "tokens must be a string of one line, not int",
+		"callers: {a: {tokens: ''}}":                                  "tokens must be a list, not string",
+		"callers: {a: {token: []}}":                                   `unknown key "token"`,
+		"callers: {a: {from: 10.0.0.0/8}}":                            "from must be a list, not string",
+		"callers: {a: {uid: ['7']}}":                                  "uid must be a number, not string",
+		"roles: {a: {entitlement: /bin/x}}":                           "entitlement must contain keys, not string",
+		"roles: {a: {entitlement: {program: x}}}":                     `program: "x" is not an absolute path`,
+		"roles: {a: {entitlement: {program: /x, timeout: 5}}}":        "timeout must be a string of one line, not int",
+		"roles: {a: {entitlement: {program: /x, args: [a]}}}":         `unknown key "args"`,
+		"roles: {a: {entitlement: {program: /x}, entitlement: null}}": "already defined",
+		"roles: {a: {entitlement: null}}":                             "entitlement must contain keys, not null",
+	} {
+		if _, err := Parse("x.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %s", text, err, want)
+		}
+	}
 }

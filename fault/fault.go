@@ -81,7 +81,20 @@ func (k Kind) Exit() int { return table[k].exit }
 func (k Kind) Status() int { return table[k].status }
 
 // Problem returns the type of a problem details object (RFC 9457), a URI.
-func (k Kind) Problem() string { return "urn:hsmsign:problem:" + table[k].name }
+func (k Kind) Problem() string { return problemPrefix + table[k].name }
+
+const problemPrefix = "urn:hsmsign:problem:"
+
+// ParseProblem returns the kind of a problem type: the reverse of Kind.Problem.
+func ParseProblem(urn string) (Kind, bool) {
+	name, ok := strings.CutPrefix(urn, problemPrefix)
+	for k := range table {
+		if ok && table[k].name == name {
+			return Kind(k), true
+		}
+	}
+	return None, false
+}
 
 // String returns the last part of the problem type.
 func (k Kind) String() string { return table[k].name }
@@ -99,6 +112,7 @@ type Failure struct {
 	kind Kind // None: the kind of what err wraps
 	err  error
 	hint string
+	rule string
 }
 
 // Errorf returns a failure with the text of fmt.Errorf and the kind of what it wraps.
@@ -119,7 +133,19 @@ func (f *Failure) Fix(hint string) *Failure {
 	return f
 }
 
-func (f *Failure) Error() string { return f.err.Error() }
+// Rule sets the id of the rule that refused, subject.rule, which the message gets at its end, and returns the failure.
+func (f *Failure) Rule(id string) *Failure {
+	f.rule = id
+	return f
+}
+
+func (f *Failure) Error() string {
+	if f.rule != "" {
+		return f.err.Error() + " [" + f.rule + "]"
+	}
+	return f.err.Error()
+}
+
 func (f *Failure) Unwrap() error { return f.err }
 
 // Hint returns what to do; it may be empty.
@@ -168,6 +194,24 @@ func Hint(err error) string {
 	for _, child := range unwrap(err) {
 		if hint := Hint(child); hint != "" {
 			return hint
+		}
+	}
+	return ""
+}
+
+// Rule returns the id of the rule that refused, of the outermost error or finding that has one, or "".
+func Rule(err error) string {
+	switch e := err.(type) { //nolint:errorlint // one step of the walk through what err wraps
+	case *Finding:
+		return e.ID
+	case *Failure:
+		if e.rule != "" {
+			return e.rule
+		}
+	}
+	for _, child := range unwrap(err) {
+		if rule := Rule(child); rule != "" {
+			return rule
 		}
 	}
 	return ""

@@ -77,6 +77,19 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestParseProblem(t *testing.T) {
+	for k := None; k <= Internal; k++ {
+		if got, ok := ParseProblem(k.Problem()); !ok || got != k {
+			t.Errorf("%v: %v, %v", k, got, ok)
+		}
+	}
+	for _, urn := range []string{"", "refused", "urn:hsmsign:problem:", "urn:hsmsign:problem:other", "about:blank", "URN:hsmsign:problem:refused"} {
+		if got, ok := ParseProblem(urn); ok {
+			t.Errorf("%q: %v", urn, got)
+		}
+	}
+}
+
 func TestClip(t *testing.T) {
 	for _, tt := range []struct {
 		text  string

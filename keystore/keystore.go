@@ -186,6 +186,9 @@ type Key struct {
 // String returns the reference without its secrets.
 func (k Key) String() string { return k.Ref.String() }
 
+// Scheme returns the scheme of the reference: file, pkcs11, awskms or gcpkms.
+func (k Key) Scheme() string { return k.Ref.Scheme }
+
 // Open opens the key; see signer.Backend.
 func (k Key) Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, error) {
 	return k.backend.Open(ctx, k.Ref, opts)

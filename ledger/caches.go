@@ -33,6 +33,9 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 	if err := v.cachedDays(ctx, tx); err != nil {
 		return err
 	}
+	if err := v.cachedReplicas(ctx, tx); err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
 	if err != nil {
 		return err
@@ -64,7 +67,7 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
-	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki FROM requests")
+	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, intent, begun, issued FROM requests")
 	if err != nil {
 		return err
 	}
@@ -73,15 +76,16 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 		var id, customer, csr, spki []byte
 		var state string
 		var index int64
-		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki); err != nil {
+		var first begun
+		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &first.index, &first.at, &first.issued); err != nil {
 			return err
 		}
-		e := v.requests[idOf(id)]
+		e, began := v.requests[idOf(id)], v.begun[idOf(id)]
 		switch {
 		case e == nil:
 			v.add(index, "the list of requests has one that no entry is about")
 		case v.at[idOf(id)] != index || e.Kind != state || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
-			!bytes.Equal(e.SPKI[:], spki):
+			!bytes.Equal(e.SPKI[:], spki) || began.index != first.index || began.issued != first.issued || began.at != first.at && !began.repeated:
 			v.add(v.at[idOf(id)], "the list of requests does not say what the entry says")
 		}
 		delete(v.requests, idOf(id))

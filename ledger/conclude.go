@@ -21,20 +21,23 @@ func (l *Ledger) Conclude(ctx context.Context, permit *record.Permit, outcome re
 	}
 	// It is hashed before the transaction, which is the one of all callers.
 	made := record.NewOpening(openRequest, outcome.File)
-	issued := id
+	issued, asked := id, *permit
 	var refusal error
 	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		issued, refusal, err = tx.conclude(ctx, id, outcome, made)
+		issued, refusal, err = tx.conclude(ctx, id, asked, outcome, made)
 		return err
 	})
-	if err = errors.Join(err, refusal); err == nil {
+	if err != nil { // the change may still be running: nothing of it may be read
+		return err
+	}
+	if refusal == nil {
 		permit.Request = issued.String()
 	}
-	return err
+	return refusal
 }
 
 // conclude records the outcome, and returns the id under which the request was issued. A refusal is recorded too.
-func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome, made record.Opening) (issuedAs record.ID, refusal, err error) {
+func (tx *Tx) conclude(ctx context.Context, id record.ID, permit record.Permit, outcome record.Outcome, made record.Opening) (issuedAs record.ID, refusal, err error) {
 	r, owner, issuedBefore, err := tx.intent(ctx, id)
 	if err != nil {
 		return id, nil, err
@@ -49,8 +52,13 @@ func (tx *Tx) conclude(ctx context.Context, id record.ID, outcome record.Outcome
 	if outcome.Err != nil {
 		return id, nil, failed(fault.KindOf(outcome.Err).String())
 	}
+	if frozen, err := tx.stopped(ctx, r.Customer, permit.Actor, permit.Identity); err != nil {
+		return id, nil, err
+	} else if frozen != nil { // the signature was made, and is not released
+		return id, frozen.refusal(), tx.move(r, &record.Entry{Kind: record.KindRefused, Operation: outcome.Operation, Rule: ruleFrozen}, openings...)
+	}
 	if owner != r.Customer { // reassigned since the intent
-		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile [%s]", ruleForeignKey).Fix("sign the CSR for that customer")
+		refusal = fault.Conflict.Errorf("the key of this CSR was moved to another customer meanwhile").Rule(ruleForeignKey).Fix("sign the CSR for that customer")
 		return id, refusal, failed(ruleForeignKey)
 	}
 	var issued []request

@@ -36,8 +36,8 @@ type Continued struct {
 }
 
 // Continue makes a ledger with a new origin in an empty store, in one transaction. Its first entry has the last checkpoint of
-// the previous one. The entries after it repeat the customers, their keys, the push certificates, the requests, and what is
-// watched, so that the rules still apply; each has an opening with number, time and kind of the original. Nothing of the
+// the previous one. The entries after it repeat the customers, their keys, the push certificates, the requests, what is
+// watched, and what is frozen, so that the rules still apply; each has an opening with number, time and kind of the original. Nothing of the
 // previous ledger is used that is not proven under its checkpoint. The error is of kind usage if the store has a ledger already.
 func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation) (*Continued, error) {
 	l, err := prepare(cfg)
@@ -58,6 +58,9 @@ func Continue(ctx context.Context, cfg Config, previous *Ledger, c Continuation)
 	h, err := newHistory(ctx, previous, tx, c.Until)
 	if err == nil {
 		err = h.readWatches(ctx)
+	}
+	if err == nil {
+		err = h.readFreezes(ctx)
 	}
 	if err != nil {
 		return nil, previous.store.fail("read the ledger", err)
@@ -85,6 +88,7 @@ type continuing struct {
 	names  map[string]record.ID // of actors
 	keys   map[record.Hash]bool // whose owner is said
 	chains map[record.Hash]bool // that are stored
+	frozen []inForce            // so far
 }
 
 // write appends the first entry and those that repeat the previous ledger.
@@ -136,6 +140,16 @@ func (r *continuing) repeat(ctx context.Context, tx *Tx, it item) error {
 		return err
 	}
 	openings = append(openings, record.NewOpening(openOriginal, data))
+	if e.Kind == record.KindFrozen {
+		one := r.freezes[it.index]
+		one.Entry = tx.next()
+		r.frozen = append(r.frozen, one)
+		all, err := freezesOpening(r.frozen)
+		if err != nil {
+			return err
+		}
+		openings = append(openings, all)
+	}
 	slices.SortFunc(openings, func(a, b record.Opening) int { return strings.Compare(a.Name, b.Name) })
 	repeated := *e
 	repeated.Kind, repeated.Commitments = state(original), nil
@@ -157,7 +171,7 @@ func (r *continuing) repeat(ctx context.Context, tx *Tx, it item) error {
 func (r *continuing) sides(ctx context.Context, it item, e *record.Entry) ([]record.Opening, error) {
 	if it.request == nil {
 		names := []string{openActor}
-		for _, name := range []string{openCustomer, openPush, openTarget} {
+		for _, name := range []string{openCustomer, openPush, openTarget, openFreeze} {
 			if commits(e, name) {
 				names = append(names, name)
 			}
@@ -183,8 +197,8 @@ func (r *continuing) cache(tx *Tx, e *record.Entry, index int64, original record
 		}
 		r.result.Requests++
 		r.own(tx, e, index)
-		tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			e.Request[:], e.Customer[:], e.Kind, index, issued, original.Time.UnixMilli(), e.CSR[:], e.SPKI[:])
+		tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, intent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			e.Request[:], e.Customer[:], e.Kind, index, issued, original.Time.UnixMilli(), e.CSR[:], e.SPKI[:], index)
 	case find(openings, openCustomer) != nil:
 		var c Customer
 		if json.Unmarshal(find(openings, openCustomer), &c) != nil {
@@ -194,6 +208,7 @@ func (r *continuing) cache(tx *Tx, e *record.Entry, index int64, original record
 		tx.exec("INSERT INTO customers (id, name, entry) VALUES (?, ?, ?)", e.Customer[:], c.Name, index)
 	case e.Kind == record.KindReassigned:
 		r.own(tx, e, index)
+	case e.Kind == record.KindFrozen: // the entry is all
 	case find(openings, openTarget) != nil:
 		tx.exec("INSERT INTO watches (target, entry) VALUES (?, ?)", string(find(openings, openTarget)), index)
 	default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"hsmsign/fault"
@@ -21,15 +22,37 @@ type CustomerRecord struct {
 // Customers returns the customers in the order of their names; with a name, only that one. The error is of kind not found
 // if there is no such customer.
 func (l *Ledger) Customers(ctx context.Context, name string) ([]CustomerRecord, error) {
+	if name == "" {
+		return l.customers(ctx, "", "")
+	}
+	found, err := l.customers(ctx, " WHERE name = ?", "", name)
+	if err == nil && len(found) == 0 {
+		err = noCustomer(name)
+	}
+	return found, err
+}
+
+// CustomerPage returns at most limit customers in the order of their names, those after a name. names are those that the reader may
+// know of; nil: all.
+func (l *Ledger) CustomerPage(ctx context.Context, names []string, after string, limit int) ([]CustomerRecord, error) {
+	where, args := " WHERE name > ?", []any{after}
+	if names != nil {
+		where += " AND name IN (?" + strings.Repeat(", ?", len(names)) + ")"
+		args = append(args, "") // no customer has it
+		for _, name := range names {
+			args = append(args, name)
+		}
+	}
+	return l.customers(ctx, where, fmt.Sprintf(" LIMIT %d", limit), args...)
+}
+
+// customers returns the customers that a condition selects.
+func (l *Ledger) customers(ctx context.Context, where, limit string, args ...any) ([]CustomerRecord, error) {
 	head, err := l.Head(ctx)
 	if err != nil {
 		return nil, err
 	}
-	query, args := "SELECT id, entry FROM customers", []any{}
-	if name != "" {
-		query, args = query+" WHERE name = ?", []any{name}
-	}
-	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query+" ORDER BY name"), args...)
+	rows, err := l.store.DB.QueryContext(ctx, l.store.bind("SELECT id, entry FROM customers"+where+" ORDER BY name"+limit), args...)
 	if err != nil {
 		return nil, l.store.fail("list the customers", err)
 	}
@@ -58,10 +81,19 @@ func (l *Ledger) Customers(ctx context.Context, name string) ([]CustomerRecord, 
 			return nil, l.store.fail("read the customer", err)
 		}
 	}
-	if name != "" && len(found) == 0 {
-		return nil, noCustomer(name)
-	}
 	return found, nil
+}
+
+// Customer returns the customer of an id. The error is of kind not found if there is no such customer.
+func (l *Ledger) Customer(ctx context.Context, id record.ID) (*CustomerRecord, error) {
+	found, err := l.customers(ctx, " WHERE id = ?", "", id[:])
+	if err == nil && len(found) == 0 {
+		return nil, fault.NotFound.Errorf("there is no customer %s", id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &found[0], nil
 }
 
 func noCustomer(name string) error {
@@ -181,6 +213,13 @@ func (l *Ledger) EraseCustomer(ctx context.Context, actor, channel, name string)
 		actorID, err := tx.actor(ctx, actor)
 		if err != nil {
 			return err
+		}
+		frozen, err := tx.freezes(ctx)
+		if err != nil {
+			return err
+		}
+		if frozen.ofCustomer(id) >= 0 { // the name could come back as a customer that is not frozen
+			return fault.Conflict.Errorf("the customer %q is frozen", name).Rule(ruleFrozen).Fix("end the freeze first: hsmsign unfreeze --customer")
 		}
 		// Before the commit, whose outcome may be unknown: the erasure was asked for.
 		if err := noteErasure(tx.ledger.cfg.LastCheckpoint, id); err != nil {

@@ -18,6 +18,9 @@ const (
 
 // Refuse implements record.Recorder.
 func (l *Ledger) Refuse(ctx context.Context, asked record.Use, rule string) error {
+	if err := checkUse(asked); err != nil {
+		return err
+	}
 	u := l.newUse(asked)
 	return l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
 		if u.actor, err = tx.actor(ctx, u.Actor); err != nil {
@@ -51,7 +54,7 @@ func (tx *Tx) countDay(ctx context.Context, u *use) (refused bool, err error) {
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return false, err
 	case used >= int64(u.PerDay):
-		return true, fault.Limited.Errorf("caller %s has had %d requests today, as many as it may [%s]", u.Actor, used, rulePerDay).
+		return true, fault.Limited.Errorf("caller %s has had %d requests today, as many as it may", u.Actor, used).Rule(rulePerDay).
 			Fix("try again tomorrow (UTC), or ask whoever writes the configuration")
 	}
 	tx.exec("INSERT INTO daily (day, actor, requests) VALUES (?, ?, 1) ON CONFLICT (day, actor) DO UPDATE SET requests = daily.requests + 1", d.number, d.actor[:])

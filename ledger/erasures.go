@@ -121,6 +121,9 @@ func (l *Ledger) EraseAgain(ctx context.Context, actor, channel string, ids []re
 			if err != nil {
 				return err
 			}
+			if err := tx.thaw(ctx, id, actorID, actor, channel); err != nil {
+				return err
+			}
 			return tx.erase(id, actorID, channel)
 		})
 		if err != nil {
@@ -156,12 +159,13 @@ func (l *Ledger) unerased(ctx context.Context, id record.ID) (bool, error) {
 	return entries > 0 && erased == 0, l.store.fail("find what to erase", err)
 }
 
-// erase deletes what is known of a customer, and appends the entry that says so.
+// erase deletes what is known of a customer, and appends the entry that says so. What is frozen remains: it names the customer
+// by its random id, and may be about others too.
 func (tx *Tx) erase(id, actor record.ID, channel string) error {
-	tx.exec("DELETE FROM openings WHERE entry IN (SELECT idx FROM entries WHERE customer = ?)", id[:])
+	tx.exec("DELETE FROM openings WHERE name <> 'freezes' AND entry IN (SELECT idx FROM entries WHERE customer = ?)", id[:])
 	for i, added := range tx.added { // of this batch
 		if added.customer == id {
-			tx.exec("DELETE FROM openings WHERE entry = ?", tx.head.Size+int64(i))
+			tx.exec("DELETE FROM openings WHERE name <> 'freezes' AND entry = ?", tx.head.Size+int64(i))
 		}
 	}
 	for _, table := range []string{"customers WHERE id", "pushes WHERE customer", "keys WHERE customer", "requests WHERE customer"} {

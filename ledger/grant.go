@@ -25,6 +25,8 @@ var rights = map[string]string{
 	"watches":       "SELECT, INSERT, DELETE",
 	"cosignatures":  "SELECT, INSERT, UPDATE, DELETE",
 	"witnesses":     "SELECT, INSERT, UPDATE",
+	"replicas":      "SELECT, INSERT, UPDATE, DELETE",
+	"uses":          "SELECT, INSERT, UPDATE",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

@@ -61,6 +61,8 @@ type history struct {
 	requests  map[record.ID]*past
 	moved     []int64            // entries about keys that were reassigned
 	watches   []int64            // entries about what is watched, or is no longer
+	frozen    int64              // the newest entry about what is frozen; -1: none
+	freezes   map[int64]inForce  // that are in force, by their entries
 	erased    map[record.ID]bool // customers
 }
 
@@ -79,7 +81,7 @@ func newHistory(ctx context.Context, l *Ledger, tx *sql.Tx, until *Checkpoint) (
 		until = head
 	}
 	h := &history{
-		ledger: l, tx: tx, head: head, customers: map[record.ID]int64{}, pushes: map[record.ID]int64{}, requests: map[record.ID]*past{}, erased: map[record.ID]bool{},
+		ledger: l, tx: tx, head: head, customers: map[record.ID]int64{}, pushes: map[record.ID]int64{}, requests: map[record.ID]*past{}, erased: map[record.ID]bool{}, frozen: -1, freezes: map[int64]inForce{},
 	}
 	rows, err := tx.QueryContext(ctx, l.store.bind("SELECT idx, leaf FROM entries WHERE idx < ? ORDER BY idx"), until.Size)
 	if err != nil {
@@ -129,6 +131,29 @@ func (h *history) readWatches(ctx context.Context) error {
 	return nil
 }
 
+// readFreezes finds what is frozen, which the newest entry about it says.
+func (h *history) readFreezes(ctx context.Context) error {
+	if h.frozen < 0 {
+		return nil
+	}
+	e, err := h.read(ctx, h.frozen)
+	if err != nil {
+		return err
+	}
+	data, err := h.ledger.opening(ctx, h.tx, h.frozen, e, openFreezes)
+	if err != nil {
+		return fault.WithHint(err, "use another copy")
+	}
+	var list []inForce
+	if json.Unmarshal(data, &list) != nil {
+		return fmt.Errorf("%w: entry %d does not say what is frozen", ErrTampered, h.frozen)
+	}
+	for _, one := range list {
+		h.freezes[one.Entry] = one
+	}
+	return nil
+}
+
 // add follows what an entry says.
 func (h *history) add(index int64, e *record.Entry) {
 	switch {
@@ -149,6 +174,8 @@ func (h *history) add(index int64, e *record.Entry) {
 		h.pushes[e.Customer] = index
 	case e.Kind == record.KindWatched || e.Kind == record.KindUnwatched:
 		h.watches = append(h.watches, index)
+	case e.Kind == record.KindFrozen || e.Kind == record.KindUnfrozen:
+		h.frozen = index
 	case e.Kind == record.KindReassigned:
 		h.moved = append(h.moved, index)
 	}
@@ -167,7 +194,7 @@ func (h *history) items() []item {
 	for _, index := range slices.Sorted(maps.Values(h.customers)) {
 		first = append(first, item{index: index})
 	}
-	for _, index := range slices.Concat(slices.Collect(maps.Values(h.pushes)), h.moved, h.watches) {
+	for _, index := range slices.Concat(slices.Collect(maps.Values(h.pushes)), h.moved, h.watches, slices.Collect(maps.Keys(h.freezes))) {
 		all = append(all, item{index: index})
 	}
 	for _, p := range h.requests {

@@ -36,7 +36,7 @@ func (l *Ledger) Reassign(ctx context.Context, actor, channel string, spki recor
 		case !used:
 			return fault.NotFound.Errorf("no customer has used the key %s", spki).Fix("name the SHA-256 of its SubjectPublicKeyInfo: key_sha256 of ledger list --json")
 		case owner != ids[0]:
-			return fault.Conflict.Errorf("the key %s does not belong to %q [%s]", spki, from, ruleForeignKey).Fix("name the customer that it belongs to with --from")
+			return fault.Conflict.Errorf("the key %s does not belong to %q", spki, from).Rule(ruleForeignKey).Fix("name the customer that it belongs to with --from")
 		}
 		actorID, err := tx.actor(ctx, actor)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -85,10 +86,17 @@ type Ledger struct {
 	closing chan struct{} // closed by Close
 	closed  chan struct{} // closed when the writer has ended
 
-	vendorHash, chainHash hashed // of uses
+	vendorHash, chainHash hashed        // of uses
+	newKeys               atomic.Uint64 // see Figures
 
 	mu   sync.Mutex
 	last *Checkpoint // the newest that this process saw
+	// frozen is the newest state that this process saw: an entry that is hidden in the store is noticed. nil: not read yet.
+	frozen  *freezes
+	started map[string]replica // by StartPolicy, by name
+
+	using       uses
+	freezeReads freezeReads
 
 	keeping sync.Mutex  // guards kept and the file; before mu
 	kept    *Checkpoint // the one in the file outside the store
@@ -146,7 +154,7 @@ func (l *Ledger) begin(ctx context.Context, sqlTx *sql.Tx, do func(ctx context.C
 	if _, err := sqlTx.ExecContext(ctx, l.store.bind("INSERT INTO head (id, size, checkpoint) VALUES (1, 0, ?)"), empty.Signed); err != nil {
 		return nil, err
 	}
-	q := statements{l.store, sqlTx}
+	q := statements{l.store, sqlTx, false}
 	tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), head: empty, signers: l.signers, now: l.now(), actors: map[string]record.ID{}}
 	if err := do(ctx, tx); err != nil {
 		return nil, err
@@ -162,7 +170,7 @@ func prepare(cfg Config) (*Ledger, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]open{}}
+	l := &Ledger{cfg: cfg, store: cfg.Store, changes: make(chan *change), closing: make(chan struct{}), closed: make(chan struct{}), intents: map[record.ID]open{}, started: map[string]replica{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	var err error
 	if l.verifiers, err = parseVerifiers(cfg.Verifier); err != nil {
@@ -236,6 +244,7 @@ func (l *Ledger) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	late := time.AfterFunc(closeWait, l.cancel) // of a batch that waits for a lock
 	<-l.closed
+	l.using.close()
 	late.Stop()
 	l.cancel()
 	return errors.Join(l.keep(), l.publisher.close())

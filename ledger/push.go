@@ -42,7 +42,7 @@ func (l *Ledger) Attach(ctx context.Context, actor, channel, customer string, p 
 		case err != nil && !first:
 			return err
 		case !first && topic != p.Topic:
-			return fault.Conflict.Errorf("the topic of %q is %s, and this certificate has %s: every device would have to enroll again [ledger.topic]", customer, topic, p.Topic).
+			return fault.Conflict.Errorf("the topic of %q is %s, and this certificate has %s: every device would have to enroll again", customer, topic, p.Topic).Rule("ledger.topic").
 				Fix("renew at https://identity.apple.com/pushcert with \"Renew\", not \"Create\", and the Apple Account of the old certificate")
 		case !first && p.NotAfter.UnixMilli() < expires:
 			return fault.Conflict.Errorf("the recorded certificate of %q is valid longer, until %s", customer, time.UnixMilli(expires).UTC().Format(time.DateOnly)).

@@ -72,40 +72,82 @@ func (l *Ledger) opening(ctx context.Context, q querier, index int64, e *record.
 // Query selects entries.
 type Query struct {
 	Customer string // name; empty: all
-	Kind     string // empty: all
-	Before   int64  // only entries with a smaller index; 0: from the newest
-	Limit    int    // at most so many
+	// Customers are the names of those that the reader may know of: only entries about them are found, and an entry does not name
+	// another one. nil: all, and entries about no customer.
+	Customers []string
+	Kind      string // empty: all
+	Before    int64  // only entries with a smaller index; 0: from the newest
+	Limit     int    // at most so many
 }
 
 // List returns entries, the newest first. It proves none of them: Verify does that.
 func (l *Ledger) List(ctx context.Context, q Query) ([]record.Record, error) {
-	query, args := "SELECT idx, leaf FROM entries WHERE 1 = 1", []any{}
-	where := func(condition string, value any) {
-		query, args = query+" AND "+condition, append(args, value)
+	where, args, err := l.where(ctx, q)
+	if err != nil {
+		return nil, err
 	}
-	if q.Customer != "" {
-		var id []byte
-		err := l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT id FROM customers WHERE name = ?"), q.Customer).Scan(&id)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil, noCustomer(q.Customer)
-		}
-		if err != nil {
-			return nil, l.store.fail("list the entries", err)
-		}
-		where("customer = ?", id)
-	}
-	if q.Kind != "" {
-		where("kind = ?", q.Kind)
-	}
-	if q.Before > 0 {
-		where("idx < ?", q.Before)
-	}
-	query += fmt.Sprintf(" ORDER BY idx DESC LIMIT %d", q.Limit)
-	records, err := l.records(ctx, query, args)
+	records, err := l.records(ctx, "SELECT idx, leaf FROM entries WHERE 1 = 1"+where+fmt.Sprintf(" ORDER BY idx DESC LIMIT %d", q.Limit), args)
 	if err != nil {
 		return nil, l.store.fail("list the entries", err)
 	}
+	for i := range records {
+		if q.Customers != nil && !slices.Contains(q.Customers, records[i].From) {
+			records[i].From = ""
+		}
+	}
 	return records, nil
+}
+
+// where returns the conditions of a query, each after AND, and their values. The error is of kind not found if there is no such
+// customer, or the reader may not know of it.
+func (l *Ledger) where(ctx context.Context, q Query) (where string, args []any, err error) {
+	names := q.Customers
+	if q.Customer != "" {
+		if q.Customers != nil && !slices.Contains(q.Customers, q.Customer) {
+			return "", nil, noCustomer(q.Customer)
+		}
+		names = []string{q.Customer}
+	}
+	if names != nil {
+		ids, err := l.customerIDs(ctx, names)
+		if err != nil {
+			return "", nil, l.store.fail("find the customers", err)
+		}
+		if len(ids) == 0 && q.Customer != "" {
+			return "", nil, noCustomer(q.Customer)
+		}
+		where, args = " AND 1 = 0", nil
+		if len(ids) > 0 {
+			where, args = " AND customer IN (?"+strings.Repeat(",?", len(ids)-1)+")", ids
+		}
+	}
+	if q.Kind != "" {
+		where, args = where+" AND kind = ?", append(args, q.Kind)
+	}
+	if q.Before > 0 {
+		where, args = where+" AND idx < ?", append(args, q.Before)
+	}
+	return where, args, nil
+}
+
+// customerIDs returns the ids of those customers that there are.
+func (l *Ledger) customerIDs(ctx context.Context, names []string) (ids []any, err error) {
+	for part := range slices.Chunk(names, 500) {
+		var values []any
+		for _, name := range part {
+			values = append(values, name)
+		}
+		err := l.store.each(ctx, l.store.DB, "SELECT id FROM customers WHERE name IN (?"+strings.Repeat(",?", len(values)-1)+")", values, func(scan func(...any) error) error {
+			var id []byte
+			err := scan(&id)
+			ids = append(ids, id)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
 }
 
 func (l *Ledger) records(ctx context.Context, query string, args []any) ([]record.Record, error) {
@@ -191,6 +233,9 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 	if err == nil {
 		err = l.details(ctx, &records[0])
 	}
+	if err == nil && e.Kind == record.KindProbe {
+		records[0].Probed, err = l.probed(ctx, l.store.DB, index, e)
+	}
 	if err != nil {
 		return nil, l.store.fail("read the entry", err)
 	}
@@ -203,7 +248,7 @@ func (l *Ledger) Record(ctx context.Context, index int64) (*record.Record, error
 	return r, nil
 }
 
-// details adds the data of openings that are not about a person. One that was erased is left out.
+// details adds the data of openings that tell what an entry is about. One that was erased is left out.
 func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 	for _, c := range r.Entry.Commitments {
 		var into any
@@ -212,7 +257,11 @@ func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 			into = &r.Original
 		case openPrevious:
 			into = &r.Previous
-		case openKeys:
+		case openFreeze:
+			into = &r.Freeze
+		case openEntitlement:
+			into = &r.Entitlement
+		case openKeys, openReplica:
 		default:
 			continue
 		}
@@ -223,9 +272,12 @@ func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 		if err != nil {
 			return err
 		}
-		if into == nil {
+		switch {
+		case c.Name == openKeys:
 			r.Keys = strings.Fields(string(data))
-		} else if json.Unmarshal(data, into) != nil {
+		case c.Name == openReplica:
+			r.Replica = string(data)
+		case json.Unmarshal(data, into) != nil:
 			return fmt.Errorf("%w: the %s of entry %d is not readable", ErrTampered, c.Name, r.Index)
 		}
 	}

@@ -37,8 +37,24 @@ func (p *publisher) confirm() {
 }
 
 // Release implements record.Recorder. It waits until the required witnesses have cosigned a checkpoint that includes the entry
-// with which the request was issued. The error wraps ErrStore or ErrTampered, or that of ctx.
+// with which the request was issued; then nothing may be frozen that the permit is about. The error wraps ErrStore or
+// ErrTampered, is that of ctx, or is of kind forbidden.
 func (l *Ledger) Release(ctx context.Context, permit record.Permit) error {
+	if err := l.awaitRequired(ctx, permit); err != nil {
+		return err
+	}
+	now, err := l.nowFrozen(ctx)
+	if err != nil {
+		return err
+	}
+	if frozen := now.stops(permit.Customer, permit.Actor, permit.Identity); frozen != nil {
+		return frozen.refusal()
+	}
+	return nil
+}
+
+// awaitRequired waits for the required cosignatures.
+func (l *Ledger) awaitRequired(ctx context.Context, permit record.Permit) error {
 	if l.cfg.Required == 0 {
 		return nil
 	}

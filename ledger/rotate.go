@@ -51,33 +51,36 @@ func (l *Ledger) Rotate(ctx context.Context, actor, channel, newKey string) erro
 // conflict if no rotation has begun; kind usage if the ledger was not opened with the new verifier key, which shows that
 // verifiers would refuse it.
 func (l *Ledger) EndRotation(ctx context.Context, actor, channel string) (verifierKey string, err error) {
-	err = l.Append(ctx, func(ctx context.Context, tx *Tx) error {
+	var newKey string
+	if err := l.Append(ctx, func(ctx context.Context, tx *Tx) error {
 		keys, err := tx.rotation(ctx)
 		if err != nil {
 			return err
 		}
 		if len(keys) == 1 && len(l.signers) > 1 && l.isLast(keys[0]) { // a run that was killed after the entry
-			verifierKey = keys[0]
+			newKey = keys[0]
 			return nil
 		}
 		if len(keys) < 2 || len(tx.signers) < 2 {
 			return fault.Conflict.Errorf("no rotation has begun").Fix("begin it with hsmsign ledger rotate")
 		}
-		verifierKey = keys[len(keys)-1]
-		verifier, err := note.NewVerifier(verifierKey)
+		newKey = keys[len(keys)-1]
+		verifier, err := note.NewVerifier(newKey)
 		if err != nil {
 			return fmt.Errorf("%w: the new verifier key: %w", ErrTampered, err)
 		}
 		if !l.pinned(verifier.KeyHash()) {
-			return fault.Usage.Errorf("the pinned verifier key is the old one").Fix("pin the new one first, here and wherever the ledger is verified: " + verifierKey)
+			return fault.Usage.Errorf("the pinned verifier key is the old one").Fix("pin the new one first, here and wherever the ledger is verified: " + newKey)
 		}
 		i := slices.IndexFunc(tx.signers, func(s note.Signer) bool { return s.KeyHash() == verifier.KeyHash() })
 		if i < 0 {
 			return fmt.Errorf("%w: the checkpoint is not signed by the new key", ErrTampered)
 		}
-		return tx.setSigners(ctx, actor, channel, []string{verifierKey}, []note.Signer{tx.signers[i]})
-	})
-	return verifierKey, err
+		return tx.setSigners(ctx, actor, channel, []string{newKey}, []note.Signer{tx.signers[i]})
+	}); err != nil { // the change may still be running: nothing of it may be read
+		return "", err
+	}
+	return newKey, nil
 }
 
 // isLast returns whether a verifier key is that of the last checkpoint key.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,6 +35,8 @@ const (
 	openActor    = "actor"    // name of the actor, UTF-8
 	openCustomer = "customer" // JSON of a Customer
 	openAttempts = "attempts" // JSON: the failed requests to the key store
+
+	openEntitlement = "entitlement" // JSON: the answer of the program that the actor's role asked
 )
 
 // Customer is who requests are issued to. Everything in it is personal data, which Erase deletes.
@@ -68,15 +71,32 @@ func (c Customer) Check() error {
 type use struct {
 	record.Use
 	actor, customer         record.ID
+	credential              record.ID
 	csr, spki, vendor, root record.Hash
-	openings                []record.Opening // of the actor and the CSR, for one entry
+	openings                []record.Opening // of the actor, the CSR and the entitlement, for one entry
+	newKey                  bool             // a known customer used a key that nobody used before
+}
+
+// maxEntitlement is the maximum length of the answer of a program in bytes.
+const maxEntitlement = 64 << 10
+
+// checkUse returns an error of kind usage if a use cannot be recorded.
+func checkUse(u record.Use) error {
+	if u.Entitlement != nil && (len(u.Entitlement) > maxEntitlement || !json.Valid(u.Entitlement)) {
+		return fault.Usage.Errorf("the entitlement is not JSON of at most %d bytes", maxEntitlement).Fix("correct the program that the role names")
+	}
+	return nil
 }
 
 // newUse hashes what is asked for. It runs before the transaction, which is the one of all callers.
 func (l *Ledger) newUse(u record.Use) *use {
 	openings := []record.Opening{record.NewOpening(openActor, []byte(u.Actor)), record.NewOpening(openCSR, u.CSR)}
+	if u.Entitlement != nil {
+		openings = append(openings, record.NewOpening(openEntitlement, u.Entitlement))
+	}
 	return &use{
 		Use: u, csr: openings[1].Hash, spki: sha256.Sum256(u.SPKI), vendor: l.vendorHash.of(u.Vendor), root: l.chainHash.of(u.Chain), openings: openings,
+		credential: record.CredentialID(u.Credential),
 	}
 }
 
@@ -104,7 +124,7 @@ func (h *hashed) of(data []byte) record.Hash {
 // entry returns an entry about the use.
 func (u *use) entry(kind string, request record.ID) *record.Entry {
 	return &record.Entry{
-		Kind: kind, Request: request, Customer: u.customer, Actor: u.actor, Channel: u.Channel,
+		Kind: kind, Request: request, Customer: u.customer, Actor: u.actor, Credential: u.credential, Channel: u.Channel,
 		CSR: u.csr, SPKI: u.spki, Vendor: u.vendor, Chain: u.root, Digest: u.Digest, Policy: u.Policy,
 	}
 }
@@ -114,13 +134,23 @@ func (l *Ledger) Authorize(ctx context.Context, asked record.Use) (permit record
 	if err := (Customer{Name: asked.Customer}).Check(); err != nil {
 		return permit, err
 	}
+	if err := checkUse(asked); err != nil {
+		return permit, err
+	}
 	u := l.newUse(asked)
+	var given record.Permit
 	var refusal error
-	err = l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		permit, refusal, err = tx.authorize(ctx, u)
+	if err := l.Append(ctx, func(ctx context.Context, tx *Tx) (err error) {
+		given, refusal, err = tx.authorize(ctx, u)
 		return err
-	})
-	return permit, errors.Join(err, refusal)
+	}); err != nil { // the change may still be running: nothing of it may be read
+		return record.Permit{}, err
+	}
+	if u.newKey {
+		l.newKeys.Add(1)
+	}
+	given.Customer, given.Actor, given.Identity = u.customer, u.Actor, u.Identity
+	return given, refusal
 }
 
 // authorize applies the rules. A refusal is recorded, so it is not an error of the change.
@@ -135,6 +165,11 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil {
 		return permit, nil, err
 	}
+	if frozen, err := tx.stopped(ctx, u.customer, u.Actor, u.Identity); err != nil {
+		return permit, nil, err
+	} else if frozen != nil {
+		return permit, frozen.refusal(), tx.refuse(ctx, u, ruleFrozen)
+	}
 	var owner record.ID
 	used, err := tx.find(ctx, &owner, "SELECT customer FROM keys WHERE spki = ?", u.spki[:])
 	if err != nil {
@@ -144,7 +179,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 		return permit, foreignKey(u.Customer), tx.refuse(ctx, u, ruleForeignKey)
 	}
 	if !known && u.MustExist {
-		refusal = fault.Forbidden.Errorf("caller %s may not ask for requests of a customer that is not known: %q [%s]", u.Actor, u.Customer, ruleMustExist).
+		refusal = fault.Forbidden.Errorf("caller %s may not ask for requests of a customer that is not known: %q", u.Actor, u.Customer).Rule(ruleMustExist).
 			Fix("add the customer with hsmsign ledger customer add")
 		return permit, refusal, tx.refuse(ctx, u, ruleMustExist)
 	}
@@ -161,6 +196,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	switch {
 	case used:
 	case known:
+		u.newKey = true
 		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
 	default:
 		u.customer, err = tx.addCustomer(u.actor, u.Actor, u.Channel, Customer{Name: u.Customer})
@@ -173,7 +209,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 }
 
 func foreignKey(customer string) error {
-	return fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q [%s]", customer, ruleForeignKey).
+	return fault.Conflict.Errorf("the key of this CSR belongs to another customer than %q", customer).Rule(ruleForeignKey).
 		Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer edit --rename")
 }
 
@@ -191,8 +227,8 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	if newKey {
 		tx.exec("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", u.spki[:], u.customer[:], index)
 	}
-	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki) VALUES (?, ?, ?, ?, -1, ?, ?, ?)",
-		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:])
+	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, intent) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?)",
+		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], index)
 	tx.intents[id] = open{intent, time.Now()}
 	return record.Permit{Request: id.String()}, nil
 }
@@ -317,10 +353,14 @@ func (tx *Tx) actor(ctx context.Context, name string) (id record.ID, err error) 
 	return id, err
 }
 
+// maxRefusals is how many refusals of an actor are entries on one day. More are one count for each rule: whoever may only be
+// refused must not fill the ledger.
+const maxRefusals = 1000
+
 // refuse records a refusal: once a day for one actor, rule and CSR, and then only as a count.
 func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	day := tx.now.Unix() / (24 * 60 * 60)
-	var repeated int64
+	var repeated, recorded int64
 	err := tx.row(ctx, "SELECT repeated FROM refusals WHERE day = ? AND actor = ? AND rule = ? AND csr = ?", day, u.actor[:], rule, u.csr[:]).Scan(&repeated)
 	if err == nil {
 		tx.exec("UPDATE refusals SET repeated = repeated + 1 WHERE day = ? AND actor = ? AND rule = ? AND csr = ?", day, u.actor[:], rule, u.csr[:])
@@ -328,6 +368,14 @@ func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
+	}
+	if err := tx.row(ctx, "SELECT count(*) FROM refusals WHERE day = ? AND actor = ?", day, u.actor[:]).Scan(&recorded); err != nil {
+		return err
+	}
+	if recorded >= maxRefusals {
+		tx.exec("INSERT INTO refusals (day, actor, rule, csr, repeated) VALUES (?, ?, ?, ?, 1) ON CONFLICT (day, actor, rule, csr) DO UPDATE SET repeated = refusals.repeated + 1",
+			day, u.actor[:], rule, []byte{})
+		return nil
 	}
 	if err := tx.keepChain(ctx, u); err != nil {
 		return err

@@ -4,6 +4,8 @@ CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL,
 -- Kind and customer are caches of the leaf.
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, kind TEXT NOT NULL, customer BLOB NOT NULL);
 CREATE INDEX entries_customer ON entries (customer, idx);
+-- For finding what is frozen, which the newest of these entries says.
+CREATE INDEX entries_frozen ON entries (idx) WHERE kind = 'frozen' OR kind = 'unfrozen';
 -- The vendor's chains by the hash that entries have: the DER certificates, concatenated.
 CREATE TABLE chains (hash BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE hashes (idx INTEGER PRIMARY KEY, hash BLOB NOT NULL);
@@ -17,7 +19,7 @@ CREATE TABLE keys (spki BLOB PRIMARY KEY, customer BLOB NOT NULL, entry INTEGER 
 CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
-    csr BLOB NOT NULL, spki BLOB NOT NULL);
+    csr BLOB NOT NULL, spki BLOB NOT NULL, intent INTEGER NOT NULL);
 CREATE INDEX requests_csr ON requests (csr);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
 -- Files and endpoints whose certificates are reported with what is due.
@@ -31,3 +33,7 @@ CREATE TABLE daily (day INTEGER NOT NULL, actor BLOB NOT NULL, requests INTEGER 
 -- Repeated refusals of one day: how many there were besides the one that is an entry.
 CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT NULL, csr BLOB NOT NULL, repeated INTEGER NOT NULL,
     PRIMARY KEY (day, actor, rule, csr));
+-- The programs that append, with the policy that the newest entry about each says, and when it was seen last.
+CREATE TABLE replicas (name TEXT PRIMARY KEY, policy BLOB NOT NULL, entry INTEGER NOT NULL, seen INTEGER NOT NULL);
+-- When a credential was used last: for people only, no entry says it.
+CREATE TABLE uses (credential TEXT PRIMARY KEY, at INTEGER NOT NULL);

@@ -20,11 +20,12 @@ type Signing struct {
 	Customer record.ID
 	Vendor   record.Hash // of the vendor certificate
 	Index    int64       // of the outcome; of the intent if there is none
-	Kind     string      // of that entry: intent, issued, failed or unknown
+	Kind     string      // of that entry: intent, issued, failed, refused (the signature was not released) or unknown; or probe, which is no request
 	Intent   time.Time   // UTC
 	End      time.Time   // until when the key may have been used, UTC
 	Rule     string      // why there is no request
-	// Operation is the key store's id of the signature; Attempts are the requests to it that failed.
+	// Operation is the key store's id of the signature; Attempts are the requests to it that failed. Those of a probe are all
+	// of its requests if there was more than one.
 	Operation string
 	Attempts  []record.Attempt
 	// Erased says that there were attempts, whose data was erased with the customer's.
@@ -60,12 +61,16 @@ func (l *Ledger) Signings(ctx context.Context, from, to time.Time) ([]Signing, e
 // signings keeps the uses in the time.
 func (l *Ledger) signings(ctx context.Context, tx *sql.Tx, from, to time.Time) (all []Signing, err error) {
 	found := map[record.ID]*Signing{}
-	var repeated []Signing
+	var repeated, probes []Signing
 	var first time.Time
 	err = l.proved(ctx, tx, func(index int64, e *record.Entry) {
 		switch {
 		case index == 0:
 			first = e.Time
+		case e.Kind == record.KindProbe:
+			if !e.Time.Before(from) && !e.Time.Add(-maxProbe).After(to) {
+				probes = append(probes, probeSigning(e, index))
+			}
 		case !repeats(e):
 			follow(found, e, index)
 			if s := found[e.Request]; s != nil && (s.End.Before(from) || s.Intent.After(to)) {
@@ -77,6 +82,10 @@ func (l *Ledger) signings(ctx context.Context, tx *sql.Tx, from, to time.Time) (
 	})
 	if err == nil && from.Before(first) {
 		all, err = l.repeated(ctx, tx, repeated, from, to)
+	}
+	if err == nil {
+		probes, err = l.signingProbes(ctx, tx, probes, from, to)
+		all = append(all, probes...)
 	}
 	for _, s := range found {
 		all = append(all, *s)
@@ -166,7 +175,7 @@ func follow(found map[record.ID]*Signing, e *record.Entry, index int64) {
 	case s == nil:
 	case e.Kind == record.KindUnknown:
 		s.Index, s.Kind = index, e.Kind
-	case e.Kind == record.KindIssued || e.Kind == record.KindFailed:
+	case e.Kind == record.KindIssued || e.Kind == record.KindFailed || e.Kind == record.KindRefused:
 		s.Index, s.Kind, s.End, s.Operation, s.Rule = index, e.Kind, e.Time, e.Operation, e.Rule
 		if commits(e, openAttempts) {
 			s.entry = e

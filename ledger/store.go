@@ -66,10 +66,28 @@ type Store struct {
 type statements struct {
 	store *Store
 	tx    *sql.Tx
+	// known says to use only statements that are prepared already. To prepare one needs a second connection: many transactions that
+	// read could use up all connections and wait for each other. The writer, of which a process has one, prepares.
+	known bool
+}
+
+// errNotPrepared means that a query has no prepared statement.
+var errNotPrepared = errors.New("not prepared")
+
+// prepared returns the prepared statement of a query.
+func (s statements) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
+	if _, ok := s.store.statements.Load(query); !ok && s.known {
+		return nil, errNotPrepared
+	}
+	found, err := s.store.statement(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return s.tx.StmtContext(ctx, found), nil
 }
 
 func (s statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	statement, err := s.store.prepared(ctx, s.tx, query)
+	statement, err := s.prepared(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +95,10 @@ func (s statements) ExecContext(ctx context.Context, query string, args ...any) 
 }
 
 func (s statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	statement, err := s.store.prepared(ctx, s.tx, query)
+	statement, err := s.prepared(ctx, query)
+	if errors.Is(err, errNotPrepared) {
+		return s.tx.QueryContext(ctx, s.store.bind(query), args...)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -85,15 +106,15 @@ func (s statements) QueryContext(ctx context.Context, query string, args ...any)
 }
 
 func (s statements) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	statement, err := s.store.prepared(ctx, s.tx, query)
+	statement, err := s.prepared(ctx, query)
 	if err != nil {
 		return s.tx.QueryRowContext(ctx, s.store.bind(query), args...) // its Scan returns the error
 	}
 	return statement.QueryRowContext(ctx, args...)
 }
 
-// prepared returns the statement of a query in a transaction.
-func (s *Store) prepared(ctx context.Context, tx *sql.Tx, query string) (*sql.Stmt, error) {
+// statement returns the statement of a query.
+func (s *Store) statement(ctx context.Context, query string) (*sql.Stmt, error) {
 	found, ok := s.statements.Load(query)
 	if !ok {
 		made, err := s.DB.PrepareContext(ctx, s.bind(query))
@@ -105,7 +126,26 @@ func (s *Store) prepared(ctx context.Context, tx *sql.Tx, query string) (*sql.St
 			_ = made.Close() // the other one is used
 		}
 	}
-	return tx.StmtContext(ctx, found.(*sql.Stmt)), nil
+	return found.(*sql.Stmt), nil
+}
+
+// preparing is the database outside of a transaction, for queries that every request needs.
+type preparing struct{ *Store }
+
+func (p preparing) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	statement, err := p.statement(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return statement.QueryContext(ctx, args...)
+}
+
+func (p preparing) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	statement, err := p.statement(ctx, query)
+	if err != nil {
+		return p.DB.QueryRowContext(ctx, p.bind(query), args...) // its Scan returns the error
+	}
+	return statement.QueryRowContext(ctx, args...)
 }
 
 // bind returns a query, written with ?, as the store reads it.

@@ -24,6 +24,8 @@ type Tx struct {
 	closed  bool                 // old intents were closed
 	intents map[record.ID]open   // of the batch; the ledger remembers them after the commit
 	actors  map[string]record.ID // that are known, by name
+	known   *freezes             // that this process saw before the transaction
+	frozen  *freezes             // with the changes of the batch; nil: not read yet
 	// signers sign the checkpoint of the batch.
 	signers []note.Signer
 
@@ -48,16 +50,12 @@ type statement struct {
 // clock sets the time of the batch: that of the database if it has a clock. It never falls. A clock that is far behind the
 // newest entry is an error, and so are two clocks that disagree.
 func (tx *Tx) clock(ctx context.Context) error {
-	tx.now = tx.ledger.now()
-	if query := tx.ledger.store.Clock; query != "" {
-		var database time.Time
-		if err := tx.sql.QueryRowContext(ctx, query).Scan(&database); err != nil {
-			return err
-		}
-		if apart := tx.now.Sub(database); apart.Abs() > maxClockSkew {
-			return fmt.Errorf("the clocks of this host and of the database are %v apart; set them", apart.Abs().Round(time.Second))
-		}
-		tx.now = database.UTC().Truncate(time.Millisecond)
+	var err error
+	if tx.now, err = tx.ledger.clock(ctx, tx.sql); err != nil {
+		return err
+	}
+	if apart := tx.ledger.now().Sub(tx.now); apart.Abs() > maxClockSkew {
+		return fmt.Errorf("the clocks of this host and of the database are %v apart; set them", apart.Abs().Round(time.Second))
 	}
 	newest := tx.ledger.newest
 	if written := tx.ledger.written; written == nil || written.Size != tx.head.Size || written.Root != tx.head.Root {
@@ -102,13 +100,16 @@ func (tx *Tx) flush(ctx context.Context) error {
 	return err
 }
 
+// next returns the index of the next entry.
+func (tx *Tx) next() int64 { return tx.head.Size + int64(len(tx.added)) }
+
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
-	if tx.low && e.Kind != record.KindRefused {
-		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
+	if tx.low && e.Kind != record.KindRefused && e.Kind != record.KindFrozen {
+		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals and freezes are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
 			Fix("nothing was released; free space on the disk and try again")
 	}
-	index := tx.head.Size + int64(len(tx.added))
+	index := tx.next()
 	e.Time = tx.now
 	var rows []any
 	for _, o := range openings {

@@ -39,6 +39,7 @@ type verification struct {
 	// What the entries say, to compare with the caches.
 	requests  map[record.ID]*record.Entry // the newest entry of each
 	at        map[record.ID]int64
+	begun     map[record.ID]*begun
 	customers map[record.ID]int64
 	names     map[record.ID]string
 	pushes    map[record.ID]push
@@ -46,7 +47,9 @@ type verification struct {
 	chains    map[record.Hash]int64 // and the first entry with it
 	watches   map[string]int64
 	keys      map[record.Hash]owner
-	days      map[day]int64   // intents under a policy
+	days      map[day]int64 // intents under a policy
+	frozen    freezes
+	replicas  map[string]replica
 	lost      []lost          // entries whose data is missing
 	signedBy  string          // the verifier keys that the newest entry about them says
 	signedAt  int64           // its index; -1: there is none
@@ -63,7 +66,7 @@ type verification struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, signedAt: -1, verifiers: l.verifiers, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{}, begun: map[record.ID]*begun{}, frozen: freezes{at: -1}, replicas: map[string]replica{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -163,7 +166,7 @@ func (v *verification) part(p *part) {
 	openings := map[int64][]opened{}
 	for _, o := range p.openings {
 		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
-		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys}, o.Name) {
+		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys, openActor, openFreezes, openReplica, openOperations}, o.Name) {
 			kept.data = o.Data
 		}
 		openings[o.entry] = append(openings[o.entry], kept)
@@ -229,6 +232,11 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 			}
 			v.names[e.Customer] = c.Name
 		}
+		if o.Name == openOperations {
+			if _, err := parseProbed(o.data); err != nil {
+				v.add(index, err)
+			}
+		}
 		if o.Name == openTarget {
 			v.watch(e.Kind, string(o.data), index)
 		}
@@ -242,6 +250,13 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	}
 	if e.Kind == record.KindRotated {
 		v.rotation(data(openings, openKeys), index)
+	}
+	v.whileFrozen(e, index, openings)
+	switch e.Kind {
+	case record.KindFrozen, record.KindUnfrozen:
+		v.freeze(e, index, openings)
+	case record.KindPolicy:
+		v.replicas[data(openings, openReplica)] = replica{e.Policy, index}
 	}
 	if len(openings) < len(e.Commitments) { // a later entry may say that it was erased
 		v.lost = append(v.lost, lost{index, e.Customer})
@@ -260,9 +275,22 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 		v.customers[e.Customer] = index
 	}
 	if e.Request != (record.ID{}) {
+		if v.requests[e.Request] == nil {
+			v.begun[e.Request] = &begun{index: index, at: e.Time.UnixMilli(), issued: -1, repeated: repeats(e)}
+		}
+		if commits(e, openRequest) {
+			v.begun[e.Request].issued = index
+		}
 		v.requests[e.Request], v.at[e.Request] = e, index
 	}
 	return e
+}
+
+// begun is the first entry about a request.
+type begun struct {
+	index, at int64 // at is its time, milliseconds since 1970
+	issued    int64 // the entry with the request file; -1: there is none
+	repeated  bool  // the request began in a previous ledger
 }
 
 // data returns the data of an opening; "" if it is missing.

@@ -26,7 +26,8 @@ type change struct {
 
 // Append runs do in a transaction under the lock of the head, with the batch of other callers, and returns when everything
 // is on the disk. An error of do is returned as it is, and nothing that it appended remains. If the outcome of the commit is
-// unknown, the error wraps ErrStore: nothing may be released; the next attempt finds what was committed.
+// unknown, the error wraps ErrStore: nothing may be released; the next attempt finds what was committed. After an error do may
+// still be running.
 func (l *Ledger) Append(ctx context.Context, do func(ctx context.Context, tx *Tx) error) error {
 	if l.cfg.Key == "" {
 		return fault.Usage.Errorf("the ledger is open for reading").Fix("name its checkpoint key")
@@ -107,10 +108,11 @@ func (l *Ledger) commit(batch []*change) {
 	results := make([]error, len(batch))
 	var head *Checkpoint
 	var now time.Time
+	var frozen *freezes
 	intents := map[record.ID]open{}
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
-		q := statements{l.store, sqlTx}
-		tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), actors: map[string]record.ID{}, intents: intents}
+		q := statements{l.store, sqlTx, false}
+		tx := &Tx{ledger: l, sql: q, hashes: remember(l.store.hashReader(ctx, q)), actors: map[string]record.ID{}, intents: intents, known: l.knownFreezes()}
 		var err error
 		if tx.head, err = l.check(ctx, q, tx.hashes, l.store.LockHead); err != nil {
 			return err
@@ -137,12 +139,13 @@ func (l *Ledger) commit(batch []*change) {
 				return err
 			}
 		}
-		now = tx.now
+		now, frozen = tx.now, tx.frozen
 		head, err = tx.finish(ctx)
 		return err
 	})
 	if err = l.store.fail("append", err); err == nil {
 		l.saw(head)
+		l.sawFreezes(frozen)
 		l.publisher.notify()
 		l.written, l.newest = head, now
 		maps.Copy(l.intents, intents)

@@ -112,6 +112,10 @@ type Stats struct {
 	Reinitialized uint64 // how often C_Finalize and C_Initialize reset the module
 	Restarts      uint64 // worker processes that replaced one that died or was killed
 
+	// Breaker is the state of the circuit breaker of a network store: closed, half-open or open; of several regions, that of the
+	// one that is nearest to closed. Empty: there is none.
+	Breaker string
+
 	ReadWrite  bool // the token accepts read-write sessions only
 	Serialized bool // the module accepts no concurrent calls (CKR_CANT_LOCK), so there is one session at a time
 	Messages   bool // the token refuses CKM_RSA_PKCS and hashes messages itself

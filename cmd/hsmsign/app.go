@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,8 @@ type program struct {
 	getenv func(string) string
 	// prompt asks the person at the terminal for a secret; nil: there is no terminal.
 	prompt func(ctx context.Context, label string) ([]byte, error)
-	json   bool // a failure is printed as JSON too
+	json   bool         // a failure is printed as JSON too
+	log    *slog.Logger // of a service: warnings are records of it; nil: they are lines on standard error
 }
 
 // secrets reads PINs and passphrases.
@@ -33,11 +35,20 @@ func (p *program) secrets() secret.Reader {
 	return secret.Reader{Getenv: p.getenv, Prompt: p.prompt}
 }
 
-// keystore returns the key stores, which may load the given PKCS#11 modules; nil: any.
+// warn reports something that works and should not stay so.
+func (p *program) warn(message string) {
+	if p.log != nil {
+		p.log.Warn(message)
+		return
+	}
+	p.con.Warnf("%s", message)
+}
+
+// keystore returns the key stores, which may load the given PKCS#11 modules; nil: any. A service loads them in processes of
+// their own unless a reference says isolate=no.
 func (p *program) keystore(modules []string) *keystore.Store {
 	return keystore.New(keystore.Options{
-		Secrets: p.secrets(), Warn: func(message string) { p.con.Warnf("%s", message) }, AllowedModules: modules,
-		Worker: worker(), ReadFile: p.in.Read,
+		Secrets: p.secrets(), Warn: p.warn, AllowedModules: modules, Worker: worker(), Isolate: p.log != nil, ReadFile: p.in.Read,
 	})
 }
 
@@ -55,7 +66,7 @@ func (p *program) commands() []command {
 	return []command{
 		{"sign", p.signCommand}, {"verify", p.verifyCommand}, {"inspect", p.inspectCommand}, {"chain", p.chainCommand}, {"key", p.keyCommand}, {"token", p.tokenCommand},
 		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand},
-		{"ledger", p.ledgerCommand}, {"policy", p.policyCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
+		{"serve", p.serveCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
 		{"help", p.helpCommand}, {workerCommand, p.workerCommand},
 	}
 }

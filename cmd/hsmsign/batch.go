@@ -13,7 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/internal/input"
@@ -59,13 +58,17 @@ func (job *signJob) batch(ctx context.Context, args []string) error {
 		return fault.Usage.Errorf("--out-dir: %w", err).Fix("name a folder that can be made")
 	}
 	wholefile.Sweep(job.outDir)
+	inFlight, err := job.issuer.workers(ctx)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	b := &batch{signJob: job, stop: stop, open: sync.OnceValue(func() error { return job.vendor.Open(ctx) })}
+	b := &batch{signJob: job, stop: stop, open: sync.OnceValue(func() error { return job.issuer.open(ctx) })}
 	step, end := job.p.con.Progress(len(items), "signing")
 	var workers sync.WaitGroup
 	next := make(chan batchItem)
-	for range min(job.workers, len(items)) {
+	for range min(inFlight, len(items)) {
 		workers.Go(func() {
 			for item := range next {
 				b.one(ctx, item)
@@ -122,42 +125,49 @@ func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
 		return err
 	}
 	if !b.force {
-		if done, err := isDone(prepared, result); done || err != nil {
+		if done, err := isDone(ctx, prepared, result); done || err != nil {
 			return err
 		}
 	}
 	if err := b.open(); err != nil {
 		return err
 	}
-	issued, err := b.vendor.Issue(ctx, prepared)
+	issued, err := prepared.issue(ctx)
 	if err != nil {
 		return err
 	}
-	result.RequestID, result.UseBefore = issued.RequestID, api.Time(prepared.UseBefore())
-	err = wholefile.WriteDeferred(result.Output, issued.Request, requestMode, b.force) // finish flushes the folder
+	setIssued(result, issued)
+	err = wholefile.WriteDeferred(result.Output, issued.file, requestMode, b.force) // finish flushes the folder
 	if err == nil {
-		err = b.writeReceipt(ctx, result.Output, issued)
+		err = writeReceipt(result.Output, issued)
 	}
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	// Another run was faster, and may have written this request.
-	if done, err := isDone(prepared, result); done || err != nil {
+	if done, err := isDone(ctx, prepared, result); done || err != nil {
 		return err
 	}
 	return existsError(result.Output)
 }
 
 // isDone returns whether the output exists and is already this request, so that an interrupted batch can be run again.
-func isDone(prepared *agent.Prepared, result *api.SignResult) (bool, error) {
+func isDone(ctx context.Context, prepared preparedRequest, result *api.SignResult) (bool, error) {
 	data, err := input.File(result.Output, request.MaxRequest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil || !prepared.Matches(data) { // what cannot be read is not this request either
+	if err != nil { // what cannot be read is not this request either
 		return false, existsError(result.Output)
 	}
-	result.Status, result.UseBefore = api.StatusUnchanged, api.Time(prepared.UseBefore())
+	useBefore, is, err := prepared.matches(ctx, data)
+	switch {
+	case err != nil:
+		return false, err
+	case !is:
+		return false, existsError(result.Output)
+	}
+	result.Status, result.UseBefore = api.StatusUnchanged, api.Time(useBefore)
 	return true, nil
 }
 

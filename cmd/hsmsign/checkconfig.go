@@ -53,6 +53,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 	if err := (&signJob{p: p}).readFlags(s); err != nil {
 		return err
 	}
+	if err := p.checkServe(s); err != nil {
+		return err
+	}
 	cert, _ := s.str("cert")
 	if cert == "" {
 		if len(s.config.Vendors) > 0 {
@@ -69,6 +72,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	c := vendor.Chain()
+	if err := s.checkServedKey(c.Leaf()); err != nil {
+		return err
+	}
 	p.con.Warnings(keystore.Redact(cert), c.Findings)
 	first := agent.FirstExpiry(c.Certs)
 	p.con.Infof("the vendor chain is complete; %q is valid until %s, the first to expire is %q, %s", c.Leaf().Subject.CommonName,
@@ -116,15 +122,23 @@ func (s *settings) effective() ([]api.Setting, error) {
 	if err != nil {
 		keyErr = errors.Join(keyErr, err)
 	} else if found != nil {
+		infos = append(infos, setting("policy", s.path, "", fmt.Sprintf("sha256:%x", found.Hash())))
 		for _, name := range found.Roles() {
 			infos = append(infos, setting("role "+name, s.path, "", found.ExplainRole(name)))
 		}
 		for _, name := range found.Names() {
-			infos = append(infos, setting("caller "+name, s.path, "", found.Explain(name)))
+			infos = append(infos, setting("caller "+name, s.path, "", found.Explain(name, time.Now())))
 		}
 	}
+	served, err := s.serveSettings()
+	if err != nil {
+		keyErr = errors.Join(keyErr, err)
+	}
+	infos = append(infos, served...)
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
+	service, err := s.agentSettings()
+	keyErr, infos = errors.Join(keyErr, err), append(infos, service...)
 	return append(infos,
 		inFile("vendors", s.path, len(s.config.Vendors) > 0, s.vendorNames()),
 		inFile("modules", s.path, s.config.Modules != nil, s.config.Modules)), keyErr

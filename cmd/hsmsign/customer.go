@@ -8,7 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/agent"
-	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/ledger"
@@ -132,7 +132,7 @@ func (p *program) customerList(ctx *cli.Context) error {
 	rows := [][]string{{"CUSTOMER", "CONTACT", "APPLE ACCOUNT", "CHANGED"}}
 	for _, c := range customers {
 		if s.json {
-			p.con.JSON(newCustomer(c))
+			p.con.JSON(ledgerapi.NewCustomer(c))
 		}
 		rows = append(rows, []string{c.Name, orDefault(c.Contact, "-"), orDefault(c.Account, "-"), c.Changed.Format(time.DateOnly)})
 	}
@@ -152,7 +152,7 @@ func (p *program) customerShow(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	c := newCustomer(customers[0])
+	c := ledgerapi.NewCustomer(customers[0])
 	if s.json {
 		p.con.JSON(c)
 		return nil
@@ -163,10 +163,4 @@ func (p *program) customerShow(ctx *cli.Context) error {
 		p.con.Field(f[0], f[1])
 	}
 	return nil
-}
-
-func newCustomer(c ledger.CustomerRecord) api.Customer {
-	return api.Customer{
-		Name: c.Name, Contact: c.Contact, Account: c.Account, Notes: c.Notes, ID: c.ID.String(), Entry: c.Entry, Changed: c.Changed.Format(time.RFC3339),
-	}
 }

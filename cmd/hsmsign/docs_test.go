@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"hsmsign/internal/testkit"
 
@@ -165,4 +166,14 @@ func TestExamples(t *testing.T) {
 		}
 	}
 	walk("hsmsign", (&program{}).app("").Commands)
+}
+
+// TestServeLimitsAreDocumented compares the times in docs/service.md that are not those of package server.
+func TestServeLimitsAreDocumented(t *testing.T) {
+	doc := readDoc(t, "service.md")
+	for what, value := range map[string]time.Duration{"signature, in the key store": serveSignTimeout, "interval of comparing TLS files": tlsFilesEvery} {
+		if row := fmt.Sprintf("\n| %s | %v |\n", what, value); !strings.Contains(doc, row) {
+			t.Errorf("there is no row %q", row)
+		}
+	}
 }

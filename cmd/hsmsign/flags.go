@@ -239,6 +239,8 @@ func (s *settings) fromConfig(name string) []string {
 		"ledger": {s.config.Ledger.Store}, "origin": {s.config.Ledger.Origin}, "verifier-key": {s.config.Ledger.VerifierKey},
 		"checkpoint-key": {s.config.Ledger.CheckpointKey}, "last-checkpoint": {s.config.Ledger.LastCheckpoint},
 		"required": {requiredText(s.config.Ledger.Required)},
+		"agent":    {s.config.Agent.URL}, "client-cert": {s.config.Agent.ClientCert}, "client-key": {s.config.Agent.ClientKey},
+		"agent-ca": {s.config.Agent.CA}, "agent-token-from": {s.config.Agent.TokenFrom},
 	}[name]
 }
 
@@ -265,6 +267,9 @@ func vendorFlag() cli.Flag {
 func (s *settings) choose() error {
 	c := s.config
 	s.vendor, s.identity = "", config.Vendor{Key: c.Key, Cert: c.Cert, Chain: c.Chain, TrustRoot: c.TrustRoot}
+	if service, err := s.agentURL(); service != "" || err != nil {
+		return err // --vendor names an identity of the service
+	}
 	name, from := s.str("vendor")
 	if name == "" {
 		return nil

@@ -46,6 +46,7 @@ var topics = map[string]string{
    passphrase of a key:   passphrase-file in the reference, else $HSMSIGN_PASSPHRASE, else the terminal
    exported key file:     --export-passphrase-file, else $HSMSIGN_EXPORT_PASSPHRASE, else the terminal
    API key of a service:  --api-key-file, else $HSMSIGN_API_KEY, else the terminal
+   token for --agent:     --agent-token-from, else $HSMSIGN_AGENT_TOKEN, else the terminal
    cloud credentials:     found by the cloud's own library; nothing in a reference names them
 `,
 }

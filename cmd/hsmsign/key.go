@@ -50,10 +50,11 @@ func (p *program) keyCommand() *cli.Command {
 				Action: p.keyShow,
 			},
 			{
-				Name: "test", Usage: "sign random messages, verify them, measure the speed, and check that the certificate matches the key",
-				Description: "  hsmsign key test --key file:vendor.key --cert vendor.pem --count 100",
-				Flags:       []cli.Flag{keyFlag(), stringFlag("count", "`NUMBER` of signatures, 1 to 100000 (default: 10)"), certFlag, jsonFlag(), configFlag()},
-				Action:      p.keyTest,
+				Name: "test", Usage: "sign the probe message, verify the signatures, measure the speed, and check that the certificate matches the key",
+				Description: probeHelp +
+					"  hsmsign key test --key file:vendor.key --cert vendor.pem --count 100",
+				Flags:  append([]cli.Flag{keyFlag(), stringFlag("count", "`NUMBER` of signatures, 1 to 100000 (default: 10)"), certFlag, jsonFlag(), configFlag()}, ledgerFlags()...),
+				Action: p.keyTest,
 			},
 			{
 				Name: "import-cert", Usage: "store a certificate in the token, with its key", ArgsUsage: "FILE",

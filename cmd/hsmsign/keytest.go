@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/keystore"
@@ -27,6 +27,9 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 	}
 	count, err := job.number("count", 10, 1, maxTestCount)
 	if err != nil {
+		return err
+	}
+	if _, err := job.ledgerConfig(); err != nil {
 		return err
 	}
 	var certs []*x509.Certificate
@@ -48,7 +51,9 @@ func (p *program) keyTest(cliCtx *cli.Context) error {
 		}
 		result.Certificate = api.Name(own[0].Subject)
 	}
-	took, err := measure(cliCtx.Context, key, count)
+	run := agent.NewProbeRun(time.Now())
+	took, err := measure(cliCtx.Context, run, key, count)
+	p.recordProbe(cliCtx.Context, job.settings, run.Record(err), key, certs)
 	if err != nil {
 		return err
 	}
@@ -79,14 +84,12 @@ func ownCertificates(certs []*x509.Certificate, pub crypto.PublicKey) ([]*x509.C
 	return own, nil
 }
 
-// measure signs count random messages, one after the other, verifies the signatures, and returns the time of each.
-func measure(ctx context.Context, key signer.Signer, count int) ([]time.Duration, error) {
+// measure signs the probe message count times, one after the other, verifies the signatures, and returns the time of each.
+func measure(ctx context.Context, run *agent.ProbeRun, key signer.Signer, count int) ([]time.Duration, error) {
 	took := make([]time.Duration, count)
-	message := make([]byte, 64)
 	for i := range took {
-		_, _ = rand.Read(message) // never fails (Go 1.24)
 		start := time.Now()
-		if err := signOnce(ctx, key, message); err != nil {
+		if err := probeOnce(run.Context(ctx), key); err != nil {
 			return nil, fmt.Errorf("signature %d of %d: %w", i+1, count, err)
 		}
 		took[i] = time.Since(start)
@@ -94,11 +97,10 @@ func measure(ctx context.Context, key signer.Signer, count int) ([]time.Duration
 	return took, nil
 }
 
-func signOnce(ctx context.Context, key signer.Signer, message []byte) error {
+func probeOnce(ctx context.Context, key signer.Signer) error {
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
-	_, err := signer.Sign(ctx, key, message, crypto.SHA256)
-	return err
+	return signer.Probe(ctx, key)
 }
 
 // summarize sets rate, median and slowest, and sorts the times.

@@ -1,8 +1,7 @@
 package main
 
 import (
-	"encoding/csv"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
 	"hsmsign/ledger"
@@ -212,13 +212,20 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 		p.con.JSON(e)
 		return nil
 	}
-	for _, f := range fieldsOf(e) {
+	for _, f := range ledgerapi.Fields(e) {
 		p.con.Field(f[0], f[1])
 	}
 	for _, a := range e.Attempts {
 		p.con.Field("attempt", fmt.Sprintf("%s %s: %s", api.Time(a.Time), orDefault(a.Operation, "no id"), a.Error))
 	}
 	p.con.Field("verifier keys", strings.Join(e.Keys, ", "))
+	p.printProbed(e.Probed)
+	if f := e.Freeze; f != nil {
+		p.con.Field("about", freezeText(f.Scope, f.Name))
+		p.con.Field("reason", f.Reason)
+	}
+	p.con.Field("replica", e.Replica)
+	p.con.Field("entitlement", string(e.Entitlement))
 	if o := e.Original; o != nil {
 		p.con.Field("original", fmt.Sprintf("entry %d, %s, %s", o.Entry, o.Kind, o.Time.Format(time.RFC3339)))
 	}
@@ -229,16 +236,6 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 		p.con.Write([]byte(previous.Checkpoint))
 	}
 	return nil
-}
-
-// fieldsOf returns the names and values of an entry.
-func fieldsOf(e api.LedgerEntry) [][2]string {
-	return [][2]string{
-		{"entry", strconv.FormatInt(e.Index, 10)}, {"time", e.Time}, {"kind", e.Kind}, {"request", e.Request}, {"customer", e.Customer},
-		{"customer id", e.CustomerID}, {"from", e.From}, {"from id", e.FromID}, {"actor", e.Actor}, {"actor id", e.ActorID}, {"channel", e.Channel}, {"rule", e.Rule}, {"digest", e.Digest},
-		{"operation", e.Operation}, {"csr hash", e.CSRSHA256}, {"key hash", e.KeySHA256}, {"vendor hash", e.VendorSHA256},
-		{"chain hash", e.ChainSHA256}, {"file hash", e.FileSHA256}, {"use before", e.UseBefore}, {"commitments", strings.Join(e.Commitments, ", ")},
-	}
 }
 
 func (p *program) ledgerExport(ctx *cli.Context) error {
@@ -252,39 +249,13 @@ func (p *program) ledgerExport(ctx *cli.Context) error {
 		return fault.Usage.Errorf("%s is %q", from, format).Fix("it is json or csv")
 	}
 	var out strings.Builder
-	table := csv.NewWriter(&out)
-	first := true
-	err = l.Records(ctx.Context, func(r record.Record) error {
-		e := api.NewLedgerEntry(r)
-		if format != "csv" {
-			line, err := json.Marshal(e)
-			out.Write(append(line, '\n'))
-			return err
-		}
-		var names, values []string
-		for _, f := range fieldsOf(e) {
-			names, values = append(names, f[0]), append(values, plainCell(f[1]))
-		}
-		if first {
-			first = false
-			_ = table.Write(names) // to memory
-		}
-		return table.Write(values)
-	})
-	if err != nil {
+	export := ledgerapi.NewExport(&out, format == "csv")
+	err = l.Records(ctx.Context, func(r record.Record) error { return export.Add(api.NewLedgerEntry(r)) })
+	if err := errors.Join(err, export.Close()); err != nil {
 		return err
 	}
-	table.Flush()
 	output, _ := s.str("output")
 	return p.emit(output, []byte(out.String()), 0o600, s.boolean("force"))
-}
-
-// plainCell returns a value that no spreadsheet takes for a formula (OWASP, CSV injection).
-func plainCell(value string) string {
-	if value != "" && strings.ContainsRune("=+-@\t\r", rune(value[0])) {
-		return "'" + value
-	}
-	return value
 }
 
 func (p *program) ledgerProve(ctx *cli.Context) error {

@@ -96,7 +96,7 @@ func (p *program) openLedger(ctx context.Context, s *settings, write bool) (*led
 	}
 	return l, func() {
 		if err := l.Close(); err != nil {
-			p.con.Warnf("%s", console.ErrorLine(err))
+			p.warn(console.ErrorLine(err))
 		}
 		_ = cfg.Store.DB.Close() // every transaction has ended
 	}, nil

@@ -10,13 +10,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/fault"
 	"hsmsign/ledger"
 )
 
 func (p *program) statusCommand() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "show the size of the ledger, what witnesses have cosigned, and how far the copies are",
-		Description: "Sizes and times of witnesses are those of cosignatures that were verified.\n\n" +
+		Name: "status", Usage: "show the size of the ledger, what is frozen, what witnesses have cosigned, and how far the copies are",
+		Description: "Sizes and times of witnesses are those of cosignatures that were verified. Services that use the ledger are listed\n" +
+			"for an hour after their last sign of life. Exit code 3 if they apply different policies.\n\n" +
 			"  hsmsign ledger status --ledger sqlite:ledger.db",
 		Flags:  slices.Concat(ledgerFlags(), []cli.Flag{verifierFlag(), witnessKeyFlag(), jsonFlag(), configFlag()}),
 		Action: p.ledgerStatus,
@@ -35,7 +37,7 @@ func (p *program) ledgerStatus(ctx *cli.Context) error {
 	}
 	if s.json {
 		p.con.JSON(status)
-		return nil
+		return differing(status)
 	}
 	for _, f := range [][2]string{
 		{"store", status.Store}, {"origin", status.Origin}, {"entries", strconv.FormatInt(status.Entries, 10)}, {"root", status.Root}, {"newest", status.Newest},
@@ -43,7 +45,41 @@ func (p *program) ledgerStatus(ctx *cli.Context) error {
 		p.con.Field(f[0], f[1])
 	}
 	p.printPublished(status)
+	for _, f := range status.Frozen {
+		p.con.Field("frozen", fmt.Sprintf("%s since %s by %s: %s", freezeText(f.Scope, f.Name), f.Since, f.Actor, f.Reason))
+	}
+	for _, r := range status.Replicas {
+		p.con.Field("replica", fmt.Sprintf("%s: policy %s, seen %s", r.Name, r.PolicySHA256, r.Seen))
+	}
+	if status.PoliciesDiffer {
+		p.con.Warnf("the replicas apply different policies: give all of them the same configuration, and let them read it again")
+	}
+	return differing(status)
+}
+
+// differing returns exit code 3 if the replicas apply different policies.
+func differing(status *api.LedgerStatus) error {
+	if status.PoliciesDiffer {
+		return exitStatus(fault.Refused.Exit())
+	}
 	return nil
+}
+
+// addService adds what is frozen, and the services that use the ledger.
+func addService(ctx *cli.Context, l *ledger.Ledger, status *api.LedgerStatus) error {
+	frozen, err := l.Freezes(ctx.Context)
+	if err != nil {
+		return err
+	}
+	for _, f := range frozen {
+		status.Frozen = append(status.Frozen, api.LedgerFreeze{Scope: f.Scope, Name: f.Name, Reason: f.Reason, Since: rfc3339(f.Since), Actor: f.Actor, Entry: f.Entry})
+	}
+	replicas, err := l.Replicas(ctx.Context)
+	for _, r := range replicas {
+		status.Replicas = append(status.Replicas, api.LedgerReplica{Name: r.Name, PolicySHA256: r.Policy.String(), Entry: r.Entry, Seen: rfc3339(r.Seen)})
+		status.PoliciesDiffer = status.PoliciesDiffer || r.Policy != replicas[0].Policy
+	}
+	return err
 }
 
 // newLedgerStatus describes the ledger, its witnesses and its copies.
@@ -76,7 +112,7 @@ func newLedgerStatus(ctx *cli.Context, l *ledger.Ledger, required int) (*api.Led
 	for _, c := range l.CopyStatuses() {
 		status.Copies = append(status.Copies, api.LedgerCopy{File: c.Path, Entries: c.Size, Error: c.Failure})
 	}
-	return status, nil
+	return status, addService(ctx, l, status)
 }
 
 // rfc3339 returns a time in UTC; "" for the zero time.

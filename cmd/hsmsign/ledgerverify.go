@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
@@ -150,7 +151,7 @@ func (p *program) verifyProof(ctx context.Context, s *settings, name string) err
 		return nil
 	}
 	p.con.Printf("%s: entry %d of %s, a ledger of %d entries", console.Styled{Level: console.Good, Text: "ok"}, proven.Index, proven.Checkpoint.Origin, proven.Checkpoint.Size)
-	for _, f := range fieldsOf(e)[1:] {
+	for _, f := range ledgerapi.Fields(e)[1:] {
 		p.con.Field(f[0], f[1])
 	}
 	p.printCosignatures(cosigned)

@@ -106,7 +106,7 @@ func (p *program) pushCSR(ctx *cli.Context) error {
 	}
 	var key signer.Signer
 	if existing != "" {
-		key, err = p.openPushKey(ctx.Context, s, existing)
+		key, err = p.openCustomerKey(ctx.Context, s, existing)
 	} else {
 		var passphrase []byte
 		if passphrase, err = p.newPassphrase(ctx.Context, s, fmt.Sprintf("new passphrase of %q", keyOut), "passphrase-file", envPassphrase); err == nil {
@@ -224,7 +224,7 @@ func (p *program) exportKey(ctx context.Context, s *settings, value, hint string
 	if key.Ref.Scheme != "file" {
 		return nil, fault.Usage.Errorf("%s: a key in a token or service cannot be exported", key).Fix(hint)
 	}
-	opened, err := p.openPushKey(ctx, s, value)
+	opened, err := p.openCustomerKey(ctx, s, value)
 	if err != nil {
 		return nil, err
 	}

@@ -32,8 +32,8 @@ func (p *program) reconcileCommand() *cli.Command {
 		Description: "Each signature in the log must have an entry, and each issued request a signature in the time of the log. Files may\n" +
 			"be compressed with gzip; a folder means every .json, .jsonl, .json.gz and .jsonl.gz file below it. Exit code 7 if\n" +
 			"a signature or a request is left over. Only the calls of --key count (default: the configured key). With --cert\n" +
-			"only requests under this vendor certificate must be in the log. The commands key test, doctor, vendor csr, vendor\n" +
-			"import, vendor status and vendor ceremony, and sign without a ledger, sign without an entry.\n\n" +
+			"only requests under this vendor certificate must be in the log. The commands vendor csr, vendor import and vendor\n" +
+			"ceremony sign without an entry, and so do sign, key test, doctor and vendor status without a ledger.\n\n" +
 			"  hsmsign ledger reconcile --ledger sqlite:ledger.db --key awskms:///alias/mdm-vendor --cloudtrail AWSLogs/\n" +
 			"  hsmsign ledger reconcile --ledger sqlite:ledger.db --key gcpkms://projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/1 \\\n" +
 			"      --gcp-audit audit.jsonl",
@@ -186,7 +186,7 @@ func (p *program) printReconcile(key string, log *reconcile.Log, r *reconcile.Re
 		rows = append(rows, []string{"NO SIGNATURE", api.Time(m.Time), orDefault(m.Operation, "-"), "-", "-", "entry " + strconv.FormatInt(m.Index, 10) + ", request " + m.Request.String()})
 	}
 	for _, e := range r.ByTime {
-		rows = append(rows, []string{"by time", api.Time(e.Time), orDefault(e.ID, "-"), orDefault(e.Principal, "-"), orDefault(e.UserAgent, "-"), "request " + e.Request.String()})
+		rows = append(rows, []string{"by time", api.Time(e.Time), orDefault(e.ID, "-"), orDefault(e.Principal, "-"), orDefault(e.UserAgent, "-"), explainedBy(e)})
 	}
 	p.con.Table(rows)
 	verdict := console.Styled{Level: console.Good, Text: "ok"}
@@ -197,22 +197,34 @@ func (p *program) printReconcile(key string, log *reconcile.Log, r *reconcile.Re
 	if log.Records > 0 {
 		covered = fmt.Sprintf("from %s to %s", api.Time(log.From), api.Time(log.To))
 	}
-	p.con.Printf("%s: %d signatures of %s, %s: %d by id, %d by time, %d without an entry; %d requests without a signature; %d calls were refused",
-		verdict, r.Signatures, key, covered, r.ByID, len(r.ByTime), len(r.Unexplained), len(r.Missing), r.Refused)
-	if len(r.Unexplained) > 0 {
-		p.con.Infof("key test, doctor, vendor csr, import, status and ceremony, and sign without a ledger, sign without an entry")
+	probes := ""
+	if r.Probes > 0 {
+		probes = fmt.Sprintf("; %d signatures are probes", r.Probes)
 	}
+	p.con.Printf("%s: %d signatures of %s, %s: %d by id, %d by time, %d without an entry; %d requests without a signature; %d calls were refused%s",
+		verdict, r.Signatures, key, covered, r.ByID, len(r.ByTime), len(r.Unexplained), len(r.Missing), r.Refused, probes)
+	if len(r.Unexplained) > 0 {
+		p.con.Infof("vendor csr, vendor import and vendor ceremony sign without an entry, and without a ledger so do sign, key test, doctor and vendor status")
+	}
+}
+
+// explainedBy returns what a signature was made for.
+func explainedBy(e reconcile.Explained) string {
+	if e.Request == (record.ID{}) {
+		return "probe, entry " + strconv.FormatInt(e.Entry, 10)
+	}
+	return "request " + e.Request.String()
 }
 
 // newReconcile describes the comparison of a log with a ledger.
 func newReconcile(key string, log *reconcile.Log, r *reconcile.Report) api.LedgerReconcile {
 	result := api.LedgerReconcile{
-		OK: r.OK(), Key: key, From: api.Time(log.From), To: api.Time(log.To), Records: log.Records, Signatures: r.Signatures, Refused: r.Refused, ByID: r.ByID,
+		OK: r.OK(), Key: key, From: api.Time(log.From), To: api.Time(log.To), Records: log.Records, Signatures: r.Signatures, Refused: r.Refused, ByID: r.ByID, Probes: r.Probes,
 		ByTime: []api.CloudCall{}, Unexplained: []api.CloudCall{}, Missing: []api.MissingRequest{},
 	}
 	for _, e := range r.ByTime {
 		c := newCloudCall(e.Call)
-		c.Request = e.Request.String()
+		c.Request, c.Entry = e.Request.String(), e.Entry
 		result.ByTime = append(result.ByTime, c)
 	}
 	for _, u := range r.Unexplained {

@@ -5,7 +5,7 @@ import (
 	"crypto"
 	"fmt"
 	"io/fs"
-	"runtime"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -14,8 +14,6 @@ import (
 	"hsmsign/api"
 	"hsmsign/fault"
 	"hsmsign/keystore"
-	"hsmsign/ledger"
-	"hsmsign/ledger/record"
 	"hsmsign/request"
 )
 
@@ -36,10 +34,12 @@ func (p *program) signCommand() *cli.Command {
 		Usage:     "sign customers' CSRs: makes the Push Certificate Requests that they upload to Apple",
 		ArgsUsage: "CSR...",
 		Description: "A CSR is a file (PEM, DER, or the base64 of either) or - for standard input. With --out-dir there may be\n" +
-			"many, and folders of them; each FILE.csr becomes FILE.req. A rejected CSR does not stop the others.\n\n" +
+			"many, and folders of them; each FILE.csr becomes FILE.req. A rejected CSR does not stop the others. With --agent a\n" +
+			"service (hsmsign serve) signs, with its own key, certificates and ledger.\n\n" +
 			"  hsmsign sign --key file:vendor.key --cert vendor.pem -o acme.req acme.csr\n" +
 			"  hsmsign sign --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin' \\\n" +
-			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/",
+			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/\n" +
+			"  hsmsign sign --agent https://sign.example.com:8443 --client-cert ci.pem --client-key ci.key --customer acme -o acme.req acme.csr",
 		Flags: append([]cli.Flag{
 			keyFlag(),
 			outputFlag(),
@@ -50,7 +50,7 @@ func (p *program) signCommand() *cli.Command {
 			stringFlag("timeout", "`TIME` limit for one signature, 100ms to 10m (default: 1m)"),
 			boolFlag("receipt", "also write a proof that the request is in the ledger: FILE.tlog-proof beside the request"),
 			jsonFlag(), forceFlag(),
-		}, append(ledgerFlags(), identityFlags()...)...),
+		}, slices.Concat(ledgerFlags(), identityFlags(), agentFlags())...),
 		Action: p.sign,
 	}
 }
@@ -61,54 +61,11 @@ type signJob struct {
 	output  string // -o; "-" is standard output
 	outDir  string
 	order   agent.Order // without the CSR
-	caller  agent.Caller
 	timeout time.Duration
 	json    bool
 	force   bool
-	workers int // of a batch
-	vendor  *agent.Vendor
-	ledger  *ledger.Ledger // nil: nothing is recorded
-	receipt bool           // write a proof beside each request
-
-	closeLedger func()
-}
-
-func (job *signJob) close() {
-	job.vendor.Close()
-	job.closeLedger()
-}
-
-// record opens the ledger, if there is one, as the recorder of the vendor.
-func (job *signJob) record(ctx context.Context, s *settings, cfg *agent.Config) error {
-	job.closeLedger = func() {}
-	job.receipt = s.boolean("receipt")
-	if reference, _ := s.str("ledger"); reference == "" {
-		if job.receipt {
-			return fault.Usage.Errorf("--receipt without a ledger").Fix("name it with --ledger")
-		}
-		_, err := s.policy() // callers need a ledger
-		return err
-	}
-	var err error
-	if job.caller, err = s.caller(); err != nil {
-		return err
-	}
-	if job.caller.Rules != nil {
-		job.order.Customer = orDefault(job.order.Customer, job.caller.Rules.Customer)
-	}
-	if job.receipt && job.outDir == "" && (job.output == "" || job.output == "-") {
-		return fault.Usage.Errorf("--receipt without a file").Fix("name the request's file with -o, or a folder with --out-dir")
-	}
-	if job.order.Customer == "" {
-		return fault.Usage.Errorf("no customer given, and the ledger records one for each request").Fix("name the customer with --customer")
-	}
-	l, done, err := job.p.openLedger(ctx, s, true)
-	if err != nil {
-		return err
-	}
-	job.ledger, job.closeLedger, cfg.Recorder = l, done, l
-	job.workers = max(job.workers, recording) // many share one commit
-	return nil
+	receipt bool // write a proof beside each request
+	issuer  issuer
 }
 
 func (p *program) sign(ctx *cli.Context) error {
@@ -123,7 +80,7 @@ func (p *program) sign(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer job.close()
+	defer job.issuer.close()
 	if job.outDir != "" {
 		return job.batch(ctx.Context, args)
 	}
@@ -134,31 +91,28 @@ func (p *program) sign(ctx *cli.Context) error {
 }
 
 func (p *program) newSignJob(ctx context.Context, s *settings) (*signJob, error) {
-	job := &signJob{p: p}
-	if err := job.readFlags(s); err != nil {
-		return nil, err
+	job := &signJob{p: p, receipt: s.boolean("receipt")}
+	service, err := s.agentURL()
+	if err == nil {
+		err = job.readFlags(s)
 	}
-	key, err := s.key("vendor key")
 	if err != nil {
 		return nil, err
 	}
-	// More workers than cores: while some wait for the disk, others sign.
-	job.workers = key.InFlight(4 * runtime.GOMAXPROCS(0))
-	cfg, err := s.vendorConfig(key)
-	if err != nil {
-		return nil, err
+	if service == "" {
+		job.issuer, err = job.newLocalIssuer(ctx, s)
+	} else {
+		job.issuer, err = job.newServiceIssuer(s, service)
 	}
-	cfg.SignTimeout = job.timeout
-	if err := job.record(ctx, s, &cfg); err != nil {
-		return nil, err
+	return job, err
+}
+
+// checkReceipt refuses a receipt for a request without a file.
+func (job *signJob) checkReceipt() error {
+	if job.receipt && job.outDir == "" && (job.output == "" || job.output == "-") {
+		return fault.Usage.Errorf("--receipt without a file").Fix("name the request's file with -o, or a folder with --out-dir")
 	}
-	if job.vendor, err = agent.NewVendor(ctx, cfg); err != nil {
-		job.closeLedger()
-		return nil, err
-	}
-	cert, _ := s.str("cert")
-	p.con.Warnings(keystore.Redact(cert), job.vendor.Chain().Findings)
-	return job, nil
+	return nil
 }
 
 // vendorConfig is where the vendor's identity is.
@@ -198,18 +152,34 @@ func (job *signJob) readFlags(s *settings) error {
 	if job.order.Format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
 		return fault.Usage.Errorf("%s: %w", from, err)
 	}
-	digest, from := s.str("digest")
-	switch orDefault(digest, "sha256") {
-	case "sha256":
-		job.order.Digest = crypto.SHA256
-	case "sha1":
-		job.order.Digest = crypto.SHA1
-		job.p.con.Warnf("signing with SHA-1: Apple accepts it from vendor certificates older than 2021 only")
-	default:
-		return fault.Usage.Errorf("%s: unknown digest %q", from, digest).Fix("it is sha256 or sha1")
+	if job.order.Digest, err = job.digest(s); err != nil {
+		return err
 	}
 	job.json, job.force = s.json, s.boolean("force")
 	return nil
+}
+
+// digest returns the hash of the signature. A service signs with SHA-256 only.
+func (job *signJob) digest(s *settings) (crypto.Hash, error) {
+	digest, from := s.str("digest")
+	service, err := s.agentURL()
+	if err != nil {
+		return 0, err
+	}
+	switch orDefault(digest, "sha256") {
+	case "sha256":
+		return crypto.SHA256, nil
+	case "sha1":
+		if service != "" && s.given("digest") {
+			return 0, fault.Usage.Errorf("--agent and --digest sha1 together: a service signs with SHA-256 only").Fix("leave one out")
+		}
+		if service != "" {
+			return crypto.SHA256, nil // newServiceIssuer says so
+		}
+		job.p.con.Warnf("signing with SHA-1: Apple accepts it from vendor certificates older than 2021 only")
+		return crypto.SHA1, nil
+	}
+	return 0, fault.Usage.Errorf("%s: unknown digest %q", from, digest).Fix("it is sha256 or sha1")
 }
 
 // single signs one CSR to -o or standard output.
@@ -230,66 +200,64 @@ func (job *signJob) signTo(ctx context.Context, result *api.SignResult) error {
 	if err != nil {
 		return err
 	}
-	issued, err := job.vendor.Issue(ctx, prepared)
+	issued, err := prepared.issue(ctx)
 	if err != nil {
 		return err
 	}
-	result.Output, result.RequestID, result.UseBefore = job.output, issued.RequestID, api.Time(prepared.UseBefore())
+	result.Output = job.output
+	setIssued(result, issued)
 	if job.json && (job.output == "" || job.output == "-") {
-		result.Output, result.Request = "", string(issued.Request)
+		result.Output, result.Request = "", string(issued.file)
 		return nil
 	}
-	if err := job.p.emit(job.output, issued.Request, requestMode, job.force); err != nil {
+	if err := job.p.emit(job.output, issued.file, requestMode, job.force); err != nil {
 		return err
 	}
-	if err := job.writeReceipt(ctx, job.output, issued); err != nil {
+	if err := writeReceipt(job.output, issued); err != nil {
 		return err
 	}
 	if !job.json && job.output != "" && job.output != "-" {
-		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert before %s", job.output, prepared.UseBefore().Format(time.DateOnly))
+		job.p.con.Infof("wrote %s; the customer uploads it to https://identity.apple.com/pushcert before %s", job.output, issued.useBefore.Format(time.DateOnly))
 	}
 	return nil
 }
 
-// writeReceipt writes the proof of an issued request beside it, if receipts are asked for.
-func (job *signJob) writeReceipt(ctx context.Context, output string, issued *agent.Issued) error {
-	if !job.receipt {
+// writeReceipt writes the proof of an issued request beside it, if there is one.
+func writeReceipt(output string, issued *issuedRequest) error {
+	if issued.receipt == nil {
 		return nil
 	}
-	id, err := record.ParseID(issued.RequestID)
-	if err != nil {
-		return err
-	}
-	proof, err := job.ledger.Prove(ctx, id)
-	if err != nil {
-		return err
-	}
-	return writeFile(output+".tlog-proof", proof, requestMode, true)
+	return writeFile(output+".tlog-proof", issued.receipt, requestMode, true)
 }
 
 func (job *signJob) newResult(file string) *api.SignResult {
 	return &api.SignResult{File: file, Status: api.StatusSigned, Customer: job.order.Customer}
 }
 
+// setIssued sets what a result says of the issued request.
+func setIssued(result *api.SignResult, issued *issuedRequest) {
+	result.RequestID, result.Customer, result.UseBefore = issued.id, issued.customer, api.Time(issued.useBefore)
+}
+
 // prepare reads and checks one CSR file.
-func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (*agent.Prepared, error) {
+func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (preparedRequest, error) {
 	order := job.order
 	var err error
 	if order.CSR, err = job.p.read(ctx, result.File, request.MaxCSR, "name a readable CSR file"); err != nil {
 		return nil, err
 	}
-	prepared, err := job.vendor.Prepare(ctx, job.caller, order)
+	prepared, err := job.issuer.prepare(ctx, order)
 	if err != nil {
 		if fault.KindOf(err) == fault.Refused {
 			err = fmt.Errorf("%s: %w", result.File, err)
 		}
 		return nil, err
 	}
-	result.Findings = prepared.CSR.Findings
+	csr := prepared.csr()
+	result.Findings = csr.Findings
 	if job.json { // a batch may be large
-		parsed := prepared.CSR.Parsed
-		result.Subject = api.Name(parsed.Subject)
-		result.CSRSHA256, result.KeySHA256 = api.SHA256(prepared.CSR.DER), api.SHA256(parsed.RawSubjectPublicKeyInfo)
+		result.Subject = api.Name(csr.Parsed.Subject)
+		result.CSRSHA256, result.KeySHA256 = api.SHA256(csr.DER), api.SHA256(csr.Parsed.RawSubjectPublicKeyInfo)
 	}
 	return prepared, nil
 }

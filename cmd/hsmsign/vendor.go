@@ -31,7 +31,7 @@ func (p *program) vendorCommand() *cli.Command {
 			},
 			{
 				Name: "import", Usage: "check that the certificate matches the key, and make the bundle for --cert", ArgsUsage: "FILE",
-				Description: "The key signs a random message, and the certificate must verify it. --fetch gets those of Apple's certificates\n" +
+				Description: "The key signs the probe message, and the certificate must verify it. --fetch gets those of Apple's certificates\n" +
 					"that are missing, each held to its pinned SHA-256.\n\n" +
 					"  hsmsign vendor import --key file:vendor.key --fetch -o vendor.pem mdm.cer\n" +
 					"  hsmsign vendor import --key file:vendor.key --chain apple.pem -o vendor.pem mdm.cer",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,17 +22,18 @@ func (p *program) vendorStatusCommand() *cli.Command {
 		Name: "status", Usage: "tell whether the vendor key signs, when each certificate expires, and what to do next",
 		Description: "It checks every vendor identity of the configuration. The active one, or that of --vendor, decides the exit code;\n" +
 			"problems of the others are warnings. --nagios uses the exit codes of Nagios plugins: 0 OK, 1 WARNING, 2 CRITICAL,\n" +
-			"3 UNKNOWN. The file of --prometheus is for the textfile collector of node_exporter.\n\n" +
+			"3 UNKNOWN. The file of --prometheus is for the textfile collector of node_exporter.\n" +
+			probeHelp +
 			"  hsmsign vendor status --key file:vendor.key --cert vendor.pem\n" +
 			"  hsmsign vendor status --nagios --warn 45\n" +
 			"  hsmsign vendor status --prometheus /var/lib/node_exporter/hsmsign.prom",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			keyFlag(),
 			stringFlag("warn", "warn if a certificate has fewer than `DAYS` left (default: 30)"),
 			boolFlag("nagios", "print one line with performance data, and exit like a Nagios plugin"),
 			stringFlag("prometheus", "write metrics to `FILE`"),
 			jsonFlag(),
-		}, identityFlags()...),
+		}, identityFlags(), ledgerFlags()),
 		Action: p.vendorStatus,
 	}
 }
@@ -60,6 +62,9 @@ func (p *program) reportStatus(ctx *cli.Context, nagios bool) error {
 	if err != nil {
 		return err
 	}
+	if _, err := s.ledgerConfig(); err != nil {
+		return err
+	}
 	var states []*agent.Status
 	for _, one := range identities(s) {
 		state, err := one.check(ctx.Context, warn)
@@ -68,6 +73,7 @@ func (p *program) reportStatus(ctx *cli.Context, nagios bool) error {
 		}
 		states = append(states, state)
 	}
+	p.recordStates(ctx.Context, s, states)
 	if file, _ := s.str("prometheus"); file != "" {
 		wholefile.Sweep(filepath.Dir(file)) // of a run that was killed
 		if err := writeFile(file, prometheusText(states, time.Now()), requestMode, true); err != nil {

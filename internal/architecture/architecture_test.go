@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -62,8 +63,16 @@ var mayImport = map[string]struct {
 	"ledger/watch":                               {[]string{"chain", "fault", "internal/input"}, "the chains of files and TLS endpoints; it knows no ledger"},
 	"ledger/backup":                              {[]string{"fault", "internal/input", "internal/wholefile", "ledger", "ledger/record", "ledger/sqlite"}, "copies of a ledger as files, and back; SQLite only has files"},
 	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
-	"agent/policy":                               {[]string{"fault", "internal/suggest"}, "who may ask for what; it reads no file and knows no key"},
-	"agent":                                      {[]string{"agent/policy", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
+	"agent/policy":                               {[]string{"agent/policy/hook", "fault", "internal/suggest"}, "who may ask for what; it knows no key, and reads no file but the programs that hook runs"},
+	"agent/policy/hook":                          {[]string{"fault", "internal/input"}, "a program that is asked; what it is told is the business of agent"},
+	"agent":                                      {[]string{"agent/policy", "agent/policy/hook", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
+	"api/ledgerapi":                              {[]string{"api", "ledger"}, "the shapes of what a ledger returns; agent, which imports api, must know no ledger"},
+	"server":                                     {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "fault", "ledger", "ledger/record", "lifecycle/pushcert", "request", "server/authn", "server/traces"}, "HTTP in front of agent and ledger; it reads no configuration and opens no key"},
+	"server/traces":                              {[]string{"fault"}, "spans to a collector; it knows no request and no key"},
+	"server/traces/tracestest":                   {nil, "a collector for tests; it must not share a mistake with the client that it tests"},
+	"server/authn":                               {[]string{"agent/policy", "fault"}, "who sent a request; what the caller may is the policy's business"},
+	"client":                                     {[]string{"api", "fault"}, "what a program needs that asks a service: no key, no ledger, no server"},
+	"internal/servicekit":                        {[]string{"agent", "agent/policy", "internal/testkit", "ledger", "ledger/sqlite", "server", "server/authn", "signer", "testpki"}, "the service for tests of several packages; no product code imports it"},
 	"api":                                        {[]string{"chain", "fault", "internal/strictder", "ledger/record", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
 	"lifecycle/certreq":                          {[]string{"fault", "internal/strictder", "signer"}, "the CSR only: whose it is, and who signs it, is the caller's business"},
@@ -84,8 +93,8 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "agent/policy", "api", "chain", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
-		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "signer", "signer/file", "testpki"},
+	"cmd/hsmsign": {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "client", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
+		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "server", "server/authn", "server/traces", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }
 
@@ -108,8 +117,12 @@ var onlyIn = map[string][]string{
 	"golang.org/x/term":                   {"internal/console"},
 	"software.sslmate.com/src/go-pkcs12":  {"lifecycle/pushcert", "signer/file"},
 	"golang.org/x/crypto":                 {"signer/file", "internal/strictder"},
-	"github.com/smallstep/pkcs7":          nil, // a second opinion in tests; on damaged input it panics
+	"github.com/coreos/go-systemd/v22":    {"cmd/hsmsign", "server"},
+	"github.com/prometheus/client_golang": {"server"},
+	"go.opentelemetry.io":                 {"server/traces", "server/traces/tracestest"}, // its types must not spread
+	"github.com/smallstep/pkcs7":          nil,                                           // a second opinion in tests; on damaged input it panics
 	"github.com/rogpeppe/go-internal":     {"internal/scripttest"},
+	"github.com/getkin/kin-openapi":       nil, // tests compare the API with its description
 }
 
 type listed struct {
@@ -197,3 +210,59 @@ func TestOnlyTheCommandSpeaks(t *testing.T) {
 		t.Fatalf("%d files, %v", found, err)
 	}
 }
+
+// maySign says which files of the program code sign, and what. A vendor key signs customers' CSRs, the vendor's own CSR and the
+// probe message, and nothing else.
+var maySign = map[string]string{
+	"agent/agent.go":                     "customers' CSRs",
+	"agent/probe.go":                     "the probe message",
+	"agent/vendor.go":                    "for agent.go and probe.go",
+	"signer/probe.go":                    "the probe message",
+	"signer/signer.go":                   "the function itself, and the adapter for crypto/x509",
+	"signer/isolate/serve.go":            "what its parent asks for",
+	"lifecycle/vendorcert/vendorcert.go": "the probe message, which Apple's certificate must verify",
+	"lifecycle/certreq/certreq.go":       "a CSR: the vendor's own, or a customer's with the customer's key",
+	"lifecycle/mdmcert/envelope.go":      "the certificate of a customer's recipient key, which was just generated",
+	"signer/signertest/checks.go":        "the conformance suite, with a key for tests",
+	"signer/signertest/bench.go":         "likewise",
+	"signer/signertest/signertest.go":    "likewise",
+	"internal/signerkit/signerkit.go":    "likewise",
+}
+
+// TestWhoSigns: no other file has a key sign.
+func TestWhoSigns(t *testing.T) {
+	found := map[string]bool{}
+	testkit.OK(t, filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && strings.HasPrefix(d.Name(), ".") && d.Name() != ".." {
+			return fs.SkipDir
+		}
+		rel, _ := filepath.Rel("../..", path)
+		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(data)) {
+			code, _, _ := strings.Cut(line, "//")
+			if signs.MatchString(code) && !strings.Contains(code, "SignContext(context.Background(), ") { // a backend's Sign
+				if found[rel] = true; maySign[rel] == "" {
+					t.Errorf("%s has a key sign: %s", rel, strings.TrimSpace(line))
+				}
+			}
+		}
+		return nil
+	}))
+	for file := range maySign {
+		if !found[file] {
+			t.Errorf("%s signs nothing any more", file)
+		}
+	}
+}
+
+// signs finds the ways to a signature of a signer.Signer.
+var signs = regexp.MustCompile(`[^.]signer\.Sign\(|signer\.CryptoSigner\(|\.SignContext\(|\.SignMessageContext\(|v\.sign\(|[^.\w]Sign\(ctx, `)

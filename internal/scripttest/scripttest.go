@@ -4,6 +4,16 @@
 //	refuse N program args...   checks for exit code N, an empty standard output, and one line on standard error
 //	absent FILE...             checks that no file exists, and no unfinished file in its folder
 //	fill FILE N                writes a file of N zero bytes
+//	ports NAME...              sets variables to free ports, and $RUN to a folder for sockets that every user can enter
+//	expand FILE...             replaces $NAME in files by variables
+//	set NAME FILE PREFIX       sets a variable to the rest of the line of a file that begins with the prefix
+//	start NAME program args... starts a program, and waits until it says that it is ready; "! start" does not wait
+//	logs NAME REGEXP           waits for a line in the log of a program; "! logs" wants that there is none
+//	signal NAME SIGNAL         sends HUP, INT, TERM or KILL
+//	ended NAME CODE            waits for the end of a program, and checks for exit code CODE; 128 and more: by a signal
+//
+// A program of start has the variables of environment; $NAME_PID is its process id, and the files NAME.log, NAME.out and
+// NAME.notify are its standard error, its standard output and its messages to the service manager.
 package scripttest
 
 import (
@@ -23,7 +33,9 @@ type Command = func(ts *testscript.TestScript, neg bool, args []string)
 
 // Commands returns the commands of this package and more.
 func Commands(more map[string]Command) map[string]Command {
-	all := map[string]Command{"code": code, "refuse": refuse, "absent": absent, "fill": fill}
+	var ps processes
+	all := map[string]Command{"code": code, "refuse": refuse, "absent": absent, "fill": fill,
+		"ports": ports, "expand": expand, "set": setVariable, "start": ps.start, "logs": ps.logs, "signal": ps.sendSignal, "ended": ps.ended}
 	maps.Copy(all, more)
 	return all
 }

@@ -63,5 +63,25 @@ func Daily(t *testing.T, l *ledger.Ledger) {
 	must(t, l.Reassign(t.Context(), "uid 1000", "local", record.SHA256([]byte("key 1")), "acme", "bolt"))
 	must(t, l.Watch(t.Context(), "uid 1000", "local", "mdm.example:443"))
 	must(t, l.Unwatch(t.Context(), "uid 1000", "local", "mdm.example:443"))
+	must(t, l.Freeze(t.Context(), "uid 1000", "local", ledger.Freeze{Scope: ledger.FreezeCustomer, Name: "acme", Reason: "x"}))
+	must(t, l.Unfreeze(t.Context(), "uid 1000", "local", ledger.Freeze{Scope: ledger.FreezeCustomer, Name: "acme", Reason: "x"}))
+	for range 2 {
+		must(t, l.StartPolicy(t.Context(), "uid 1000", "local", "host-1", record.SHA256([]byte("the policy"))))
+		must(t, l.Seen(t.Context(), "host-1"))
+	}
+	if all, err := l.Replicas(t.Context()); err != nil || len(all) != 1 {
+		t.Errorf("replicas %+v, %v", all, err)
+	}
+	l.Use("token a")
+	eventually(t, "the use is written", func() bool {
+		all, err := l.Uses(t.Context())
+		return err == nil && len(all) == 1
+	})
+	if stored, err := l.Check(t.Context(), use("acme", "csr 9", "key 9", "vendor 1")); err != nil || stored {
+		t.Errorf("check: %v, %v", stored, err)
+	}
+	if all, err := l.Requests(t.Context(), ledger.Query{Limit: 10}); err != nil || len(all) < 2 {
+		t.Errorf("requests %+v, %v", all, err)
+	}
 	verified(t, l)
 }

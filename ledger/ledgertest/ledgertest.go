@@ -25,7 +25,10 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"rotation, tampered": testRotationTampered, "rotated, witnessed": testRotatedWitnessed, "rotated, cosigned before": testRotatedPast,
 		"witnesses": testWitnesses, "required": testRequired, "alarms": testAlarms, "forks": testWitnessedForks, "lies": testLies, "several publish": testSeveralPublish,
 		"published later": testPublishedLater, "copies": testCopies, "copied forks": testCopiedForks, "stored cosignatures": testStoredCosignatures, "foreign cosignatures": testForeignCosignatures,
-		"same checkpoint": testSameCheckpoint,
+		"same checkpoint": testSameCheckpoint, "figures": testFigures, "probes": testProbes, "refusals of an actor": testRefusals, "given up": testGivenUp, "probes, tampered": testProbesTampered,
+		"freeze": testFreeze, "freeze at once": testFreezeAtOnce, "frozen, conclude": testFrozenConclude, "frozen, release": testFrozenRelease, "frozen customer": testFrozenCustomer,
+		"frozen, tampered": testFrozenTampered, "frozen, continued": testFrozenContinued, "frozen, forged": testFrozenForged, "frozen, most": testFrozenMost, "frozen, load": testFrozenLoad,
+		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "replicas": testReplicas, "replicated": testReplicated,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -258,9 +261,15 @@ func testLow(t *testing.T, f *fixture) {
 	if _, err := l.Authorize(t.Context(), use("bolt", "csr 4", "key 1", "vendor")); fault.KindOf(err) != fault.Conflict {
 		t.Errorf("the key of another customer: %v", err)
 	}
+	everything := ledger.Freeze{Scope: ledger.FreezeAll, Reason: "x"}
+	must(t, l.Freeze(t.Context(), "uid 0", "local", everything))
+	if err := l.Unfreeze(t.Context(), "uid 0", "local", everything); !errors.Is(err, ledger.ErrStore) {
+		t.Errorf("unfrozen with little space: %v", err)
+	}
 	free++
+	must(t, l.Unfreeze(t.Context(), "uid 0", "local", everything))
 	issue(t, l, use("acme", "csr 3", "key 1", "vendor"))
-	if got := kinds(t, l); got != "genesis customer intent issued intent refused unknown intent issued" {
+	if got := kinds(t, l); got != "genesis customer intent issued intent refused frozen unfrozen unknown intent issued" {
 		t.Errorf("entries %s", got)
 	}
 	verified(t, l)

@@ -1,7 +1,10 @@
 package ledgertest
 
 import (
+	"context"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,4 +70,65 @@ func testPolicy(t *testing.T, f *fixture) {
 			t.Errorf("%s: %+v", change, report.Defects)
 		}
 	}
+}
+
+// testRefusals: whoever may only be refused does not fill the ledger, whatever it asks for.
+func testRefusals(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	before, err := l.Head(ctx)
+	must(t, err)
+	var all sync.WaitGroup
+	for first := range 50 {
+		all.Go(func() {
+			for i := range 22 {
+				u := use("acme", fmt.Sprint("csr ", first, " ", i), "key", "vendor")
+				u.Actor = "loud"
+				if err := l.Refuse(ctx, u, "policy.customers"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	quiet := use("acme", "csr", "key", "vendor")
+	must(t, l.Refuse(ctx, quiet, "policy.customers"))
+	head, err := l.Head(ctx)
+	must(t, err)
+	if grown := head.Size - before.Size; grown != 1001 {
+		t.Errorf("%d entries for 1,100 refusals of one actor and one of another", grown)
+	}
+	var counted int
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT sum(repeated) FROM refusals").Scan(&counted))
+	if counted != 100 {
+		t.Errorf("%d refusals are counted", counted)
+	}
+	f.pass(24 * time.Hour)
+	must(t, l.Refuse(ctx, quiet, "policy.customers"))
+	if next, err := l.Head(ctx); err != nil || next.Size != head.Size+1 {
+		t.Errorf("the next day: %+v, %v", next, err)
+	}
+	verified(t, l)
+}
+
+// testGivenUp: a caller that gives up at any time reads nothing of a change that is still running (the race detector tells), and
+// what was committed is whole.
+func testGivenUp(t *testing.T, f *fixture) {
+	l := f.open(t)
+	var all sync.WaitGroup
+	for i := range 60 {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*100*time.Microsecond)
+			defer cancel()
+			permit, err := l.Authorize(ctx, use("acme", fmt.Sprint("csr ", i), "key", "vendor"))
+			if err == nil {
+				err = l.Conclude(ctx, &permit, record.Outcome{File: fmt.Append(nil, "file ", i)})
+			}
+			if err != nil && ctx.Err() == nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	all.Wait()
+	verified(t, l)
 }

@@ -140,7 +140,7 @@ func testContinued(t *testing.T, f *fixture) {
 	ahead.Size += 7
 
 	s := f.next(t, ledger.Continuation{Last: &ahead})
-	if got := kinds(t, s.Ledger); got != "genesis customer customer superseded issued attached issued issued failed unknown reassigned watched" || s.Continued.Customers != 2 || s.Requests != 6 || s.Pushes != 1 || s.Missing != 7 {
+	if got := kinds(t, s.Ledger); got != "genesis customer customer superseded issued attached issued issued failed unknown reassigned watched" || s.Continued.Customers != 2 || s.Continued.Requests != 6 || s.Pushes != 1 || s.Missing != 7 {
 		t.Errorf("entries %s, %+v", got, s.Continued)
 	}
 	verified(t, s.Ledger)

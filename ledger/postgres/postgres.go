@@ -21,6 +21,9 @@ import (
 	"hsmsign/ledger"
 )
 
+// maxConnections is how many connections one process opens: a server accepts 100 by default, which several processes share.
+const maxConnections = 32
+
 // schemaLock is the advisory lock under which the schema is made.
 const schemaLock = 0x68736d7369676e // "hsmsign"
 
@@ -38,6 +41,8 @@ func Open(ctx context.Context, dsn string) (*ledger.Store, error) {
 	cfg.RuntimeParams["synchronous_commit"] = "on"
 	cfg.RuntimeParams["application_name"] = "hsmsign"
 	db := stdlib.OpenDB(*cfg)
+	db.SetMaxOpenConns(maxConnections)
+	db.SetMaxIdleConns(maxConnections / 4) // a connection is a process of the server
 	if err := checkDurable(ctx, db); err != nil {
 		_ = db.Close() // the first error is reported
 		return nil, fault.Errorf("%w: %s: %w", ledger.ErrStore, name, err).Fix("check the server, the user and the password")

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"database/sql"
 	"errors"
@@ -374,4 +375,36 @@ func BenchmarkLedger(b *testing.B) {
 		}
 		return size
 	})
+}
+
+// Many readers at once share few connections and do not wait for each other.
+func TestConnections(t *testing.T) {
+	store := open(t, server.Schema(t))
+	key, verifier, err := ledger.GenerateKey("example.com/connections")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ledger.Config{Store: store, Key: key, Verifier: verifier}
+	if _, err := ledger.Init(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }() // nothing is kept
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for i := range 200 {
+		all.Go(func() {
+			if stored, err := l.Check(ctx, record.Use{Customer: "acme", Actor: "portal", CSR: fmt.Append(nil, i), SPKI: []byte("key"), Digest: "SHA-256"}); err != nil || stored {
+				t.Errorf("%v, %v", stored, err)
+			}
+		})
+	}
+	all.Wait()
+	if stats := store.DB.Stats(); stats.MaxOpenConnections != 32 || stats.WaitCount == 0 {
+		t.Errorf("%+v", stats)
+	}
 }

@@ -3,11 +3,13 @@ package reconcile
 import (
 	"container/heap"
 	"slices"
+	"strings"
 	"time"
 
 	"hsmsign/fault"
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
+	"hsmsign/signer"
 )
 
 // Compare joins the calls with the uses of the key that the ledger has in Window. expected says of which issued requests
@@ -41,17 +43,14 @@ func (l *Log) Compare(signings []ledger.Signing, expected func(ledger.Signing) b
 
 // byID explains the calls whose ids the ledger has, and returns the others.
 func (r *Report) byID(calls []Call, signings []ledger.Signing, made map[record.ID]bool) (others []Call) {
-	known, issued := map[string]bool{}, map[string]record.ID{}
+	known, probed, issued := map[string]bool{}, map[string]bool{}, map[string]record.ID{}
 	for _, s := range signings {
-		if s.Operation != "" {
-			known[s.Operation] = true
-			if s.Kind == record.KindIssued {
-				issued[s.Operation] = s.Request
-			}
+		if s.Kind == record.KindIssued && s.Operation != "" {
+			issued[s.Operation] = s.Request
 		}
-		for _, a := range s.Attempts {
-			if a.Operation != "" {
-				known[a.Operation] = true
+		for _, name := range operations(s) {
+			if answered(name) {
+				known[name], probed[name] = true, probed[name] || s.Kind == record.KindProbe
 			}
 		}
 	}
@@ -60,7 +59,9 @@ func (r *Report) byID(calls []Call, signings []ledger.Signing, made map[record.I
 			others = append(others, c)
 			continue
 		}
-		r.ByID++
+		if r.ByID++; probed[c.ID] {
+			r.Probes++
+		}
 		if request, ok := issued[c.ID]; ok {
 			made[request] = true
 		}
@@ -68,14 +69,29 @@ func (r *Report) byID(calls []Call, signings []ledger.Signing, made map[record.I
 	return others
 }
 
+// operations returns the names of all requests to the key store that an entry has; "" for one without a name.
+func operations(s ledger.Signing) (names []string) {
+	if s.Operation != "" {
+		names = append(names, s.Operation)
+	}
+	for _, a := range s.Attempts {
+		names = append(names, a.Operation)
+	}
+	return names
+}
+
+// answered returns whether a name is the id that CloudTrail has. A probe without an id has the reason that was sent, which
+// CloudTrail does not record.
+func answered(name string) bool { return name != "" && !strings.HasPrefix(name, signer.ProbeReason) }
+
 // unanswered returns how many signatures may have been made that the ledger has no id of.
 func unanswered(s ledger.Signing) int {
 	n := 0
 	if s.Kind == record.KindIntent || s.Kind == record.KindUnknown || s.Erased {
 		n = 1
 	}
-	for _, a := range s.Attempts {
-		if a.Operation == "" {
+	for _, name := range operations(s) {
+		if !answered(name) {
 			n++
 		}
 	}
@@ -88,7 +104,7 @@ func (r *Report) byTime(calls []Call, signings []ledger.Signing) {
 	var open windows
 	for _, s := range signings {
 		if n := unanswered(s); n > 0 {
-			open = append(open, &window{s.Request, s.Intent.Add(-maxSkew), s.End.Add(maxSkew), n})
+			open = append(open, newWindow(s, n))
 		}
 	}
 	slices.SortFunc(open, func(a, b *window) int { return a.from.Compare(b.from) })
@@ -105,16 +121,25 @@ func (r *Report) byTime(calls []Call, signings []ledger.Signing) {
 			r.Unexplained = append(r.Unexplained, Unexplained{c, "no entry has its request id, and no use of the key was open at that time"})
 			continue
 		}
-		now[0].left--
-		r.ByTime = append(r.ByTime, Explained{c, now[0].request})
+		used := now[0]
+		if used.left--; used.probe {
+			r.Probes++
+		}
+		r.ByTime = append(r.ByTime, Explained{c, used.request, used.entry})
 	}
 }
 
 // window is a time in which a use of the key may have made signatures.
 type window struct {
 	request  record.ID
+	entry    int64
+	probe    bool
 	from, to time.Time
 	left     int // signatures
+}
+
+func newWindow(s ledger.Signing, signatures int) *window {
+	return &window{s.Request, s.Index, s.Kind == record.KindProbe, s.Intent.Add(-maxSkew), s.End.Add(maxSkew), signatures}
 }
 
 // windows is a heap; the first ends first.
@@ -131,16 +156,20 @@ func (w *windows) Pop() any {
 	return x
 }
 
-// byReason explains the calls whose reason is the id of a request, as many as its entries say.
+// byReason explains the calls whose reason is the id of a request, or that of a probe, as many as its entries say.
 func (r *Report) byReason(calls []Call, signings []ledger.Signing, made map[record.ID]bool) {
 	byRequest := map[string]*window{}
 	issued := map[record.ID]bool{}
 	for _, s := range signings {
+		if s.Kind == record.KindProbe {
+			probeWindows(byRequest, s)
+			continue
+		}
 		n := len(s.Attempts)
 		if s.Signed() || s.Erased {
 			n++
 		}
-		byRequest[s.Request.String()] = &window{s.Request, s.Intent.Add(-maxSkew), s.End.Add(maxSkew), n}
+		byRequest[s.Request.String()] = newWindow(s, n)
 		issued[s.Request] = s.Kind == record.KindIssued
 	}
 	for _, c := range calls {
@@ -158,9 +187,27 @@ func (r *Report) byReason(calls []Call, signings []ledger.Signing, made map[reco
 		default:
 			w.left--
 			r.ByID++
+			if w.probe {
+				r.Probes++
+				continue
+			}
 			made[w.request] = made[w.request] || issued[w.request]
 			continue
 		}
 		r.Unexplained = append(r.Unexplained, Unexplained{c, why})
+	}
+}
+
+// probeWindows adds what the entry of a probe explains: a signature for each time that it has a reason. The reason of a probe
+// has a form of its own, so that it cannot be the id of a request.
+func probeWindows(byReason map[string]*window, s ledger.Signing) {
+	for _, name := range operations(s) {
+		if !strings.HasPrefix(name, signer.ProbeReason) {
+			continue
+		}
+		if byReason[name] == nil {
+			byReason[name] = newWindow(s, 0)
+		}
+		byReason[name].left++
 	}
 }

@@ -12,6 +12,8 @@
 // reason that the client sent, which is the id of the request in the ledger. A client can send any reason, so a request
 // explains no more signatures than its entries say, and only at its time.
 //
+// A probe of the key, which is no request, is an entry with the RequestIds, or the reason, of its signatures.
+//
 // A signature whose answer was lost has no id in the ledger. It is explained by time: by an intent without an outcome, or by
 // an attempt that got no answer, each of which explains one signature.
 //
@@ -96,10 +98,11 @@ func (l *Log) add(c Call, id string) error {
 	return nil
 }
 
-// Explained is a signature and the request that it was made for.
+// Explained is a signature and what it was made for: a request, or a probe of the key.
 type Explained struct {
 	Call
-	Request record.ID
+	Request record.ID // zero: a probe
+	Entry   int64     // that explains it
 }
 
 // Unexplained is a signature without an entry.
@@ -121,6 +124,7 @@ type Report struct {
 	Signatures  int // of the key
 	Refused     int // calls without a signature
 	ByID        int // signatures that an entry names, or that name one
+	Probes      int // of them and of ByTime: those of probes of the key
 	ByTime      []Explained
 	Unexplained []Unexplained
 	Missing     []Missing

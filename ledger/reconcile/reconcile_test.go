@@ -200,6 +200,11 @@ func attempts(ids ...string) func(*ledger.Signing) {
 	}
 }
 
+// probeReason is the reason of a probe, probeSigned a use of the key for one.
+const probeReason = signer.ProbeReason + "0123456789abcdef0123456789abcdef"
+
+func probeSigned(s *ledger.Signing) { s.Operation = probeReason }
+
 func TestCompareAWS(t *testing.T) {
 	call := func(id, clock string) Call { return Call{ID: id, Time: at(clock)} }
 	for _, tt := range []struct {
@@ -224,6 +229,10 @@ func TestCompareAWS(t *testing.T) {
 		{"the one that ends first", []Call{call("a", "12:00:00"), call("b", "12:04:00")}, []ledger.Signing{
 			signing(1, "unknown", "12:03:00", nil), signing(2, "unknown", "12:00:30", func(s *ledger.Signing) { s.Intent = at("11:59:00") })}, 0, 2, 0, 0, nil},
 		{"missing", nil, []ledger.Signing{signing(1, "issued", "12:00:01", signedA)}, 0, 0, 0, 1, nil},
+		{"a probe", []Call{call("a", "12:00:00")}, []ledger.Signing{signing(1, "probe", "12:00:01", signedA)}, 1, 0, 0, 0, nil},
+		{"a probe with several signatures", []Call{call("a", "12:00:00"), call("b", "12:00:00"), call("c", "12:00:00")}, []ledger.Signing{signing(1, "probe", "12:00:01", attempts("a", "b"))}, 2, 0, 1, 0, nil},
+		{"a probe whose answer was lost", []Call{call("a", "12:00:00"), call("b", "12:00:00")}, []ledger.Signing{signing(1, "probe", "12:00:01", func(s *ledger.Signing) { s.Operation = probeReason })}, 0, 1, 1, 0, nil},
+		{"a probe that is not in the log", nil, []ledger.Signing{signing(1, "probe", "12:00:01", signedA)}, 0, 0, 0, 0, nil},
 		{"not covered", nil, []ledger.Signing{signing(1, "issued", "10:00:01", signedA)}, 0, 0, 0, 0, nil},
 		{"under another certificate", nil, []ledger.Signing{signing(1, "issued", "12:00:01", nil)}, 0, 0, 0, 0, func(ledger.Signing) bool { return false }},
 	} {
@@ -232,6 +241,14 @@ func TestCompareAWS(t *testing.T) {
 		if r.ByID != tt.byID || len(r.ByTime) != tt.byTime || len(r.Unexplained) != tt.why || len(r.Missing) != tt.missing || r.OK() != (tt.why+tt.missing == 0) ||
 			r.Signatures+r.Refused != len(tt.calls) || r.Signatures != r.ByID+len(r.ByTime)+len(r.Unexplained) {
 			t.Errorf("%s: %+v", tt.name, r)
+		}
+		if want := map[bool]int{true: r.ByID + len(r.ByTime)}[strings.HasPrefix(tt.name, "a probe")]; r.Probes != want {
+			t.Errorf("%s: %d probes", tt.name, r.Probes)
+		}
+		for _, e := range r.ByTime {
+			if e.Entry != int64(e.Request[0]) {
+				t.Errorf("%s: explained by the entry %d", tt.name, e.Entry)
+			}
 		}
 	}
 }
@@ -257,6 +274,11 @@ func TestCompareGCP(t *testing.T) {
 		{"no signature", []Call{call(reason, "12:00:00")}, []ledger.Signing{signing(1, "failed", "12:00:01", nil)}, 0, "fewer signatures", 0},
 		{"no reason", []Call{call("", "12:00:00")}, []ledger.Signing{signing(1, "issued", "12:00:01", nil)}, 0, "no reason", 1},
 		{"another reason", []Call{call("x", "12:00:00")}, nil, 0, "not the id of a request", 0},
+		{"a probe", []Call{call(probeReason, "12:00:00"), call(probeReason, "12:00:00")}, []ledger.Signing{signing(2, "probe", "12:00:01", attempts(probeReason, probeReason))}, 2, "", 0},
+		{"a probe with one signature", []Call{call(probeReason, "12:00:00"), call(probeReason, "12:00:00")}, []ledger.Signing{signing(2, "probe", "12:00:01", probeSigned)}, 1, "fewer signatures", 0},
+		{"a probe later", []Call{call(probeReason, "12:30:00")}, []ledger.Signing{signing(2, "probe", "12:00:01", probeSigned)}, 0, "another time", 0},
+		{"a probe under the id of a request", []Call{call(reason, "12:00:00"), call(reason, "12:00:00")}, []ledger.Signing{
+			signing(1, "issued", "12:00:01", nil), signing(2, "probe", "12:00:01", attempts(reason, reason))}, 1, "fewer signatures", 0},
 	} {
 		log := &Log{Cloud: GCP, From: at("11:00:00"), To: at("13:00:00"), Calls: tt.calls}
 		r := log.Compare(tt.signings, nil)

@@ -23,7 +23,7 @@ const (
 	KindGenesis    = "genesis"    // the first entry
 	KindIntent     = "intent"     // a signature was authorized and is about to be made
 	KindIssued     = "issued"     // the signature was made; the request may be released
-	KindRefused    = "refused"    // a rule refused the request; nothing was signed
+	KindRefused    = "refused"    // a rule refused the request; nothing was signed, unless there was an intent
 	KindFailed     = "failed"     // the key did not sign; nothing was released
 	KindUnknown    = "unknown"    // an intent was left open: the key may have been used, nothing was released
 	KindSuperseded = "superseded" // another request replaces this one
@@ -35,11 +35,25 @@ const (
 	KindWatched    = "watched"    // the certificates of a file or endpoint are reported as what is due
 	KindUnwatched  = "unwatched"  // they no longer are
 	KindRotated    = "rotated"    // which keys sign checkpoints from now on
+	KindProbe      = "probe"      // the vendor's key signed the probe message, which is no request
+	KindFrozen     = "frozen"     // nothing is signed or released for a customer, a caller, a vendor identity, or at all
+	KindUnfrozen   = "unfrozen"   // it is again
+	KindPolicy     = "policy"     // a program started with this policy, or read it again
 )
 
-// ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person.
+// ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person; that of
+// a credential is derived from its name.
 // The zero ID means none.
 type ID [16]byte
+
+// CredentialID returns the ID of a credential of a name, which is the same for the same name; "" has the zero ID.
+func CredentialID(name string) (id ID) {
+	if name != "" {
+		sum := SHA256([]byte("hsmsign credential\x00" + name))
+		copy(id[:], sum[:])
+	}
+	return id
+}
 
 // NewID returns a random ID.
 func NewID() ID {
@@ -105,7 +119,7 @@ type Entry struct {
 	Channel     string       // how the order came: "local"
 	Policy      Hash         // of the policy that was in force
 	CSR         Hash         // of its DER
-	SPKI        Hash         // of the SubjectPublicKeyInfo of the CSR
+	SPKI        Hash         // of the SubjectPublicKeyInfo of the CSR; of a probe: that of the vendor's key
 	Vendor      Hash         // of the vendor certificate's DER
 	Chain       Hash         // of the DER certificates of the vendor's chain, concatenated
 	Digest      string       // of the signature: "SHA-256"

@@ -4,6 +4,7 @@ package record
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 )
 
@@ -18,14 +19,22 @@ type Use struct {
 	Chain    []byte // DER certificates of the vendor's chain, concatenated
 	Digest   string // of the signature: "SHA-256"
 
+	Credential string // name of the credential of the actor: "token abcd2345"; "" if there is none
+	Identity   string // name of the vendor identity; "" for the unnamed one
+	// Entitlement is the JSON answer of the program that the actor's role asks; nil: none.
+	Entitlement []byte
+
 	Policy    Hash // of the policy that allows it; zero: there is none
 	MustExist bool // the customer is not added
 	PerDay    int  // how many requests the actor may have authorized on one day (UTC); 0: any number
 }
 
-// Permit allows one signature.
+// Permit allows one signature. What Authorize returned is given to Conclude and Release without changes.
 type Permit struct {
 	Request string // id of the request: 32 hex digits
+	// Whose request it is, who asked, and with which vendor identity: a freeze of one of them stops the release.
+	Customer        ID
+	Actor, Identity string
 	// Stored is the request file that was issued for the same use before; nil: sign. The caller verifies it.
 	Stored []byte
 }
@@ -52,14 +61,21 @@ type Recorder interface {
 	// error wraps fault.Refused, fault.Denied or fault.Conflict.
 	Authorize(ctx context.Context, use Use) (Permit, error)
 	// Release waits until a request that was issued, or is stored, may be released. Without a nil error it must not be. It may
-	// be tried again.
+	// be tried again. The error is of kind forbidden if the use is frozen.
 	Release(ctx context.Context, permit Permit) error
 	// Refuse records that a rule of the caller's policy refused a use; nothing is signed. The error says only whether that
 	// was recorded.
 	Refuse(ctx context.Context, use Use, rule string) error
 	// Conclude records the outcome of a permit. Without a nil error the file must not be released. If another process has
-	// issued the same request meanwhile, the permit gets the id of that one.
+	// issued the same request meanwhile, the permit gets the id of that one. If the use was frozen meanwhile, that is recorded, and
+	// the error is of kind forbidden.
 	Conclude(ctx context.Context, permit *Permit, outcome Outcome) error
+}
+
+// Checker is a Recorder that applies its rules without recording anything. Safe for concurrent use.
+type Checker interface {
+	// Check returns the error that Authorize would return. stored says that the same request was issued before.
+	Check(ctx context.Context, use Use) (stored bool, err error)
 }
 
 // Record is one entry with the names of its customers and actor, which may have been erased.
@@ -79,6 +95,18 @@ type Record struct {
 	Original *Original // of an entry that repeats one of a previous ledger
 	Previous *Previous // of the first entry, if the ledger continues another one
 	Keys     []string  // of kind rotated: the verifier keys from then on
+	Probed   *Probed   // of kind probe, if there was more than one request to the key store, or one without an id
+	Freeze   *Freeze   // of kind frozen and unfrozen
+	Replica  string    // of kind policy: the name of the program that started
+	// Entitlement is the answer of the program that the actor's role asked: JSON.
+	Entitlement json.RawMessage
+}
+
+// Freeze is what an entry of kind frozen or unfrozen is about.
+type Freeze struct {
+	Scope  string `json:"scope"`          // "all", "caller", "customer", "vendor"
+	Name   string `json:"name,omitempty"` // of the caller, customer or vendor identity at that time
+	Reason string `json:"reason"`
 }
 
 // Original is the entry of the previous ledger that an entry repeats.

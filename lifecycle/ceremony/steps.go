@@ -99,7 +99,7 @@ func (c *run) certificate(ctx context.Context, key signer.Signer) ([]Fact, error
 	c.findings = built.Findings
 	facts := []Fact{
 		{"file", BundleFile}, file, {FactKeySHA256, chain.SPKISHA256(built.Leaf().PublicKey)},
-		{"proof", "a signature over a random message verifies with the certificate"},
+		{"proof", "a signature over the probe message verifies with the certificate"},
 		{"stored with the key", strconv.FormatBool(c.Import.Store)},
 	}
 	for i, cert := range api.NewCertificates(built.Certs, time.Now()) {

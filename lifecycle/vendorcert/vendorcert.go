@@ -7,7 +7,6 @@ package vendorcert
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
@@ -57,7 +56,7 @@ type ImportOptions struct {
 
 // Import returns the chain of the certificate that Apple issued for the vendor's CSR (PEM, DER or PKCS#7), vendor
 // certificate first. It checks that the certificate contains the key's public key and can be the vendor's, that the chain is
-// complete and valid, and that the certificate verifies a signature of the key over a random message.
+// complete and valid, and that the certificate verifies a signature of the key over signer.ProbeMessage.
 //
 // The error is a *fault.Finding whose ID begins with "chain.", or an error of chain.Fetch or of the key.
 func Import(ctx context.Context, key signer.Signer, file []byte, opts ImportOptions) (*chain.Chain, error) {
@@ -82,14 +81,13 @@ func Import(ctx context.Context, key signer.Signer, file []byte, opts ImportOpti
 	return c, Prove(ctx, key, c.Leaf())
 }
 
-// Prove checks that the certificate verifies a signature of the key over a random message. For a certificate of another
+// Prove checks that the certificate verifies a signature of the key over signer.ProbeMessage. For a certificate of another
 // key the error is a *fault.Finding (chain.key-mismatch); for a wrong signature it wraps signer.ErrBadSignature.
 func Prove(ctx context.Context, key signer.Signer, cert *x509.Certificate) error {
 	if err := (&chain.Chain{Certs: []*x509.Certificate{cert}}).MatchKey(key.Public()); err != nil {
 		return err
 	}
-	message := make([]byte, 64)
-	_, _ = rand.Read(message) // never fails (Go 1.24)
+	message := []byte(signer.ProbeMessage)
 	signature, err := signer.Sign(ctx, key, message, crypto.SHA256)
 	if err != nil {
 		return err

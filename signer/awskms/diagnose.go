@@ -28,7 +28,7 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenO
 	d := &diagnosis{session: &session{Options: o, ref: ref}, open: open}
 	if signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},
-		{Name: "key", Run: d.checkKey}, {Name: "protection", Run: d.checkProtection}, {Name: "signature", Run: d.checkSignature},
+		{Name: "key", Run: d.checkKey}, {Name: "protection", Run: d.checkProtection}, {Name: signer.StepSignature, Run: d.checkSignature},
 	}) {
 		return d.key
 	}

@@ -41,7 +41,11 @@ func (s *session) Open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 			return nil, err
 		}
 	}
-	return kms.NewKey(s.ref, s.public, !known, s), nil
+	callers := make([]*kms.Caller, len(s.clients))
+	for i, c := range s.clients {
+		callers[i] = c.caller
+	}
+	return kms.NewKey(s.ref, s.public, !known, s, callers...), nil
 }
 
 // Sign signs a digest in the first region that is available.

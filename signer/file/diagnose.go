@@ -36,7 +36,7 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, _ signer.OpenOpti
 	}()
 	signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "file", Run: d.checkFile}, {Name: "mode", Run: d.checkMode}, {Name: "kind", Run: d.checkKind},
-		{Name: "passphrase", Run: d.checkPassphrase}, {Name: "key", Run: d.checkKey}, {Name: "signature", Run: d.checkSignature},
+		{Name: "passphrase", Run: d.checkPassphrase}, {Name: "key", Run: d.checkKey}, {Name: signer.StepSignature, Run: d.checkSignature},
 	})
 	return d.key
 }

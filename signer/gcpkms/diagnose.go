@@ -30,7 +30,7 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, open signer.OpenO
 	if signer.RunSteps(ctx, report, []signer.Check{
 		{Name: "reference", Run: d.checkReference}, {Name: "credentials", Run: d.checkCredentials}, {Name: "reach", Run: d.checkReach},
 		{Name: "access", Run: d.checkAccess}, {Name: "key", Run: d.checkEnabled}, {Name: "algorithm", Run: d.checkAlgorithm},
-		{Name: "protection", Run: d.checkLevel}, {Name: "signature", Run: d.checkSignature},
+		{Name: "protection", Run: d.checkLevel}, {Name: signer.StepSignature, Run: d.checkSignature},
 	}) {
 		return d.key
 	}

@@ -40,7 +40,7 @@ func (s *session) Open(ctx context.Context, opts signer.OpenOptions) (signer.Sig
 			return nil, err
 		}
 	}
-	return kms.NewKey(s.ref, s.public, !known, s), nil
+	return kms.NewKey(s.ref, s.public, !known, s, s.caller), nil
 }
 
 // publicKey reads the public key, whatever its algorithm. The name and the checksum of the answer are right.

@@ -8,6 +8,8 @@ import (
 	"io"
 	"sync/atomic"
 
+	"github.com/sony/gobreaker/v2"
+
 	"hsmsign/fault"
 	"hsmsign/signer"
 )
@@ -39,6 +41,7 @@ type Key struct {
 	ref      signer.Ref
 	public   *rsa.PublicKey
 	store    Store
+	callers  []*Caller
 	unproven atomic.Bool     // no signature has verified with public yet
 	life     context.Context // ends with Close
 	end      context.CancelFunc
@@ -46,9 +49,10 @@ type Key struct {
 
 // NewKey returns the Signer of a key. proven means that the store itself reported the public key. Otherwise it comes
 // from the vendor's certificate: the Key then verifies its signatures until one has proved that the two belong
-// together. A signature that does not verify wraps signer.ErrBadKey and is not returned.
-func NewKey(ref signer.Ref, public *rsa.PublicKey, proven bool, store Store) *Key {
-	k := &Key{ref: ref, public: public, store: store}
+// together. A signature that does not verify wraps signer.ErrBadKey and is not returned. callers are those of the store, one
+// of each region; Stats reports them.
+func NewKey(ref signer.Ref, public *rsa.PublicKey, proven bool, store Store, callers ...*Caller) *Key {
+	k := &Key{ref: ref, public: public, store: store, callers: callers}
 	k.unproven.Store(!proven)
 	k.life, k.end = context.WithCancel(context.Background())
 	return k
@@ -101,6 +105,25 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	}
 	k.unproven.Store(false)
 	return sig, nil
+}
+
+// Stats returns the attempts in flight and the state of the breaker.
+func (k *Key) Stats() signer.Stats {
+	var stats signer.Stats
+	var best gobreaker.State
+	for i, c := range k.callers {
+		stats.InUse += len(c.slots)
+		if state := c.breaker.State(); i == 0 || nearer(state, best) {
+			best = state
+			stats.Breaker = state.String()
+		}
+	}
+	return stats
+}
+
+// nearer returns whether the state a is nearer to closed than b.
+func nearer(a, b gobreaker.State) bool {
+	return a != b && (a == gobreaker.StateClosed || b == gobreaker.StateOpen)
 }
 
 // Close ends the signatures in flight and releases the connections.

@@ -129,3 +129,33 @@ func TestPublicKey(t *testing.T) {
 		}
 	}
 }
+
+// Stats shows the breaker that is nearest to closed, and the attempts in flight of all regions.
+func TestStats(t *testing.T) {
+	if stats := NewKey(signer.Ref{}, nil, true, golden(t)).Stats(); stats != (signer.Stats{}) {
+		t.Errorf("without a network: %+v", stats)
+	}
+	policy := Policy{BreakerThreshold: 1, BreakerCooldown: 50 * time.Millisecond, Timeout: time.Second, AttemptTimeout: time.Second}
+	callers := []*Caller{New(policy, nil), New(policy, nil)}
+	k := NewKey(signer.Ref{}, nil, true, golden(t), callers...)
+	fails := func(c *Caller) {
+		_, _ = Once(t.Context(), c, func(context.Context) (int, error) {
+			if stats := k.Stats(); stats.InUse != 1 {
+				t.Errorf("in a call: %+v", stats)
+			}
+			return 0, signer.ErrUnavailable
+		})
+	}
+	for i, want := range []string{"closed", "closed", "open"} {
+		if i > 0 {
+			fails(callers[i-1])
+		}
+		if stats := k.Stats(); stats.Breaker != want || stats.InUse != 0 {
+			t.Errorf("%d breakers are open: %+v, want %s", i, stats, want)
+		}
+	}
+	time.Sleep(60 * time.Millisecond)
+	if stats := k.Stats(); stats.Breaker != "half-open" {
+		t.Errorf("after the cooldown: %+v", stats)
+	}
+}

@@ -52,7 +52,7 @@ func (o Options) diagnose(ctx context.Context, ref signer.Ref, wanted signer.Ope
 		{Name: "generation", Run: d.locked(d.checkGeneration)},
 		{Name: "key", Run: d.locked(d.checkKey)},
 		{Name: "key attributes", Run: d.locked(d.checkAttributes)},
-		{Name: "signature", Run: d.limited(d.checkSignature)},
+		{Name: signer.StepSignature, Run: d.limited(d.checkSignature)},
 	})
 	if d.hung != nil {
 		// The module still works on a call. What it uses is released when it returns.

@@ -1,0 +1,43 @@
+// Package ledgerapi fills the shapes of package api from what package ledger returns. It is apart from api because agent, which
+// imports api, must not know a ledger. The functions are safe for concurrent use.
+package ledgerapi
+
+import (
+	"time"
+
+	"hsmsign/api"
+	"hsmsign/ledger"
+)
+
+// NewCustomer describes a customer.
+func NewCustomer(c ledger.CustomerRecord) api.Customer {
+	return api.Customer{
+		Name: c.Name, Contact: c.Contact, Account: c.Account, Notes: c.Notes, ID: c.ID.String(), Entry: c.Entry, Changed: c.Changed.Format(time.RFC3339),
+	}
+}
+
+// NewFreeze describes what is frozen.
+func NewFreeze(f ledger.Freeze) api.Freeze {
+	return api.Freeze{Scope: f.Scope, Name: f.Name, Reason: f.Reason, Since: api.Time(f.Since), Actor: f.Actor, Entry: f.Entry}
+}
+
+// NewRequest describes a request.
+func NewRequest(r ledger.RequestRecord) api.Request {
+	return api.Request{
+		ID: r.ID.String(), Customer: r.Customer, State: r.State, Actor: r.Actor, Entry: r.Entry, Begun: api.Time(r.Begun), Changed: api.Time(r.Changed),
+		CSRSHA256: r.CSR.String(), KeySHA256: r.SPKI.String(), UseBefore: api.Time(r.UseBefore), Request: string(r.File),
+	}
+}
+
+// Change returns a customer with what a change sets.
+func Change(c ledger.Customer, change api.CustomerChange) ledger.Customer {
+	for _, f := range []struct {
+		to   *string
+		from *string
+	}{{&c.Name, change.Name}, {&c.Contact, change.Contact}, {&c.Account, change.Account}, {&c.Notes, change.Notes}} {
+		if f.from != nil {
+			*f.to = *f.from
+		}
+	}
+	return c
+}

@@ -1,0 +1,176 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmsign/agent"
+	"hsmsign/agent/policy"
+	"hsmsign/api"
+	"hsmsign/chain"
+	"hsmsign/fault"
+	"hsmsign/internal/testkit"
+	"hsmsign/ledger"
+	"hsmsign/ledger/open"
+	"hsmsign/server/authn"
+	"hsmsign/signer"
+	"hsmsign/testpki"
+)
+
+// The Unix users of the callers of an apiFixture.
+const (
+	stranger = 1000 // no caller
+	backend  = 1001 // signs for all customers
+	ops      = 1002 // may everything, for all customers
+	acmeOps  = 1003 // may everything, for the customer acme
+	reader   = 1004 // reads what is about acme
+	approver = 1005 // has none of the verbs of the API
+	tight    = 1006 // signs once a second
+	daily    = 1007 // signs once a day
+)
+
+// apiFixture is a server with a real vendor and a real ledger. Requests reach its handler over a socket; the Unix user that the
+// server is told is that of the request.
+type apiFixture struct {
+	*Server
+	ledger *ledger.Ledger
+	store  *ledger.Store
+	socket *httptest.Server // of the Unix channel
+	http   *httptest.Server // of the loopback channel
+}
+
+// uidHeader has the Unix user of a test's request.
+const uidHeader = "Test-Uid"
+
+// newAPIFixture starts a server. This is the one place that knows how server, policy and callers are made.
+func newAPIFixture(t *testing.T) *apiFixture {
+	t.Helper()
+	ctx := t.Context()
+	store := testkit.Value(open.Store(ctx, "sqlite:"+filepath.Join(t.TempDir(), "ledger.db"), true))(t)
+	t.Cleanup(func() { _ = store.DB.Close() })
+	signerKey, verifierKey, err := ledger.GenerateKey("example.com/mdm")
+	testkit.OK(t, err)
+	cfg := ledger.Config{Store: store, Key: signerKey, Verifier: verifierKey}
+	testkit.Value(ledger.Init(ctx, cfg))(t)
+	l := testkit.Value(ledger.Open(ctx, cfg))(t)
+	t.Cleanup(func() { _ = l.Close() })
+	certs := testkit.Value(chain.Parse(testkit.File(t, "golden/chain.pem")))(t)
+	roots := testkit.Value(chain.Parse(testkit.File(t, "golden/root.pem")))(t)
+	vendor := testkit.Value(agent.NewVendor(ctx, agent.Config{Key: goldenStore{testkit.NewSigner(testkit.GoldenKey(t))}, Recorder: l,
+		Certificates: func(context.Context) (agent.Certificates, error) {
+			return agent.Certificates{Name: "chain.pem", Vendor: certs, TrustRoots: roots}, nil
+		}}))(t)
+	t.Cleanup(vendor.Close)
+	found := apiPolicy(t)
+	s := testkit.Value(New(Config{
+		Ledger: l, Listen: []Address{{Kind: authn.Unix, Path: "/run/test.sock"}}, Replica: "replica", Log: slog.New(slog.DiscardHandler),
+		Load: func(context.Context, bool) (*State, error) {
+			return &State{Policy: found, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
+		},
+		Due: func(context.Context, time.Time) ([]Due, error) {
+			at := time.Now().Add(time.Hour)
+			return []Due{{LedgerDue: api.LedgerDue{What: "push certificate", Customer: "acme", Certificate: "CN=APSP:1", At: api.Time(at)}, Deadline: at},
+				{LedgerDue: api.LedgerDue{What: "watched certificate", Source: "mdm.example.com:443", At: api.Time(at), Error: api.NewError(fault.Unavailable.New("it does not answer"))}, Open: true}}, nil
+		},
+	}))(t)
+	testkit.OK(t, s.load(ctx, true)) // it does not listen
+	f := &apiFixture{Server: s, ledger: l, store: store}
+	f.socket = httptest.NewServer(asUnixUser(s.handler(authn.Unix)))
+	f.http = httptest.NewServer(s.handler(authn.HTTP))
+	t.Cleanup(f.socket.Close)
+	t.Cleanup(f.http.Close)
+	return f
+}
+
+func apiPolicy(t *testing.T) *policy.Policy {
+	t.Helper()
+	role := func(perSecond, perDay int, customers string, may ...string) policy.RoleConfig {
+		return policy.RoleConfig{May: may, Customers: []string{customers}, PerSecond: perSecond, PerDay: perDay, Approvals: "none"}
+	}
+	everything := []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}
+	roles := map[string]policy.RoleConfig{
+		"signer": role(1000, 1000, "*", policy.Sign), "admin": role(1000, 1000, "*", everything...), "acme-admin": role(1000, 1000, "acme", everything...),
+		"reader": role(0, 0, "acme", policy.Read), "approver": role(0, 0, "acme", policy.Approve), "tight": role(1, 1000, "*", policy.Sign),
+		"daily": role(1000, 1, "*", policy.Sign),
+	}
+	callers := map[string]policy.CallerConfig{
+		"backend": {Role: "signer", Owners: []string{"ada"}, UID: []int{backend}}, "ops": {Role: "admin", Person: "bo", UID: []int{ops}},
+		"acme-ops": {Role: "acme-admin", Person: "cy", Customer: "acme", UID: []int{acmeOps}}, "auditor": {Role: "reader", Person: "di", UID: []int{reader}},
+		"eve": {Role: "approver", Person: "eve", UID: []int{approver}}, "tight": {Role: "tight", Owners: []string{"ada"}, UID: []int{tight}},
+		"daily": {Role: "daily", Owners: []string{"ada"}, UID: []int{daily}},
+	}
+	return testkit.Value(policy.New(callers, roles, policy.Environment{Vendors: []string{""}}))(t)
+}
+
+// goldenStore is a key store with the golden vendor key.
+type goldenStore struct{ key *testkit.Signer }
+
+func (s goldenStore) Open(context.Context, signer.OpenOptions) (signer.Signer, error) {
+	return s.key, nil
+}
+
+// asUnixUser gives a request the connection of the Unix user in its header.
+func asUnixUser(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		uid := 0
+		for _, digit := range r.Header.Get(uidHeader) {
+			uid = uid*10 + int(digit-'0')
+		}
+		conn := &connection{Connection: authn.Connection{Kind: authn.Unix, UID: uid}}
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), connectionKey{}, conn)))
+	})
+}
+
+// newCSR returns the CSR of a customer's key as PEM.
+func newCSR(key string) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: testkit.CSR(testkit.Key(key)).Raw}))
+}
+
+// newPush returns a push certificate for a customer's key as PEM.
+func newPush(t *testing.T, key, topic string) string {
+	t.Helper()
+	cert := testkit.Value(testkit.Authority(time.Now().Truncate(24*time.Hour)).IssuePush(testkit.CSR(testkit.Key(key)), testpki.PushOptions{Topic: topic}))(t)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+}
+
+// answered is what the server answered.
+type answered struct {
+	request *http.Request // as it was sent, with its body
+	sent    []byte
+	status  int
+	header  http.Header
+	body    []byte
+}
+
+// send sends a request to one of the sockets.
+func send(t *testing.T, at *httptest.Server, method, path string, header map[string]string, body string) answered {
+	t.Helper()
+	r := testkit.Value(http.NewRequestWithContext(t.Context(), method, at.URL+path, strings.NewReader(body)))(t)
+	for name, value := range header {
+		r.Header.Set(name, value)
+	}
+	answer := testkit.Value(at.Client().Do(r))(t)
+	defer func() { _ = answer.Body.Close() }()
+	data := testkit.Value(io.ReadAll(answer.Body))(t)
+	r.Body = io.NopCloser(bytes.NewReader([]byte(body)))
+	return answered{r, []byte(body), answer.StatusCode, answer.Header, data}
+}
+
+// sendTo is send with another Host, which the client of a test server does not send.
+func sendTo(t *testing.T, at *httptest.Server, method, path, host string) answered {
+	t.Helper()
+	r := testkit.Value(http.NewRequestWithContext(t.Context(), method, at.URL+path, http.NoBody))(t)
+	r.Host = host
+	answer := testkit.Value(at.Client().Do(r))(t)
+	defer func() { _ = answer.Body.Close() }()
+	return answered{r, nil, answer.StatusCode, answer.Header, testkit.Value(io.ReadAll(answer.Body))(t)}
+}

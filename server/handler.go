@@ -1,0 +1,224 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"hsmsign/agent"
+	"hsmsign/agent/policy"
+	"hsmsign/fault"
+	"hsmsign/ledger/record"
+	"hsmsign/server/authn"
+	"hsmsign/server/traces"
+)
+
+// call is one request that is being answered.
+type call struct {
+	*Server
+	w     http.ResponseWriter
+	r     *http.Request
+	state *State
+	conn  authn.Connection
+	// connected ends when the caller is gone; the context of the request also ends when its time is over.
+	connected context.Context
+	id        string // random; in the answer's X-Request-Id and in the log
+	begun     time.Time
+	cred      policy.Credential
+	who       agent.Caller
+	pattern   string // of the route; "" if there is none
+
+	written answer
+	span    *traces.Span
+	csr     record.Hash // of the CSR's DER, once it was read
+	err     error       // that the caller was told
+	reason  error       // that the log is told
+	request string      // id in the ledger
+	read    bool        // the body was received
+	open    bool        // anybody is answered
+}
+
+// answer is what was sent.
+type answer struct {
+	status int
+	bytes  int64
+}
+
+// route is what a pattern of the API does.
+type route struct {
+	pattern string
+	open    bool // no caller is needed
+	body    int64
+	rated   bool // the rate of the role applies
+	do      func(c *call) error
+}
+
+// handler returns the handler of the listeners of one kind.
+func (s *Server) handler(kind string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := &call{Server: s, w: w, r: r, state: s.state.Load(), id: newID(), begun: s.cfg.Now()}
+		c.conn = authn.NewConnection(kind, r.RemoteAddr, r.TLS)
+		c.connected = r.Context()
+		ctx, cancel := context.WithTimeout(r.Context(), requestWait+s.cfg.Limits.Body)
+		defer cancel()
+		c.r = r.WithContext(ctx)
+		w.Header().Set("X-Request-Id", c.id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
+		defer c.end()
+		if err := c.serve(kind); err != nil {
+			c.fail(err)
+		}
+	})
+}
+
+func newID() string {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails (Go 1.24)
+	return hex.EncodeToString(id[:])
+}
+
+// end logs and counts the request. A panic is a fault of ours: the caller is told so, and the server lives on.
+func (c *call) end() {
+	if p := recover(); p != nil {
+		c.cfg.Log.Error("panic", "id", c.id, "route", c.pattern, "value", p, "stack", string(debug.Stack()))
+		c.fail(fault.Internal.Errorf("the server failed at this request"))
+	}
+	c.log()
+	c.metrics.request(c)
+	c.span.End(traces.Outcome{
+		Name: orNone(c.pattern), Method: fault.Clip(c.r.Method, 16), Status: c.written.status, Kind: fault.KindOf(c.err), Rule: fault.Rule(c.err),
+		Caller: c.who.Name, Channel: c.conn.Kind, ID: c.id, Recorded: c.request,
+	})
+}
+
+// serve answers a request, or returns why it does not.
+func (c *call) serve(kind string) error {
+	if kind != authn.Unix && !c.state.hosts[hostOf(c.r.Host)] {
+		return fault.Usage.Errorf("this server is not %q", fault.Clip(c.r.Host, 128)).Rule("server.host").Fix("use a name of its certificate, or add the name to serve: hosts: in its configuration")
+	}
+	rt := c.find()
+	if rt != nil && rt.open {
+		c.open = true
+		return rt.do(c)
+	}
+	if err := c.identify(kind); err != nil {
+		return err
+	}
+	// Only known callers are traced: strangers must not fill the queue of spans.
+	ctx, span := c.cfg.Traces.Request(c.r.Context(), c.begun, c.r.Header.Get("traceparent"))
+	c.r, c.span = c.r.WithContext(ctx), span
+	if err := c.crossOrigin(kind); err != nil {
+		return err
+	}
+	now := c.cfg.Now()
+	what, perSecond := "other requests", anyRate
+	if role := c.cred.Caller.Role; rt != nil && rt.rated && role.Allows(policy.Sign) {
+		what, perSecond, c.who.Paced = "requests for signatures", role.PerSecond, true
+	}
+	if err := c.pace.allow(c.who.Name, what, perSecond, now); err != nil {
+		return err
+	}
+	if rt == nil {
+		return c.missing()
+	}
+	end, err := c.queue.begin(c.who.Name)
+	if err != nil {
+		return err
+	}
+	defer end()
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, max(rt.body, 1))
+	if c.r.ContentLength == 0 {
+		c.bodyRead()
+	}
+	return rt.do(c)
+}
+
+// find returns the route of the request, or nil. A path that is not in its shortest form has none: the mux would redirect it.
+func (c *call) find() *route {
+	handler, pattern := c.routes.Handler(c.r)
+	rt, _ := handler.(*route)
+	if rt != nil {
+		c.pattern = pattern
+		c.routes.ServeHTTP(c.w, c.r) // sets the path values, and calls the route, which does nothing
+	}
+	return rt
+}
+
+// ServeHTTP is empty: the mux only finds the route.
+func (*route) ServeHTTP(http.ResponseWriter, *http.Request) {}
+
+// missing is the error of a request without a route.
+func (c *call) missing() error {
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch} {
+		other := c.r.Clone(c.r.Context())
+		other.Method = method
+		handler, _ := c.routes.Handler(other)
+		if _, ok := handler.(*route); ok {
+			c.w.Header().Add("Allow", method)
+		}
+	}
+	if c.w.Header().Get("Allow") != "" {
+		return fault.Usage.Errorf("%s is not a method of %q", fault.Clip(c.r.Method, 16), fault.Clip(c.r.URL.Path, 128)).Fix("the header Allow lists the methods")
+	}
+	return fault.NotFound.Errorf("there is no %q", fault.Clip(c.r.URL.Path, 128)).Fix("GET /v1/openapi.yaml describes the API")
+}
+
+// identify finds the caller.
+func (c *call) identify(kind string) error {
+	known := connectionOf(c.r)
+	if known != nil {
+		c.conn.UID = known.UID
+		if known.refused != nil {
+			c.reason = known.refused
+			return authn.ErrUnknown
+		}
+	}
+	found, err := c.state.checker(c.cfg.Now()).Identify(c.r, c.conn)
+	if known != nil {
+		name := ""
+		if err == nil {
+			name = found.Caller.Name
+		}
+		known.of(name, c.r.TLS)
+	}
+	if err != nil {
+		if refusal, ok := errors.AsType[*authn.Refusal](err); ok {
+			c.reason = refusal.Reason
+		}
+		return err
+	}
+	c.cred = found
+	c.who = agent.Caller{Name: found.Caller.Name, Channel: kind, Rules: found.Caller, Credential: found.Name}
+	c.cfg.Ledger.Use(found.Name)
+	return nil
+}
+
+// crossOrigin refuses what another web site made a browser send. http.CrossOriginProtection accepts a request without
+// Sec-Fetch-Site and Origin, as programs send it; a browser whose credential is in its connection must send one.
+func (c *call) crossOrigin(kind string) error {
+	var protection http.CrossOriginProtection
+	err := protection.Check(c.r)
+	ambient := c.r.Header.Get("Authorization") == ""
+	browser := strings.HasPrefix(c.r.UserAgent(), "Mozilla/") || c.r.Header.Get("Cookie") != ""
+	if safe := c.r.Method == http.MethodGet || c.r.Method == http.MethodHead; err == nil && !safe && ambient && browser && kind != authn.Unix &&
+		c.r.Header.Get("Sec-Fetch-Site") == "" && c.r.Header.Get("Origin") == "" {
+		err = errors.New("a browser that sends neither Sec-Fetch-Site nor Origin")
+	}
+	if err != nil {
+		c.reason = err
+		return fault.Forbidden.Errorf("the request comes from another web site").Rule("server.cross-origin").Fix("send it from a program, or from this server's own pages")
+	}
+	return nil
+}
+
+// bodyRead ends the time limit of the body: from now on only the deadline of the request counts.
+func (c *call) bodyRead() {
+	c.read = true
+	_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // without deadlines (tests) there is nothing to end
+}

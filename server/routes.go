@@ -1,0 +1,49 @@
+package server
+
+import (
+	"net/http"
+
+	"hsmsign/chain"
+	"hsmsign/request"
+)
+
+// maxJSON is the size limit of a JSON body, in bytes; one with a CSR may be longer by the CSR's limit and its escapes.
+const maxJSON = 16 << 10
+
+// newRoutes returns the routes of the API. openapi.yaml describes each.
+func (s *Server) newRoutes() *http.ServeMux {
+	mux := http.NewServeMux()
+	for _, rt := range routes() {
+		mux.Handle(rt.pattern, rt)
+	}
+	return mux
+}
+
+// routes returns the routes.
+func routes() []*route {
+	return []*route{
+		{pattern: "GET /livez", open: true, do: (*call).livez},
+		{pattern: "GET /readyz", open: true, do: (*call).readyz},
+		{pattern: "GET /v1/openapi.yaml", do: (*call).openAPI},
+		{pattern: "POST /v1/requests", body: 2*request.MaxCSR + maxJSON, rated: true, do: (*call).sign},
+		{pattern: "GET /v1/requests", do: (*call).listRequests},
+		{pattern: "GET /v1/requests/{id}", do: (*call).showRequest},
+		{pattern: "POST /v1/verify", body: request.MaxRequest, do: (*call).verify},
+		{pattern: "GET /v1/vendor", do: (*call).vendor},
+		{pattern: "GET /v1/status", do: (*call).status},
+		{pattern: "GET /v1/me", do: (*call).me},
+		{pattern: "GET /v1/due", do: (*call).listDue},
+		{pattern: "GET /v1/customers", do: (*call).listCustomers},
+		{pattern: "POST /v1/customers", body: maxJSON, do: (*call).addCustomer},
+		{pattern: "GET /v1/customers/{id}", do: (*call).showCustomer},
+		{pattern: "PATCH /v1/customers/{id}", body: maxJSON, do: (*call).editCustomer},
+		{pattern: "POST /v1/customers/{id}/push-certificates", body: chain.MaxFile, do: (*call).attach},
+		{pattern: "GET /v1/entries", do: (*call).listEntries},
+		{pattern: "GET /v1/entries/{index}", do: (*call).showEntry},
+		{pattern: "GET /v1/export", do: (*call).export},
+		{pattern: "GET /v1/checkpoint", do: (*call).checkpoint},
+		{pattern: "GET /v1/proof/{id}", do: (*call).proof},
+		{pattern: "POST /v1/freeze", body: maxJSON, do: (*call).freeze},
+		{pattern: "POST /v1/unfreeze", body: maxJSON, do: (*call).unfreeze},
+	}
+}
