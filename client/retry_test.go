@@ -103,7 +103,7 @@ func (c *cutter) url() string { return "http://" + c.listener.Addr().String() }
 
 // serve forwards one connection, or cuts it.
 func (c *cutter) serve(conn net.Conn) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // one side has ended
 	bad := c.left.Add(-1) >= 0
 	if bad && c.point == before {
 		return
@@ -112,7 +112,7 @@ func (c *cutter) serve(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	defer there.Close()
+	defer func() { _ = there.Close() }() // one side has ended
 	if !bad {
 		pipe(conn, there)
 		return
@@ -249,7 +249,7 @@ func TestRetryAfter(t *testing.T) {
 		if err := sign(url, time.Minute); err != nil || asked.Load() != 9 {
 			t.Errorf("%v: %v, %d", kind, err, asked.Load())
 		}
-		asked, url = refusals(1, kind, "1")
+		_, url = refusals(1, kind, "1")
 		begun := time.Now()
 		if err := sign(url, time.Minute); err != nil || time.Since(begun) < time.Second {
 			t.Errorf("%v after %v", err, time.Since(begun))

@@ -115,12 +115,12 @@ func tunnel(w http.ResponseWriter, to string) {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
-	defer there.Close()
+	defer func() { _ = there.Close() }() // one side has ended
 	here, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return
 	}
-	defer here.Close()
+	defer func() { _ = here.Close() }() // one side has ended
 	_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
 	go func() { _, _ = io.Copy(there, here); _ = there.Close() }()
 	_, _ = io.Copy(here, there) // until one side ends

@@ -31,7 +31,7 @@ func agentFlags() []cli.Flag {
 }
 
 // tokenVariable is the environment variable with the token itself.
-const tokenVariable = "HSMSIGN_AGENT_TOKEN"
+const tokenVariable = "HSMSIGN_AGENT_TOKEN" // #nosec G101 -- the name of a variable
 
 // localFlags are the flags about the key and the ledger of this machine.
 func localFlags() []string {

@@ -101,7 +101,7 @@ func notifySocket(ts *testscript.TestScript, name string) (messages func() strin
 			}
 			if f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0o600); err == nil { // #nosec G304 -- a file of the script
 				_, _ = fmt.Fprintf(f, "%s\n", buf[:n]) // what is missing, the script notices
-				_ = f.Close() // it is a test's
+				_ = f.Close()                          // it is a test's
 			}
 		}
 	}()
