@@ -6,10 +6,40 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
 )
+
+// Customer is who requests are issued to. Everything in it is personal data, which Erase deletes.
+type Customer struct {
+	Name    string `json:"name"`              // unique; at most 128 characters
+	Contact string `json:"contact,omitempty"` // how to reach the customer: an email address
+	Account string `json:"account,omitempty"` // the Apple Account that must renew the push certificate
+	Notes   string `json:"notes,omitempty"`
+}
+
+// maxText is the maximum length of a text about a customer, in characters.
+const maxText = 1024
+
+// Check returns an error of kind usage unless the texts are printable and short enough.
+func (c Customer) Check() error {
+	for _, f := range []struct {
+		name, value string
+		limit       int
+	}{{"name", c.Name, 128}, {"contact", c.Contact, maxText}, {"account", c.Account, maxText}, {"notes", c.Notes, maxText}} {
+		if utf8.RuneCountInString(f.value) > f.limit || strings.ContainsFunc(f.value, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return fault.Usage.Errorf("the customer's %s %q", f.name, fault.Clip(f.value, 64)).
+				Fix(fmt.Sprintf("write at most %d printable characters", f.limit))
+		}
+	}
+	if strings.TrimSpace(c.Name) != c.Name || c.Name == "" {
+		return fault.Usage.Errorf("the customer's name %q", c.Name).Fix("name the customer with --customer, without spaces at the ends")
+	}
+	return nil
+}
 
 // CustomerRecord is a customer in the ledger.
 type CustomerRecord struct {

@@ -131,7 +131,7 @@ func freezeText(scope, name string) string {
 }
 
 // freeze returns the freeze that the flags name: one scope, and the reason. A scope on the command line counts more than those of
-// the environment; the configuration's vendor identity is none.
+// the environment; the configuration's vendor identity is not a scope.
 func (s *settings) freeze() (ledger.Freeze, error) {
 	names := []string{ledger.FreezeCaller, ledger.FreezeCustomer, ledger.FreezeVendor}
 	scopes := append(slices.Clone(names), ledger.FreezeAll)
