@@ -321,18 +321,24 @@ func TestVendorKeyIsNotForTLS(t *testing.T) {
 	}
 }
 
+// held asks for a signature and returns when the key store is making it. It is made when finish is called.
+func held(t *testing.T, s *servicekit.Service) (answers <-chan servicekit.Answer, finish func()) {
+	t.Helper()
+	client := s.Client(t, nil)
+	testkit.Until(t, "the service is ready", func() bool { return servicekit.Do(t, client, "", "GET", s.URL+"/readyz", "").StatusCode == 200 })
+	begun, end, answered := make(chan bool, 1), make(chan bool), make(chan servicekit.Answer, 1)
+	s.Key.Fail = func() error { begun <- true; <-end; return nil }
+	go func() {
+		answered <- servicekit.Do(t, client, s.Tokens["backend"], "POST", s.URL+"/v1/requests?customer=acme", servicekit.CSR(testkit.Key("customer")))
+	}()
+	<-begun
+	return answered, func() { close(end) }
+}
+
 // Requests that have begun are finished; nothing new is accepted.
 func TestDrain(t *testing.T) {
 	s := servicekit.Start(t, servicekit.Options{})
-	client := s.Client(t, nil)
-	testkit.Until(t, "the service is ready", func() bool { return servicekit.Do(t, client, "", "GET", s.URL+"/readyz", "").StatusCode == 200 })
-	begun, finish := make(chan bool, 1), make(chan bool)
-	s.Key.Fail = func() error { begun <- true; <-finish; return nil }
-	answers := make(chan servicekit.Answer, 1)
-	go func() {
-		answers <- servicekit.Do(t, client, s.Tokens["backend"], "POST", s.URL+"/v1/requests?customer=acme", servicekit.CSR(testkit.Key("customer")))
-	}()
-	<-begun
+	answers, finish := held(t, s)
 	s.Stopping()
 	testkit.Until(t, "nothing new is accepted", func() bool {
 		conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.HTTP, "http://"), time.Second)
@@ -341,7 +347,7 @@ func TestDrain(t *testing.T) {
 		}
 		return err != nil
 	})
-	close(finish)
+	finish()
 	wanted(t, "the request that had begun", <-answers, 200, "")
 	testkit.OK(t, s.Stop())
 	if _, err := os.Lstat(s.Socket); err == nil {
