@@ -36,6 +36,9 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 	if err := v.cachedReplicas(ctx, tx); err != nil {
 		return err
 	}
+	if err := v.cachedApprovals(ctx, tx); err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, "SELECT id, name, entry FROM customers")
 	if err != nil {
 		return err
@@ -67,7 +70,7 @@ func (v *verification) caches(ctx context.Context, tx *sql.Tx) error {
 }
 
 func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
-	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, intent, begun, issued FROM requests")
+	rows, err := tx.QueryContext(ctx, "SELECT id, customer, state, entry, csr, spki, intent, begun, issued, until FROM requests")
 	if err != nil {
 		return err
 	}
@@ -75,9 +78,9 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 	for rows.Next() {
 		var id, customer, csr, spki []byte
 		var state string
-		var index int64
+		var index, until int64
 		var first begun
-		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &first.index, &first.at, &first.issued); err != nil {
+		if err := rows.Scan(&id, &customer, &state, &index, &csr, &spki, &first.index, &first.at, &first.issued, &until); err != nil {
 			return err
 		}
 		e, began := v.requests[idOf(id)], v.begun[idOf(id)]
@@ -87,6 +90,8 @@ func (v *verification) cachedRequests(ctx context.Context, tx *sql.Tx) error {
 		case v.at[idOf(id)] != index || e.Kind != state || !bytes.Equal(e.Customer[:], customer) || !bytes.Equal(e.CSR[:], csr) ||
 			!bytes.Equal(e.SPKI[:], spki) || began.index != first.index || began.issued != first.issued || began.at != first.at && !began.repeated:
 			v.add(v.at[idOf(id)], "the list of requests does not say what the entry says")
+		case !v.waitsUntil(idOf(id), e.Kind, until):
+			v.add(v.at[idOf(id)], "the list of requests does not say until when the request can be approved")
 		}
 		delete(v.requests, idOf(id))
 	}

@@ -168,6 +168,7 @@ func (tx *Tx) erase(id, actor record.ID, channel string) error {
 			tx.exec("DELETE FROM openings WHERE name <> 'freezes' AND entry = ?", tx.head.Size+int64(i))
 		}
 	}
+	tx.exec("DELETE FROM approvals WHERE request IN (SELECT id FROM requests WHERE customer = ?)", id[:])
 	for _, table := range []string{"customers WHERE id", "pushes WHERE customer", "keys WHERE customer", "requests WHERE customer"} {
 		tx.exec("DELETE FROM "+table+" = ?", id[:])
 	}

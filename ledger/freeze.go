@@ -39,6 +39,8 @@ type Freeze struct {
 	Scope  string // FreezeAll, FreezeCaller, FreezeCustomer or FreezeVendor
 	Name   string // of the caller, the customer or the vendor identity; "" for FreezeAll
 	Reason string
+	// Ask is who else must approve that it ends; nil: nobody. For Unfreeze only.
+	Ask *record.Ask
 	// Of a freeze in force: since when, who froze, and the number of the entry.
 	Since time.Time // UTC
 	Actor string
@@ -205,11 +207,14 @@ func (l *Ledger) Freeze(ctx context.Context, actor, channel string, f Freeze) er
 }
 
 // Unfreeze ends a freeze of the same scope and name. Errors: kind usage if there is no reason, kind not found if it is not
-// frozen.
+// frozen, a *record.Waiting if other people must approve it first, which is recorded.
 func (l *Ledger) Unfreeze(ctx context.Context, actor, channel string, f Freeze) error {
+	if f.Ask != nil && f.Ask.Need[record.EventUnfreeze] > 0 {
+		return l.askUnfreeze(ctx, actor, channel, f)
+	}
 	return l.changeFreezes(ctx, actor, channel, record.KindUnfrozen, f, func(list []inForce, at int, _ inForce) ([]inForce, error) {
 		if at < 0 {
-			return nil, fault.NotFound.Errorf("it is not frozen").Fix("hsmsign ledger status shows what is frozen")
+			return nil, notFrozen()
 		}
 		return slices.Delete(slices.Clone(list), at, at+1), nil
 	})
@@ -226,17 +231,9 @@ func (l *Ledger) changeFreezes(ctx context.Context, actor, channel, kind string,
 		if err != nil {
 			return err
 		}
-		one := inForce{Entry: tx.next(), Scope: f.Scope, Name: f.Name}
-		var customer record.ID
-		if f.Scope == FreezeCustomer {
-			known, err := tx.find(ctx, &customer, "SELECT id FROM customers WHERE name = ?", f.Name)
-			if err != nil {
-				return err
-			}
-			if !known {
-				return noCustomer(f.Name)
-			}
-			one.Name, one.Customer = "", customer.String()
+		one, customer, err := tx.inForce(ctx, f)
+		if err != nil {
+			return err
 		}
 		list, err := change(before.list, slices.IndexFunc(before.list, one.same), one)
 		if err != nil {
@@ -249,6 +246,20 @@ func (l *Ledger) changeFreezes(ctx context.Context, actor, channel, kind string,
 		e := &record.Entry{Kind: kind, Customer: customer, Actor: id, Channel: channel}
 		return tx.setFreezes(e, actor, record.Freeze{Scope: f.Scope, Name: f.Name, Reason: f.Reason}, list)
 	})
+}
+
+// inForce returns a freeze as the list has it, and the customer that it is about.
+func (tx *Tx) inForce(ctx context.Context, f Freeze) (one inForce, customer record.ID, err error) {
+	one = inForce{Entry: tx.next(), Scope: f.Scope, Name: f.Name}
+	if f.Scope != FreezeCustomer {
+		return one, customer, nil
+	}
+	known, err := tx.find(ctx, &customer, "SELECT id FROM customers WHERE name = ?", f.Name)
+	if err == nil && !known {
+		err = noCustomer(f.Name)
+	}
+	one.Name, one.Customer = "", customer.String()
+	return one, customer, err
 }
 
 // setFreezes appends an entry that says what is frozen from now on.

@@ -18,6 +18,7 @@ var rights = map[string]string{
 	"customers":     "SELECT, INSERT, UPDATE",
 	"pushes":        "SELECT, INSERT, UPDATE",
 	"requests":      "SELECT, INSERT, UPDATE",
+	"approvals":     "SELECT, INSERT",
 	"refusals":      "SELECT, INSERT, UPDATE",
 	"daily":         "SELECT, INSERT, UPDATE",
 	"chains":        "SELECT, INSERT",

@@ -69,6 +69,7 @@ type history struct {
 // past is a request: its entries.
 type past struct {
 	begun, issued, newest int64 // issued is -1 if there is none
+	asked                 bool  // nothing was signed: it waited for approval
 }
 
 // newHistory reads the first entries of a ledger, and proves that they are those of a checkpoint.
@@ -159,13 +160,15 @@ func (h *history) add(index int64, e *record.Entry) {
 	switch {
 	case e.Kind == record.KindErased:
 		h.erased[e.Customer] = true
+	case e.Kind == record.KindFrozen || e.Kind == record.KindUnfrozen: // also one that somebody approved under an id
+		h.frozen = index
 	case e.Request != (record.ID{}):
 		p := h.requests[e.Request]
 		if p == nil {
 			p = &past{begun: index, issued: -1}
 			h.requests[e.Request] = p
 		}
-		if p.newest = index; commits(e, openRequest) {
+		if p.newest, p.asked = index, aboutApproval(e.Kind); commits(e, openRequest) {
 			p.issued = index
 		}
 	case commits(e, openCustomer):
@@ -174,8 +177,6 @@ func (h *history) add(index int64, e *record.Entry) {
 		h.pushes[e.Customer] = index
 	case e.Kind == record.KindWatched || e.Kind == record.KindUnwatched:
 		h.watches = append(h.watches, index)
-	case e.Kind == record.KindFrozen || e.Kind == record.KindUnfrozen:
-		h.frozen = index
 	case e.Kind == record.KindReassigned:
 		h.moved = append(h.moved, index)
 	}
@@ -198,6 +199,9 @@ func (h *history) items() []item {
 		all = append(all, item{index: index})
 	}
 	for _, p := range h.requests {
+		if p.asked { // it must be asked for again
+			continue
+		}
 		all = append(all, item{index: p.newest, request: p})
 	}
 	slices.SortFunc(all, func(a, b item) int { return cmp.Compare(a.index, b.index) })

@@ -57,7 +57,7 @@ type owner struct {
 
 // key follows what an entry says about the customer's key, and reports an entry that the rules do not allow.
 func (v *verification) key(e *record.Entry, index int64) {
-	if e.SPKI == (record.Hash{}) {
+	if e.SPKI == (record.Hash{}) || aboutApproval(e.Kind) { // what waits for approval has no key yet
 		return
 	}
 	before, used := v.keys[e.SPKI]

@@ -261,6 +261,10 @@ func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 			into = &r.Freeze
 		case openEntitlement:
 			into = &r.Entitlement
+		case openAsked:
+			into = &r.Asked
+		case openDecided:
+			into = &r.Decided
 		case openKeys, openReplica:
 		default:
 			continue

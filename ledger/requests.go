@@ -18,18 +18,23 @@ type RequestRecord struct {
 	ID         record.ID
 	Customer   string // present name
 	CustomerID record.ID
-	State      string // kind of the newest entry: intent, issued, failed, refused, unknown or superseded
-	Actor      string
-	Entry      int64     // the newest one
-	Begun      time.Time // UTC: when the signature was authorized
-	Changed    time.Time // UTC: of the newest entry
-	CSR, SPKI  record.Hash
-	Vendor     record.Hash // of the vendor certificate
-	UseBefore  time.Time   // of an issued request: when the first certificate of the vendor's chain expires, UTC
+	// State is the kind of the newest entry: intent, issued, failed, refused, unknown, superseded; pending, approved, rejected or
+	// expired of one that other people must approve.
+	State     string
+	Actor     string
+	Entry     int64     // the newest one
+	Begun     time.Time // UTC: when the signature was authorized, or asked for
+	Changed   time.Time // UTC: of the newest entry
+	CSR, SPKI record.Hash
+	Vendor    record.Hash // of the vendor certificate
+	UseBefore time.Time   // of an issued request: when the first certificate of the vendor's chain expires, UTC
 
 	// File is the request file, if it was issued, and CSRDER the CSR. Only Request reads them. Release must allow the File
 	// before it leaves the program: what it is about may be frozen.
 	File, CSRDER []byte
+
+	// Approval is what other people must approve, or have; nil: nobody must. Only Request and Pending read it.
+	Approval *Approval
 
 	actor          record.ID
 	intent, issued int64 // entries; issued is -1 if there is none
@@ -48,6 +53,9 @@ func (l *Ledger) Request(ctx context.Context, id record.ID) (*RequestRecord, err
 			err = l.proveRequest(ctx, tx, head, r)
 		}
 		if err == nil {
+			err = l.proveApproval(ctx, tx, head, r)
+		}
+		if err == nil && r.CSR != (record.Hash{}) {
 			err = l.requestFiles(ctx, tx, head, r)
 		}
 		return err
@@ -69,11 +77,14 @@ func (l *Ledger) proveRequest(ctx context.Context, q querier, head *Checkpoint, 
 		return err
 	}
 	made := e.Kind == record.KindIssued || e.Kind == record.KindSuperseded
-	if made != (r.issued >= 0) || e.Request != r.ID || first.Request != r.ID || first.Kind != record.KindIntent && !repeats(first) {
+	if made != (r.issued >= 0) || e.Request != r.ID || first.Request != r.ID || first.Kind != record.KindIntent && first.Kind != record.KindPending && !repeats(first) {
 		return fmt.Errorf("%w: the list of requests does not say of %s what the entries say", ErrTampered, r.ID)
 	}
 	r.State, r.CustomerID, r.actor, r.Changed = e.Kind, e.Customer, e.Actor, e.Time
 	r.CSR, r.SPKI, r.Vendor = e.CSR, e.SPKI, e.Vendor
+	if aboutApproval(e.Kind) {
+		r.actor = first.Actor
+	}
 	original, err := l.original(ctx, q, r.intent, first)
 	if err != nil {
 		return err
@@ -120,7 +131,7 @@ func (l *Ledger) nameRequests(ctx context.Context, all []*RequestRecord) (err er
 }
 
 // requestKinds are the kinds of entries about a request.
-const requestKinds = "kind IN ('intent', 'issued', 'failed', 'refused', 'unknown', 'superseded')"
+const requestKinds = "kind IN ('intent', 'issued', 'failed', 'refused', 'unknown', 'superseded', 'pending', 'approved', 'rejected', 'expired')"
 
 // Requests returns requests, the one that changed last first, each proved by its entries. Kind is their state, and Before the
 // Entry of the last one of the page before.
@@ -149,6 +160,9 @@ func (l *Ledger) Requests(ctx context.Context, q Query) ([]RequestRecord, error)
 				}
 				if err := l.proveRequest(ctx, tx, head, r); err != nil {
 					return err
+				}
+				if r.CSR == (record.Hash{}) { // the end of a freeze was asked for
+					continue
 				}
 				found = append(found, r)
 			}

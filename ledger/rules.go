@@ -44,6 +44,7 @@ type use struct {
 	csr, spki, vendor, root record.Hash
 	openings                []record.Opening // of the actor, the CSR and the entitlement, for one entry
 	newKey                  bool             // a known customer used a key that nobody used before
+	firstKey                bool             // the customer was added when others had to approve this use
 }
 
 // maxEntitlement is the maximum length of the answer of a program in bytes.
@@ -157,13 +158,19 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 			return permit, nil, err
 		}
 	}
-	if refused, err := tx.countDay(ctx, u); refused {
-		return permit, err, tx.refuse(ctx, u, rulePerDay)
-	} else if err != nil {
-		return permit, nil, err
+	asked, waiting, err := tx.approved(ctx, u, known, used)
+	if err != nil || waiting != nil {
+		return permit, waiting, err
+	}
+	if asked == (record.ID{}) { // otherwise it was counted when it was asked
+		if refused, err := tx.countDay(ctx, u); refused {
+			return permit, err, tx.refuse(ctx, u, rulePerDay)
+		} else if err != nil {
+			return permit, nil, err
+		}
 	}
 	switch {
-	case used:
+	case used, u.firstKey:
 	case known:
 		u.newKey = true
 		_, err = tx.Append(u.entry(record.KindNewKey, record.ID{}), record.NewOpening(openActor, []byte(u.Actor)))
@@ -173,7 +180,7 @@ func (tx *Tx) authorize(ctx context.Context, u *use) (permit record.Permit, refu
 	if err != nil {
 		return permit, nil, err
 	}
-	permit, err = tx.intend(ctx, u, !used)
+	permit, err = tx.intend(ctx, u, asked, !used)
 	return permit, nil, err
 }
 
@@ -182,12 +189,16 @@ func foreignKey(customer string) error {
 		Fix("use a new key for each customer; if a customer has a new name, change it with hsmsign ledger customer edit --rename")
 }
 
-// intend records that a signature is about to be made; newKey says that nobody used the key before.
-func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, error) {
+// intend records that a signature is about to be made. id is that of the request that was approved; the zero ID: it is new. newKey
+// says that nobody used the key before.
+func (tx *Tx) intend(ctx context.Context, u *use, id record.ID, newKey bool) (record.Permit, error) {
 	if err := tx.keepChain(ctx, u); err != nil {
 		return record.Permit{}, err
 	}
-	id := record.NewID()
+	approved := id != record.ID{}
+	if !approved {
+		id = record.NewID()
+	}
 	intent := u.entry(record.KindIntent, id)
 	index, err := tx.Append(intent, u.openings...)
 	if err != nil {
@@ -196,8 +207,12 @@ func (tx *Tx) intend(ctx context.Context, u *use, newKey bool) (record.Permit, e
 	if newKey {
 		tx.exec("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", u.spki[:], u.customer[:], index)
 	}
-	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, intent) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?)",
-		id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], index)
+	if approved {
+		tx.exec("UPDATE requests SET state = ?, entry = ?, begun = ?, intent = ? WHERE id = ?", record.KindIntent, index, tx.now.UnixMilli(), index, id[:])
+	} else {
+		tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, intent) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?)",
+			id[:], u.customer[:], record.KindIntent, index, tx.now.UnixMilli(), u.csr[:], u.spki[:], index)
+	}
 	tx.intents[id] = open{intent, time.Now()}
 	return record.Permit{Request: id.String()}, nil
 }
@@ -207,7 +222,7 @@ func (tx *Tx) row(ctx context.Context, query string, args ...any) *sql.Row {
 	return tx.sql.QueryRowContext(ctx, query, args...)
 }
 
-// closeIntents records that intents which a crash left open are unknown.
+// closeIntents records that intents which a crash left open are unknown, and that questions were not answered in time.
 func (tx *Tx) closeIntents(ctx context.Context) error {
 	if tx.low || tx.closed { // later, or by a change before this one
 		return nil
@@ -220,7 +235,10 @@ func (tx *Tx) closeIntents(ctx context.Context) error {
 			err = tx.move(r, &record.Entry{Kind: record.KindUnknown})
 		}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return tx.closeAsked(ctx)
 }
 
 // request is a request and the newest entry about it.
@@ -240,7 +258,7 @@ func (tx *Tx) move(r request, e *record.Entry, openings ...record.Opening) error
 		return err
 	}
 	if moved.Kind == record.KindIssued {
-		tx.exec("UPDATE requests SET state = ?, entry = ?, issued = ? WHERE id = ?", moved.Kind, index, index, r.id[:])
+		tx.exec("UPDATE requests SET state = ?, entry = ?, issued = ?, until = 0 WHERE id = ?", moved.Kind, index, index, r.id[:])
 	} else {
 		tx.exec("UPDATE requests SET state = ?, entry = ? WHERE id = ?", moved.Kind, index, r.id[:])
 	}

@@ -16,12 +16,19 @@ CREATE TABLE actors (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE customers (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, entry INTEGER NOT NULL);
 -- Whose key it is, since the first intent with it or since it was reassigned.
 CREATE TABLE keys (spki BLOB PRIMARY KEY, customer BLOB NOT NULL, entry INTEGER NOT NULL);
+CREATE INDEX keys_customer ON keys (customer);
 CREATE TABLE pushes (customer BLOB PRIMARY KEY, topic TEXT NOT NULL, expires INTEGER NOT NULL, spki TEXT NOT NULL, entry INTEGER NOT NULL);
 CREATE TABLE requests (
     id BLOB PRIMARY KEY, customer BLOB NOT NULL, state TEXT NOT NULL, entry INTEGER NOT NULL, issued INTEGER NOT NULL, begun INTEGER NOT NULL,
-    csr BLOB NOT NULL, spki BLOB NOT NULL, intent INTEGER NOT NULL);
+    csr BLOB NOT NULL, spki BLOB NOT NULL, intent INTEGER NOT NULL,
+    -- When what others must approve expires (milliseconds since 1970); 0: nobody must, or it is decided.
+    until INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX requests_csr ON requests (csr);
 CREATE INDEX requests_open ON requests (begun) WHERE state = 'intent';
+CREATE INDEX requests_until ON requests (until) WHERE until > 0;
+CREATE INDEX requests_waiting ON requests (intent) WHERE until > 0;
+-- The entries of what others must approve: the question, which is the first, and the decisions.
+CREATE TABLE approvals (request BLOB NOT NULL, entry INTEGER NOT NULL, PRIMARY KEY (request, entry));
 -- Files and endpoints whose certificates are reported with what is due.
 CREATE TABLE watches (target TEXT PRIMARY KEY, entry INTEGER NOT NULL);
 -- Cosignatures of witnesses: the signed checkpoint and the signature line. A cache: both are verified when they are read.

@@ -61,7 +61,7 @@ func (l *Ledger) Signings(ctx context.Context, from, to time.Time) ([]Signing, e
 // signings keeps the uses in the time.
 func (l *Ledger) signings(ctx context.Context, tx *sql.Tx, from, to time.Time) (all []Signing, err error) {
 	found := map[record.ID]*Signing{}
-	var repeated, probes []Signing
+	var repeated, probes, tried []Signing
 	var first time.Time
 	err = l.proved(ctx, tx, func(index int64, e *record.Entry) {
 		switch {
@@ -72,6 +72,9 @@ func (l *Ledger) signings(ctx context.Context, tx *sql.Tx, from, to time.Time) (
 				probes = append(probes, probeSigning(e, index))
 			}
 		case !repeats(e):
+			if before := found[e.Request]; before != nil && e.Kind == record.KindIntent { // one that was approved is tried again
+				tried = append(tried, *before)
+			}
 			follow(found, e, index)
 			if s := found[e.Request]; s != nil && (s.End.Before(from) || s.Intent.After(to)) {
 				delete(found, e.Request)
@@ -90,6 +93,7 @@ func (l *Ledger) signings(ctx context.Context, tx *sql.Tx, from, to time.Time) (
 	for _, s := range found {
 		all = append(all, *s)
 	}
+	all = append(all, tried...)
 	slices.SortFunc(all, func(a, b Signing) int {
 		return cmp.Or(a.Intent.Compare(b.Intent), cmp.Compare(a.Index, b.Index))
 	})

@@ -48,6 +48,7 @@ type verification struct {
 	watches   map[string]int64
 	keys      map[record.Hash]owner
 	days      map[day]int64 // intents under a policy
+	asked     map[record.ID]*question
 	frozen    freezes
 	replicas  map[string]replica
 	lost      []lost          // entries whose data is missing
@@ -66,7 +67,7 @@ type verification struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, signedAt: -1, verifiers: l.verifiers, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{}, begun: map[record.ID]*begun{}, frozen: freezes{at: -1}, replicas: map[string]replica{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{}, begun: map[record.ID]*begun{}, frozen: freezes{at: -1}, asked: map[record.ID]*question{}, replicas: map[string]replica{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -166,7 +167,7 @@ func (v *verification) part(p *part) {
 	openings := map[int64][]opened{}
 	for _, o := range p.openings {
 		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
-		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys, openActor, openFreezes, openReplica, openOperations}, o.Name) {
+		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys, openActor, openFreezes, openReplica, openOperations, openAsked}, o.Name) {
 			kept.data = o.Data
 		}
 		openings[o.entry] = append(openings[o.entry], kept)
@@ -265,7 +266,8 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 		v.chains[e.Chain] = index
 	}
 	v.key(e, index)
-	if e.Kind == record.KindIntent && e.Policy != (record.Hash{}) {
+	v.approval(e, index, openings)
+	if first := e.Kind == record.KindPending && e.CSR != (record.Hash{}) || e.Kind == record.KindIntent && v.asked[e.Request] == nil; first && e.Policy != (record.Hash{}) {
 		v.days[dayOf(e)]++
 	}
 	if e.Kind == record.KindErased {
@@ -276,7 +278,10 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	}
 	if e.Request != (record.ID{}) {
 		if v.requests[e.Request] == nil {
-			v.begun[e.Request] = &begun{index: index, at: e.Time.UnixMilli(), issued: -1, repeated: repeats(e)}
+			v.begun[e.Request] = &begun{issued: -1, repeated: repeats(e)}
+		}
+		if v.requests[e.Request] == nil || e.Kind == record.KindIntent {
+			v.begun[e.Request].index, v.begun[e.Request].at = index, e.Time.UnixMilli()
 		}
 		if commits(e, openRequest) {
 			v.begun[e.Request].issued = index
@@ -286,7 +291,7 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	return e
 }
 
-// begun is the first entry about a request.
+// begun is the first entry about a request; of one that was signed, the newest intent.
 type begun struct {
 	index, at int64 // at is its time, milliseconds since 1970
 	issued    int64 // the entry with the request file; -1: there is none

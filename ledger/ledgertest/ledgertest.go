@@ -28,6 +28,8 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"same checkpoint": testSameCheckpoint, "figures": testFigures, "probes": testProbes, "refusals of an actor": testRefusals, "given up": testGivenUp, "probes, tampered": testProbesTampered,
 		"freeze": testFreeze, "freeze at once": testFreezeAtOnce, "frozen, conclude": testFrozenConclude, "frozen, release": testFrozenRelease, "frozen customer": testFrozenCustomer,
 		"frozen, tampered": testFrozenTampered, "frozen, continued": testFrozenContinued, "frozen, forged": testFrozenForged, "frozen, most": testFrozenMost, "frozen, load": testFrozenLoad,
+		"approvals": testApprovals, "approvals, ended": testApprovalsEnd, "approvals, bound": testApprovalsBound, "approvals, elsewhere": testApprovalsElsewhere,
+		"approvals, tampered": testApprovalsTampered, "approvals, frozen": testApprovalsFrozen, "unfreeze, approved": testUnfreezeApproved, "approvals, erased": testApprovalsErased,
 		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "replicas": testReplicas, "replicated": testReplicated,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -39,6 +39,10 @@ const (
 	KindFrozen     = "frozen"     // nothing is signed or released for a customer, a caller, a vendor identity, or at all
 	KindUnfrozen   = "unfrozen"   // it is again
 	KindPolicy     = "policy"     // a program started with this policy, or read it again
+	KindPending    = "pending"    // other people have to approve what was asked; nothing was signed
+	KindApproved   = "approved"   // somebody approved it
+	KindRejected   = "rejected"   // somebody rejected it, which ends it
+	KindExpired    = "expired"    // it was not approved in time
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person; that of

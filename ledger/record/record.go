@@ -27,6 +27,8 @@ type Use struct {
 	Policy    Hash // of the policy that allows it; zero: there is none
 	MustExist bool // the customer is not added
 	PerDay    int  // how many requests the actor may have authorized on one day (UTC); 0: any number
+	// Ask is who else must approve the use; nil: nobody.
+	Ask *Ask
 }
 
 // Permit allows one signature. What Authorize returned is given to Conclude and Release without changes.
@@ -58,7 +60,8 @@ type Attempt struct {
 // concurrent use.
 type Recorder interface {
 	// Authorize applies the ledger's rules and records that a signature is about to be made. A refusal is recorded too; its
-	// error wraps fault.Refused, fault.Denied or fault.Conflict.
+	// error wraps fault.Refused, fault.Denied or fault.Conflict. If other people must approve the use first, that is recorded, and
+	// the error is a *Waiting.
 	Authorize(ctx context.Context, use Use) (Permit, error)
 	// Release waits until a request that was issued, or is stored, may be released. Without a nil error it must not be. It may
 	// be tried again. The error is of kind forbidden if the use is frozen.
@@ -96,7 +99,9 @@ type Record struct {
 	Previous *Previous // of the first entry, if the ledger continues another one
 	Keys     []string  // of kind rotated: the verifier keys from then on
 	Probed   *Probed   // of kind probe, if there was more than one request to the key store, or one without an id
-	Freeze   *Freeze   // of kind frozen and unfrozen
+	Freeze   *Freeze   // of kind frozen and unfrozen, and of kind pending that is about a freeze
+	Asked    *Asked    // of kind pending
+	Decided  *Decided  // of kind approved and rejected
 	Replica  string    // of kind policy: the name of the program that started
 	// Entitlement is the answer of the program that the actor's role asked: JSON.
 	Entitlement json.RawMessage
@@ -107,6 +112,13 @@ type Freeze struct {
 	Scope  string `json:"scope"`          // "all", "caller", "customer", "vendor"
 	Name   string `json:"name,omitempty"` // of the caller, customer or vendor identity at that time
 	Reason string `json:"reason"`
+}
+
+// Decided is who decided about what was asked, and why.
+type Decided struct {
+	Person     string `json:"person"`
+	Credential string `json:"credential"` // name
+	Reason     string `json:"reason,omitempty"`
 }
 
 // Original is the entry of the previous ledger that an entry repeats.

@@ -23,4 +23,6 @@ func (w *Waiting) Error() string {
 func (*Waiting) Kind() fault.Kind { return fault.Pending }
 
 // Hint returns what to do.
-func (w *Waiting) Hint() string { return "another person approves it with hsmsign approve " + w.ID.String() }
+func (w *Waiting) Hint() string {
+	return "another person approves it with hsmsign approve " + w.ID.String()
+}

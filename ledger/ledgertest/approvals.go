@@ -1,0 +1,435 @@
+package ledgertest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"hsmsign/fault"
+	"hsmsign/ledger"
+	"hsmsign/ledger/record"
+)
+
+// people is a policy under which the approvals of each person count once, but for those of the persons that are gone.
+type people struct{ gone []string }
+
+func (p people) Count(_ record.Asked, _ string, given []record.Approval, need int) (have int, enough bool) {
+	persons := map[string]bool{}
+	for _, one := range given {
+		if !slices.Contains(p.gone, one.Person) {
+			persons[one.Person] = true
+		}
+	}
+	return len(persons), len(persons) >= need
+}
+
+// asks returns a use that other people must approve: that of a new customer two, that of a new key one.
+func asks(customer, csr, key string) record.Use {
+	u := use(customer, csr, key, "vendor")
+	u.Actor, u.Credential, u.Policy, u.PerDay = "backend", "token abcd2345", record.SHA256([]byte("the policy")), 100
+	u.Ask = &record.Ask{
+		Need: map[string]int{record.EventNewCustomer: 2, record.EventNewKey: 1}, Expiry: time.Hour, Approvers: people{},
+		Requester: record.Requester{Caller: "backend", Credential: u.Credential, Owners: []string{"ada"}},
+	}
+	return u
+}
+
+// waits returns what a use waits for.
+func waits(t *testing.T, l *ledger.Ledger, u record.Use) *record.Waiting {
+	t.Helper()
+	_, err := l.Authorize(t.Context(), u)
+	waiting, ok := errors.AsType[*record.Waiting](err)
+	if !ok || fault.KindOf(err) != fault.Pending {
+		t.Fatalf("a use that others must approve: %v", err)
+	}
+	return waiting
+}
+
+// approval is a decision of a person about a use.
+func approval(id record.ID, u record.Use, person string) record.Decision {
+	return record.Decision{
+		Request: id, Approve: true, Shown: record.Shown{Customer: u.Customer, CSR: record.SHA256(u.CSR), Vendor: u.Identity},
+		Actor: person, Channel: "tls", Credential: "certificate of " + person, Person: person, Approvers: people{},
+		Allowed: func(record.Asked, string) error { return nil },
+	}
+}
+
+// testApprovals: who asks first waits, and the same use is authorized when enough people have approved it.
+func testApprovals(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	first := asks("acme", "csr 1", "key 1")
+	w := waits(t, l, first)
+	if again := waits(t, l, first); again.ID != w.ID || again.Need != 2 || again.Have != 0 || !again.Until.Equal(f.time.Add(time.Hour)) {
+		t.Errorf("asked again: %+v", again)
+	}
+	must(t, l.Decide(ctx, approval(w.ID, first, "bo")))
+	if err := l.Decide(ctx, approval(w.ID, first, "bo")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "bo has approved it already") {
+		t.Errorf("approved twice by one person: %v", err)
+	}
+	if one := waits(t, l, first); one.ID != w.ID || one.Have != 1 {
+		t.Errorf("after one approval of two: %+v", one)
+	}
+	found, err := l.Request(ctx, w.ID)
+	must(t, err)
+	if a := found.Approval; found.State != record.KindApproved || a == nil || a.Event != record.EventNewCustomer || a.Need != 2 || len(a.Given) != 1 || a.Given[0].Person != "bo" ||
+		a.Given[0].Caller != "bo" || found.Customer != "acme" || found.Actor != "backend" || string(found.CSRDER) != "csr 1" || a.Owners[0] != "ada" || a.Channel != "local" {
+		t.Errorf("the request: %+v, %+v", found, found.Approval)
+	}
+	must(t, l.Decide(ctx, approval(w.ID, first, "cy")))
+	if permit := issue(t, l, first); permit.Request != w.ID.String() {
+		t.Errorf("issued as %s; it was asked for as %s", permit.Request, w.ID)
+	}
+	if err := l.Decide(ctx, approval(w.ID, first, "di")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "is issued already") {
+		t.Errorf("approved after it was issued: %v", err)
+	}
+	if again := issue(t, l, first); again.Request != w.ID.String() || again.Stored == nil {
+		t.Errorf("the same request: %+v", again)
+	}
+	issue(t, l, asks("acme", "csr 2", "key 1")) // the same key needs nobody
+	second := asks("acme", "csr 3", "key 2")
+	n := waits(t, l, second)
+	if n.Need != 1 {
+		t.Errorf("a new key: %+v", n)
+	}
+	must(t, l.Decide(ctx, approval(n.ID, second, "bo")))
+	issue(t, l, second)
+	const want = "genesis customer pending approved approved intent issued intent issued pending approved new-key intent issued"
+	if got := kinds(t, l); got != want {
+		t.Errorf("entries %s; want %s", got, want)
+	}
+	if used, err := l.Today(ctx, "backend"); err != nil || used != 3 {
+		t.Errorf("%d requests today, %v; a request that waited counts once", used, err)
+	}
+	verified(t, l)
+}
+
+// testApprovalsEnd: what was rejected or has expired is not signed, and can be asked for again.
+func testApprovalsEnd(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	u := asks("acme", "csr 1", "key 1")
+	w := waits(t, l, u)
+	no := approval(w.ID, u, "bo")
+	no.Approve = false
+	if err := l.Decide(ctx, no); fault.KindOf(err) != fault.Usage {
+		t.Errorf("rejected without a reason: %v", err)
+	}
+	no.Reason = "not a customer of ours"
+	must(t, l.Decide(ctx, no))
+	if err := l.Decide(ctx, approval(w.ID, u, "cy")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "is rejected already") {
+		t.Errorf("approved after it was rejected: %v", err)
+	}
+	next := waits(t, l, u)
+	if next.ID == w.ID {
+		t.Error("a rejected request waits again")
+	}
+	must(t, l.Decide(ctx, approval(next.ID, u, "bo")))
+	must(t, l.Decide(ctx, approval(next.ID, u, "cy")))
+	f.pass(time.Hour)
+	if err := l.Decide(ctx, approval(next.ID, u, "di")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "expired at 2026-06-01T13:00:00Z") {
+		t.Errorf("approved after its time: %v", err)
+	}
+	if found, err := l.Request(ctx, next.ID); err != nil || found.State != record.KindExpired {
+		t.Errorf("after its time: %+v, %v", found, err)
+	}
+	if list, _, err := l.Pending(ctx, 0, 10, func(*ledger.RequestRecord) bool { return true }); err != nil || len(list) != 0 {
+		t.Errorf("what waits after its time: %+v, %v", list, err)
+	}
+	third := waits(t, l, u) // and the entry about the expiry
+	if third.ID == next.ID {
+		t.Error("an expired approval counts")
+	}
+	if err := l.Decide(ctx, approval(record.NewID(), u, "bo")); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an unknown id: %v", err)
+	}
+	const want = "genesis customer pending rejected pending approved approved expired pending"
+	if got := kinds(t, l); got != want {
+		t.Errorf("entries %s; want %s", got, want)
+	}
+	verified(t, l)
+}
+
+// testApprovalsBound: an approval is about what the approver was shown, and about nothing else.
+func testApprovalsBound(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	u := asks("acme", "csr 1", "key 1")
+	u.Identity = "2026"
+	w := waits(t, l, u)
+	other := asks("bolt", "csr 2", "key 2")
+	other.Identity = "2026"
+	waits(t, l, other)
+	for name, change := range map[string]func(d *record.Decision){
+		"csr": func(d *record.Decision) { d.Shown.CSR = record.SHA256([]byte("csr 2")) }, "no csr": func(d *record.Decision) { d.Shown.CSR = record.Hash{} },
+		"customer": func(d *record.Decision) { d.Shown.Customer = "bolt" }, "vendor": func(d *record.Decision) { d.Shown.Vendor = "2027" },
+		"freeze": func(d *record.Decision) { d.Shown.Scope = ledger.FreezeAll },
+	} {
+		d := approval(w.ID, u, "bo")
+		if change(&d); fault.KindOf(l.Decide(ctx, d)) != fault.Conflict {
+			t.Errorf("an approver who was shown another %s", name)
+		}
+	}
+	d := approval(w.ID, u, "bo")
+	denied := fault.Forbidden.Errorf("bo may not")
+	d.Allowed = func(asked record.Asked, customer string) error {
+		if asked.Vendor != "2026" || customer != "acme" || asked.Caller != "backend" {
+			t.Errorf("the rules are asked about %+v of %s", asked, customer)
+		}
+		return denied
+	}
+	if err := l.Decide(ctx, d); !errors.Is(err, denied) {
+		t.Errorf("an approver who may not: %v", err)
+	}
+	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
+	must(t, l.Decide(ctx, approval(w.ID, u, "cy")))
+	for name, change := range map[string]func(u *record.Use){
+		"csr": func(u *record.Use) { u.CSR = []byte("csr 9") }, "customer": func(u *record.Use) { u.Customer = "coil" },
+		"vendor identity": func(u *record.Use) { u.Identity = "2027" }, "vendor certificate": func(u *record.Use) { u.Vendor = []byte("another") },
+		"caller": func(u *record.Use) { u.Actor = "portal" }, "digest": func(u *record.Use) { u.Digest = "SHA-1" },
+	} {
+		changed := u
+		change(&changed)
+		if got := waits(t, l, changed); got.ID == w.ID || got.Have != 0 {
+			t.Errorf("an approval is used with another %s", name)
+		}
+	}
+	gone := u
+	ask := *u.Ask
+	ask.Approvers = people{gone: []string{"bo"}}
+	gone.Ask = &ask
+	if got := waits(t, l, gone); got.ID != w.ID || got.Have != 1 {
+		t.Errorf("after an approver was removed: %+v", got)
+	}
+	issue(t, l, u)
+	verified(t, l)
+}
+
+// testApprovalsElsewhere: another process issues what was approved, also after a failure of the key.
+func testApprovalsElsewhere(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	u := asks("acme", "csr 1", "key 1")
+	w := waits(t, l, u)
+	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
+	cfg := f.cfg
+	cfg.Store = f.again(t)
+	other, err := ledger.Open(ctx, cfg)
+	must(t, err)
+	defer other.Close()
+	if list, next, err := other.Pending(ctx, 0, 10, func(*ledger.RequestRecord) bool { return true }); err != nil || len(list) != 1 || next != 0 || list[0].ID != w.ID || list[0].State != record.KindApproved {
+		t.Errorf("what waits: %+v, %v", list, err)
+	}
+	var wait sync.WaitGroup
+	results := make([]error, 2)
+	for i, from := range []*ledger.Ledger{l, other} { // two people at the same moment
+		wait.Go(func() { results[i] = from.Decide(ctx, approval(w.ID, u, []string{"cy", "di"}[i])) })
+	}
+	wait.Wait()
+	must(t, errors.Join(results...))
+	permit, err := other.Authorize(ctx, u)
+	must(t, err)
+	if during := waits(t, l, u); during.ID != w.ID || during.Have != 3 {
+		t.Errorf("while another process signs: %+v", during)
+	}
+	must(t, other.Conclude(ctx, &permit, record.Outcome{Err: fault.Unavailable.Errorf("the key store does not answer")}))
+	permit = issue(t, l, u)
+	if permit.Request != w.ID.String() {
+		t.Errorf("tried again as %s", permit.Request)
+	}
+	if found, err := other.Request(ctx, w.ID); err != nil || found.State != record.KindIssued || len(found.Approval.Given) != 3 || found.File == nil {
+		t.Errorf("the request: %+v, %v", found, err)
+	}
+	signings, err := l.Signings(ctx, f.time.Add(-time.Hour), f.time.Add(time.Hour))
+	if err != nil || len(signings) != 2 {
+		t.Errorf("uses of the key: %+v, %v; want the failed and the issued one", signings, err)
+	}
+	verified(t, l)
+}
+
+// testApprovalsTampered: rows that somebody wrote into the store approve nothing.
+func testApprovalsTampered(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	first := asks("acme", "csr 0", "key 0")
+	first.Ask = nil
+	issue(t, l, first)
+	u := asks("bolt", "csr 1", "key 1")
+	w := waits(t, l, u)
+	db := func(query string, args ...any) {
+		t.Helper()
+		f.exec(t, query, args...)
+	}
+	tampered := func(what string, u record.Use) {
+		t.Helper()
+		if _, err := l.Authorize(ctx, u); !errors.Is(err, ledger.ErrTampered) {
+			t.Errorf("%s: %v", what, err)
+		}
+		report, err := l.Verify(ctx, nil)
+		must(t, err)
+		if len(report.Defects) == 0 {
+			t.Errorf("%s: verify notices nothing", what)
+		}
+	}
+	// An approved row, with and without an entry that is about something else.
+	db("UPDATE requests SET state = 'approved' WHERE id = ?", w.ID[:])
+	tampered("a request that is approved in the list of requests", u)
+	db("UPDATE requests SET state = 'pending' WHERE id = ?", w.ID[:])
+	for _, entry := range []int64{0, 2, 3, 99} {
+		db("INSERT INTO approvals (request, entry) VALUES (?, ?)", w.ID[:], entry)
+		tampered(fmt.Sprintf("the entry %d as an approval", entry), u)
+		db("DELETE FROM approvals WHERE request = ? AND entry = ?", w.ID[:], entry)
+	}
+	// A key of the customer that it does not have, so that no approval would be needed.
+	key := record.SHA256(u.SPKI)
+	var bolt []byte
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT id FROM customers WHERE name = 'bolt'").Scan(&bolt))
+	for _, entry := range []int64{2, 5} { // the intent for acme; the question itself
+		db("INSERT INTO keys (spki, customer, entry) VALUES (?, ?, ?)", key[:], bolt, entry)
+		tampered("a key that the customer does not have", asks("bolt", "csr 2", "key 1"))
+		db("DELETE FROM keys WHERE spki = ?", key[:])
+	}
+	// A swapped CSR.
+	var salt, data []byte
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT salt, data FROM openings WHERE entry = 5 AND name = 'csr'").Scan(&salt, &data))
+	db("UPDATE openings SET data = ? WHERE entry = 5 AND name = 'csr'", []byte("csr 0"))
+	if _, err := l.Request(ctx, w.ID); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("a swapped CSR: %v", err)
+	}
+	db("UPDATE openings SET data = ? WHERE entry = 5 AND name = 'csr'", data)
+	testApprovalTampered(t, f, l, w, u, db)
+}
+
+// testApprovalTampered changes what an approval says, and the time of a question.
+func testApprovalTampered(t *testing.T, f *fixture, l *ledger.Ledger, w *record.Waiting, u record.Use, db func(query string, args ...any)) {
+	ctx := t.Context()
+	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
+	said, err := json.Marshal(record.Decided{Person: "cy", Credential: "certificate of cy"})
+	must(t, err)
+	var data []byte
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT data FROM openings WHERE entry = 6 AND name = 'decided'").Scan(&data))
+	db("UPDATE openings SET data = ? WHERE entry = 6 AND name = 'decided'", said)
+	if _, err := l.Authorize(ctx, u); !errors.Is(err, ledger.ErrTampered) {
+		t.Errorf("another person as the approver: %v", err)
+	}
+	db("UPDATE openings SET data = ? WHERE entry = 6 AND name = 'decided'", data)
+	// A copy of the approval as a second one.
+	if _, err := f.cfg.Store.DB.ExecContext(ctx, "INSERT INTO approvals (request, entry) SELECT request, entry FROM approvals WHERE entry = 6"); err == nil {
+		t.Error("the same approval twice in the list")
+	}
+	f.pass(2 * time.Hour)
+	db("UPDATE requests SET until = 99999999999999 WHERE id = ?", w.ID[:])
+	must(t, ignoreWaiting(l.Decide(ctx, approval(w.ID, u, "cy")), fault.Conflict))
+	if report, err := l.Verify(ctx, nil); err != nil || len(report.Defects) == 0 {
+		t.Errorf("verify notices no longer time: %v", err)
+	}
+	if got := waits(t, l, u); got.ID == w.ID {
+		t.Error("a question that expired is alive")
+	}
+}
+
+// ignoreWaiting returns nil for an error of a kind, which is what is wanted.
+func ignoreWaiting(err error, want fault.Kind) error {
+	if fault.KindOf(err) == want {
+		return nil
+	}
+	return fmt.Errorf("got %w; want an error of kind %v", err, want)
+}
+
+// testApprovalsFrozen: a freeze stops what was approved, and an approver.
+func testApprovalsFrozen(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	u := asks("acme", "csr 1", "key 1")
+	w := waits(t, l, u)
+	bo := ledger.Freeze{Scope: ledger.FreezeCaller, Name: "bo", Reason: "x"}
+	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
+	must(t, l.Decide(ctx, approval(w.ID, u, "cy")))
+	must(t, l.Freeze(ctx, "uid 0", "local", bo))
+	if got := waits(t, l, u); got.Have != 1 {
+		t.Errorf("the approval of a frozen caller counts: %+v", got)
+	}
+	must(t, l.Unfreeze(ctx, "uid 0", "local", bo))
+	must(t, l.Freeze(ctx, "uid 0", "local", ledger.Freeze{Scope: ledger.FreezeAll, Reason: "x"}))
+	if _, err := l.Authorize(ctx, u); fault.KindOf(err) != fault.Forbidden {
+		t.Errorf("while everything is frozen: %v", err)
+	}
+	must(t, l.Unfreeze(ctx, "uid 0", "local", ledger.Freeze{Scope: ledger.FreezeAll, Reason: "x"}))
+	must(t, l.Freeze(ctx, "uid 0", "local", ledger.Freeze{Scope: ledger.FreezeCaller, Name: "di", Reason: "x"}))
+	if err := l.Decide(ctx, approval(w.ID, u, "di")); fault.KindOf(err) != fault.Forbidden {
+		t.Errorf("a frozen approver: %v", err)
+	}
+	issue(t, l, u)
+	verified(t, l)
+}
+
+// testUnfreezeApproved: a second person must approve that a freeze ends.
+func testUnfreezeApproved(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	issue(t, l, use("acme", "csr 0", "key 0", "vendor"))
+	for _, about := range []ledger.Freeze{{Scope: ledger.FreezeAll, Reason: "x"}, {Scope: ledger.FreezeCustomer, Name: "acme", Reason: "x"}} {
+		must(t, l.Freeze(ctx, "ada", "tls", about))
+		end := about
+		end.Ask = &record.Ask{Need: map[string]int{record.EventUnfreeze: 1}, Expiry: time.Hour, Approvers: people{}, Requester: record.Requester{Caller: "ada", Person: "ada"}}
+		err := l.Unfreeze(ctx, "ada", "tls", end)
+		w, ok := errors.AsType[*record.Waiting](err)
+		if !ok {
+			t.Fatalf("the end of a freeze: %v", err)
+		}
+		again, ok := errors.AsType[*record.Waiting](l.Unfreeze(ctx, "ada", "tls", end))
+		if !ok || again.ID != w.ID {
+			t.Errorf("asked again: %v", again)
+		}
+		if frozen, err := l.Freezes(ctx); err != nil || len(frozen) != 1 {
+			t.Errorf("before it was approved: %+v, %v", frozen, err)
+		}
+		found, err := l.Request(ctx, w.ID)
+		must(t, err)
+		if found.Approval == nil || found.Approval.Freeze != (record.Freeze{Scope: about.Scope, Name: about.Name, Reason: "x"}) || found.State != record.KindPending {
+			t.Errorf("the question: %+v", found)
+		}
+		if list, err := l.Requests(ctx, ledger.Query{Limit: 10}); err != nil || len(list) != 1 {
+			t.Errorf("it is in the list of requests: %+v, %v", list, err)
+		}
+		d := record.Decision{Request: w.ID, Approve: true, Actor: "bo", Person: "bo", Channel: "tls", Approvers: people{}, Allowed: func(record.Asked, string) error { return nil }}
+		if err := l.Decide(ctx, d); fault.KindOf(err) != fault.Conflict {
+			t.Errorf("without what was shown: %v", err)
+		}
+		d.Shown = record.Shown{Customer: about.Customer(), Scope: about.Scope, Name: about.Name}
+		must(t, l.Decide(ctx, d))
+		if frozen, err := l.Freezes(ctx); err != nil || len(frozen) != 0 {
+			t.Errorf("after it was approved: %+v, %v", frozen, err)
+		}
+		if found, err := l.Request(ctx, w.ID); err != nil || found.State != record.KindUnfrozen {
+			t.Errorf("afterwards: %+v, %v", found, err)
+		}
+		if err := l.Unfreeze(ctx, "ada", "tls", end); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("what is not frozen: %v", err)
+		}
+	}
+	verified(t, l)
+}
+
+// testApprovalsErased: erasing a customer deletes what was asked about it; a new ledger does not repeat what waits.
+func testApprovalsErased(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	u := asks("acme", "csr 1", "key 1")
+	w := waits(t, l, u)
+	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
+	kept := asks("bolt", "csr 2", "key 2")
+	waits(t, l, kept)
+	must(t, l.EraseCustomer(ctx, "uid 0", "local", "acme"))
+	if _, err := l.Request(ctx, w.ID); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a request of an erased customer: %v", err)
+	}
+	var left int
+	must(t, f.cfg.Store.DB.QueryRowContext(ctx, "SELECT count(*) FROM approvals").Scan(&left))
+	if left != 1 {
+		t.Errorf("%d rows about approvals are left", left)
+	}
+	verified(t, l)
+	s := f.next(t, ledger.Continuation{})
+	if list, _, err := s.Pending(ctx, 0, 10, func(*ledger.RequestRecord) bool { return true }); err != nil || len(list) != 0 {
+		t.Errorf("the next ledger has questions of the previous one: %+v, %v", list, err)
+	}
+	verified(t, s.Ledger)
+}
