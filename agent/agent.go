@@ -115,7 +115,8 @@ func (v *Vendor) Prepare(ctx context.Context, caller Caller, order Order) (*Prep
 // a failure. The chain must still be the one of Prepare and still be valid.
 //
 // With a Recorder the signature is authorized and recorded before it is made, and its outcome before it is released:
-// without both records there is no request.
+// without both records there is no request. If the caller's role says that other people must approve it first, the error is a
+// *record.Waiting, of kind pending: when they have, the same order of the same caller is issued, also by another process.
 func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 	if p.identity != v.identity.Load() {
 		return nil, fault.Conflict.Errorf("the CSR was prepared for another vendor chain").Fix("prepare it again")
@@ -142,6 +143,9 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		return nil, err
 	}
 	if v.cfg.Recorder == nil {
+		if use.Ask != nil {
+			return nil, fault.Usage.Errorf("the caller's role asks for approvals, and there is no ledger").Fix("name a ledger, which records them")
+		}
 		return v.issue(ctx, p)
 	}
 	permit, err := v.authorize(ctx, use)
@@ -282,6 +286,7 @@ func (p *Prepared) use() record.Use {
 	}
 	if r := p.Caller.Rules; r != nil {
 		u.Policy, u.MustExist, u.PerDay = r.Policy, r.Role.MustExist, r.Role.PerDay
+		u.Ask = policy.Credential{Caller: r, Name: p.Caller.Credential}.Ask()
 	}
 	return u
 }

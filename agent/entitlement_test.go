@@ -30,7 +30,7 @@ func entitled(t *testing.T, channel, text string) Caller {
 	found := testkit.Value(policy.New(
 		map[string]policy.CallerConfig{"portal": {Role: "signer", Owners: []string{"ada", "bo"}, UID: []int{7}}},
 		map[string]policy.RoleConfig{"signer": {
-			May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 100, PerDay: 7, Approvals: "none", Entitlement: &policy.EntitlementConfig{Program: path},
+			May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 100, PerDay: 7, Approvals: policy.NoApprovals(), Entitlement: &policy.EntitlementConfig{Program: path},
 		}}, policy.Environment{}))(t)
 	credential := testkit.Value(found.UID(7))(t)
 	return Caller{Name: "portal", Channel: channel, Credential: credential.Name, Rules: credential.Caller}

@@ -108,7 +108,7 @@ func TestRecorderAfterInterruption(t *testing.T) {
 
 // A caller gets what its role allows; a refusal is recorded, and the key is not used.
 func TestPolicy(t *testing.T) {
-	roles := map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, MustExist: true, PerSecond: 1, PerDay: 7, Approvals: "none"}}
+	roles := map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, MustExist: true, PerSecond: 1, PerDay: 7, Approvals: policy.NoApprovals()}}
 	found := testkit.Value(policy.New(map[string]policy.CallerConfig{"ada": {Role: "signer", Person: "ada", UID: []int{7}}}, roles, policy.Environment{}))(t)
 	r, key := &recorder{}, golden(t)
 	v := newVendor(t, Config{Key: key, Recorder: r})

@@ -39,6 +39,7 @@ func NewError(err error) *Error {
 const (
 	StatusSigned    = "signed"
 	StatusAllowed   = "allowed" // it was only checked
+	StatusPending   = "pending" // other people must approve it first; nothing was signed
 	StatusStored    = "stored"
 	StatusUnchanged = "unchanged" // the output existed, and is right
 	StatusRefused   = "refused"
@@ -57,6 +58,7 @@ type SignResult struct {
 	Findings  []fault.Finding `json:"findings,omitempty"`   // warnings and notes about the CSR
 	RequestID string          `json:"request_id,omitempty"` // of the ledger
 	UseBefore string          `json:"use_before,omitempty"` // when the first certificate of the vendor's chain expires
+	Approval  *Approval       `json:"approval,omitempty"`   // of status pending: what other people must approve
 	Error     *Error          `json:"error,omitempty"`
 	Request   string          `json:"request,omitempty"` // the request itself, if no output file was named
 	Receipt   string          `json:"receipt,omitempty"` // the proof that it is in the ledger, if it was asked of a service

@@ -117,7 +117,9 @@ type LedgerEntry struct {
 	Previous *record.Previous `json:"previous,omitempty"`      // the ledger that this one continues
 	Keys     []string         `json:"verifier_keys,omitempty"` // the keys that sign checkpoints from this entry on
 	Probed   *record.Probed   `json:"probed,omitempty"`        // the requests of a probe to the key store, if there was more than one
-	Freeze   *record.Freeze   `json:"freeze,omitempty"`        // what was frozen or unfrozen
+	Freeze   *record.Freeze   `json:"freeze,omitempty"`        // what was frozen or unfrozen, or would be
+	Asked    *record.Asked    `json:"asked,omitempty"`         // what others had to approve
+	Decided  *record.Decided  `json:"decided,omitempty"`       // who approved or rejected it, and why
 	Replica  string           `json:"replica,omitempty"`       // the service that started with the policy
 	// Entitlement is the answer of the program that the actor's role asked.
 	Entitlement json.RawMessage `json:"entitlement,omitempty"`
@@ -139,7 +141,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), CredentialID: e.Credential.String(), Channel: e.Channel, Rule: e.Rule, PolicySHA256: e.Policy.String(),
 		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
 		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys, Probed: r.Probed,
-		Freeze: r.Freeze, Replica: r.Replica, Entitlement: r.Entitlement,
+		Freeze: r.Freeze, Asked: r.Asked, Decided: r.Decided, Replica: r.Replica, Entitlement: r.Entitlement,
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)

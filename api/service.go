@@ -47,15 +47,59 @@ type List[T any] struct {
 type Request struct {
 	ID        string `json:"id"`
 	Customer  string `json:"customer"`
-	State     string `json:"state"` // kind of the newest entry about it: intent, issued, failed, unknown, superseded, refused
+	State     string `json:"state"` // kind of the newest entry about it: intent, issued, failed, unknown, superseded, refused, pending, approved, rejected, expired, unfrozen
 	Actor     string `json:"actor,omitempty"`
 	Entry     int64  `json:"entry"`   // the newest about it
 	Begun     string `json:"begun"`   // RFC 3339, UTC
 	Changed   string `json:"changed"` // time of that entry
-	CSRSHA256 string `json:"csr_sha256"`
-	KeySHA256 string `json:"key_sha256"`
+	CSRSHA256 string `json:"csr_sha256,omitempty"` // absent: the end of a freeze was asked for
+	KeySHA256 string `json:"key_sha256,omitempty"`
 	UseBefore string `json:"use_before,omitempty"`
 	Request   string `json:"request,omitempty"` // the file, if it was issued; not in lists
+	// Of a request that other people must approve, or have.
+	Approval *Approval `json:"approval,omitempty"`
+	Subject  string    `json:"subject,omitempty"` // of the CSR; not in lists
+	CSR      string    `json:"csr,omitempty"`     // PEM; not in lists
+	Problem  *Problem  `json:"problem,omitempty"` // why it was not issued now, although enough people have approved it
+}
+
+// Approval is what other people must approve.
+type Approval struct {
+	Event     string       `json:"event"`            // new-customer, new-key, same-key or unfreeze
+	Vendor    string       `json:"vendor,omitempty"` // name of the vendor identity
+	Need      int          `json:"need"`             // people
+	Have      int          `json:"have"`             // of them
+	Until     string       `json:"until"`            // RFC 3339, UTC
+	Requester Requester    `json:"requester"`
+	Given     []Approver   `json:"given"`
+	Freeze    *FreezeOrder `json:"freeze,omitempty"` // that would end
+}
+
+// Requester is who asked, as the configuration said it then.
+type Requester struct {
+	Caller     string   `json:"caller"`
+	Credential string   `json:"credential,omitempty"`
+	Person     string   `json:"person,omitempty"`
+	Owners     []string `json:"owners,omitempty"`
+}
+
+// Approver is one approval that was recorded.
+type Approver struct {
+	Caller string `json:"caller"`
+	Person string `json:"person"`
+	Time   string `json:"time"` // RFC 3339, UTC
+	Reason string `json:"reason,omitempty"`
+	Entry  int64  `json:"entry"`
+}
+
+// Decision approves or rejects what waits. It repeats what the approver was shown: if that is not what was asked, it is refused.
+type Decision struct {
+	Reason    string `json:"reason,omitempty"` // required to reject
+	Customer  string `json:"customer,omitempty"`
+	CSRSHA256 string `json:"csr_sha256,omitempty"` // of the DER
+	Vendor    string `json:"vendor,omitempty"`     // name of the vendor identity
+	Scope     string `json:"scope,omitempty"`      // of a freeze that would end
+	Name      string `json:"name,omitempty"`       // likewise
 }
 
 // CustomerChange is what is set of a customer; what is absent stays.

@@ -215,6 +215,9 @@ func checkEntry(entry *ast.MappingValueNode, t reflect.Type) *Error {
 	var known []string
 	for _, field := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+		if name == "-" {
+			continue
+		}
 		if name == key.Value {
 			return checkNode(name, entry.Value, field.Type, field.Tag)
 		}

@@ -27,6 +27,7 @@ type RequestRecord struct {
 	Changed   time.Time // UTC: of the newest entry
 	CSR, SPKI record.Hash
 	Vendor    record.Hash // of the vendor certificate
+	Digest    string      // of the signature: "SHA-256"
 	UseBefore time.Time   // of an issued request: when the first certificate of the vendor's chain expires, UTC
 
 	// File is the request file, if it was issued, and CSRDER the CSR. Only Request reads them. Release must allow the File
@@ -81,7 +82,7 @@ func (l *Ledger) proveRequest(ctx context.Context, q querier, head *Checkpoint, 
 		return fmt.Errorf("%w: the list of requests does not say of %s what the entries say", ErrTampered, r.ID)
 	}
 	r.State, r.CustomerID, r.actor, r.Changed = e.Kind, e.Customer, e.Actor, e.Time
-	r.CSR, r.SPKI, r.Vendor = e.CSR, e.SPKI, e.Vendor
+	r.CSR, r.SPKI, r.Vendor, r.Digest = e.CSR, e.SPKI, e.Vendor, e.Digest
 	if aboutApproval(e.Kind) {
 		r.actor = first.Actor
 	}

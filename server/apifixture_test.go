@@ -36,6 +36,12 @@ const (
 	approver = 1005 // has none of the verbs of the API
 	tight    = 1006 // signs once a second
 	daily    = 1007 // signs once a day
+	careful  = 1008 // signs and unfreezes what others approve; a machine of ada
+	fay      = 1009 // approves for all customers
+	gus      = 1010 // likewise
+	ada      = 1011 // likewise; the owner of machines
+	robot    = 1012 // likewise, but a machine
+	fay2     = 1013 // another caller of fay
 )
 
 // apiFixture is a server with a real vendor and a real ledger. Requests reach its handler over a socket; the Unix user that the
@@ -44,6 +50,9 @@ type apiFixture struct {
 	*Server
 	ledger *ledger.Ledger
 	store  *ledger.Store
+	config ledger.Config
+	key    *testkit.Signer
+	policy *policy.Policy // that the next load has
 	socket *httptest.Server // of the Unix channel
 	http   *httptest.Server // of the loopback channel
 }
@@ -61,20 +70,36 @@ func newAPIFixture(t *testing.T) *apiFixture {
 	testkit.OK(t, err)
 	cfg := ledger.Config{Store: store, Key: signerKey, Verifier: verifierKey}
 	testkit.Value(ledger.Init(ctx, cfg))(t)
+	return startAPI(t, cfg, testkit.NewSigner(testkit.GoldenKey(t)), apiPolicy(t, nil))
+}
+
+// replica starts another server with the same ledger and key.
+func (f *apiFixture) replica(t *testing.T) *apiFixture {
+	t.Helper()
+	cfg := f.config
+	cfg.Store = testkit.Value(open.Store(t.Context(), f.store.Name, false))(t)
+	t.Cleanup(func() { _ = cfg.Store.DB.Close() })
+	return startAPI(t, cfg, f.key, f.policy)
+}
+
+// startAPI starts a server with a ledger, the golden vendor's key and a policy.
+func startAPI(t *testing.T, cfg ledger.Config, key *testkit.Signer, p *policy.Policy) *apiFixture {
+	t.Helper()
+	ctx := t.Context()
 	l := testkit.Value(ledger.Open(ctx, cfg))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	certs := testkit.Value(chain.Parse(testkit.File(t, "golden/chain.pem")))(t)
 	roots := testkit.Value(chain.Parse(testkit.File(t, "golden/root.pem")))(t)
-	vendor := testkit.Value(agent.NewVendor(ctx, agent.Config{Key: goldenStore{testkit.NewSigner(testkit.GoldenKey(t))}, Recorder: l,
+	f := &apiFixture{ledger: l, store: cfg.Store, config: cfg, key: key, policy: p}
+	vendor := testkit.Value(agent.NewVendor(ctx, agent.Config{Key: goldenStore{f.key}, Recorder: l,
 		Certificates: func(context.Context) (agent.Certificates, error) {
 			return agent.Certificates{Name: "chain.pem", Vendor: certs, TrustRoots: roots}, nil
 		}}))(t)
 	t.Cleanup(vendor.Close)
-	found := apiPolicy(t)
 	s := testkit.Value(New(Config{
 		Ledger: l, Listen: []Address{{Kind: authn.Unix, Path: "/run/test.sock"}}, Replica: "replica", Log: slog.New(slog.DiscardHandler),
 		Load: func(context.Context, bool) (*State, error) {
-			return &State{Policy: found, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
+			return &State{Policy: f.policy, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
 		},
 		Due: func(context.Context, time.Time) ([]Due, error) {
 			at := time.Now().Add(time.Hour)
@@ -82,8 +107,8 @@ func newAPIFixture(t *testing.T) *apiFixture {
 				{LedgerDue: api.LedgerDue{What: "watched certificate", Source: "mdm.example.com:443", At: api.Time(at), Error: api.NewError(fault.Unavailable.New("it does not answer"))}, Open: true}}, nil
 		},
 	}))(t)
+	f.Server = s
 	testkit.OK(t, s.load(ctx, true)) // it does not listen
-	f := &apiFixture{Server: s, ledger: l, store: store}
 	f.socket = httptest.NewServer(asUnixUser(s.handler(authn.Unix)))
 	f.http = httptest.NewServer(s.handler(authn.HTTP))
 	t.Cleanup(f.socket.Close)
@@ -91,22 +116,32 @@ func newAPIFixture(t *testing.T) *apiFixture {
 	return f
 }
 
-func apiPolicy(t *testing.T) *policy.Policy {
+// apiPolicy returns the policy of the fixture; change may change it before.
+func apiPolicy(t *testing.T, change func(callers map[string]policy.CallerConfig, roles map[string]policy.RoleConfig)) *policy.Policy {
 	t.Helper()
 	role := func(perSecond, perDay int, customers string, may ...string) policy.RoleConfig {
-		return policy.RoleConfig{May: may, Customers: []string{customers}, PerSecond: perSecond, PerDay: perDay, Approvals: "none"}
+		return policy.RoleConfig{May: may, Customers: []string{customers}, PerSecond: perSecond, PerDay: perDay, Approvals: policy.NoApprovals()}
 	}
 	everything := []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}
 	roles := map[string]policy.RoleConfig{
 		"signer": role(1000, 1000, "*", policy.Sign), "admin": role(1000, 1000, "*", everything...), "acme-admin": role(1000, 1000, "acme", everything...),
 		"reader": role(0, 0, "acme", policy.Read), "approver": role(0, 0, "acme", policy.Approve), "tight": role(1, 1000, "*", policy.Sign),
-		"daily": role(1000, 1, "*", policy.Sign),
+		"daily": role(1000, 1, "*", policy.Sign), "careful": role(1000, 1000, "*", policy.Sign, policy.Freeze), "approving": role(0, 0, "*", policy.Approve),
 	}
+	need, people := roles["careful"], [3]int{2, 1, 0}
+	need.Approvals, need.UnfreezeApprovals = policy.ApprovalsConfig{NewCustomer: &people[0], NewKey: &people[1], SameKey: &people[2]}, 1
+	roles["careful"] = need
 	callers := map[string]policy.CallerConfig{
 		"backend": {Role: "signer", Owners: []string{"ada"}, UID: []int{backend}}, "ops": {Role: "admin", Person: "bo", UID: []int{ops}},
 		"acme-ops": {Role: "acme-admin", Person: "cy", Customer: "acme", UID: []int{acmeOps}}, "auditor": {Role: "reader", Person: "di", UID: []int{reader}},
 		"eve": {Role: "approver", Person: "eve", UID: []int{approver}}, "tight": {Role: "tight", Owners: []string{"ada"}, UID: []int{tight}},
-		"daily": {Role: "daily", Owners: []string{"ada"}, UID: []int{daily}},
+		"daily": {Role: "daily", Owners: []string{"ada"}, UID: []int{daily}}, "careful": {Role: "careful", Owners: []string{"ada"}, UID: []int{careful}},
+		"fay": {Role: "approving", Person: "fay", UID: []int{fay}}, "gus": {Role: "approving", Person: "gus", UID: []int{gus}}, "ada": {Role: "approving", Person: "ada", UID: []int{ada}},
+		"robot": {Role: "approving", Owners: []string{"gus"}, UID: []int{robot}}, "fay2": {Role: "approving", Person: "fay", UID: []int{fay2}},
+		"root": {Role: "approving", Person: "hal", UID: []int{0}},
+	}
+	if change != nil {
+		change(callers, roles)
 	}
 	return testkit.Value(policy.New(callers, roles, policy.Environment{Vendors: []string{""}}))(t)
 }

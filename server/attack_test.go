@@ -327,7 +327,7 @@ func TestFloodOfStrangers(t *testing.T) {
 // One valid token that floods refusals fills neither the ledger nor the other callers' time.
 func TestFloodOfRefusals(t *testing.T) {
 	s := servicekit.Start(t, servicekit.Options{Roles: map[string]policy.RoleConfig{
-		"acme": {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 50, PerDay: 50, Approvals: "none"},
+		"acme": {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 50, PerDay: 50, Approvals: policy.NoApprovals()},
 	}})
 	client := s.Client(t, nil)
 	testkit.Until(t, "the service is ready", func() bool { return servicekit.Do(t, client, "", "GET", s.URL+"/readyz", "").StatusCode == 200 })
@@ -359,8 +359,8 @@ func TestFloodOfRefusals(t *testing.T) {
 // Over the limits of its role a caller is refused.
 func TestLimits(t *testing.T) {
 	s := servicekit.Start(t, servicekit.Options{Roles: map[string]policy.RoleConfig{
-		"acme":   {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 1, PerDay: 1000, Approvals: "none"},
-		"signer": {May: []string{policy.Sign}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 3, Approvals: "none"},
+		"acme":   {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 1, PerDay: 1000, Approvals: policy.NoApprovals()},
+		"signer": {May: []string{policy.Sign}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 3, Approvals: policy.NoApprovals()},
 	}})
 	client, csr := s.Client(t, nil), servicekit.CSR(testkit.Key("customer"))
 	var mu sync.Mutex

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"hsmsign/api"
 	"hsmsign/api/ledgerapi"
 	"hsmsign/ledger"
+	"hsmsign/ledger/record"
 )
 
 // freeze answers POST /v1/freeze.
@@ -25,7 +27,12 @@ func (c *call) setFreeze(set func(ctx context.Context, actor, channel string, f 
 	if err := c.cred.Caller.Freezes(f.Customer()); err != nil {
 		return err
 	}
-	if err := set(c.r.Context(), c.who.Name, c.who.Channel, f); err != nil {
+	f.Ask = c.cred.Ask()
+	err := set(c.r.Context(), c.who.Name, c.who.Channel, f)
+	if waiting, ok := errors.AsType[*record.Waiting](err); ok {
+		return c.waitUnfreeze(waiting)
+	}
+	if err != nil {
 		return err
 	}
 	frozen, err := c.frozen()
@@ -33,6 +40,17 @@ func (c *call) setFreeze(set func(ctx context.Context, actor, channel string, f 
 		return err
 	}
 	return c.json(http.StatusOK, api.List[api.Freeze]{Items: frozen})
+}
+
+// waitUnfreeze answers with the end of a freeze that other people must approve first.
+func (c *call) waitUnfreeze(waiting *record.Waiting) error {
+	found, err := c.cfg.Ledger.Request(c.r.Context(), waiting.ID)
+	if err != nil {
+		return err
+	}
+	c.request = waiting.ID.String()
+	c.w.Header().Set("Location", "/v1/requests/"+c.request)
+	return c.json(http.StatusAccepted, c.describe(*found))
 }
 
 // frozen returns what is frozen, as far as the caller may see it.

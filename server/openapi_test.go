@@ -100,7 +100,8 @@ var shapes = map[string]any{
 	"FreezeOrder": api.FreezeOrder{}, "FreezeList": api.List[api.Freeze]{}, "Me": api.Me{}, "Due": api.LedgerDue{}, "DueList": api.List[api.LedgerDue]{},
 	"Customer": api.Customer{}, "CustomerList": api.List[api.Customer]{}, "CustomerChange": api.CustomerChange{}, "Entry": api.LedgerEntry{},
 	"EntryList": api.List[api.LedgerEntry]{}, "Attempt": record.Attempt{}, "Original": record.Original{}, "Previous": record.Previous{}, "Ready": api.Ready{},
-	"Probed": record.Probed{}, "FreezeChange": record.Freeze{},
+	"Probed": record.Probed{}, "FreezeChange": record.Freeze{}, "Approval": api.Approval{}, "Requester": api.Requester{}, "Approver": api.Approver{}, "Decision": api.Decision{},
+	"Asked": record.Asked{}, "Decided": record.Decided{},
 }
 
 // TestOpenAPISchemas: each schema of an object has the fields of its Go type, with their types; what is not omitted when empty is
@@ -124,14 +125,17 @@ func TestOpenAPISchemas(t *testing.T) {
 func compareShape(t *testing.T, name string, schema *openapi3.Schema, shape reflect.Type) {
 	t.Helper()
 	var fields, required []string
-	for i := range shape.NumField() {
-		field, options, _ := strings.Cut(shape.Field(i).Tag.Get("json"), ",")
+	for _, of := range reflect.VisibleFields(shape) {
+		if of.Anonymous {
+			continue
+		}
+		field, options, _ := strings.Cut(of.Tag.Get("json"), ",")
 		fields = append(fields, field)
 		if options != "omitempty" {
 			required = append(required, field)
 		}
 		property := schema.Properties[field]
-		if want := jsonType(shape.Field(i).Type); property != nil && shape.Field(i).Type != reflect.TypeFor[json.RawMessage]() && !property.Value.Type.Is(want) {
+		if want := jsonType(of.Type); property != nil && of.Type != reflect.TypeFor[json.RawMessage]() && !property.Value.Type.Is(want) {
 			t.Errorf("%s.%s is %v, want %s", name, field, property.Value.Type, want)
 		}
 	}
@@ -141,7 +145,7 @@ func compareShape(t *testing.T, name string, schema *openapi3.Schema, shape refl
 	if got := slices.Sorted(maps.Keys(schema.Properties)); !slices.Equal(got, fields) || !slices.Equal(inSchema, required) {
 		t.Errorf("%s: fields %q, required %q\nwant    %q, required %q", name, got, inSchema, fields, required)
 	}
-	asked := slices.Contains([]string{"SignOrder", "CustomerChange", "FreezeOrder"}, name)
+	asked := slices.Contains([]string{"SignOrder", "CustomerChange", "FreezeOrder", "Decision"}, name)
 	if closed := schema.AdditionalProperties.Has != nil && !*schema.AdditionalProperties.Has; closed != asked {
 		t.Errorf("%s: additionalProperties: false is %v", name, closed)
 	}

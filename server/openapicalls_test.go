@@ -35,12 +35,12 @@ const (
 )
 
 // apiValues are what calls need of earlier ones.
-type apiValues struct{ customer, request, csr, other, push, wrongTopic string }
+type apiValues struct{ customer, request, csr, other, push, wrongTopic, pend, unwanted string }
 
 // apiCalls returns the calls, in their order.
 func apiCalls(v apiValues) []apiCall {
 	id, big := strings.Repeat("a", 32), strings.Repeat("a", 2<<20)
-	return slices.Concat(signCalls(v, id, big), customerCalls(v, id, big), ledgerCalls(v, id), serviceCalls(big, v.request))
+	return slices.Concat(signCalls(v, id, big), pendingCalls(v, id, big), customerCalls(v, id, big), ledgerCalls(v, id), serviceCalls(big, v.request))
 }
 
 // signCalls are calls about requests.
@@ -86,6 +86,45 @@ func signCalls(v apiValues, id, big string) []apiCall {
 		{uid: approver, pattern: verify, contentType: rawType, body: big, status: 413},
 		{uid: approver, pattern: verify, contentType: rawType, encoding: "gzip", body: "x", status: 415},
 	}
+}
+
+// pendingCalls are calls about what others must approve. The ids of what waits are in v.
+func pendingCalls(v apiValues, id, big string) []apiCall {
+	const post, approve, reject, pending = "POST /v1/requests", "POST /v1/requests/{id}/approve", "POST /v1/requests/{id}/reject", "GET /v1/pending"
+	calls := []apiCall{
+		{uid: careful, pattern: post, path: "/v1/requests?customer=coral&check=1", contentType: rawType, body: newCSR("dune"), status: 200},
+		{uid: careful, pattern: post, path: "/v1/requests?customer=coral", contentType: rawType, body: newCSR("dune"), status: 202, answer: asJSON},
+		{uid: fay, pattern: pending, path: "/v1/pending?limit=1", status: 200},
+		{uid: careful, pattern: pending, status: 200},
+		{uid: fay, pattern: pending, path: "/v1/pending?customer=acme", status: 400},
+		{uid: fay, pattern: "GET /v1/requests/{id}", path: "/v1/requests/" + v.pend, status: 200},
+	}
+	for pattern, end := range map[string]string{approve: "/approve", reject: "/reject"} {
+		path := "/v1/requests/" + v.pend + end
+		calls = append(calls, []apiCall{
+			{uid: fay, pattern: pattern, path: path, contentType: asJSON, body: `{"csr": "x"}`, status: 400, invalid: true},
+			{uid: backend, pattern: pattern, path: path, contentType: asJSON, body: v.shown("bolt", "no"), status: 403, rule: "policy.may"},
+			{uid: fay, pattern: pattern, path: "/v1/requests/" + id + end, contentType: asJSON, body: `{}`, status: 404},
+			{uid: fay, pattern: pattern, path: path, contentType: asJSON, body: v.shown("acme", "no"), status: 409, rule: "approval.shown"},
+			{uid: fay, pattern: pattern, path: path, contentType: asJSON, body: big, status: 413, invalid: true},
+			{uid: fay, pattern: pattern, path: path, contentType: rawType, body: `{}`, status: 415, invalid: true},
+		}...)
+	}
+	return append(calls,
+		apiCall{uid: fay, pattern: approve, path: "/v1/requests/" + v.pend + "/approve", contentType: asJSON, body: v.shown("bolt", ""), status: 202},
+		apiCall{uid: careful, pattern: reject, path: "/v1/requests/" + v.pend + "/reject", contentType: asJSON, body: v.shown("bolt", "no"), status: 403, rule: "policy.may"},
+		apiCall{uid: gus, pattern: approve, path: "/v1/requests/" + v.pend + "/approve", contentType: asJSON, body: v.shown("bolt", ""), status: 200},
+		apiCall{uid: gus, pattern: reject, path: "/v1/requests/" + v.unwanted + "/reject", contentType: asJSON, body: strings.Replace(v.shown("coral", "no"), api.SHA256(testkit.CSR(testkit.Key("bolt")).Raw), api.SHA256(testkit.CSR(testkit.Key("coral")).Raw), 1), status: 200},
+		apiCall{uid: gus, pattern: reject, path: "/v1/requests/" + v.pend + "/reject", contentType: asJSON, body: v.shown("bolt", "late"), status: 409},
+		apiCall{uid: ops, pattern: "POST /v1/freeze", contentType: asJSON, body: `{"scope": "vendor", "name": "old", "reason": "test"}`, status: 200},
+		apiCall{uid: careful, pattern: "POST /v1/unfreeze", contentType: asJSON, body: `{"scope": "vendor", "name": "old", "reason": "test"}`, status: 202},
+		apiCall{uid: ops, pattern: "POST /v1/unfreeze", contentType: asJSON, body: `{"scope": "vendor", "name": "old", "reason": "test"}`, status: 200},
+	)
+}
+
+// shown is the body of a decision about the CSR of the key "bolt".
+func (v apiValues) shown(customer, reason string) string {
+	return string(testkit.Must(json.Marshal(api.Decision{Customer: customer, CSRSHA256: api.SHA256(testkit.CSR(testkit.Key("bolt")).Raw), Reason: reason})))
 }
 
 // customerCalls are calls about customers.
@@ -244,6 +283,9 @@ func (f *apiFixture) values(t *testing.T) apiValues {
 		t.Fatalf("%d %s, and again %d %s", first.status, first.body, again.status, again.body)
 	}
 	v.request = strings.TrimPrefix(first.header.Get("Location"), "/v1/requests/")
+	as[uidHeader] = strconv.Itoa(careful)
+	v.pend = strings.TrimPrefix(send(t, f.socket, "POST", "/v1/requests?customer=bolt", as, v.other).header.Get("Location"), "/v1/requests/")
+	v.unwanted = strings.TrimPrefix(send(t, f.socket, "POST", "/v1/requests?customer=coral", as, newCSR("coral")).header.Get("Location"), "/v1/requests/")
 	found := testkit.Value(f.ledger.Customers(t.Context(), "acme"))(t)
 	v.customer = found[0].ID.String()
 	return v
@@ -309,6 +351,7 @@ func (f *apiFixture) exhaust(caller, what string, perSecond int) {
 var bodies = map[string]string{
 	"POST /v1/requests": `{"csr": "x"}`, "POST /v1/verify": `"x"`, "POST /v1/customers": `{"name": "acme"}`, "PATCH /v1/customers/{id}": `{}`,
 	"POST /v1/customers/{id}/push-certificates": `"x"`, "POST /v1/freeze": `{"scope": "all", "reason": "x"}`, "POST /v1/unfreeze": `{"scope": "all", "reason": "x"}`,
+	"POST /v1/requests/{id}/approve": `{}`, "POST /v1/requests/{id}/reject": `{}`,
 }
 
 // unseen reports the outcomes of the document that no call had.

@@ -20,19 +20,13 @@ func (c *call) fail(err error) {
 		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Unix(1, 0))
 		return
 	}
-	kind := fault.KindOf(err)
-	problem := api.NewProblem(err)
-	if text := hidden[kind]; text != "" && !errors.As(err, new(*Retry)) {
-		c.reason = err
-		problem.Detail, problem.Fix = text, "ask the operators of the server, whose log has the id "+c.id
-	}
+	kind, problem := fault.KindOf(err), c.problem(err)
 	if problem.Status < http.StatusBadRequest { // defects of the ledger: an error never looks like an answer
 		problem.Status = http.StatusInternalServerError
 	}
 	if kind == fault.Unauthenticated {
 		c.w.Header().Set("WWW-Authenticate", `Bearer realm="hsmsign"`)
 	}
-	problem.RequestID = c.id
 	if after := retryAfter(kind, err, c.begun); after > 0 {
 		c.w.Header().Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
 	}
@@ -45,6 +39,17 @@ func (c *call) fail(err error) {
 	c.w.Header().Set("Content-Type", "application/problem+json")
 	data, _ := json.Marshal(problem) // it has no value that cannot be encoded
 	c.send(problem.Status, append(data, '\n'))
+}
+
+// problem returns what the caller is told of an error. What it is not told is logged.
+func (c *call) problem(err error) api.Problem {
+	problem := api.NewProblem(err)
+	if text := hidden[fault.KindOf(err)]; text != "" && !errors.As(err, new(*Retry)) {
+		c.reason = err
+		problem.Detail, problem.Fix = text, "ask the operators of the server, whose log has the id "+c.id
+	}
+	problem.RequestID = c.id
+	return problem
 }
 
 // hidden is what callers are told of errors that are about the server: the errors themselves name files, hosts and key stores.

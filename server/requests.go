@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -13,7 +14,6 @@ import (
 	"hsmsign/agent"
 	"hsmsign/agent/policy"
 	"hsmsign/api"
-	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
@@ -102,6 +102,10 @@ func (c *call) sign() error {
 		if stored {
 			result.Status = api.StatusStored
 		}
+		if waiting, ok := errors.AsType[*record.Waiting](err); ok {
+			result.Status, err = api.StatusPending, nil
+			result.Approval = &api.Approval{Vendor: o.Vendor, Need: waiting.Need, Have: waiting.Have, Until: api.Time(waiting.Until), Given: []api.Approver{}}
+		}
 		if err != nil {
 			return err
 		}
@@ -116,6 +120,9 @@ func (c *call) sign() error {
 	}
 	issued, err := vendor.Issue(c.r.Context(), prepared)
 	leave()
+	if waiting, ok := errors.AsType[*record.Waiting](err); ok {
+		return c.wait(result, waiting)
+	}
 	if err != nil {
 		return err
 	}
@@ -204,13 +211,22 @@ func (c *call) showRequest() error {
 	if err != nil {
 		return err
 	}
-	if found.File != nil {
+	found, problem, err := c.tryIssue(found)
+	if err != nil {
+		return err
+	}
+	if found.File != nil && c.reads(found) {
 		permit := record.Permit{Request: found.ID.String(), Customer: found.CustomerID, Actor: c.who.Name, Identity: c.state.identity(found.Vendor)}
 		if err := c.cfg.Ledger.Release(c.r.Context(), permit); err != nil {
 			return err
 		}
 	}
-	return c.json(http.StatusOK, ledgerapi.NewRequest(*found))
+	shown, err := c.whole(found)
+	if err != nil {
+		return err
+	}
+	shown.Problem = problem
+	return c.json(http.StatusOK, shown)
 }
 
 // requestOf reads a request of a customer whose requests the caller may see. All others do not exist for it.
@@ -227,8 +243,7 @@ func (c *call) requestOf(text string) (*ledger.RequestRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	caller := c.cred.Caller
-	if own := caller.Role.Allows(policy.Sign) && caller.Role.Covers(found.Customer); found.Customer == "" || !own && !caller.Read(found.Customer) {
+	if !c.seesRequest(found) {
 		return nil, none
 	}
 	return found, nil
@@ -247,7 +262,7 @@ func (c *call) listRequests() error {
 	}
 	list := api.List[api.Request]{Items: make([]api.Request, 0, len(found))}
 	for _, r := range found {
-		list.Items = append(list.Items, ledgerapi.NewRequest(r))
+		list.Items = append(list.Items, c.describe(r))
 	}
 	if len(found) == query.Limit {
 		list.Next = pageBefore(c.r.URL, found[len(found)-1].Entry)

@@ -44,6 +44,7 @@ type Caller struct {
 	// Policy is the SHA-256 of the policy that the caller is part of.
 	Policy [sha256.Size]byte
 
+	policy   *Policy
 	from     CallerConfig
 	tokens   []*token
 	networks []netip.Prefix // nil: any
@@ -92,7 +93,7 @@ func (p *Policy) add(name string, from CallerConfig) error {
 			return err
 		}
 	}
-	c := &Caller{Name: name, Role: role, Person: from.Person, Owners: from.Owners, Customer: from.Customer, Policy: p.hash, from: from}
+	c := &Caller{Name: name, Role: role, Person: from.Person, Owners: from.Owners, Customer: from.Customer, Policy: p.hash, policy: p, from: from}
 	for _, add := range []func(c *Caller) error{p.addUIDs, p.addTokens, p.addCertificates, (*Caller).addNetworks} {
 		if err := add(c); err != nil {
 			return refused(fault.Hint(err), "%w", err)

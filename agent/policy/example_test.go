@@ -13,7 +13,7 @@ func Example() {
 	secret, entry := policy.NewToken(time.Now().AddDate(0, 0, 90)) // as hsmsign caller token
 	p, err := policy.New(
 		map[string]policy.CallerConfig{"portal": {Role: "signer", Owners: []string{"ada"}, Tokens: []string{entry}}},
-		map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 5, PerDay: 500, Approvals: "none"}},
+		map[string]policy.RoleConfig{"signer": {May: []string{policy.Sign}, Customers: []string{"acme"}, PerSecond: 5, PerDay: 500, Approvals: policy.NoApprovals()}},
 		policy.Environment{})
 	if err != nil {
 		fmt.Println(err, fault.Hint(err))

@@ -14,7 +14,7 @@ import (
 )
 
 func signerRole() RoleConfig {
-	return RoleConfig{May: []string{Sign}, Customers: []string{all}, PerSecond: 5, PerDay: 500, Approvals: "none"}
+	return RoleConfig{May: []string{Sign}, Customers: []string{all}, PerSecond: 5, PerDay: 500, Approvals: NoApprovals()}
 }
 
 func ada() CallerConfig { return CallerConfig{Role: "signer", Person: "ada", UID: []int{1001}} }
@@ -41,7 +41,7 @@ func TestRefused(t *testing.T) {
 			r.PerDay = -1
 		},
 		`role signer: it may sign, and says nothing about app`: func(_ map[string]CallerConfig, _ map[string]RoleConfig, _ *CallerConfig, r *RoleConfig) {
-			r.Approvals = ""
+			r.Approvals = ApprovalsConfig{}
 		},
 		`role signer: vendors: there is no "new"`: func(_ map[string]CallerConfig, _ map[string]RoleConfig, _ *CallerConfig, r *RoleConfig) {
 			r.Vendors = []string{"new"}

@@ -13,6 +13,7 @@ import (
 	"hsmsign/agent/policy/hook"
 	"hsmsign/fault"
 	"hsmsign/internal/suggest"
+	"hsmsign/ledger/record"
 )
 
 // The verbs of a role.
@@ -38,7 +39,11 @@ type RoleConfig struct {
 	MustExist bool              `yaml:"must-exist"`              // a request does not add its customer to the ledger
 	PerSecond int               `yaml:"per-second"`              // requests of one caller, in one process
 	PerDay    int               `yaml:"per-day"`                 // requests of one caller that the ledger authorizes
-	Approvals string            `yaml:"approvals" values:"none"` // "none": no other person has to approve
+	Approvals ApprovalsConfig   `yaml:"approvals" scalar:"none"` // how many other people must approve, by event
+	// ApprovalExpiry is the time for the approvals, 1m to 720h; empty: 72h.
+	ApprovalExpiry string `yaml:"approval-expiry"`
+	// UnfreezeApprovals is how many other people must approve that a freeze ends.
+	UnfreezeApprovals int `yaml:"unfreeze-approvals"`
 
 	Entitlement *EntitlementConfig `yaml:"entitlement"` // a program that is asked, too; nil: none
 }
@@ -56,6 +61,8 @@ type Role struct {
 
 	subject map[string]*regexp.Regexp
 	program *hook.Program // nil: none
+	need    map[string]int
+	expiry  time.Duration // of questions
 }
 
 func (p *Policy) newRole(name string, from RoleConfig, vendors []string) (*Role, error) {
@@ -81,8 +88,9 @@ func (p *Policy) newRole(name string, from RoleConfig, vendors []string) (*Role,
 		return refused("write customers: [\"*\"], or their names", "it may sign, and names no customers")
 	case r.PerSecond == 0 || r.PerDay == 0:
 		return refused("write per-second and per-day", "it may sign without a limit")
-	case r.Approvals != "none":
-		return refused("write approvals: none if no other person has to approve", "it may sign, and says nothing about approvals")
+	}
+	if err := r.newApprovals(); err != nil {
+		return refused(fault.Hint(err), "%w", err)
 	}
 	for _, vendor := range r.Vendors {
 		if !slices.Contains(vendors, vendor) {
@@ -154,6 +162,9 @@ func (r *Role) Explain() string {
 	for _, attribute := range slices.Sorted(maps.Keys(r.Subject)) {
 		text += "; only if the subject's " + attribute + " is " + r.Subject[attribute]
 	}
+	if n := r.need[record.EventUnfreeze]; n > 0 {
+		text += "; a freeze ends after the approval of " + people(n)
+	}
 	if !r.Allows(Sign) {
 		return text
 	}
@@ -163,7 +174,7 @@ func (r *Role) Explain() string {
 	if r.Entitlement != nil {
 		text += "; only if " + r.Entitlement.Program + " allows it"
 	}
-	return text + "; at most " + plural(r.PerSecond, "request") + " a second and " + plural(r.PerDay, "request") + " a day; without approval"
+	return text + "; at most " + plural(r.PerSecond, "request") + " a second and " + plural(r.PerDay, "request") + " a day; " + r.explainApprovals()
 }
 
 func plural(n int, what string) string {

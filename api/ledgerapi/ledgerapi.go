@@ -29,6 +29,25 @@ func NewRequest(r ledger.RequestRecord) api.Request {
 	}
 }
 
+// NewApproval describes what other people must approve; have is how many have, of those that count. nil: nobody must.
+func NewApproval(r ledger.RequestRecord, have int) *api.Approval {
+	a := r.Approval
+	if a == nil {
+		return nil
+	}
+	shown := &api.Approval{
+		Event: a.Event, Vendor: a.Vendor, Need: a.Need, Have: have, Until: api.Time(a.Until), Given: []api.Approver{},
+		Requester: api.Requester{Caller: a.Caller, Credential: a.Credential, Person: a.Person, Owners: a.Owners},
+	}
+	for _, one := range a.Given {
+		shown.Given = append(shown.Given, api.Approver{Caller: one.Caller, Person: one.Person, Time: api.Time(one.Time), Reason: one.Reason, Entry: one.Entry})
+	}
+	if a.Freeze.Scope != "" {
+		shown.Freeze = &api.FreezeOrder{Scope: a.Freeze.Scope, Name: a.Freeze.Name, Reason: a.Freeze.Reason}
+	}
+	return shown
+}
+
 // Change returns a customer with what a change sets.
 func Change(c ledger.Customer, change api.CustomerChange) ledger.Customer {
 	for _, f := range []struct {

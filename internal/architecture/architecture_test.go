@@ -63,7 +63,7 @@ var mayImport = map[string]struct {
 	"ledger/watch":                               {[]string{"chain", "fault", "internal/input"}, "the chains of files and TLS endpoints; it knows no ledger"},
 	"ledger/backup":                              {[]string{"fault", "internal/input", "internal/wholefile", "ledger", "ledger/record", "ledger/sqlite"}, "copies of a ledger as files, and back; SQLite only has files"},
 	"ledger/open":                                {[]string{"fault", "ledger", "ledger/postgres", "ledger/sqlite"}, "the only room that knows all stores of the ledger"},
-	"agent/policy":                               {[]string{"agent/policy/hook", "fault", "internal/suggest"}, "who may ask for what; it knows no key, and reads no file but the programs that hook runs"},
+	"agent/policy":                               {[]string{"agent/policy/hook", "fault", "internal/suggest", "ledger/record"}, "who may ask for what, and whose approvals count; it knows no key, and reads no file but the programs that hook runs"},
 	"agent/policy/hook":                          {[]string{"fault", "internal/input"}, "a program that is asked; what it is told is the business of agent"},
 	"agent":                                      {[]string{"agent/policy", "agent/policy/hook", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
 	"api/ledgerapi":                              {[]string{"api", "ledger"}, "the shapes of what a ledger returns; agent, which imports api, must know no ledger"},

@@ -162,10 +162,10 @@ func (s *Service) configure() {
 		return entry
 	}
 	s.Roles = map[string]policy.RoleConfig{
-		"signer": {May: []string{policy.Sign}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: "none"},
-		"acme":   {May: []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}, Customers: []string{"acme"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: "none"},
+		"signer": {May: []string{policy.Sign}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: policy.NoApprovals()},
+		"acme":   {May: []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}, Customers: []string{"acme"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: policy.NoApprovals()},
 		"admin": {
-			May: []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: "none",
+			May: []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}, Customers: []string{"*"}, PerSecond: 1000, PerDay: 1_000_000, Approvals: policy.NoApprovals(),
 		},
 		"reader": {May: []string{policy.Read}, Customers: []string{"*"}},
 	}
