@@ -169,6 +169,10 @@ type PolicyTest struct {
 	Allowed     bool   `json:"allowed"`
 	Rule        string `json:"rule,omitempty"` // that refuses it
 	Explanation string `json:"explanation"`    // of the role
+	// Credentials are those of the caller; with --claims only the one that the claims are.
+	Credentials []string `json:"credentials"`
+	// Approvals is how many other people must approve what the role asks for, by event; absent: nobody.
+	Approvals map[string]int `json:"approvals,omitempty"`
 	// Entitlement is what the program of the role answered; absent if it has none, or was not asked.
 	Entitlement *Entitlement `json:"entitlement,omitempty"`
 }
@@ -215,10 +219,12 @@ type Caller struct {
 
 // Credential is one credential of a caller.
 type Credential struct {
-	Name    string `json:"name"`              // "token abcd2345", "certificate 0a1b...", "san dns:...", "uid 1001"
+	Name    string `json:"name"`              // "token abcd2345", "certificate 0a1b...", "san dns:...", "oidc github 0a1b...", "uid 1001"
 	State   string `json:"state,omitempty"`   // of a token: "valid", "expired", or "too long", which is not accepted
 	Expires string `json:"expires,omitempty"` // of a token
 	LastUse string `json:"last_use,omitempty"`
+	// Claims are those that an OIDC token must have.
+	Claims map[string]string `json:"claims,omitempty"`
 }
 
 // Version is how the program was built.

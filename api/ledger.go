@@ -28,6 +28,7 @@ type LedgerStatus struct {
 	Witnesses []LedgerWitness `json:"witnesses,omitempty"`
 	Copies    []LedgerCopy    `json:"copies,omitempty"`
 
+	Pending        int             `json:"pending,omitempty"`         // how much waits for approval
 	Frozen         []LedgerFreeze  `json:"frozen,omitempty"`          // what is frozen
 	Replicas       []LedgerReplica `json:"replicas,omitempty"`        // the services of the last hour
 	PoliciesDiffer bool            `json:"policies_differ,omitempty"` // the replicas apply different policies

@@ -16,13 +16,14 @@ import (
 
 var update = flag.Bool("update", false, "write the files of docs/schema again")
 
-// shapes are the objects that a command prints with --json, or gives to a program, by the name of their schema.
+// shapes are the objects that a command prints with --json, or gives to a program or webhook, by the name of their schema.
 var shapes = map[string]any{
 	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
 	"key": Key{}, "token": Token{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
-	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{},
+	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{}, "notice": Notice{},
 	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-reconcile": LedgerReconcile{},
+	"request": Request{},
 }
 
 // TestSchemas: docs/schema has the JSON Schema of each shape and no other file. After a change of a shape run

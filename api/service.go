@@ -49,9 +49,9 @@ type Request struct {
 	Customer  string `json:"customer"`
 	State     string `json:"state"` // kind of the newest entry about it: intent, issued, failed, unknown, superseded, refused, pending, approved, rejected, expired, unfrozen
 	Actor     string `json:"actor,omitempty"`
-	Entry     int64  `json:"entry"`   // the newest about it
-	Begun     string `json:"begun"`   // RFC 3339, UTC
-	Changed   string `json:"changed"` // time of that entry
+	Entry     int64  `json:"entry"`                // the newest about it
+	Begun     string `json:"begun"`                // RFC 3339, UTC
+	Changed   string `json:"changed"`              // time of that entry
 	CSRSHA256 string `json:"csr_sha256,omitempty"` // absent: the end of a freeze was asked for
 	KeySHA256 string `json:"key_sha256,omitempty"`
 	UseBefore string `json:"use_before,omitempty"`
@@ -72,7 +72,8 @@ type Approval struct {
 	Until     string       `json:"until"`            // RFC 3339, UTC
 	Requester Requester    `json:"requester"`
 	Given     []Approver   `json:"given"`
-	Freeze    *FreezeOrder `json:"freeze,omitempty"` // that would end
+	Rejected  *Approver    `json:"rejected,omitempty"` // who rejected it, and why
+	Freeze    *FreezeOrder `json:"freeze,omitempty"`   // that would end
 }
 
 // Requester is who asked, as the configuration said it then.
@@ -83,7 +84,7 @@ type Requester struct {
 	Owners     []string `json:"owners,omitempty"`
 }
 
-// Approver is one approval that was recorded.
+// Approver is one approval, or the rejection, that was recorded.
 type Approver struct {
 	Caller string `json:"caller"`
 	Person string `json:"person"`
@@ -191,4 +192,20 @@ type LedgerHead struct {
 type Ready struct {
 	Ready            bool   `json:"ready"`
 	SignedSecondsAgo *int64 `json:"signed_seconds_ago,omitempty"` // when the vendor's key signed last; absent: not yet
+}
+
+// NoticePending is the type of a notice that a request waits for approval.
+const NoticePending = "request.pending"
+
+// Notice is what a webhook gets. It contains no personal data.
+type Notice struct {
+	Type      string     `json:"type"`
+	Timestamp string     `json:"timestamp"` // when it happened
+	Data      NoticeData `json:"data"`
+}
+
+// NoticeData is what a notice is about.
+type NoticeData struct {
+	RequestID string `json:"request_id"`
+	URL       string `json:"url,omitempty"` // of the request, if the service has an address for links
 }

@@ -32,20 +32,12 @@ func (c *Client) Attach(ctx context.Context, id string, certificate []byte) (*ap
 
 // Freeze stops signing for what the order names, and returns everything that is frozen then.
 func (c *Client) Freeze(ctx context.Context, order api.FreezeOrder) ([]api.Freeze, error) {
-	return c.freeze(ctx, "/v1/freeze", order)
+	return c.changeFreeze(ctx, "/v1/freeze", order)
 }
 
-// Unfreeze ends a freeze, and returns everything that is frozen then.
+// Unfreeze ends a freeze, and returns everything that is frozen then. The error is a *Waiting if other people must approve it.
 func (c *Client) Unfreeze(ctx context.Context, order api.FreezeOrder) ([]api.Freeze, error) {
-	return c.freeze(ctx, "/v1/unfreeze", order)
-}
-
-func (c *Client) freeze(ctx context.Context, path string, order api.FreezeOrder) ([]api.Freeze, error) {
-	v, err := changed[api.List[api.Freeze]](ctx, c, http.MethodPost, path, order)
-	if err != nil {
-		return nil, err
-	}
-	return v.Items, nil
+	return c.changeFreeze(ctx, "/v1/unfreeze", order)
 }
 
 func changed[T any](ctx context.Context, c *Client, method, path string, body any) (*T, error) {

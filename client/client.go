@@ -4,7 +4,8 @@
 //	result, err := c.Sign(ctx, api.SignOrder{CSR: csr, Customer: "acme"})
 //	os.WriteFile("acme.req", []byte(result.Request), 0o644)
 //
-// A caller identifies itself with a client certificate, with a token, or, on a Unix socket, by its user. A Client has one method
+// A caller identifies itself with a client certificate, with a token, with AWS credentials (package client/awsiam), or, on a Unix
+// socket, by its user. A Client has one method
 // for each route of the API. They return the shapes of package api.
 //
 // # Errors
@@ -17,18 +18,22 @@
 //	auth          the certificate of the service is not valid for its name, or not from a trusted CA
 //	unavailable   the service does not answer, or does not answer as a signing service
 //
+// A request that other people must approve first is a *Waiting, of kind pending, with the id of the request: Wait waits until it is
+// issued, and Sign then returns its file.
+//
 // An error is not more than one line and contains no token.
 //
 // # Retries
 //
 // The service signs a CSR once for a customer, and returns the stored request when it is asked again. So Sign may be sent again,
 // and so may everything that only reads: after a connection failure at most four times, and after a status 429 or 503 as the
-// header Retry-After says, all within Config.MaxWait. Changes (customers, push certificates, freezes) are sent again only if no
-// connection could be opened, because then the service has received nothing.
+// header Retry-After says, all within Config.MaxWait. An approval or a rejection may be sent again too: if the
+// service refuses it as a second one, the client looks whether the first one was its own. Other changes (customers, push
+// certificates, freezes) are sent again only if no connection could be opened, because then the service has received nothing.
 //
 // # What is not done
 //
-// Redirects are not followed. A token is sent over TLS, and without TLS to a loopback address only. A proxy (HTTPS_PROXY,
+// Redirects are not followed. A token or another bearer credential is sent over TLS, and without TLS to a loopback address only. A proxy (HTTPS_PROXY,
 // NO_PROXY) is used for TLS only, whose content it cannot read, and never for loopback addresses and Unix sockets. Answers have a
 // size limit.
 //
@@ -76,6 +81,9 @@ type Config struct {
 	// Token returns the token of the caller; nil: it has none. It is called before the first request, and again when the service
 	// does not accept the token: it may have been replaced. Calls are one after the other.
 	Token func(ctx context.Context) ([]byte, error)
+	// Bearer returns the credential of one request, instead of a Token; nil: there is none. It is called for each request that is sent,
+	// also for one that is sent again, and by several goroutines at once. Package client/awsiam has one.
+	Bearer func(ctx context.Context) (string, error)
 	// Roots are the CAs of the service's certificate; nil: those of the system.
 	Roots *x509.CertPool
 	// Proxy selects the proxy for hosts that are not loopback addresses; nil: http.ProxyFromEnvironment, which reads the
@@ -95,6 +103,7 @@ type Client struct {
 	timeout time.Duration
 	maxWait time.Duration
 	read    func(ctx context.Context) ([]byte, error) // the token; nil: there is none
+	bearer  func(ctx context.Context) (string, error) // nil: there is none
 
 	mu    sync.Mutex // held while the token is read
 	token string
@@ -109,11 +118,14 @@ func New(cfg Config) (*Client, error) {
 	if !a.secure() && cfg.Certificate != nil {
 		return nil, fault.Usage.Errorf("a client certificate without TLS").Fix("write https://HOST:PORT, or leave the certificate out")
 	}
-	if a.socket != "" && cfg.Token != nil {
+	if a.socket != "" && (cfg.Token != nil || cfg.Bearer != nil) {
 		return nil, fault.Usage.Errorf("a token for a Unix socket, whose callers are Unix users").Fix("leave the token out")
 	}
+	if cfg.Token != nil && cfg.Bearer != nil {
+		return nil, fault.Usage.Errorf("a token and another bearer credential").Fix("leave one out: a request has one")
+	}
 	return &Client{
-		base: a.base(), name: a.String(), read: cfg.Token,
+		base: a.base(), name: a.String(), read: cfg.Token, bearer: cfg.Bearer,
 		timeout: orDefault(cfg.Timeout, DefaultTimeout), maxWait: orDefault(cfg.MaxWait, DefaultMaxWait),
 		http: &http.Client{
 			Transport:     cfg.transport(a),

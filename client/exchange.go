@@ -41,6 +41,14 @@ type exchange struct {
 	anybody      bool          // it needs no token
 	states       []int         // statuses that are answers, besides 200 and 201
 	limit        time.Duration // zero: Config.Timeout
+	seen         *seen         // what the exchange leaves behind; nil: nobody asks
+}
+
+// seen is what an exchange leaves behind besides its answer.
+type seen struct {
+	status int           // of the answer
+	after  time.Duration // header Retry-After; 0: there is none
+	again  bool          // it was sent more than once
 }
 
 // failure is an error after which the exchange may be sent again.
@@ -82,6 +90,9 @@ func (c *Client) call(ctx context.Context, x exchange, receive func(body io.Read
 		case <-ctx.Done():
 			timer.Stop()
 			return fmt.Errorf("%w; trying again: %w", before, ctx.Err())
+		}
+		if x.seen != nil {
+			x.seen.again = true
 		}
 	}
 }
@@ -152,6 +163,13 @@ func (r connectionReader) Read(p []byte) (int, error) {
 // authorized sends a request with the token, and once more if there is another token when the service does not accept it. An
 // error of the connection is a *connectionError.
 func (c *Client) authorized(ctx context.Context, x exchange) (*http.Response, error) {
+	if c.bearer != nil && !x.anybody {
+		value, err := c.bearer(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.send(ctx, x, value)
+	}
 	used := ""
 	if c.read != nil && !x.anybody {
 		var err error
@@ -221,7 +239,10 @@ func (c *Client) send(ctx context.Context, x exchange, token string) (*http.Resp
 // check returns an error if an answer is not the one that was asked for.
 func (x *exchange) check(answer *http.Response) error {
 	media, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type")) // "" if it cannot be read, which is another type
-	status := answer.StatusCode
+	status, after := answer.StatusCode, retryAfter(answer.Header.Get("Retry-After"))
+	if x.seen != nil {
+		x.seen.status, x.seen.after = status, after
+	}
 	good := status == http.StatusOK || status == http.StatusCreated
 	for _, s := range x.states {
 		good = good || status == s
@@ -243,7 +264,7 @@ func (x *exchange) check(answer *http.Response) error {
 	default:
 		return nil
 	}
-	if after := retryAfter(answer.Header.Get("Retry-After")); after > 0 && x.again && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {
+	if after > 0 && x.again && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {
 		if kind := fault.KindOf(err); kind == fault.Limited || kind == fault.Unavailable {
 			return &failure{err, after}
 		}

@@ -12,11 +12,14 @@ import (
 )
 
 // Sign has the service sign a CSR. The result has the request in Request, the status signed, or stored if it was issued before,
-// and the receipt if the order asks for one.
+// and the receipt if the order asks for one. The error is a *Waiting if other people must approve it first.
 func (c *Client) Sign(ctx context.Context, order api.SignOrder) (*api.SignResult, error) {
-	result, err := c.order(ctx, order, nil)
+	result, seen, err := c.order(ctx, order, nil)
 	if err != nil {
 		return nil, err
+	}
+	if seen.status == http.StatusAccepted || result.Status == api.StatusPending {
+		return nil, newWaiting(result.RequestID, result.Approval, seen)
 	}
 	if result.Request == "" || order.Receipt && result.Receipt == "" {
 		return nil, fault.Unavailable.Errorf("the answer of the service has no request or receipt").Fix("check that the address is that of hsmsign serve")
@@ -25,22 +28,24 @@ func (c *Client) Sign(ctx context.Context, order api.SignOrder) (*api.SignResult
 }
 
 // Check applies every rule to an order. Nothing is signed or recorded. The status is allowed, or stored if the request was issued
-// before.
+// before, or pending if other people must approve it first.
 func (c *Client) Check(ctx context.Context, order api.SignOrder) (*api.SignResult, error) {
-	return c.order(ctx, order, url.Values{"check": {"1"}})
+	result, _, err := c.order(ctx, order, url.Values{"check": {"1"}})
+	return result, err
 }
 
-func (c *Client) order(ctx context.Context, order api.SignOrder, query url.Values) (*api.SignResult, error) {
+func (c *Client) order(ctx context.Context, order api.SignOrder, query url.Values) (*api.SignResult, *seen, error) {
 	var result api.SignResult
 	x, err := change(http.MethodPost, "/v1/requests", order)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	x.query, x.again = query, true // the service signs once
+	x.query, x.again, x.seen = query, true, &seen{} // the service signs once
+	x.states = []int{http.StatusAccepted}
 	if err := c.json(ctx, x, &result); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &result, nil
+	return &result, x.seen, nil
 }
 
 // Verify has the service verify a Push Certificate Request, as hsmsign verify does.

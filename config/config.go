@@ -47,7 +47,46 @@ type Config struct {
 	Callers map[string]policy.CallerConfig `yaml:"callers"`
 	Roles   map[string]policy.RoleConfig   `yaml:"roles"`
 	Serve   Serve                          `yaml:"serve"`
+	OIDC    map[string]OIDC                `yaml:"oidc"` // issuers of OIDC tokens, by the names that callers use
+	Notify  Notify                         `yaml:"notify"`
 	Agent   Agent                          `yaml:"agent" scalar:"url"` // the URL of the service that signs, or several keys
+}
+
+// Notify is how hsmsign serve tells people that something waits for them.
+type Notify struct {
+	Link    string  `yaml:"link"` // URL of the service, for links; default: from serve
+	SMTP    SMTP    `yaml:"smtp"`
+	Webhook Webhook `yaml:"webhook"`
+}
+
+// SMTP is a mail server.
+type SMTP struct {
+	Host         string   `yaml:"host"`
+	Port         int      `yaml:"port"` // 0: 587
+	From         string   `yaml:"from"` // address of the sender
+	To           []string `yaml:"to"`   // addresses of those who get notices
+	Username     string   `yaml:"username"`
+	PasswordFile string   `yaml:"password-file"` // mode 0600
+	CA           string   `yaml:"ca"`            // path, PEM: CAs of the server, instead of those of the system
+}
+
+// Set returns whether anything is set.
+func (s SMTP) Set() bool {
+	return s.Host != "" || s.Port != 0 || s.From != "" || len(s.To) > 0 || s.Username != "" || s.PasswordFile != "" || s.CA != ""
+}
+
+// Webhook is a server that gets notices as JSON.
+type Webhook struct {
+	URL        string `yaml:"url"`
+	SecretFile string `yaml:"secret-file"` // mode 0600: the key of the signatures
+	CA         string `yaml:"ca"`          // path, PEM: CAs of the server, instead of those of the system
+}
+
+// in returns the paths joined to dir.
+func (n Notify) in(dir string) Notify {
+	n.SMTP.PasswordFile, n.SMTP.CA = inFolder(dir, n.SMTP.PasswordFile), inFolder(dir, n.SMTP.CA)
+	n.Webhook.SecretFile, n.Webhook.CA = inFolder(dir, n.Webhook.SecretFile), inFolder(dir, n.Webhook.CA)
+	return n
 }
 
 // Agent is the service that signs, and how its caller identifies itself. In the file it is this mapping, or only the URL.
@@ -57,6 +96,7 @@ type Agent struct {
 	ClientKey  string `yaml:"client-key"`  // path, PEM, mode 0600
 	CA         string `yaml:"ca"`          // path, PEM: CAs of the service's certificate, instead of those of the system
 	TokenFrom  string `yaml:"token-from"`  // where the token comes from, for secret.Reader
+	AWS        bool   `yaml:"aws"`         // the credentials are those of the AWS SDK
 }
 
 // UnmarshalYAML decodes either form.
@@ -85,6 +125,36 @@ type Serve struct {
 	Hosts   []string `yaml:"hosts"`   // names that requests may use, besides those of listen and of the certificate
 	Metrics string   `yaml:"metrics"` // HOST:PORT for /metrics, /livez and /readyz
 	Traces  string   `yaml:"traces"`  // URL of an OpenTelemetry collector (OTLP over HTTP)
+	DropIn  DropIn   `yaml:"drop-in"` // wire forms of other products that are answered
+	AWS     AWS      `yaml:"aws"`     // of callers with an AWS identity
+}
+
+// DropIn says which wire forms of other products the service answers; see docs/dropin.md.
+type DropIn struct {
+	Fleet   bool    `yaml:"fleet"`
+	Zentral bool    `yaml:"zentral"`
+	MDMCert MDMCert `yaml:"mdmcert"` // that of mdmcert.download; the zero MDMCert: no
+}
+
+// MDMCert says how answers in the form of mdmcert.download are mailed: one of its fields is set.
+type MDMCert struct {
+	Spool string `yaml:"spool"` // path of a folder for mails that another program sends
+	SMTP  bool   `yaml:"smtp"`  // by the SMTP server of notify
+}
+
+// OIDC is an issuer of OIDC tokens.
+type OIDC struct {
+	Issuer    string `yaml:"issuer"`     // URL, as in the claim iss
+	Audience  string `yaml:"audience"`   // the claim aud of tokens for this service
+	Kind      string `yaml:"kind"`       // one of policy.OIDCKinds; empty: that of the URL
+	MaxAge    string `yaml:"max-age"`    // of a token, 1m to 24h; empty: 1h
+	CA        string `yaml:"ca"`         // path, PEM: CAs of the issuer's certificate, instead of those of the system
+	TokenFile string `yaml:"token-file"` // path, mode 0600: a token that the issuer demands for its keys; it is read each time
+}
+
+// AWS is how the service asks AWS STS.
+type AWS struct {
+	STSEndpoint string `yaml:"sts-endpoint"` // URL of a double with a loopback address, for tests
 }
 
 // TLS is the certificate of the service, and the CAs of its callers.
@@ -97,6 +167,7 @@ type TLS struct {
 // in returns the paths joined to dir.
 func (s Serve) in(dir string) Serve {
 	s.TLS.Cert, s.TLS.Key, s.TLS.ClientCA, s.CRL = inFolder(dir, s.TLS.Cert), inFolder(dir, s.TLS.Key), inFolder(dir, s.TLS.ClientCA), inFolder(dir, s.CRL)
+	s.DropIn.MDMCert.Spool = inFolder(dir, s.DropIn.MDMCert.Spool)
 	return s
 }
 
@@ -234,7 +305,7 @@ const MaxFile = 256 << 10
 // user, and nobody else may have write access; otherwise the error is *Error, as for an error of Parse.
 //
 // Relative paths become paths relative to the folder of the file, not to the working directory: cert, chain, trust-root,
-// out-dir, the files of the ledger, of serve and of agent, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
+// out-dir, the files of the ledger, of serve, oidc, notify and agent, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
 // pkcs11:, also for a certificate in a token) do not change; use absolute paths in them.
 func Load(path string) (*Config, error) {
 	data, err := read(path)
@@ -248,9 +319,13 @@ func Load(path string) (*Config, error) {
 	dir := filepath.Dir(path)
 	own := Vendor{c.Key, c.Cert, c.Chain, c.TrustRoot}.in(dir)
 	c.Key, c.Cert, c.OutDir, c.Ledger = own.Key, own.Cert, inFolder(dir, c.OutDir), c.Ledger.in(dir)
-	c.Serve, c.Agent = c.Serve.in(dir), c.Agent.in(dir)
+	c.Serve, c.Notify, c.Agent = c.Serve.in(dir), c.Notify.in(dir), c.Agent.in(dir)
 	for name, v := range c.Vendors {
 		c.Vendors[name] = v.in(dir)
+	}
+	for name, i := range c.OIDC {
+		i.CA, i.TokenFile = inFolder(dir, i.CA), inFolder(dir, i.TokenFile)
+		c.OIDC[name] = i
 	}
 	return c, nil
 }

@@ -44,10 +44,14 @@ func TestLoad(t *testing.T) {
 		{"key: ''\n", Config{}},
 		{"ledger:\n  store: sqlite:l.db\n  copies: [ c, /d ]\n  required: 1\n  witnesses:\n    - { name: w, operator: Acme, url: \"https://w\", verifier-key: k }\n", Config{Ledger: Ledger{
 			Store: "sqlite:" + dir + "/l.db", Copies: []string{dir + "/c", "/d"}, Required: 1, Witnesses: []Witness{{"w", "Acme", "https://w", "k"}}}}},
+		{"serve: { drop-in: { fleet: true, mdmcert: { spool: mail } } }\n", Config{Serve: Serve{DropIn: DropIn{Fleet: true, MDMCert: MDMCert{Spool: dir + "/mail"}}}}},
 		{"agent: unix:///run/a.sock\n", Config{Agent: Agent{URL: "unix:///run/a.sock"}}},
 		{"agent: { url: \"https://s:1\", client-cert: c.pem, client-key: /k.pem, ca: ../ca.pem, token-from: \"file:t\" }\n", Config{Agent: Agent{
-			"https://s:1", dir + "/c.pem", "/k.pem", filepath.Dir(dir) + "/ca.pem", "file:" + dir + "/t"}}},
+			"https://s:1", dir + "/c.pem", "/k.pem", filepath.Dir(dir) + "/ca.pem", "file:" + dir + "/t", false}}},
+		{"agent: { url: \"https://s:1\", aws: true }\n", Config{Agent: Agent{URL: "https://s:1", AWS: true}}},
 		{"agent: { url: \"https://s:1\", token-from: \"exec:/bin/cat t\" }\n", Config{Agent: Agent{URL: "https://s:1", TokenFrom: "exec:/bin/cat t"}}},
+		{"oidc: { k: { issuer: \"https://k\", audience: a, kind: kubernetes, max-age: 2h, ca: ca.pem, token-file: t } }\n", Config{OIDC: map[string]OIDC{
+			"k": {"https://k", "a", "kubernetes", "2h", dir + "/ca.pem", dir + "/t"}}}},
 		// References to a token do not change, also those of certificates.
 		{"key: " + ref + "\ncert: " + ref + "\nchain: ['" + ref + "']\n", Config{Key: ref, Cert: ref, Chain: []string{ref}}},
 		{"vendors:\n  a: {key: \"file:/k\", cert: c.pem, chain: [d.pem], trust-root: [/e.pem]}\n", Config{Vendors: map[string]Vendor{
@@ -59,6 +63,15 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s-want +got:\n%s", tt.text, diff)
 		}
 	}
+}
+
+// issuers are the OIDC issuers of a configuration, for a policy.
+func issuers(c *Config) map[string]policy.OIDCIssuer {
+	all := map[string]policy.OIDCIssuer{}
+	for name, i := range c.OIDC {
+		all[name] = policy.OIDCIssuer{URL: i.Issuer, Audience: i.Audience, Kind: i.Kind, MaxAge: i.MaxAge}
+	}
+	return all
 }
 
 func TestLoadRefuses(t *testing.T) {
@@ -172,7 +185,7 @@ func TestExample(t *testing.T) {
 	for i := range texts {
 		c, err := Parse("hsmsign.example.yaml", []byte(texts[i].String()))
 		if err == nil && len(c.Vendors) > 0 {
-			_, err = policy.New(c.Callers, c.Roles, policy.Environment{Vendors: slices.Collect(maps.Keys(c.Vendors))})
+			_, err = policy.New(c.Callers, c.Roles, policy.Environment{Vendors: slices.Collect(maps.Keys(c.Vendors)), Issuers: issuers(c)})
 		}
 		if err != nil {
 			t.Errorf("with the comments removed: %v\n%s", err, texts[i].String())
@@ -185,5 +198,31 @@ func TestExample(t *testing.T) {
 	slices.Sort(shown)
 	if diff := cmp.Diff(fields, shown); diff != "" {
 		t.Errorf("the keys of the example: -Config +shown:\n%s", diff)
+	}
+}
+
+// The recipes of docs/callers.md are configurations that are accepted.
+func TestRecipes(t *testing.T) {
+	doc := string(testkit.Must(os.ReadFile("../docs/callers.md")))
+	roles := map[string]policy.RoleConfig{"signer": {May: []string{policy.Read}, Customers: []string{"*"}}}
+	blocks := regexp.MustCompile("(?s)```yaml\n(oidc:.*?)```").FindAllStringSubmatch(doc, -1)
+	kinds := map[string]bool{}
+	for _, block := range blocks {
+		c, err := Parse("callers.md", []byte(block[1]))
+		if err == nil {
+			var p *policy.Policy
+			if p, err = policy.New(c.Callers, roles, policy.Environment{Issuers: issuers(c)}); err == nil {
+				for _, name := range p.Issuers() {
+					_, kind, _ := strings.Cut(p.ExplainIssuer(name), " (")
+					kinds[kind[:strings.Index(kind, ")")]] = true
+				}
+			}
+		}
+		if err != nil {
+			t.Errorf("%v; %s\n%s", err, fault.Hint(err), block[1])
+		}
+	}
+	if got := slices.Sorted(maps.Keys(kinds)); !slices.Equal(got, slices.Sorted(slices.Values(policy.OIDCKinds))) {
+		t.Errorf("there are recipes for %v", got)
 	}
 }

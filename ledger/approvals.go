@@ -27,6 +27,7 @@ type asking struct {
 	record.Asked
 	customer string // present name
 	given    []record.Approval
+	rejected *record.Approval
 	closed   bool // it was rejected, or has expired
 }
 
@@ -39,16 +40,16 @@ type reader struct {
 
 func (tx *Tx) reader() reader { return reader{tx.ledger, tx.sql, tx.entry} }
 
-// readerAt returns a reader of the state of a checkpoint.
+// readerAt returns a reader of the state of a checkpoint, which remembers what it has proved.
 func (l *Ledger) readerAt(tx *sql.Tx, head *Checkpoint) reader {
-	return reader{l, tx, func(ctx context.Context, index int64) (*record.Entry, error) { return l.entry(ctx, tx, head, index) }}
+	return newPage(l, tx, head).reader()
 }
 
 // asking reads what was asked under the id of a request, and who approved it. Every entry is proved, so a row that somebody added
 // is no approval. nil: nobody was asked.
-func (r reader) asking(ctx context.Context, id record.ID) (*asking, error) {
+func (at reader) asking(ctx context.Context, id record.ID) (*asking, error) {
 	var indexes []int64
-	err := r.store.each(ctx, r.querier, "SELECT entry FROM approvals WHERE request = ? ORDER BY entry", []any{id[:]}, func(scan func(...any) error) error {
+	err := at.store.each(ctx, at.querier, "SELECT entry FROM approvals WHERE request = ? ORDER BY entry", []any{id[:]}, func(scan func(...any) error) error {
 		indexes = append(indexes, 0)
 		return scan(&indexes[len(indexes)-1])
 	})
@@ -57,7 +58,7 @@ func (r reader) asking(ctx context.Context, id record.ID) (*asking, error) {
 	}
 	a := &asking{id: id, index: indexes[0]}
 	for i, index := range indexes {
-		e, err := r.prove(ctx, index)
+		e, err := at.prove(ctx, index)
 		if err != nil {
 			return nil, err
 		}
@@ -67,10 +68,16 @@ func (r reader) asking(ctx context.Context, id record.ID) (*asking, error) {
 		switch e.Kind {
 		case record.KindPending:
 			a.entry = e
-			err = r.parse(ctx, index, e, openAsked, &a.Asked)
+			err = at.parse(ctx, index, e, openAsked, &a.Asked)
 		case record.KindApproved:
-			err = r.approval(ctx, a, index, e)
-		case record.KindRejected, record.KindExpired:
+			var one record.Approval
+			one, err = at.approval(ctx, index, e)
+			a.given = append(a.given, one)
+		case record.KindRejected:
+			var one record.Approval
+			one, err = at.approval(ctx, index, e)
+			a.closed, a.rejected = true, &one
+		case record.KindExpired:
 			a.closed = true
 		default:
 			err = fmt.Errorf("%w: the entry %d is not about an approval", ErrTampered, index)
@@ -79,46 +86,45 @@ func (r reader) asking(ctx context.Context, id record.ID) (*asking, error) {
 			return nil, err
 		}
 	}
-	a.customer, err = r.customerName(ctx, a.entry.Customer)
+	a.customer, err = at.customerName(ctx, a.entry.Customer)
 	return a, err
 }
 
 // parse reads the JSON of an opening.
-func (r reader) parse(ctx context.Context, index int64, e *record.Entry, name string, into any) error {
-	data, err := r.opening(ctx, r.querier, index, e, name)
+func (at reader) parse(ctx context.Context, index int64, e *record.Entry, name string, into any) error {
+	data, err := at.opening(ctx, at.querier, index, e, name)
 	if err == nil && json.Unmarshal(data, into) != nil {
 		err = fmt.Errorf("%w: the %s of entry %d is not readable", ErrTampered, name, index)
 	}
 	return err
 }
 
-// approval adds an approval.
-func (r reader) approval(ctx context.Context, a *asking, index int64, e *record.Entry) error {
+// approval reads an approval, or a rejection.
+func (at reader) approval(ctx context.Context, index int64, e *record.Entry) (record.Approval, error) {
 	var said record.Decided
-	if err := r.parse(ctx, index, e, openDecided, &said); err != nil {
-		return err
+	if err := at.parse(ctx, index, e, openDecided, &said); err != nil {
+		return record.Approval{}, err
 	}
-	caller, err := r.opening(ctx, r.querier, index, e, openActor)
-	a.given = append(a.given, record.Approval{
+	caller, err := at.opening(ctx, at.querier, index, e, openActor)
+	return record.Approval{
 		Entry: index, Time: e.Time, Caller: string(caller), Credential: said.Credential, Person: said.Person, Reason: said.Reason,
-	})
-	return err
+	}, err
 }
 
 // customerName returns the present name of a customer, as its entry says it; "" for the zero ID.
-func (r reader) customerName(ctx context.Context, id record.ID) (string, error) {
+func (at reader) customerName(ctx context.Context, id record.ID) (string, error) {
 	if id == (record.ID{}) {
 		return "", nil
 	}
 	var index int64
-	if err := r.QueryRowContext(ctx, r.store.bind("SELECT entry FROM customers WHERE id = ?"), id[:]).Scan(&index); err != nil {
+	if err := at.QueryRowContext(ctx, at.store.bind("SELECT entry FROM customers WHERE id = ?"), id[:]).Scan(&index); err != nil {
 		return "", err
 	}
-	e, err := r.prove(ctx, index)
+	e, err := at.prove(ctx, index)
 	if err != nil {
 		return "", err
 	}
-	c, err := r.customerOf(ctx, r.querier, index, e)
+	c, err := at.customerOf(ctx, at.querier, index, e)
 	if err == nil && e.Customer != id {
 		err = fmt.Errorf("%w: the list of customers does not say what entry %d says", ErrTampered, index)
 	}
@@ -126,11 +132,11 @@ func (r reader) customerName(ctx context.Context, id record.ID) (string, error) 
 }
 
 // event returns the event of a use. It is proved by entries: a row that somebody added does not make a customer or a key known.
-func (r reader) event(ctx context.Context, u *use, known, used bool) (string, error) {
+func (at reader) event(ctx context.Context, u *use, known, used bool) (string, error) {
 	if !known {
 		return record.EventNewCustomer, nil
 	}
-	name, err := r.customerName(ctx, u.customer)
+	name, err := at.customerName(ctx, u.customer)
 	if err == nil && name != u.Customer {
 		err = fmt.Errorf("%w: the list of customers does not say what the entry says", ErrTampered)
 	}
@@ -143,14 +149,14 @@ func (r reader) event(ctx context.Context, u *use, known, used bool) (string, er
 	}
 	var spki []byte
 	var index int64
-	err = r.QueryRowContext(ctx, r.store.bind("SELECT spki, entry FROM keys WHERE "+where+" = ? LIMIT 1"), arg).Scan(&spki, &index) // #nosec G202 -- a constant
+	err = at.QueryRowContext(ctx, at.store.bind("SELECT spki, entry FROM keys WHERE "+where+" = ? LIMIT 1"), arg).Scan(&spki, &index) // #nosec G202 -- a constant
 	if errors.Is(err, sql.ErrNoRows) {
 		return record.EventNewCustomer, nil
 	}
 	if err != nil {
 		return "", err
 	}
-	e, err := r.prove(ctx, index)
+	e, err := at.prove(ctx, index)
 	if err != nil {
 		return "", err
 	}
@@ -257,7 +263,7 @@ func (tx *Tx) ask(ctx context.Context, u *use, event string, need int, known boo
 	return tx.askFor(u.entry(record.KindPending, record.NewID()), u.Ask, record.Asked{Event: event, Need: need, Vendor: u.Identity}, u.openings...)
 }
 
-// askFor appends the question. waiting is a *record.Waiting.
+// askFor appends the question, and posts the notice about it. waiting is a *record.Waiting.
 func (tx *Tx) askFor(e *record.Entry, ask *record.Ask, asked record.Asked, openings ...record.Opening) (waiting, err error) {
 	asked.Requester, asked.Until = ask.Requester, tx.now.Add(ask.Expiry).Truncate(time.Millisecond)
 	data, err := json.Marshal(asked)
@@ -273,6 +279,7 @@ func (tx *Tx) askFor(e *record.Entry, ask *record.Ask, asked record.Asked, openi
 	tx.exec("INSERT INTO requests (id, customer, state, entry, issued, begun, csr, spki, intent, until) VALUES (?, ?, ?, ?, -1, ?, ?, ?, ?, ?)",
 		e.Request[:], e.Customer[:], e.Kind, index, tx.now.UnixMilli(), e.CSR[:], e.SPKI[:], index, asked.Until.UnixMilli())
 	tx.exec("INSERT INTO approvals (request, entry) VALUES (?, ?)", e.Request[:], index)
+	tx.post(Message{Kind: MessagePending, About: e.Request, Customer: e.Customer})
 	return &record.Waiting{ID: e.Request, Need: asked.Need, Until: asked.Until}, nil
 }
 
@@ -310,6 +317,7 @@ func (tx *Tx) decide(e *record.Entry, openings ...record.Opening) error {
 	set := ""
 	if e.Kind != record.KindApproved {
 		set = ", until = 0"
+		tx.answered(e.Request)
 	}
 	tx.exec("UPDATE requests SET state = ?, entry = ?"+set+" WHERE id = ?", e.Kind, index, e.Request[:])
 	tx.exec("INSERT INTO approvals (request, entry) VALUES (?, ?)", e.Request[:], index)

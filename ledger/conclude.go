@@ -76,12 +76,15 @@ func (tx *Tx) conclude(ctx context.Context, id record.ID, permit record.Permit, 
 			return id, nil, err
 		}
 	}
+	if r.until > 0 { // others had to approve it
+		tx.answered(r.id)
+	}
 	e := &record.Entry{Kind: record.KindIssued, File: made.Hash, Operation: outcome.Operation}
 	return id, nil, tx.move(r, e, append(openings, made)...)
 }
 
 // byIntent reads a request that is about to be signed, whose key it is, and whether its CSR was issued before.
-const byIntent = `SELECT r.entry, r.state, k.customer,
+const byIntent = `SELECT r.entry, r.state, r.until, k.customer,
 	EXISTS (SELECT 1 FROM requests i WHERE i.csr = r.csr AND i.customer = r.customer AND i.state = 'issued')
 	FROM requests r LEFT JOIN keys k ON k.spki = r.spki WHERE r.id = ?`
 
@@ -94,7 +97,7 @@ func (tx *Tx) intent(ctx context.Context, id record.ID) (r request, owner record
 		tx.ledger.signing += (time.Since(opened.at) - tx.ledger.signing) / 16
 	}
 	var customer []byte
-	err = tx.row(ctx, byIntent, id[:]).Scan(&r.at, &r.state, &customer, &before)
+	err = tx.row(ctx, byIntent, id[:]).Scan(&r.at, &r.state, &r.until, &customer, &before)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return r, owner, before, fault.NotFound.Errorf("no request %s was authorized", id)

@@ -169,7 +169,7 @@ func (tx *Tx) erase(id, actor record.ID, channel string) error {
 		}
 	}
 	tx.exec("DELETE FROM approvals WHERE request IN (SELECT id FROM requests WHERE customer = ?)", id[:])
-	for _, table := range []string{"customers WHERE id", "pushes WHERE customer", "keys WHERE customer", "requests WHERE customer"} {
+	for _, table := range []string{"customers WHERE id", "pushes WHERE customer", "keys WHERE customer", "requests WHERE customer", "outbox WHERE customer"} {
 		tx.exec("DELETE FROM "+table+" = ?", id[:])
 	}
 	_, err := tx.Append(&record.Entry{Kind: record.KindErased, Customer: id, Actor: actor, Channel: channel})

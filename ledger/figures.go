@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"maps"
+	"time"
 )
 
 // Figures are what monitoring shows of a ledger.
@@ -12,6 +13,28 @@ type Figures struct {
 	Cosigned  int64 // entries below the newest checkpoint that enough operators have cosigned; 0: there is none
 	Witnesses []WitnessStatus
 	Copies    []CopyStatus
+	Pending   Asked
+}
+
+// Asked is how much waits for approval. It is read from the list of requests and not proved: what waits is proved when it is listed
+// and approved.
+type Asked struct {
+	Requests int
+	Oldest   time.Duration // since the oldest was asked for; 0: nothing waits
+}
+
+// Questions returns how much waits for approval.
+func (l *Ledger) Questions(ctx context.Context) (b Asked, err error) {
+	now, err := l.clock(ctx, l.store.DB)
+	var oldest int64
+	if err == nil {
+		err = l.store.DB.QueryRowContext(ctx, l.store.bind("SELECT count(*), coalesce(min(begun), 0) FROM requests WHERE until > 0 AND until > ? AND state IN ('pending', 'approved')"),
+			now.UnixMilli()).Scan(&b.Requests, &oldest)
+	}
+	if b.Requests > 0 {
+		b.Oldest = max(0, now.Sub(time.UnixMilli(oldest)))
+	}
+	return b, l.store.fail("count what waits for approval", err)
 }
 
 // Figures returns the figures of the store. Sizes are those of verified checkpoints and cosignatures.
@@ -28,6 +51,9 @@ func (l *Ledger) Figures(ctx context.Context) (f Figures, err error) {
 	}
 	if cosigned.Operators() >= enough {
 		f.Cosigned = cosigned.Size
+	}
+	if f.Pending, err = l.Questions(ctx); err != nil {
+		return f, err
 	}
 	f.Witnesses, err = l.WitnessStatuses(ctx)
 	return f, err

@@ -28,6 +28,8 @@ var rights = map[string]string{
 	"witnesses":     "SELECT, INSERT, UPDATE",
 	"replicas":      "SELECT, INSERT, UPDATE, DELETE",
 	"uses":          "SELECT, INSERT, UPDATE",
+	"outbox":        "SELECT, INSERT, UPDATE, DELETE",
+	"once":          "SELECT, INSERT, DELETE",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

@@ -97,6 +97,7 @@ type Ledger struct {
 
 	using       uses
 	freezeReads freezeReads
+	cleaned     atomic.Int64 // when Once deleted hashes, in milliseconds since 1970
 
 	keeping sync.Mutex  // guards kept and the file; before mu
 	kept    *Checkpoint // the one in the file outside the store

@@ -16,9 +16,12 @@ type Approval struct {
 	record.Asked
 	// Given are the approvals that were recorded; which count, the policy says.
 	Given []record.Approval
+	// Rejected is the rejection; nil: nobody has rejected it.
+	Rejected *record.Approval
 	// Freeze is the freeze that would end; its Scope is "" if a signature was asked for.
 	Freeze  record.Freeze
 	Channel string // how it was asked
+	Expired bool   // the time for the approvals is over, by the clock of the database
 }
 
 // Pending returns what waits for approval, the newest first, each proved by its entries, without files. Only those that keep
@@ -30,17 +33,25 @@ func (l *Ledger) Pending(ctx context.Context, before int64, limit int, keep func
 		return nil, 0, l.store.fail("list what waits", err)
 	}
 	err = l.snapshot(ctx, "list what waits", func(tx *sql.Tx, head *Checkpoint) error {
+		at := newPage(l, tx, head)
 		for {
 			page, err := l.waiting(ctx, tx, now.UnixMilli(), before, limit)
 			if err != nil {
 				return err
 			}
+			var indexes []int64
+			for _, r := range page {
+				indexes = append(indexes, r.Entry, r.intent)
+			}
+			if err := at.load(ctx, indexes); err != nil {
+				return err
+			}
 			for _, r := range page {
 				before = r.intent
-				if err := l.proveRequest(ctx, tx, head, r); err != nil {
+				if err := at.reader().proveRequest(ctx, r); err != nil {
 					return err
 				}
-				if err := l.proveApproval(ctx, tx, head, r); err != nil {
+				if err := at.reader().proveApproval(ctx, r); err != nil {
 					return err
 				}
 				if r.Approval == nil || !keep(r) {
@@ -81,30 +92,31 @@ func (l *Ledger) waiting(ctx context.Context, tx *sql.Tx, now, before int64, lim
 
 // proveApproval reads what other people must approve, if anything. One that was not approved in time is expired, whether or not
 // an entry says it yet.
-func (l *Ledger) proveApproval(ctx context.Context, tx *sql.Tx, head *Checkpoint, r *RequestRecord) error {
-	a, err := l.readerAt(tx, head).asking(ctx, r.ID)
+func (at reader) proveApproval(ctx context.Context, r *RequestRecord) error {
+	a, err := at.asking(ctx, r.ID)
 	if err != nil || a == nil {
 		return err
 	}
-	about, err := l.readerAt(tx, head).freezeAsked(ctx, a)
+	about, err := at.freezeAsked(ctx, a)
 	if err != nil {
 		return err
 	}
-	r.Approval = &Approval{Asked: a.Asked, Given: a.given, Freeze: about, Channel: a.entry.Channel}
+	r.Approval = &Approval{Asked: a.Asked, Given: a.given, Rejected: a.rejected, Freeze: about, Channel: a.entry.Channel}
 	r.Customer, r.Actor = a.customer, a.Caller
-	now, err := l.clock(ctx, tx)
-	if err == nil && !a.Until.After(now) && (r.State == record.KindPending || r.State == record.KindApproved) {
+	now, err := at.clock(ctx, at.querier)
+	r.Approval.Expired = !a.Until.After(now)
+	if err == nil && r.Approval.Expired && (r.State == record.KindPending || r.State == record.KindApproved) {
 		r.State = record.KindExpired
 	}
 	return err
 }
 
 // freezeAsked returns the freeze that would end, with the present name of its customer; Scope "": something else was asked.
-func (r reader) freezeAsked(ctx context.Context, a *asking) (about record.Freeze, err error) {
+func (at reader) freezeAsked(ctx context.Context, a *asking) (about record.Freeze, err error) {
 	if !commits(a.entry, openFreeze) {
 		return about, nil
 	}
-	if err := r.parse(ctx, a.index, a.entry, openFreeze, &about); err != nil {
+	if err := at.parse(ctx, a.index, a.entry, openFreeze, &about); err != nil {
 		return about, err
 	}
 	if about.Scope == FreezeCustomer {
@@ -158,6 +170,9 @@ func (tx *Tx) askUnfreeze(ctx context.Context, actor, channel string, f Freeze) 
 		if err != nil {
 			return nil, err
 		}
+		if a == nil {
+			return nil, fmt.Errorf("%w: the list of approvals has nothing about the request %s", ErrTampered, found.id)
+		}
 		about, err := r.freezeAsked(ctx, a)
 		if err != nil {
 			return nil, err
@@ -195,6 +210,7 @@ func (tx *Tx) endFreeze(ctx context.Context, a *asking, about record.Freeze) err
 		return err
 	}
 	tx.exec("UPDATE requests SET state = ?, entry = ?, until = 0 WHERE id = ?", e.Kind, index, a.id[:])
+	tx.answered(a.id)
 	return nil
 }
 

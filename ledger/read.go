@@ -30,6 +30,11 @@ func (s *Store) entry(ctx context.Context, q querier, hashes tlog.HashReader, he
 	if err != nil {
 		return nil, err
 	}
+	return provedEntry(head, index, leaf, hashes)
+}
+
+// provedEntry returns the entry of a leaf after proving that it is under the checkpoint.
+func provedEntry(head *Checkpoint, index int64, leaf []byte, hashes tlog.HashReader) (*record.Entry, error) {
 	proof, err := tlog.ProveRecord(head.Size, index, hashes)
 	if err != nil {
 		return nil, err

@@ -51,10 +51,10 @@ func (l *Ledger) Request(ctx context.Context, id record.ID) (*RequestRecord, err
 			return fault.NotFound.Errorf("there is no request %s", id)
 		}
 		if err == nil {
-			err = l.proveRequest(ctx, tx, head, r)
-		}
-		if err == nil {
-			err = l.proveApproval(ctx, tx, head, r)
+			at := l.readerAt(tx, head)
+			if err = at.proveRequest(ctx, r); err == nil {
+				err = at.proveApproval(ctx, r)
+			}
 		}
 		if err == nil && r.CSR != (record.Hash{}) {
 			err = l.requestFiles(ctx, tx, head, r)
@@ -68,12 +68,12 @@ func (l *Ledger) Request(ctx context.Context, id record.ID) (*RequestRecord, err
 }
 
 // proveRequest reads the entries of a request, and compares them with the list of requests.
-func (l *Ledger) proveRequest(ctx context.Context, q querier, head *Checkpoint, r *RequestRecord) error {
-	e, err := l.entry(ctx, q, head, r.Entry)
+func (at reader) proveRequest(ctx context.Context, r *RequestRecord) error {
+	e, err := at.prove(ctx, r.Entry)
 	if err != nil {
 		return err
 	}
-	first, err := l.entry(ctx, q, head, r.intent)
+	first, err := at.prove(ctx, r.intent)
 	if err != nil {
 		return err
 	}
@@ -86,13 +86,13 @@ func (l *Ledger) proveRequest(ctx context.Context, q querier, head *Checkpoint, 
 	if aboutApproval(e.Kind) {
 		r.actor = first.Actor
 	}
-	original, err := l.original(ctx, q, r.intent, first)
+	original, err := at.original(ctx, at.querier, r.intent, first)
 	if err != nil {
 		return err
 	}
 	r.Begun = original.Time
 	if r.State == record.KindIssued {
-		r.UseBefore, err = l.useBefore(ctx, q, e.Chain)
+		r.UseBefore, err = at.useBefore(ctx, at.querier, e.Chain)
 	}
 	return err
 }
@@ -144,6 +144,7 @@ func (l *Ledger) Requests(ctx context.Context, q Query) ([]RequestRecord, error)
 	}
 	err = l.snapshot(ctx, "list the requests", func(tx *sql.Tx, head *Checkpoint) error {
 		before := int64(math.MaxInt64)
+		at := l.readerAt(tx, head)
 		page := min(max(2*q.Limit, 16), 1000) // an issued request has two entries
 		for len(found) < q.Limit {
 			part, err := l.requestPage(ctx, tx, "SELECT idx, leaf FROM entries WHERE "+requestKinds+where+
@@ -159,7 +160,7 @@ func (l *Ledger) Requests(ctx context.Context, q Query) ([]RequestRecord, error)
 				if r.Entry != r.newest || len(found) == q.Limit { // the request has a newer entry, or was erased
 					continue
 				}
-				if err := l.proveRequest(ctx, tx, head, r); err != nil {
+				if err := at.proveRequest(ctx, r); err != nil {
 					return err
 				}
 				if r.CSR == (record.Hash{}) { // the end of a freeze was asked for

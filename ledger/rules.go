@@ -246,6 +246,7 @@ type request struct {
 	id    record.ID
 	at    int64 // the number of the entry
 	state string
+	until int64 // when its approval expires, in milliseconds; 0: nobody has to approve it. Only Tx.intent reads it
 	*record.Entry
 }
 

@@ -44,3 +44,15 @@ CREATE TABLE refusals (day INTEGER NOT NULL, actor BLOB NOT NULL, rule TEXT NOT 
 CREATE TABLE replicas (name TEXT PRIMARY KEY, policy BLOB NOT NULL, entry INTEGER NOT NULL, seen INTEGER NOT NULL);
 -- When a credential was used last: for people only, no entry says it.
 CREATE TABLE uses (credential TEXT PRIMARY KEY, at INTEGER NOT NULL);
+-- Messages that wait to be sent, and for two days those that were: the payload of these is gone. No entry says what a row says.
+-- A message may be taken when it is due and nobody has a lease on it. failing is when the first of the tries that fail was, ended
+-- when the message was sent or given up; 0: never.
+CREATE TABLE outbox (
+    id BLOB PRIMARY KEY, kind TEXT NOT NULL, about BLOB NOT NULL, customer BLOB NOT NULL, payload BLOB, created INTEGER NOT NULL, due INTEGER NOT NULL,
+    lease INTEGER NOT NULL, hastened INTEGER NOT NULL, tries INTEGER NOT NULL, failing INTEGER NOT NULL, delivered TEXT NOT NULL, ended INTEGER NOT NULL);
+CREATE INDEX outbox_due ON outbox (due) WHERE ended = 0;
+CREATE INDEX outbox_about ON outbox (about) WHERE ended = 0;
+CREATE INDEX outbox_customer ON outbox (customer, kind, created);
+-- What is accepted once, until its time is over: the hashes of signatures that identified a caller.
+CREATE TABLE once (hash BLOB PRIMARY KEY, until INTEGER NOT NULL);
+CREATE INDEX once_until ON once (until);

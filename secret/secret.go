@@ -4,6 +4,7 @@ package secret
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 	"hsmsign/fault"
 )
 
-// Max is the longest secret, in bytes.
+// Max is the longest secret, in bytes, unless Source.Max says something else.
 const Max = 1024
 
 // ErrSecret means that a secret is missing or cannot be read.
@@ -44,7 +45,10 @@ type Source struct {
 	From    string // see Read; "" means Env, then the terminal
 	Env     string // the variable to read if From is empty
 	AnyMode bool   // accept a file that group or others can read
+	Max     int    // length of the secret, in bytes; 0: Max
 }
+
+func (s Source) max() int { return cmp.Or(s.Max, Max) }
 
 // Read returns the secret: 1 to Max bytes, without the last newline of a file or program. The caller clears it after
 // use. Errors wrap ErrSecret and never contain the secret. Source.From is one of
@@ -62,9 +66,9 @@ func (r Reader) Read(ctx context.Context, src Source) ([]byte, error) {
 		return nil, failed(src.Label, err)
 	case len(secret) == 0:
 		return nil, failed(src.Label, errors.New("it is empty"))
-	case len(secret) > Max:
+	case len(secret) > src.max():
 		clear(secret)
-		return nil, failed(src.Label, fmt.Errorf("it is longer than %d bytes", Max))
+		return nil, failed(src.Label, fmt.Errorf("it is longer than %d bytes", src.max()))
 	}
 	return secret, nil
 }
@@ -107,7 +111,7 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 	kind, arg, ok := strings.Cut(src.From, ":")
 	switch program, piped := strings.CutPrefix(src.From, "|"); {
 	case piped:
-		return runSecretProgram(ctx, program)
+		return runSecretProgram(ctx, program, src.max())
 	case src.From == "" && given != "":
 		return []byte(given), nil
 	case src.From == "" && r.Prompt == nil:
@@ -117,7 +121,7 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 	case src.From == "" || src.From == "prompt":
 		return r.Prompt(ctx, src.Label)
 	case !ok:
-		return readSecretFile(src.From, src.AnyMode)
+		return readSecretFile(src.From, src)
 	}
 	switch kind {
 	case "env":
@@ -127,15 +131,17 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 		}
 		return []byte(v), nil
 	case "file":
-		return readSecretFile(strings.TrimPrefix(arg, "//"), src.AnyMode)
+		return readSecretFile(strings.TrimPrefix(arg, "//"), src)
 	case "credential":
 		dir := r.getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" || arg != filepath.Base(arg) {
 			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
 		}
-		return secretIn(filepath.Join(dir, arg), func(path string) ([]byte, error) { return readFile(path, Max+2, credentialMode(src.AnyMode)) })
+		return secretIn(filepath.Join(dir, arg), func(path string) ([]byte, error) {
+			return readFile(path, int64(src.max()+2), credentialMode(src.AnyMode))
+		})
 	case "exec":
-		return runSecretProgram(ctx, arg)
+		return runSecretProgram(ctx, arg, src.max())
 	}
 	return nil, errors.New("unknown source; write file:PATH, env:NAME, credential:NAME, exec:/PROGRAM or prompt")
 }
@@ -147,8 +153,8 @@ func (r Reader) getenv(name string) string {
 	return r.Getenv(name)
 }
 
-func readSecretFile(path string, anyMode bool) ([]byte, error) {
-	return secretIn(path, func(path string) ([]byte, error) { return ReadFile(path, Max+2, anyMode) })
+func readSecretFile(path string, src Source) ([]byte, error) {
+	return secretIn(path, func(path string) ([]byte, error) { return ReadFile(path, int64(src.max()+2), src.AnyMode) })
 }
 
 // secretIn returns the secret in a file.
@@ -172,7 +178,7 @@ func trimNewline(b []byte) []byte {
 const programWait = time.Minute
 
 // runSecretProgram discards the program's standard error, which may contain the secret.
-func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
+func runSecretProgram(ctx context.Context, line string, limit int) ([]byte, error) {
 	args := strings.Fields(line)
 	if len(args) == 0 || !filepath.IsAbs(args[0]) {
 		return nil, errors.New("a program needs its absolute path, as exec:/PROGRAM")
@@ -181,7 +187,7 @@ func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...) // #nosec G204 -- the operator names the program, as with ProxyCommand of ssh
 	cmd.WaitDelay = time.Second
-	out := secretBuffer{room: make([]byte, 0, Max+2)}
+	out := secretBuffer{room: make([]byte, 0, limit+2)}
 	cmd.Stdout = &out
 	if err := cmd.Run(); err != nil {
 		clear(out.room)
@@ -190,12 +196,12 @@ func runSecretProgram(ctx context.Context, line string) ([]byte, error) {
 	return trimNewline(out.room), nil
 }
 
-// secretBuffer never grows, so that no copy of the secret remains in memory. It accepts at most Max+2 bytes.
+// secretBuffer never grows, so that no copy of the secret remains in memory. It accepts as many bytes as it has room for.
 type secretBuffer struct{ room []byte }
 
 func (s *secretBuffer) Write(p []byte) (int, error) {
 	if len(s.room)+len(p) > cap(s.room) {
-		return 0, fmt.Errorf("it printed more than %d bytes", Max)
+		return 0, fmt.Errorf("it printed more than %d bytes", cap(s.room)-2)
 	}
 	s.room = append(s.room, p...)
 	return len(p), nil

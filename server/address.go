@@ -88,6 +88,14 @@ func allowedHosts(addresses []Address, more ...string) map[string]bool {
 	return hosts
 }
 
+// ownNames returns the hosts that are not those of every machine: loopback addresses and "any address".
+func ownNames(hosts map[string]bool) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(hosts)), func(host string) bool {
+		ip, err := netip.ParseAddr(host)
+		return isLoopback(host) || err == nil && ip.IsUnspecified()
+	})
+}
+
 // Hosts returns the hosts that requests may name, sorted; more are those of the configuration.
 func Hosts(listen []Address, t *TLS, more []string) []string {
 	return slices.Sorted(maps.Keys(allowedHosts(listen, append(t.hosts(), more...)...)))

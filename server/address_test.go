@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"testing"
 
 	"hsmsign/fault"
@@ -38,5 +39,13 @@ func TestHosts(t *testing.T) {
 		if got := hosts[hostOf(header)]; got != want {
 			t.Errorf("%q: %v", header, got)
 		}
+	}
+}
+
+// TestOwnNames: a name that every machine has is not one of this server.
+func TestOwnNames(t *testing.T) {
+	all := allowedHosts([]Address{{Host: "0.0.0.0"}, {Host: "::"}, {Host: "127.0.0.2"}, {Host: "10.0.0.1"}}, "Sign.example.com", "localhost")
+	if got := ownNames(all); !slices.Equal(got, []string{"10.0.0.1", "sign.example.com"}) {
+		t.Errorf("%q", got)
 	}
 }

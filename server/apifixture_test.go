@@ -52,7 +52,7 @@ type apiFixture struct {
 	store  *ledger.Store
 	config ledger.Config
 	key    *testkit.Signer
-	policy *policy.Policy // that the next load has
+	policy *policy.Policy   // that the next load has
 	socket *httptest.Server // of the Unix channel
 	http   *httptest.Server // of the loopback channel
 }

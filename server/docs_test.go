@@ -14,6 +14,7 @@ import (
 
 	"hsmsign/agent/policy"
 	"hsmsign/request"
+	"hsmsign/server/authn/awsiam"
 )
 
 func read(t *testing.T, path string) string {
@@ -50,8 +51,13 @@ func TestLimitsAreDocumented(t *testing.T) {
 		"interval of comparing the replicas' policies": short(policyEvery), "last sign of life of a replica after which its policy is not compared": short(replicaOld), "records a second about requests of strangers": fmt.Sprint(logRate),
 		"exports of the ledger at once": fmt.Sprint(maxExports), "export of the ledger": short(exportWait),
 		"entries of one page of a list": "1000", "validity of a token": fmt.Sprint(policy.MaxTokenDays, " days"),
-		// Tests of their packages compare these: TestServeLimitsAreDocumented, and package policy's own.
+		"validity of an AWS signature after its `X-Amz-Date`": short(awsiam.MaxAge), "call to AWS STS": short(awsiam.Timeout),
+		// Tests of their packages compare these: TestServeLimitsAreDocumented, awsiam.TestLimitsAreDocumented, that of package oidc, and package policy's own.
+		"calls to AWS STS a second from a source that has identified a caller (address and access key)": "", "calls to AWS STS a second with another access key from the address of such a source": "",
+		"calls to AWS STS a second from another address (IPv6: /64)": "", "calls to AWS STS at once": "",
 		"signature, in the key store": "", "interval of comparing TLS files": "", "validity of a client certificate": "",
+		"length of an OIDC token": "", "difference of the clocks of an issuer and the service": "", "interval of fetching the keys of an issuer": "", "interval of fetching them without a reason": "",
+		"discovery and keys of an issuer": "", "answer of an issuer": "", "keys of an issuer": "", "use of the keys of an issuer that does not answer": "", "OIDC tokens that wait for the keys of an issuer at once": "",
 	}
 	_, section, _ := strings.Cut(read(t, "docs/service.md"), "\n## Limits\n")
 	rows := regexp.MustCompile(`(?m)^\| (.*) \| (.*) \|$`).FindAllStringSubmatch(section, -1)

@@ -17,13 +17,14 @@ const (
 
 // figures are what the metrics show and a scrape must not read: a timer does. It is safe for concurrent use.
 type figures struct {
-	mu     sync.Mutex
-	read   time.Time // when the store was read; zero: never
-	ledger ledger.Figures
-	frozen map[string]int // freezes by scope
-	dates  []Due
-	dated  time.Time // when dates was read; zero: never
-	reload bool      // the last reload failed
+	mu       sync.Mutex
+	read     time.Time // when the store was read; zero: never
+	ledger   ledger.Figures
+	frozen   map[string]int            // freezes by scope
+	backlogs map[string]ledger.Backlog // of the outbox, by kind
+	dates    []Due
+	dated    time.Time // when dates was read; zero: never
+	reload   bool      // the last reload failed
 }
 
 // view is a copy of the figures, which does not change.
@@ -31,6 +32,7 @@ type view struct {
 	read, dated  time.Time
 	ledger       ledger.Figures
 	frozen       map[string]int
+	backlogs     map[string]ledger.Backlog
 	dates        []Due
 	reloadFailed bool
 }
@@ -38,7 +40,7 @@ type view struct {
 func (f *figures) view() view {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return view{read: f.read, dated: f.dated, ledger: f.ledger, frozen: f.frozen, dates: f.dates, reloadFailed: f.reload}
+	return view{read: f.read, dated: f.dated, ledger: f.ledger, frozen: f.frozen, backlogs: f.backlogs, dates: f.dates, reloadFailed: f.reload}
 }
 
 func (f *figures) reloaded(failed bool) {
@@ -60,13 +62,17 @@ func (s *Server) readFigures(ctx context.Context) {
 	if err != nil {
 		return
 	}
+	backlogs, err := s.cfg.Ledger.Backlogs(ctx)
+	if err != nil {
+		return
+	}
 	frozen := map[string]int{ledger.FreezeAll: 0, ledger.FreezeCaller: 0, ledger.FreezeCustomer: 0, ledger.FreezeVendor: 0}
 	for _, f := range freezes {
 		frozen[f.Scope]++
 	}
 	s.figures.mu.Lock()
 	defer s.figures.mu.Unlock()
-	s.figures.read, s.figures.ledger, s.figures.frozen = s.cfg.Now(), found, frozen
+	s.figures.read, s.figures.ledger, s.figures.frozen, s.figures.backlogs = s.cfg.Now(), found, frozen, backlogs
 }
 
 // readDates reads what is due.

@@ -44,6 +44,7 @@ func (c *call) setFreeze(set func(ctx context.Context, actor, channel string, f 
 
 // waitUnfreeze answers with the end of a freeze that other people must approve first.
 func (c *call) waitUnfreeze(waiting *record.Waiting) error {
+	c.notifier.Wake()
 	found, err := c.cfg.Ledger.Request(c.r.Context(), waiting.ID)
 	if err != nil {
 		return err

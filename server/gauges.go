@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +43,11 @@ var described = [][]string{
 	{"hsmsign_witness_alarm", "Whether a witness knows another ledger than the store has.", "witness"},
 	{"hsmsign_witness_failures_total", "How often a witness did not cosign when this process asked it.", "witness"},
 	{"hsmsign_new_keys_total", "Known customers that used a key that nobody used before, seen by this process."},
+	{"hsmsign_pending", "Requests, and ends of freezes, that wait for approval."},
+	{"hsmsign_pending_age_seconds", "How long ago the oldest of them was asked for; 0: there is none."},
 	{"hsmsign_frozen", "Freezes in force.", "scope"},
+	{"hsmsign_messages_waiting", "Notices and answers that wait in the outbox.", "kind"},
+	{"hsmsign_messages_late_seconds", "How long the notice or answer is late that is late for longest, of a kind that has a channel.", "kind"},
 	{"hsmsign_figures_age_seconds", "How long ago the figures of the ledger were read.", "what"},
 }
 
@@ -89,6 +94,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	set("hsmsign_new_keys_total", float64(s.cfg.Ledger.Counts().NewKeys))
 	if !v.read.IsZero() {
 		ledgerGauges(set, v, s.cfg.Ledger.Counts())
+		s.messageGauges(set, v)
 		set("hsmsign_figures_age_seconds", now.Sub(v.read).Seconds(), "ledger")
 	}
 }
@@ -183,6 +189,18 @@ func dueGauges(set setter, dates []Due, now time.Time) {
 	}
 }
 
+// messageGauges are those of the outbox. What nobody can send is not late: it waits for a channel.
+func (s *Server) messageGauges(set setter, v view) {
+	for _, kind := range []string{ledger.MessagePending, ledger.MessageMDMCert} {
+		set("hsmsign_messages_waiting", float64(v.backlogs[kind].Waiting), kind)
+		late := time.Duration(0)
+		if slices.Contains(s.notifier.Kinds(), kind) {
+			late = v.backlogs[kind].Late
+		}
+		set("hsmsign_messages_late_seconds", late.Seconds(), kind)
+	}
+}
+
 // ledgerGauges are those of the ledger.
 func ledgerGauges(set setter, v view, counts ledger.Counts) {
 	set("hsmsign_ledger_entries", float64(v.ledger.Entries))
@@ -202,6 +220,8 @@ func ledgerGauges(set setter, v view, counts ledger.Counts) {
 		set("hsmsign_witness_alarm", number01(w.Alarm), w.Name)
 		set("hsmsign_witness_failures_total", float64(counts.Failures[w.Name]), w.Name)
 	}
+	set("hsmsign_pending", float64(v.ledger.Pending.Requests))
+	set("hsmsign_pending_age_seconds", v.ledger.Pending.Oldest.Seconds())
 	for scope, n := range v.frozen {
 		set("hsmsign_frozen", float64(n), scope)
 	}

@@ -15,6 +15,7 @@ import (
 	"hsmsign/fault"
 	"hsmsign/ledger/record"
 	"hsmsign/server/authn"
+	"hsmsign/server/authn/awsiam"
 	"hsmsign/server/traces"
 )
 
@@ -40,6 +41,8 @@ type call struct {
 	reason  error       // that the log is told
 	request string      // id in the ledger
 	read    bool        // the body was received
+	data    []byte      // of the body, if it was read before the caller was known
+	form    form        // of refusals; nil: a problem
 	open    bool        // anybody is answered
 }
 
@@ -56,6 +59,11 @@ type route struct {
 	body    int64
 	rated   bool // the rate of the role applies
 	do      func(c *call) error
+	// Those of a drop-in.
+	on     func(d DropIn) bool              // whether there is this route; nil: always
+	within time.Duration                    // the answer is sent before: the client waits no longer; 0: no limit of its own
+	claim  func(c *call, kind string) error // finds the caller by the path or the body; nil: identify
+	form   form                             // of refusals; nil: a problem
 }
 
 // handler returns the handler of the listeners of one kind.
@@ -99,15 +107,19 @@ func (c *call) end() {
 
 // serve answers a request, or returns why it does not.
 func (c *call) serve(kind string) error {
+	rt := c.find()
+	if rt != nil && rt.within > 0 {
+		defer c.limit(rt.within)()
+	}
 	if kind != authn.Unix && !c.state.hosts[hostOf(c.r.Host)] {
+		c.pattern = "" // only the form of the refusal is that of the route
 		return fault.Usage.Errorf("this server is not %q", fault.Clip(c.r.Host, 128)).Rule("server.host").Fix("use a name of its certificate, or add the name to serve: hosts: in its configuration")
 	}
-	rt := c.find()
 	if rt != nil && rt.open {
 		c.open = true
 		return rt.do(c)
 	}
-	if err := c.identify(kind); err != nil {
+	if err := c.caller(kind, rt); err != nil {
 		return err
 	}
 	// Only known callers are traced: strangers must not fill the queue of spans.
@@ -141,13 +153,40 @@ func (c *call) serve(kind string) error {
 
 // find returns the route of the request, or nil. A path that is not in its shortest form has none: the mux would redirect it.
 func (c *call) find() *route {
-	handler, pattern := c.routes.Handler(c.r)
-	rt, _ := handler.(*route)
+	rt, pattern := c.routeOf(c.r)
 	if rt != nil {
-		c.pattern = pattern
+		c.pattern, c.form = pattern, rt.form
 		c.routes.ServeHTTP(c.w, c.r) // sets the path values, and calls the route, which does nothing
 	}
 	return rt
+}
+
+// routeOf returns the route of a request, or nil.
+func (c *call) routeOf(r *http.Request) (rt *route, pattern string) {
+	handler, pattern := c.routes.Handler(r)
+	rt, _ = handler.(*route)
+	if rt != nil && rt.on != nil && !rt.on(c.state.DropIn) {
+		return nil, ""
+	}
+	return rt, pattern
+}
+
+// caller finds the caller of a request.
+func (c *call) caller(kind string, rt *route) error {
+	if rt != nil && rt.claim != nil {
+		return rt.claim(c, kind)
+	}
+	return c.identify(kind)
+}
+
+// path returns the path for a message: without a token.
+func (c *call) path() string {
+	path := c.r.URL.Path
+	if token, ok := strings.CutPrefix(path, "/t/"); ok {
+		_, rest, _ := strings.Cut(token, "/")
+		path = "/t/(removed)/" + rest
+	}
+	return fault.Clip(tokens().ReplaceAllString(path, "(removed)"), 128)
 }
 
 // ServeHTTP is empty: the mux only finds the route.
@@ -158,15 +197,14 @@ func (c *call) missing() error {
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch} {
 		other := c.r.Clone(c.r.Context())
 		other.Method = method
-		handler, _ := c.routes.Handler(other)
-		if _, ok := handler.(*route); ok {
+		if rt, _ := c.routeOf(other); rt != nil {
 			c.w.Header().Add("Allow", method)
 		}
 	}
 	if c.w.Header().Get("Allow") != "" {
-		return fault.Usage.Errorf("%s is not a method of %q", fault.Clip(c.r.Method, 16), fault.Clip(c.r.URL.Path, 128)).Fix("the header Allow lists the methods")
+		return fault.Usage.Errorf("%s is not a method of %q", fault.Clip(c.r.Method, 16), c.path()).Fix("the header Allow lists the methods")
 	}
-	return fault.NotFound.Errorf("there is no %q", fault.Clip(c.r.URL.Path, 128)).Fix("GET /v1/openapi.yaml describes the API")
+	return fault.NotFound.Errorf("there is no %q", c.path()).Fix("GET /v1/openapi.yaml describes the API")
 }
 
 // identify finds the caller.
@@ -179,8 +217,13 @@ func (c *call) identify(kind string) error {
 			return authn.ErrUnknown
 		}
 	}
-	found, err := c.state.checker(c.cfg.Now()).Identify(c.r, c.conn)
-	if known != nil {
+	found, err := c.state.checker(c.cfg.Now()).Identify(c.r.Context(), c.r, c.conn)
+	return c.identified(kind, found, err)
+}
+
+// identified sets the caller that was found, or returns why there is none. What the caller is not told is logged.
+func (c *call) identified(kind string, found policy.Credential, err error) error {
+	if known := connectionOf(c.r); known != nil {
 		name := ""
 		if err == nil {
 			name = found.Caller.Name
@@ -191,12 +234,20 @@ func (c *call) identify(kind string) error {
 		if refusal, ok := errors.AsType[*authn.Refusal](err); ok {
 			c.reason = refusal.Reason
 		}
+		if errors.Is(err, awsiam.ErrLimited) {
+			err = &Retry{time.Second, err}
+		}
 		return err
 	}
+	c.known(found, kind)
+	return nil
+}
+
+// known sets the caller.
+func (c *call) known(found policy.Credential, kind string) {
 	c.cred = found
 	c.who = agent.Caller{Name: found.Caller.Name, Channel: kind, Rules: found.Caller, Credential: found.Name}
 	c.cfg.Ledger.Use(found.Name)
-	return nil
 }
 
 // crossOrigin refuses what another web site made a browser send. http.CrossOriginProtection accepts a request without

@@ -14,6 +14,8 @@ import (
 
 	"hsmsign/agent"
 	"hsmsign/fault"
+	"hsmsign/ledger"
+	"hsmsign/server/notify"
 )
 
 // none is the value of a label that does not apply.
@@ -39,6 +41,7 @@ type metrics struct {
 	stages     *prometheus.HistogramVec
 	signatures *prometheus.HistogramVec
 	reloads    *prometheus.CounterVec
+	messages   *prometheus.CounterVec
 	silent     prometheus.Counter
 
 	mu    sync.Mutex
@@ -57,15 +60,24 @@ func newMetrics(s *Server) *metrics {
 			[]string{"stage"}),
 		signatures: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "hsmsign_signature_seconds", Help: "Time of signatures in the key store, probes included, by the kind of their error.", Buckets: short},
 			[]string{"backend", "kind"}),
-		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmsign_reloads_total", Help: "Reloads of the configuration or of the TLS files."}, []string{"result"}),
-		silent:  prometheus.NewCounter(prometheus.CounterOpts{Name: "hsmsign_log_dropped_total", Help: "Log records about unknown callers that were dropped because there were too many."}),
+		reloads:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmsign_reloads_total", Help: "Reloads of the configuration or of the TLS files."}, []string{"result"}),
+		messages: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmsign_messages_total", Help: "Tries to deliver notices and answers, by their result."}, []string{"kind", "channel", "result"}),
+		silent:   prometheus.NewCounter(prometheus.CounterOpts{Name: "hsmsign_log_dropped_total", Help: "Log records about unknown callers that were dropped because there were too many."}),
 	}
-	m.registry.MustRegister(m.requests, m.took, m.stages, m.signatures, m.reloads, m.silent, newGauges(s),
+	m.registry.MustRegister(m.requests, m.took, m.stages, m.signatures, m.reloads, m.messages, m.silent, newGauges(s),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, result := range []string{reloadDone, reloadFailed} {
 		m.reloads.WithLabelValues(result)
 	}
+	for _, kind := range []string{ledger.MessagePending, ledger.MessageMDMCert} {
+		m.messages.WithLabelValues(kind, notify.ChannelNone, notify.ResultDropped)
+	}
 	return m
+}
+
+// message implements notify.Config.Count.
+func (m *metrics) message(kind, channel, result string) {
+	m.messages.WithLabelValues(kind, channel, result).Inc()
 }
 
 // Results of a reload.

@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"crypto"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -17,6 +19,7 @@ import (
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 	"hsmsign/request"
+	"hsmsign/server/notify"
 )
 
 // retryPause is the time after a failed signature in which a look at the request does not try again: each try is an entry.
@@ -175,7 +178,7 @@ func (c *call) tryIssue(found *ledger.RequestRecord) (again *ledger.RequestRecor
 // triable returns whether a look at a request may issue it.
 func (c *call) triable(r *ledger.RequestRecord) bool {
 	a, now := r.Approval, c.cfg.Now()
-	if a == nil || a.Freeze.Scope != "" || !a.Until.After(now) || len(a.Given) == 0 {
+	if a == nil || a.Freeze.Scope != "" || a.Expired || len(a.Given) == 0 {
 		return false
 	}
 	if r.Actor != c.who.Name && c.cred.Approves(a.Asked, r.Customer) != nil {
@@ -222,6 +225,7 @@ func (c *call) issueFor(r *ledger.RequestRecord) error {
 	}
 	defer leave()
 	_, err = vendor.Issue(c.r.Context(), prepared)
+	c.notifier.Wake() // a mail may wait for it
 	return err
 }
 
@@ -231,9 +235,28 @@ func (c *call) wait(result api.SignResult, waiting *record.Waiting) error {
 	if err != nil {
 		return err
 	}
+	c.notifier.Wake()
 	c.request = waiting.ID.String()
 	c.w.Header().Set("Location", "/v1/requests/"+c.request)
 	c.w.Header().Set("Retry-After", strconv.Itoa(int(retryPause/time.Second)))
 	result.Status, result.RequestID, result.Approval = api.StatusPending, c.request, c.describe(*found).Approval
 	return c.json(http.StatusAccepted, result)
+}
+
+// waits returns nil if what a notice is about still waits for people, and an error that wraps notify.ErrNever if it does not: it was
+// decided, has expired, or is nothing that the ledger knows.
+func (s *Server) waits(ctx context.Context, m ledger.Message) error {
+	found, err := s.cfg.Ledger.Request(ctx, m.About)
+	if fault.KindOf(err) == fault.NotFound {
+		return fmt.Errorf("%w: %w", notify.ErrNever, err)
+	}
+	if err != nil {
+		return err
+	}
+	if a := found.Approval; a != nil && (found.State == record.KindPending || found.State == record.KindApproved) {
+		if _, enough := s.state.Load().Policy.Count(a.Asked, found.Customer, a.Given, a.Need); !enough {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s is %s", notify.ErrNever, m.About, found.State)
 }

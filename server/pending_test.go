@@ -231,6 +231,9 @@ func TestApprovalElsewhere(t *testing.T) {
 	}
 	down.Store(false)
 	tried := f.key.Calls.Load()
+	if r := f.state(t, careful, id); r.State != "failed" || r.Problem != nil || f.key.Calls.Load() != tried {
+		t.Errorf("a look just after a failure tries again: %+v", r)
+	}
 	other := f.replica(t)
 	other.cfg.Now = func() time.Time { return time.Now().Add(retryPause + time.Second) }
 	if status := other.as(t, reader, "GET", "/v1/requests/"+id, nil, nil); status != 200 || f.key.Calls.Load() != tried {
@@ -272,5 +275,33 @@ func TestUnfreezeApproval(t *testing.T) {
 	}
 	if r := f.state(t, careful, asked.ID); r.State != "unfrozen" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestUnfreezeIsNotIssued: a look at the end of a freeze that one of two has approved tries nothing, and who neither reads nor
+// approves does not see it.
+func TestUnfreezeIsNotIssued(t *testing.T) {
+	f := newAPIFixture(t)
+	f.reload(t, func(callers map[string]policy.CallerConfig, roles map[string]policy.RoleConfig) {
+		two := roles["careful"]
+		two.UnfreezeApprovals = 2
+		roles["careful"] = two
+		roles["freezing"] = policy.RoleConfig{May: []string{policy.Freeze}, Customers: []string{"*"}}
+		callers["cold"] = policy.CallerConfig{Role: "freezing", Person: "cold", UID: []int{2004}}
+	})
+	order := api.FreezeOrder{Scope: "all", Reason: "a test"}
+	f.as(t, careful, "POST", "/v1/freeze", order, nil)
+	var asked api.Request
+	if status := f.as(t, careful, "POST", "/v1/unfreeze", order, &asked); status != 202 {
+		t.Fatalf("unfreeze: %d", status)
+	}
+	if status, _ := f.decide(t, fay, "approve", asked.ID); status != 202 {
+		t.Errorf("the first of two: %d", status)
+	}
+	if r := f.state(t, careful, asked.ID); r.State != "approved" || r.Problem != nil {
+		t.Errorf("%+v, %+v", r, r.Problem)
+	}
+	if status := f.as(t, 2004, "GET", "/v1/requests/"+asked.ID, nil, nil); status != 404 {
+		t.Errorf("who may freeze only sees it: %d", status)
 	}
 }

@@ -36,6 +36,10 @@ func (c *call) fail(err error) {
 	if c.w.Header().Get("Allow") != "" {
 		problem.Status = http.StatusMethodNotAllowed
 	}
+	if c.form != nil {
+		c.form(c, problem)
+		return
+	}
 	c.w.Header().Set("Content-Type", "application/problem+json")
 	data, _ := json.Marshal(problem) // it has no value that cannot be encoded
 	c.send(problem.Status, append(data, '\n'))
@@ -56,7 +60,7 @@ func (c *call) problem(err error) api.Problem {
 var hidden = map[fault.Kind]string{
 	fault.Internal: "the server failed at this request", fault.Interrupted: "the server is stopping, or the request took too long",
 	fault.Vendor: "the server cannot use its vendor identity", fault.Auth: "the key store refused the server's credentials",
-	fault.Unavailable: "the key store, the ledger or the entitlement program does not answer", fault.Defects: "the ledger is not what its signed checkpoint says",
+	fault.Unavailable: "the key store, the ledger, the entitlement program or AWS STS does not answer", fault.Defects: "the ledger is not what its signed checkpoint says",
 }
 
 // retryAfter returns when to try again; 0: not at all.
@@ -115,6 +119,9 @@ func (c *call) mediaType() string {
 
 // body reads the body.
 func (c *call) body() ([]byte, error) {
+	if c.data != nil {
+		return c.data, nil
+	}
 	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return nil, fault.WrongType.Errorf("the body has the encoding %q", fault.Clip(encoding, 32)).Fix("send it without Content-Encoding")
 	}

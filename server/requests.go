@@ -81,17 +81,10 @@ func (c *call) sign() error {
 	if err != nil {
 		return err
 	}
-	backend := ""
-	c.r = c.r.WithContext(agent.WithObserver(c.r.Context(), c.observer(func() string { return backend })))
-	var vendor *agent.Vendor
-	var prepared *agent.Prepared
-	if err := agent.Observe(c.r.Context(), stagePrepare, func(ctx context.Context) (err error) {
-		vendor, prepared, err = c.prepare(ctx, o)
-		return err
-	}); err != nil {
+	vendor, prepared, err := c.prepared(o)
+	if err != nil {
 		return err
 	}
-	backend, c.csr = vendor.Backend(), record.SHA256(prepared.CSR.DER)
 	result := api.SignResult{
 		Status: api.StatusSigned, Customer: prepared.Order.Customer, Subject: api.Name(prepared.CSR.Parsed.Subject), CSRSHA256: api.SHA256(prepared.CSR.DER),
 		KeySHA256: api.SHA256(prepared.CSR.Parsed.RawSubjectPublicKeyInfo), Findings: prepared.CSR.Findings, UseBefore: api.Time(prepared.UseBefore()),
@@ -111,11 +104,8 @@ func (c *call) sign() error {
 		}
 		return c.json(http.StatusOK, result)
 	}
-	var leave func()
-	if err := agent.Observe(c.r.Context(), stageQueue, func(ctx context.Context) (err error) {
-		leave, err = c.queue.enter(ctx, c.who.Name)
-		return err
-	}); err != nil {
+	leave, err := c.turn()
+	if err != nil {
 		return err
 	}
 	issued, err := vendor.Issue(c.r.Context(), prepared)
@@ -128,6 +118,28 @@ func (c *call) sign() error {
 	}
 	c.request = issued.RequestID
 	return c.issued(o, result, issued)
+}
+
+// prepared prepares an order, and measures what follows.
+func (c *call) prepared(o api.SignOrder) (vendor *agent.Vendor, prepared *agent.Prepared, err error) {
+	backend := ""
+	c.r = c.r.WithContext(agent.WithObserver(c.r.Context(), c.observer(func() string { return backend })))
+	if err = agent.Observe(c.r.Context(), stagePrepare, func(ctx context.Context) (err error) {
+		vendor, prepared, err = c.prepare(ctx, o)
+		return err
+	}); err == nil {
+		backend, c.csr = vendor.Backend(), record.SHA256(prepared.CSR.DER)
+	}
+	return vendor, prepared, err
+}
+
+// turn waits for the turn of the caller in the queue.
+func (c *call) turn() (leave func(), err error) {
+	err = agent.Observe(c.r.Context(), stageQueue, func(ctx context.Context) (err error) {
+		leave, err = c.queue.enter(ctx, c.who.Name)
+		return err
+	})
+	return leave, err
 }
 
 // prepare checks an order, whose customer is by default that of the caller.

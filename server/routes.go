@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"slices"
 
 	"hsmsign/chain"
 	"hsmsign/request"
@@ -10,10 +11,11 @@ import (
 // maxJSON is the size limit of a JSON body, in bytes; one with a CSR may be longer by the CSR's limit and its escapes.
 const maxJSON = 16 << 10
 
-// newRoutes returns the routes of the API. openapi.yaml describes each.
+// newRoutes returns the routes of the API, which openapi.yaml describes, and of the drop-ins, which docs/dropin.md does: they are wire forms
+// of other products, and no part of the API.
 func (s *Server) newRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
-	for _, rt := range routes() {
+	for _, rt := range slices.Concat(routes(), dropIns()) {
 		mux.Handle(rt.pattern, rt)
 	}
 	return mux

@@ -15,6 +15,9 @@
 // is read, which is bounded. A signature then waits in a queue that is fair among callers. Errors are RFC 9457 problems made
 // from package fault.
 //
+// Drop-ins (package dropin) are requests in wire forms of other products, whose refusals have the form that the product reads. Two of
+// them have the credential in the body, so a bounded number of bodies is read before the caller is known.
+//
 // # Reload
 //
 // A State is everything that a reload replaces. Reload loads a new one, records its policy in the ledger, and closes the
@@ -46,6 +49,9 @@ import (
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 	"hsmsign/server/authn"
+	"hsmsign/server/authn/awsiam"
+	"hsmsign/server/authn/oidc"
+	"hsmsign/server/notify"
 	"hsmsign/server/traces"
 )
 
@@ -58,12 +64,13 @@ type Limits struct {
 	Running     int           // signatures at once: most of them wait for a commit of the ledger, which many share; 256
 	Waiting     int           // for their turn, of all callers; 512
 	Each        int           // requests of one caller at once, of any kind; 128
+	Stranger    time.Duration // for a body that is read before its sender is known; 5 seconds
 }
 
 func (l Limits) withDefaults() Limits {
 	return Limits{
 		cmp.Or(l.Header, 5*time.Second), cmp.Or(l.Body, 15*time.Second), cmp.Or(l.Idle, 2*time.Minute), cmp.Or(l.Connections, 4096),
-		cmp.Or(l.Running, 256), cmp.Or(l.Waiting, 512), cmp.Or(l.Each, 128),
+		cmp.Or(l.Running, 256), cmp.Or(l.Waiting, 512), cmp.Or(l.Each, 128), cmp.Or(l.Stranger, 5*time.Second),
 	}
 }
 
@@ -113,11 +120,17 @@ type State struct {
 	Hosts   []string                 // that a request may name, besides those of the addresses, localhost and the certificate
 	Roots   []*x509.Certificate      // that POST /v1/verify trusts in addition to Apple's
 	TLS     *TLS                     // nil without a TLS listener
+	DropIn  DropIn                   // the wire forms of other products that are answered
+	OIDC    *oidc.Issuers            // of OIDC tokens; nil: there are none
+	// Channels are the ways to people, for notices and answers.
+	Channels notify.Channels
+	AWS      *awsiam.Verifier // for callers with an AWS identity; nil: there are none. A reload keeps it
 
 	// Commit is called when the state is in force; nil: nobody has to know.
 	Commit func()
 
-	hosts map[string]bool
+	hosts   map[string]bool
+	servers []string // the hosts that are names of this server alone
 }
 
 // TLS is the server's certificate, and the CAs of callers' certificates.
@@ -137,9 +150,12 @@ type Server struct {
 	queue     *queue
 	health    health
 	metrics   *metrics
+	notifier  *notify.Notifier
 	exporting *semaphore.Weighted
 	dues      dues
 	figures   figures
+	strangers strangers
+	late      sync.WaitGroup // signatures whose caller was answered before
 
 	listeners []listener // that Listen has opened
 	reloading sync.Mutex
@@ -163,6 +179,7 @@ func New(cfg Config) (*Server, error) {
 	s.exporting = semaphore.NewWeighted(maxExports)
 	s.routes = s.newRoutes()
 	s.metrics = newMetrics(s)
+	s.notifier = notify.New(notify.Config{Ledger: cfg.Ledger, Log: cfg.Log, Waits: s.waits, Result: s.deliveries().Mail, Count: s.metrics.message, Now: cfg.Now})
 	return s, nil
 }
 
@@ -184,9 +201,11 @@ func (s *Server) load(ctx context.Context, again bool) error {
 		return err
 	}
 	s.state.Store(next)
+	s.notifier.Use(next.Channels)
 	if next.Commit != nil {
 		next.Commit()
 	}
+	next.OIDC.Fetch(s.cfg.Now())
 	if before != nil {
 		s.conns.closeIf(func(conn authn.Connection, caller string) bool { return s.gone(next, conn, caller) })
 		time.AfterFunc(stateClosing, func() { before.closeBut(next) })
@@ -203,8 +222,12 @@ const (
 // check refuses a state that the service cannot use.
 func (s *Server) check(next *State) error {
 	next.hosts = allowedHosts(s.cfg.Listen, append(next.TLS.hosts(), next.Hosts...)...)
+	next.servers = ownNames(next.hosts)
 	if next.Vendors[next.Active] == nil {
 		return fault.Usage.Errorf("there is no vendor identity %q", next.Active).Fix("write vendor: and the name of one")
+	}
+	if next.DropIn.MDMCert && next.Channels.Spool == "" && next.Channels.SMTP == nil {
+		return fault.Usage.Errorf("the drop-in mdmcert without a place for its mails").Fix("write serve: { drop-in: { mdmcert: { spool: FOLDER } } }, or smtp: true with notify: smtp")
 	}
 	var vendors []*x509.Certificate
 	for _, v := range next.Vendors {
@@ -237,7 +260,7 @@ func (s *Server) gone(next *State, conn authn.Connection, caller string) bool {
 }
 
 func (st *State) checker(now time.Time) authn.Checker {
-	c := authn.Checker{Policy: st.Policy, Now: now}
+	c := authn.Checker{Policy: st.Policy, OIDC: st.OIDC, AWS: st.AWS, Servers: st.servers, Now: now}
 	if st.TLS != nil {
 		c.Clients = st.TLS.Clients
 	}
@@ -314,6 +337,11 @@ func (s *Server) Run(ctx context.Context) error {
 		go func() { errs <- serve(servers[i], l) }()
 	}
 	ending := s.background(work)
+	// Not with work: a delivery ends while requests are finished, so that it does not make the end later.
+	notified := make(chan struct{})
+	notifying, stopNotifier := context.WithCancel(ctx)
+	defer stopNotifier()
+	go func() { s.notifier.Run(notifying); close(notified) }()
 	s.cfg.Notify("READY=1")
 	var err error
 	select {
@@ -323,9 +351,11 @@ func (s *Server) Run(ctx context.Context) error {
 	s.draining.Store(true)
 	s.cfg.Notify("STOPPING=1")
 	s.cfg.Log.Info("stopping: finishing what has begun")
+	stopNotifier()
 	s.drain(servers)
 	stop()
 	<-ending
+	<-notified
 	s.leave()
 	s.state.Load().closeBut(nil)
 	return err
@@ -380,4 +410,5 @@ func (s *Server) drain(servers []*http.Server) {
 		})
 	}
 	all.Wait()
+	s.awaitLate(ctx)
 }

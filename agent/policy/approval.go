@@ -208,8 +208,8 @@ func (p *Policy) Count(asked record.Asked, customer string, given []record.Appro
 	return len(persons), len(persons) >= need && (other || need == 0)
 }
 
-// holds returns whether a token or Unix user is still one of the caller's credentials. Others are not listed in the configuration
-// by the name of the credential.
+// holds returns whether a credential is still one of the caller's. A certificate that was accepted by its name counts while the
+// caller has names: the configuration does not have its key.
 func (c *Caller) holds(credential string) bool {
 	switch kind, value, _ := strings.Cut(credential, " "); kind {
 	case "token":
@@ -218,6 +218,13 @@ func (c *Caller) holds(credential string) bool {
 	case "uid":
 		uid, err := strconv.Atoi(value)
 		return err == nil && c.policy.uids[uid] == c
+	case "aws":
+		return c.from.AWS.isSet() && awsName(c.from.AWS.UniqueID) == credential
+	case "oidc":
+		return c.oidc != nil && c.oidc.name == credential
+	case "certificate":
+		pinned := func(l Listed) bool { return l.Name == credential }
+		return len(c.from.ClientCert.SAN) > 0 || slices.ContainsFunc(c.Credentials(time.Time{}), pinned)
 	}
 	return true
 }

@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -23,7 +24,9 @@ type CallerConfig struct {
 	Tokens   []string `yaml:"tokens"`   // entries that hsmsign caller token prints
 
 	ClientCert ClientCertConfig `yaml:"client-cert"`
-	From       []string         `yaml:"from"` // networks from which tokens and certificates are accepted; nil: any
+	OIDC       OIDCConfig       `yaml:"oidc"` // tokens of an issuer
+	AWS        AWSConfig        `yaml:"aws"`
+	From       []string         `yaml:"from"` // networks from which everything but Unix users is accepted; nil: any
 }
 
 // ClientCertConfig is the client certificates of a caller, as hsmsign.yaml has it.
@@ -47,13 +50,16 @@ type Caller struct {
 	policy   *Policy
 	from     CallerConfig
 	tokens   []*token
+	oidc     *mapping       // nil: none
 	networks []netip.Prefix // nil: any
 }
 
 // Credential is what a caller identified itself with. It contains no secret.
 type Credential struct {
 	Caller *Caller
-	Name   string // "token abcd2345", "certificate 0a1b..." (the first 16 hex digits of the SHA-256 of its key), "uid 1001"
+	// Name is "token abcd2345", "certificate 0a1b..." (the first 16 hex digits of the SHA-256 of its key), "oidc github 0a1b..." (the
+	// issuer, and those of the claims that the caller has), "aws AROA..." (the unique id) or "uid 1001".
+	Name string
 }
 
 // maxUID is the highest Unix user; the value after it means "no user" to the kernel.
@@ -71,7 +77,7 @@ func (p *Policy) add(name string, from CallerConfig) error {
 		return err
 	}
 	role, names := p.roles[from.Role], p.Roles()
-	switch remote := len(from.Tokens) + len(from.ClientCert.SPKI) + len(from.ClientCert.SAN); {
+	switch remote := from.remote(); {
 	case from.Role == "":
 		return refused("write role: and one of "+strings.Join(names, ", "), "it has no role")
 	case role == nil:
@@ -79,9 +85,9 @@ func (p *Policy) add(name string, from CallerConfig) error {
 	case (from.Person == "") == (len(from.Owners) == 0):
 		return refused("write person: for a person, or owners: for a machine", "it needs a person or owners, and not both")
 	case len(from.UID)+remote == 0:
-		return refused("write tokens:, client-cert: or uid:", "it has no credentials")
+		return refused("write tokens:, client-cert:, oidc:, aws: or uid:", "it has no credentials")
 	case len(from.From) > 0 && remote == 0:
-		return refused("remove from:, which is about tokens and client certificates", "it has networks and no credential for a network")
+		return refused("remove from:, which is not about Unix users", "it has networks and no credential for a network")
 	case from.Customer != "" && !role.Covers(from.Customer):
 		return refused("add it to the customers of the role", "its role %s does not have its customer %q", role.Name, from.Customer)
 	}
@@ -94,13 +100,25 @@ func (p *Policy) add(name string, from CallerConfig) error {
 		}
 	}
 	c := &Caller{Name: name, Role: role, Person: from.Person, Owners: from.Owners, Customer: from.Customer, Policy: p.hash, policy: p, from: from}
-	for _, add := range []func(c *Caller) error{p.addUIDs, p.addTokens, p.addCertificates, (*Caller).addNetworks} {
+	for _, add := range []func(c *Caller) error{p.addUIDs, p.addTokens, p.addCertificates, p.addOIDC, p.addAWS, (*Caller).addNetworks} {
 		if err := add(c); err != nil {
 			return refused(fault.Hint(err), "%w", err)
 		}
 	}
 	p.callers[name] = c
 	return nil
+}
+
+// remote returns the number of credentials that come over a network.
+func (c CallerConfig) remote() int {
+	n := len(c.Tokens) + len(c.ClientCert.SPKI) + len(c.ClientCert.SAN)
+	if c.OIDC.set() {
+		n++
+	}
+	if c.AWS.isSet() {
+		n++
+	}
+	return n
 }
 
 // oneCaller is the error for a credential that is in the configuration twice.
@@ -136,7 +154,7 @@ func (c *Caller) addNetworks() error {
 	return nil
 }
 
-// From returns whether the caller's tokens and certificates are accepted from an address. An address that is not valid, as
+// From returns whether the caller's credentials, but Unix users, are accepted from an address. An address that is not valid, as
 // that of a Unix socket, is in no network; without networks every address is accepted.
 func (c *Caller) From(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
@@ -157,6 +175,16 @@ type Listed struct {
 	Name    string
 	Expires time.Time // of a token; zero: the configuration does not say
 	State   string    // of a token: StateValid, StateExpired or StateTooLong
+	// Claims are those of an OIDC token.
+	Claims map[string]string
+}
+
+// Describe returns the name of the credential, with the claims of an OIDC token.
+func (l Listed) Describe() string {
+	if l.Claims == nil {
+		return l.Name
+	}
+	return l.Name + " (" + explainClaims(l.Claims) + ")"
 }
 
 // The states of a token.
@@ -166,7 +194,8 @@ const (
 	StateTooLong = "too long" // it expires so late that it is not accepted
 )
 
-// Credentials returns the credentials of a caller in the order of tokens, client certificates and Unix users.
+// Credentials returns the credentials of a caller in the order of tokens, client certificates, OIDC tokens, AWS identities and
+// Unix users.
 func (c *Caller) Credentials(now time.Time) []Listed {
 	var all []Listed
 	for _, t := range c.tokens {
@@ -179,13 +208,19 @@ func (c *Caller) Credentials(now time.Time) []Listed {
 	for _, san := range c.from.ClientCert.SAN {
 		all = append(all, Listed{Name: "san " + san})
 	}
+	if c.oidc != nil {
+		all = append(all, Listed{Name: c.oidc.name, Claims: maps.Clone(c.oidc.claims)})
+	}
+	if c.from.AWS.isSet() {
+		all = append(all, Listed{Name: awsName(c.from.AWS.UniqueID)})
+	}
 	for _, uid := range c.from.UID {
 		all = append(all, Listed{Name: "uid " + strconv.Itoa(uid)})
 	}
 	return all
 }
 
-// Networks returns the networks from which the caller's tokens and certificates are accepted; nil: any.
+// Networks returns the networks from which the caller's credentials, but Unix users, are accepted; nil: any.
 func (c *Caller) Networks() []string { return c.from.From }
 
 // Explain returns a caller in a sentence; now decides which tokens have expired.
@@ -201,7 +236,7 @@ func (p *Policy) Explain(name string, now time.Time) string {
 		text += ", for " + c.Customer
 	}
 	for _, credential := range c.Credentials(now) {
-		text += "; " + credential.Name
+		text += "; " + credential.Describe()
 		if v := credential.Validity(); v != "" {
 			text += " " + v
 		}

@@ -1,9 +1,9 @@
 // Package policy says who may ask a vendor for what. A caller is a person or a machine with its credentials: tokens, client
-// certificates and Unix users. A role says what its callers may: for which customers, with which vendor identities, how many
-// requests, and whether a program of the operator is asked too.
+// certificates, OIDC tokens, AWS identities and Unix users. A role says what its callers may: for which customers, with which vendor
+// identities, how many requests, and whether other people must approve them or a program of the operator is asked too.
 //
 //	p, err := policy.New(config.Callers, config.Roles, policy.Environment{Vendors: names})
-//	credential, err := p.Token(secret, time.Now()) // or Certificate, or UID
+//	credential, err := p.Token(secret, time.Now()) // or Certificate, OIDC, AWS, or UID
 //	rule, err := credential.Caller.Check(order)
 //
 // New checks a configuration: what is missing denies, and a role that may sign must say for whom and how much. A credential
@@ -34,6 +34,9 @@ type Policy struct {
 	tokens   map[string]*token             // by id
 	pins     map[[sha256.Size]byte]*Caller // by the SHA-256 of the SubjectPublicKeyInfo
 	sans     map[string]*Caller            // by kind and value: "dns:portal.example"
+	issuers  map[string]*issuer            // of OIDC tokens, by name
+	aws      map[string]awsIdentity        // by unique id
+	vendors  []string                      // names of the vendor identities
 	programs *hook.Programs
 	hash     [sha256.Size]byte
 }
@@ -44,13 +47,16 @@ type Environment struct {
 	// Facts are the other settings that decide what is signed: the keys and certificates of the vendor identities, trusted
 	// roots, witnesses. They are part of the policy's hash and have no other effect.
 	Facts map[string]string
+	// Issuers are those of OIDC tokens, by the names that callers use.
+	Issuers map[string]OIDCIssuer
 }
 
 // New returns the policy of a configuration's callers and roles. The error is of kind usage, and names the caller or role.
 func New(callers map[string]CallerConfig, roles map[string]RoleConfig, env Environment) (*Policy, error) {
 	p := &Policy{
 		callers: map[string]*Caller{}, roles: map[string]*Role{}, uids: map[int]*Caller{}, tokens: map[string]*token{},
-		pins: map[[sha256.Size]byte]*Caller{}, sans: map[string]*Caller{}, programs: hook.New(),
+		pins: map[[sha256.Size]byte]*Caller{}, sans: map[string]*Caller{}, issuers: map[string]*issuer{}, aws: map[string]awsIdentity{}, vendors: env.Vendors,
+		programs: hook.New(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(roles)) {
 		r, err := p.newRole(name, roles[name], env.Vendors)
@@ -61,6 +67,11 @@ func New(callers map[string]CallerConfig, roles map[string]RoleConfig, env Envir
 	}
 	if err := p.setHash(callers, roles, env); err != nil {
 		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(env.Issuers)) {
+		if err := p.addIssuer(name, env.Issuers[name]); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(callers)) {
 		if err := p.add(name, callers[name]); err != nil {

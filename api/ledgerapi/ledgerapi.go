@@ -7,6 +7,7 @@ import (
 
 	"hsmsign/api"
 	"hsmsign/ledger"
+	"hsmsign/ledger/record"
 )
 
 // NewCustomer describes a customer.
@@ -40,12 +41,20 @@ func NewApproval(r ledger.RequestRecord, have int) *api.Approval {
 		Requester: api.Requester{Caller: a.Caller, Credential: a.Credential, Person: a.Person, Owners: a.Owners},
 	}
 	for _, one := range a.Given {
-		shown.Given = append(shown.Given, api.Approver{Caller: one.Caller, Person: one.Person, Time: api.Time(one.Time), Reason: one.Reason, Entry: one.Entry})
+		shown.Given = append(shown.Given, newApprover(one))
+	}
+	if a.Rejected != nil {
+		rejected := newApprover(*a.Rejected)
+		shown.Rejected = &rejected
 	}
 	if a.Freeze.Scope != "" {
 		shown.Freeze = &api.FreezeOrder{Scope: a.Freeze.Scope, Name: a.Freeze.Name, Reason: a.Freeze.Reason}
 	}
 	return shown
+}
+
+func newApprover(a record.Approval) api.Approver {
+	return api.Approver{Caller: a.Caller, Person: a.Person, Time: api.Time(a.Time), Reason: a.Reason, Entry: a.Entry}
 }
 
 // Change returns a customer with what a change sets.

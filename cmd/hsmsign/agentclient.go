@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	neturl "net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"hsmsign/fault"
 	"hsmsign/internal/input"
 	"hsmsign/secret"
+	"hsmsign/server/authn/oidc"
 )
 
 // agentFlags name a service and how this program identifies itself there.
@@ -27,6 +30,7 @@ func agentFlags() []cli.Flag {
 		stringFlag("client-key", "`FILE` with the key of the client certificate, PEM, mode 0600"),
 		stringFlag("agent-ca", "`FILE` with the CAs of the service's certificate, PEM (default: those of the system)"),
 		stringFlag("agent-token-from", "`SOURCE` of the token for the service: file:PATH, env:NAME, credential:NAME, exec:/PROGRAM or prompt; see hsmsign help secrets"),
+		boolFlag("agent-aws", "identify with the AWS credentials of this machine (environment, profile, or its role), instead of a token"),
 	}
 }
 
@@ -74,11 +78,12 @@ func (s *settings) agentVendor() string {
 func (s *settings) agentSetting(url, name string) string {
 	value, _ := s.str(name)
 	secure, socket := strings.HasPrefix(url, "https:"), strings.HasPrefix(url, "unix:")
-	certificate, token := s.given("client-cert") || s.given("client-key"), s.given("agent-token-from")
+	certificate, token, aws := s.given("client-cert") || s.given("client-key"), s.given("agent-token-from"), s.given("agent-aws")
 	switch {
 	case s.given(name):
 		return value
-	case name == "agent-token-from" && (certificate || socket), strings.HasPrefix(name, "client-") && (token && !certificate || !secure):
+	case name == "agent-token-from" && (certificate || socket || aws), name == "agent-aws" && (certificate || socket || token),
+		strings.HasPrefix(name, "client-") && ((token || aws) && !certificate || !secure):
 		return ""
 	case s.getenv(envName(name)) == "" && url != s.config.Agent.URL:
 		return ""
@@ -107,7 +112,9 @@ func (s *settings) agentSettings() (infos []api.Setting, err error) {
 }
 
 // isToken returns whether a setting is a token, and not a source of one.
-func isToken(text string) bool { return strings.HasPrefix(text, "hsmsign_") }
+func isToken(text string) bool {
+	return strings.HasPrefix(text, "hsmsign_") || strings.HasPrefix(text, "eyJ") && strings.Count(text, ".") == 2 // an OIDC token
+}
 
 // agentClient returns a client of the service.
 func (p *program) agentClient(s *settings, url string, timeout time.Duration) (*client.Client, error) {
@@ -121,10 +128,30 @@ func (p *program) agentClient(s *settings, url string, timeout time.Duration) (*
 			return nil, err
 		}
 	}
-	if cfg.Token, err = p.agentToken(s, url, cfg.Certificate != nil); err != nil {
+	if aws, _ := strconv.ParseBool(s.agentSetting(url, "agent-aws")); aws { // bareSettings and config have checked it
+		cfg.Bearer, err = s.agentAWS(url)
+	} else {
+		cfg.Token, err = p.agentToken(s, url, cfg.Certificate != nil)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return client.New(cfg)
+}
+
+// agentAWS returns what signs each request with the AWS credentials of this machine.
+func (s *settings) agentAWS(url string) (func(ctx context.Context) (string, error), error) {
+	if s.agentSetting(url, "agent-token-from") != "" {
+		return nil, fault.Usage.Errorf("AWS credentials and a token for the service %s", url).Fix("leave out --agent-aws (agent: aws:) or --agent-token-from (agent: token-from:)")
+	}
+	if strings.HasPrefix(url, "unix:") {
+		return nil, fault.Usage.Errorf("AWS credentials for a Unix socket, whose callers are Unix users").Fix("leave out --agent-aws")
+	}
+	to, err := neturl.Parse(url)
+	if err != nil { // agentURL has checked it
+		return nil, err
+	}
+	return awsBearer(s.ctx.Context, to.Hostname())
 }
 
 // readClientCert reads a client certificate and its key; nil if neither is named.
@@ -178,9 +205,9 @@ func (p *program) agentToken(s *settings, url string, certified bool) (func(ctx 
 		return nil, nil
 	case !given && p.prompt == nil:
 		return nil, fault.Usage.Errorf("no client certificate and no token for the service %s", url).
-			Fix("name them with --client-cert and --client-key, or the token with --agent-token-from or $" + tokenVariable)
+			Fix("name them with --client-cert and --client-key, or the token with --agent-token-from or $" + tokenVariable + ", or use AWS credentials with --agent-aws")
 	}
-	source := secret.Source{Label: "token of the service", From: from, Env: tokenVariable}
+	source := secret.Source{Label: "token of the service", From: from, Env: tokenVariable, Max: oidc.MaxToken}
 	asks := from == "prompt" || from == "" && s.getenv(tokenVariable) == ""
 	var typed []byte
 	return func(ctx context.Context) ([]byte, error) {

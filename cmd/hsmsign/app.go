@@ -66,7 +66,8 @@ func (p *program) commands() []command {
 	return []command{
 		{"sign", p.signCommand}, {"verify", p.verifyCommand}, {"inspect", p.inspectCommand}, {"chain", p.chainCommand}, {"key", p.keyCommand}, {"token", p.tokenCommand},
 		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand},
-		{"serve", p.serveCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
+		{"serve", p.serveCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand},
+		{"pending", p.pendingCommand}, {"approve", p.approveCommand}, {"reject", p.rejectCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
 		{"help", p.helpCommand}, {workerCommand, p.workerCommand},
 	}
 }
@@ -95,7 +96,7 @@ func (p *program) app(only string) *cli.App {
 			"Results go to standard output, everything else to standard error. Every flag has an environment variable; those of\n" +
 			"sign, chain and verify can also be in the configuration file. Exit codes: 0 done, 1 fault, 2 usage or\n" +
 			"configuration, 3 input refused, 4 vendor key or certificate, 5 authentication, 6 backend unavailable,\n" +
-			"7 verification found defects.",
+			"7 verification found defects, 8 waiting for approval.",
 		Version:   readVersion().Version,
 		Flags:     []cli.Flag{configFlag(), cli.HelpFlag},
 		Commands:  commands,

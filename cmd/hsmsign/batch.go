@@ -12,8 +12,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"hsmsign/api"
+	"hsmsign/client"
 	"hsmsign/fault"
 	"hsmsign/internal/input"
 	"hsmsign/internal/wholefile"
@@ -21,7 +23,10 @@ import (
 )
 
 // batchItem is one CSR file. There may be very many, so it stores nothing that can be derived.
-type batchItem struct{ dir, name string }
+type batchItem struct {
+	dir, name string
+	waiting   error // of the last try: others must approve it first
+}
 
 func (item batchItem) file() string { return filepath.Join(item.dir, item.name) }
 
@@ -46,6 +51,9 @@ type batch struct {
 	open                                           func() error
 	stop                                           context.CancelCauseFunc
 	signed, unchanged, refused, failed, failedExit atomic.Int64
+
+	mu      sync.Mutex
+	waiting []batchItem // others must approve them first
 }
 
 // batch signs many CSRs into --out-dir.
@@ -65,7 +73,30 @@ func (job *signJob) batch(ctx context.Context, args []string) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	b := &batch{signJob: job, stop: stop, open: sync.OnceValue(func() error { return job.issuer.open(ctx) })}
-	step, end := job.p.con.Progress(len(items), "signing")
+	b.all(ctx, items, inFlight)
+	return b.finish(ctx, len(items))
+}
+
+// all signs the items. Those that wait for others are tried again, one round after the other, while --wait says so.
+func (b *batch) all(ctx context.Context, items []batchItem, inFlight int) {
+	b.round(ctx, items, inFlight)
+	for pause := time.Duration(0); len(b.waiting) > 0 && !b.wait.IsZero(); {
+		if pause == 0 {
+			b.p.con.Infof("%d requests wait for approval; hsmsign pending lists them", len(b.waiting))
+		}
+		if pause = client.NextPause(pause, nil); !b.rest(ctx, pause) {
+			break
+		}
+		again := b.waiting
+		b.waiting = nil
+		b.round(ctx, again, inFlight)
+	}
+}
+
+// round signs the items, so many at once.
+func (b *batch) round(ctx context.Context, items []batchItem, inFlight int) {
+	step, end := b.p.con.Progress(len(items), "signing")
+	defer end()
 	var workers sync.WaitGroup
 	next := make(chan batchItem)
 	for range min(inFlight, len(items)) {
@@ -86,17 +117,22 @@ feed:
 	}
 	close(next)
 	workers.Wait()
-	end()
-	return b.finish(ctx, len(items))
 }
 
 // one signs one CSR: check, sign, write, report.
 func (b *batch) one(ctx context.Context, item batchItem) {
 	result := b.newResult(item.file())
 	result.Output = filepath.Join(b.outDir, b.outputName(item))
-	err := b.produce(ctx, result)
+	err := b.try(ctx, item, result)
 	if err != nil && ctx.Err() != nil {
 		return // stopped: this file was not produced, and the reason is reported once
+	}
+	if isWaiting(err) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		item.waiting = err
+		b.waiting = append(b.waiting, item)
+		return // finish reports those that still wait
 	}
 	b.report(result, err)
 	switch {
@@ -117,6 +153,17 @@ func (b *batch) one(ctx context.Context, item batchItem) {
 	if err != nil {
 		b.p.con.Fail(err)
 	}
+}
+
+// try signs one CSR, unless it still waits for others.
+func (b *batch) try(ctx context.Context, item batchItem, result *api.SignResult) error {
+	if item.waiting == nil {
+		return b.produce(ctx, result)
+	}
+	if err := b.lookAgain(ctx, item.waiting); err != nil {
+		return err
+	}
+	return b.stillAsked(ctx, item.waiting, b.produce(ctx, result))
 }
 
 func (b *batch) produce(ctx context.Context, result *api.SignResult) error {
@@ -181,8 +228,13 @@ func (b *batch) finish(ctx context.Context, total int) error {
 	} else if cause != nil {
 		err = fmt.Errorf("stopped with %d of %d requests written: %w", signed+unchanged, total, cause)
 	}
+	b.reportWaiting()
 	if !b.json {
-		b.p.con.Infof("%d signed, %d unchanged, %d refused, %d failed, of %d", signed, unchanged, refused, failed, total)
+		waiting := ""
+		if n := len(b.waiting); n > 0 {
+			waiting = fmt.Sprintf("%d waiting for approval, ", n)
+		}
+		b.p.con.Infof("%d signed, %d unchanged, %d refused, %d failed, %sof %d", signed, unchanged, refused, failed, waiting, total)
 	}
 	switch {
 	case err != nil:
@@ -191,8 +243,19 @@ func (b *batch) finish(ctx context.Context, total int) error {
 		return exitStatus(fault.Refused.Exit())
 	case failed > 0:
 		return exitStatus(b.failedExit.Load())
+	case len(b.waiting) > 0:
+		return exitStatus(fault.Pending.Exit())
 	}
 	return nil
+}
+
+// reportWaiting reports the CSRs whose requests still wait for others.
+func (b *batch) reportWaiting() {
+	slices.SortFunc(b.waiting, func(a, c batchItem) int { return strings.Compare(a.file(), c.file()) })
+	for _, item := range b.waiting {
+		b.report(b.newResult(item.file()), item.waiting)
+		b.p.con.Fail(fault.Errorf("%s: %w", item.file(), item.waiting))
+	}
 }
 
 // items lists the CSR files. Two with the same output are an error, and so is an output folder that contains the inputs.
@@ -201,7 +264,7 @@ func (job *signJob) items(args []string) ([]batchItem, error) {
 	for _, arg := range args {
 		if info, err := os.Stat(arg); err != nil || !info.IsDir() {
 			// A file that cannot be read is reported in its turn.
-			items = append(items, batchItem{filepath.Dir(arg), filepath.Base(arg)})
+			items = append(items, batchItem{dir: filepath.Dir(arg), name: filepath.Base(arg)})
 			continue
 		}
 		if sameFile(arg, job.outDir) {
@@ -247,7 +310,7 @@ func (job *signJob) appendFolder(items []batchItem, dir string) ([]batchItem, er
 			switch {
 			case e.IsDir() || strings.HasPrefix(e.Name(), "."):
 			case slices.Contains(csrExtensions, strings.ToLower(filepath.Ext(e.Name()))):
-				items = append(items, batchItem{dir, e.Name()})
+				items = append(items, batchItem{dir: dir, name: e.Name()})
 			default:
 				skipped, example = skipped+1, e.Name()
 			}

@@ -103,7 +103,7 @@ func (p *program) callerList(ctx *cli.Context) error {
 			if used, ok := uses[credential.Name]; ok {
 				last = used.UTC().Format(time.DateTime)
 			}
-			rows = append(rows, []string{name, c.Role.Name, orDefault(c.Person, strings.Join(c.Owners, ",")), credential.Name, orDefault(credential.Validity(), "-"), last})
+			rows = append(rows, []string{name, c.Role.Name, orDefault(c.Person, strings.Join(c.Owners, ",")), credential.Describe(), orDefault(credential.Validity(), "-"), last})
 		}
 	}
 	if !s.json {
@@ -131,7 +131,7 @@ func (p *program) lastUses(ctx context.Context, s *settings) map[string]time.Tim
 func newCaller(c *policy.Caller, now time.Time, uses map[string]time.Time) api.Caller {
 	shape := api.Caller{Name: c.Name, Role: c.Role.Name, Person: c.Person, Owners: c.Owners, Customer: c.Customer, From: c.Networks(), Credentials: []api.Credential{}}
 	for _, credential := range c.Credentials(now) {
-		one := api.Credential{Name: credential.Name, State: credential.State}
+		one := api.Credential{Name: credential.Name, State: credential.State, Claims: credential.Claims}
 		if !credential.Expires.IsZero() {
 			one.Expires = api.Time(credential.Expires)
 		}

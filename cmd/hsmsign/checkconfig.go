@@ -10,7 +10,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/agent"
+	"hsmsign/agent/policy"
 	"hsmsign/api"
+	"hsmsign/fault"
 	"hsmsign/keystore"
 	"hsmsign/request"
 	"hsmsign/signer"
@@ -122,6 +124,13 @@ func (s *settings) effective() ([]api.Setting, error) {
 	if err != nil {
 		keyErr = errors.Join(keyErr, err)
 	} else if found != nil {
+		if _, err := s.oidc(nil, nil); err != nil {
+			keyErr = errors.Join(keyErr, err)
+		}
+		for _, name := range found.Issuers() {
+			infos = append(infos, setting("oidc "+name, s.path, "", found.ExplainIssuer(name)))
+		}
+		keyErr = errors.Join(keyErr, s.checkApprovals(found))
 		infos = append(infos, setting("policy", s.path, "", fmt.Sprintf("sha256:%x", found.Hash())))
 		for _, name := range found.Roles() {
 			infos = append(infos, setting("role "+name, s.path, "", found.ExplainRole(name)))
@@ -135,6 +144,8 @@ func (s *settings) effective() ([]api.Setting, error) {
 		keyErr = errors.Join(keyErr, err)
 	}
 	infos = append(infos, served...)
+	notified, err := s.notifySettings()
+	keyErr, infos = errors.Join(keyErr, err), append(infos, notified...)
 	name, origin := s.str("vendor")
 	infos = append(infos, setting("vendor", origin, "", name))
 	service, err := s.agentSettings()
@@ -142,6 +153,14 @@ func (s *settings) effective() ([]api.Setting, error) {
 	return append(infos,
 		inFile("vendors", s.path, len(s.config.Vendors) > 0, s.vendorNames()),
 		inFile("modules", s.path, s.config.Modules != nil, s.config.Modules)), keyErr
+}
+
+// checkApprovals refuses roles whose requests can never be approved.
+func (s *settings) checkApprovals(found *policy.Policy) error {
+	if err := found.CheckApprovals(time.Now()); err != nil {
+		return fault.Errorf("%s: %w", s.path, err)
+	}
+	return nil
 }
 
 // inFile returns a setting that only the configuration file can have.

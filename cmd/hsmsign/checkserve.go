@@ -12,6 +12,7 @@ import (
 	"hsmsign/fault"
 	"hsmsign/server"
 	"hsmsign/server/authn"
+	"hsmsign/server/authn/awsiam"
 	"hsmsign/server/traces"
 )
 
@@ -35,6 +36,9 @@ func (s *settings) serveAddresses() (all []server.Address, err error) {
 			return nil, fmt.Errorf("%s: serve: %w", s.path, err)
 		}
 	}
+	if err := awsiam.CheckEndpoint(s.config.Serve.AWS.STSEndpoint); err != nil {
+		return nil, fmt.Errorf("%s: serve: aws: %w", s.path, err)
+	}
 	switch {
 	case len(all) == 0:
 		return nil, fault.Usage.Errorf("the configuration has no serve: listen").Fix("write serve: { listen: [ \"unix:///run/hsmsign/agent.sock\" ] }; see docs/service.md")
@@ -47,7 +51,7 @@ func (s *settings) serveAddresses() (all []server.Address, err error) {
 // serves returns whether the configuration is one of a service.
 func (s *settings) serves() bool {
 	c := s.config.Serve
-	return len(c.Listen) > 0 || c.TLS != (config.TLS{}) || c.CRL != "" || c.Metrics != "" || c.Traces != "" || len(c.Hosts) > 0
+	return len(c.Listen) > 0 || c.TLS != (config.TLS{}) || c.CRL != "" || c.Metrics != "" || c.Traces != "" || len(c.Hosts) > 0 || c.DropIn != (config.DropIn{}) || c.AWS != (config.AWS{})
 }
 
 // serveSettings returns the settings of a service, each in words; nil if the configuration is not one of a service. The error is
@@ -77,7 +81,9 @@ func (s *settings) serveSettings() (infos []api.Setting, err error) {
 	from := s.config.Serve
 	infos = append(infos, inFile("client-ca", s.path, from.TLS.ClientCA != "", []string{from.TLS.ClientCA}), inFile("crl", s.path, from.CRL != "", []string{from.CRL}))
 	infos = append(infos, setting("hosts", s.path, "", server.Hosts(addresses, t, from.Hosts)...))
-	return append(infos, inFile("metrics", s.path, from.Metrics != "", []string{from.Metrics}), inFile("traces", s.path, from.Traces != "", []string{from.Traces})), nil
+	return append(infos, inFile("metrics", s.path, from.Metrics != "", []string{from.Metrics}), inFile("traces", s.path, from.Traces != "", []string{from.Traces}),
+		inFile("drop-in", s.path, from.DropIn != (config.DropIn{}), dropInNames(from.DropIn)),
+		inFile("sts-endpoint", s.path, from.AWS.STSEndpoint != "", []string{from.AWS.STSEndpoint})), nil
 }
 
 // checkServe warns of what serve would accept and what nobody wants: an expired certificate, and callers that no listener accepts.
@@ -89,6 +95,13 @@ func (p *program) checkServe(s *settings) error {
 	if err != nil {
 		return err
 	}
+	addresses, err := s.serveAddresses()
+	if err != nil {
+		return err
+	}
+	if _, err := s.dropIns(found, addresses); err != nil {
+		return err
+	}
 	t, _, err := readTLS(s)
 	if err != nil {
 		return err
@@ -96,7 +109,15 @@ func (p *program) checkServe(s *settings) error {
 	if t != nil && time.Now().After(t.Certificate.Leaf.NotAfter) {
 		p.con.Warnf("serve: the TLS certificate expired on %s", t.Certificate.Leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
+	if found.Asks() && !s.notifies() {
+		p.con.Warnf("nobody is told what waits for approval; hsmsign pending lists it; to tell people, write notify: with smtp: to, or with webhook")
+	}
 	return s.warnOfUnusable(found, p.warn)
+}
+
+// notifies returns whether the service tells people what waits for approval.
+func (s *settings) notifies() bool {
+	return s.config.Notify.Webhook.URL != "" || len(s.config.Notify.SMTP.To) > 0
 }
 
 // checkServedKey refuses a TLS certificate with the key of the vendor's certificate.
@@ -131,7 +152,7 @@ func (s *settings) warnOfUnusable(found *policy.Policy, warn func(message string
 
 // usable returns whether a listener accepts a credential of a caller.
 func (s *settings) usable(from policy.CallerConfig, c *policy.Caller, addresses []server.Address) bool {
-	token := slices.ContainsFunc(c.Credentials(time.Now()), func(l policy.Listed) bool { return l.State == policy.StateValid })
+	token := from.AWS != (policy.AWSConfig{}) || slices.ContainsFunc(c.Credentials(time.Now()), func(l policy.Listed) bool { return l.State == policy.StateValid || l.Claims != nil })
 	certificate := len(from.ClientCert.SPKI) > 0 || len(from.ClientCert.SAN) > 0 && s.config.Serve.TLS.ClientCA != ""
 	return slices.ContainsFunc(addresses, func(a server.Address) bool {
 		return a.Kind == authn.TLS && (token || certificate) || a.Kind == authn.HTTP && token || a.Kind == authn.Unix && len(from.UID) > 0

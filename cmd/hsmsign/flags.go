@@ -240,7 +240,7 @@ func (s *settings) fromConfig(name string) []string {
 		"checkpoint-key": {s.config.Ledger.CheckpointKey}, "last-checkpoint": {s.config.Ledger.LastCheckpoint},
 		"required": {requiredText(s.config.Ledger.Required)},
 		"agent":    {s.config.Agent.URL}, "client-cert": {s.config.Agent.ClientCert}, "client-key": {s.config.Agent.ClientKey},
-		"agent-ca": {s.config.Agent.CA}, "agent-token-from": {s.config.Agent.TokenFrom},
+		"agent-ca": {s.config.Agent.CA}, "agent-token-from": {s.config.Agent.TokenFrom}, "agent-aws": {map[bool]string{true: "true"}[s.config.Agent.AWS]},
 	}[name]
 }
 

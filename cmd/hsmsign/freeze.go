@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/agent"
+	"hsmsign/agent/policy"
 	"hsmsign/api"
 	"hsmsign/client"
 	"hsmsign/fault"
@@ -43,7 +44,8 @@ func (p *program) freezeCommand() *cli.Command {
 func (p *program) unfreezeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "unfreeze", Usage: "end a freeze: sign again",
-		Description: "Name the same caller, customer or vendor identity as in hsmsign freeze. Other freezes remain in force.\n\n" +
+		Description: "Name the same caller, customer or vendor identity as in hsmsign freeze. Other freezes remain in force. If another\n" +
+			"person must approve it (unfreeze-approvals in the role), the exit code is 8, and it ends with the approval.\n\n" +
 			"  hsmsign unfreeze --ledger sqlite:ledger.db --all --reason 'the HSM is intact'\n" +
 			"  hsmsign unfreeze --ledger sqlite:ledger.db --caller portal --reason 'it has a new token'\n" +
 			"  hsmsign unfreeze --agent unix:///run/hsmsign/agent.sock --all --reason 'the laptop was found'",
@@ -119,6 +121,9 @@ func (p *program) freezeIn(ctx context.Context, s *settings, f ledger.Freeze, ch
 		return err
 	}
 	defer end()
+	if actor.Rules != nil { // Unfreeze asks others if the role says so
+		f.Ask = policy.Credential{Caller: actor.Rules, Name: actor.Credential}.Ask()
+	}
 	return change(l, ctx, actor.Name, actor.Channel, f)
 }
 

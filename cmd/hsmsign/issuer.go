@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"hsmsign/agent"
+	"hsmsign/api/ledgerapi"
+	"hsmsign/client"
 	"hsmsign/fault"
 	"hsmsign/keystore"
 	"hsmsign/ledger"
@@ -21,6 +23,9 @@ type issuer interface {
 	open(ctx context.Context) error
 	// workers returns how many requests of a batch can be in flight.
 	workers(ctx context.Context) (int, error)
+	// look returns nil if a request that others must approve may be issued now, the error of Issue if it still waits, and another
+	// error if it never will be issued.
+	look(ctx context.Context, id string) error
 	close()
 }
 
@@ -126,6 +131,25 @@ func (l *localIssuer) refusal(err error) error {
 func (l *localIssuer) open(ctx context.Context) error { return l.vendor.Open(ctx) }
 
 func (l *localIssuer) workers(context.Context) (int, error) { return l.inFlight, nil }
+
+// look reads the entries only: nothing is asked again while nobody has decided.
+func (l *localIssuer) look(ctx context.Context, text string) error {
+	id, err := record.ParseID(text)
+	if err != nil {
+		return err
+	}
+	found, err := l.ledger.Request(ctx, id)
+	if err != nil {
+		return err
+	}
+	switch found.State {
+	case record.KindPending, record.KindRejected, record.KindExpired:
+		shown := ledgerapi.NewRequest(*found)
+		shown.Approval = ledgerapi.NewApproval(*found, 0)
+		return client.Outcome(&shown)
+	}
+	return nil
+}
 
 func (l *localIssuer) close() {
 	l.vendor.Close()

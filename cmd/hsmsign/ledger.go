@@ -224,6 +224,7 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 		p.con.Field("about", freezeText(f.Scope, f.Name))
 		p.con.Field("reason", f.Reason)
 	}
+	p.printApproval(e)
 	p.con.Field("replica", e.Replica)
 	p.con.Field("entitlement", string(e.Entitlement))
 	if o := e.Original; o != nil {

@@ -45,6 +45,9 @@ func (p *program) ledgerStatus(ctx *cli.Context) error {
 		p.con.Field(f[0], f[1])
 	}
 	p.printPublished(status)
+	if status.Pending > 0 {
+		p.con.Field("pending", strconv.Itoa(status.Pending)+" wait for approval")
+	}
 	for _, f := range status.Frozen {
 		p.con.Field("frozen", fmt.Sprintf("%s since %s by %s: %s", freezeText(f.Scope, f.Name), f.Since, f.Actor, f.Reason))
 	}
@@ -67,6 +70,11 @@ func differing(status *api.LedgerStatus) error {
 
 // addService adds what is frozen, and the services that use the ledger.
 func addService(ctx *cli.Context, l *ledger.Ledger, status *api.LedgerStatus) error {
+	waiting, err := l.Questions(ctx.Context)
+	if err != nil {
+		return err
+	}
+	status.Pending = waiting.Requests
 	frozen, err := l.Freezes(ctx.Context)
 	if err != nil {
 		return err

@@ -30,7 +30,8 @@ func (p *program) mdmcertCommand() *cli.Command {
 				Name: "request", Usage: "make a key and a CSR, and send the CSR to the service, which mails the answer",
 				Description: "Writes push.key, push.csr, recipient.key and recipient.pem into the folder; with --csr only the last two, to which\n" +
 					"the service encrypts its answer. The keys are encrypted with the passphrase of --passphrase-file,\n" +
-					"$HSMSIGN_PASSPHRASE or the terminal. The API key is that of your MDM product; ask its makers or the service.\n\n" +
+					"$HSMSIGN_PASSPHRASE or the terminal. The API key is that of your MDM product; ask its makers or the service. Of\n" +
+					"a vendor's own hsmsign serve it is a token (docs/dropin.md).\n\n" +
 					"  hsmsign mdmcert request --server https://mdmcert.download --api-key-file api.key --email mdm@acme.example \\\n" +
 					"      --name 'Acme MDM' --country DE --out-dir acme/",
 				Flags: append(customerFlags(), stringFlag("server", "`ADDRESS` of the service: https://HOST"),

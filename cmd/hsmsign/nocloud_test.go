@@ -23,6 +23,10 @@ func TestNoCloud(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != fault.Usage.Exit() || !strings.Contains(string(out), "-tags nocloud") {
 		t.Errorf("%v: %s", err, out)
 	}
+	out, err = exec.Command(hsmsign, "sign", "--agent", "https://127.0.0.1:1", "--agent-aws", "x.csr").CombinedOutput() // #nosec G204 -- as above
+	if !errors.As(err, &exit) || exit.ExitCode() != fault.Usage.Exit() || !strings.Contains(string(out), "this build has no AWS SDK, it was made with -tags nocloud") {
+		t.Errorf("%v: %s", err, out)
+	}
 	deps, err := exec.Command("go", "list", "-deps", "-tags", "nocloud", ".").Output()
 	if err != nil {
 		t.Fatal(err)

@@ -20,12 +20,15 @@ func (s *settings) policy() (*policy.Policy, error) {
 		if len(s.config.Roles) > 0 {
 			return nil, fault.Usage.Errorf("%s: roles without callers", s.path).Fix("write who has them below callers:")
 		}
+		if len(s.config.OIDC) > 0 {
+			return nil, fault.Usage.Errorf("%s: oidc without callers", s.path).Fix("write whose tokens they issue below callers:")
+		}
 		return nil, nil
 	}
 	if s.config.Ledger.Store == "" {
 		return nil, fault.Usage.Errorf("%s: callers without a ledger", s.path).Fix("write ledger: and its reference; it counts and records what they ask for")
 	}
-	found, err := policy.New(s.config.Callers, s.config.Roles, policy.Environment{Vendors: s.vendorNames(), Facts: s.facts()})
+	found, err := policy.New(s.config.Callers, s.config.Roles, policy.Environment{Vendors: s.vendorNames(), Facts: s.facts(), Issuers: s.issuers()})
 	if err != nil {
 		return nil, fault.Errorf("%s: %w", s.path, err)
 	}
@@ -75,11 +78,14 @@ func (s *settings) manager(customer string) (agent.Caller, error) {
 const maxFact = 64 << 10
 
 // facts are what the effective policy depends on besides callers and roles: the keys and certificates of the vendor
-// identities, the trusted roots, and the witnesses. They contain no secret. Files are part of it by their SHA-256.
+// identities, the trusted roots, the witnesses, and the CAs of issuers. They contain no secret. Files are part of it by their SHA-256.
 func (s *settings) facts() map[string]string {
 	facts := map[string]string{"witnesses required": strconv.Itoa(s.config.Ledger.Required)}
 	for _, w := range s.config.Ledger.Witnesses {
 		facts["witness "+w.Name] = w.Operator + " " + w.VerifierKey
+	}
+	for name, i := range s.config.OIDC {
+		facts["oidc "+name+" ca"] = certificateFacts(i.CA)
 	}
 	identities := []*settings{s}
 	for _, name := range s.vendorNames() {

@@ -17,12 +17,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/agent"
+	"hsmsign/agent/policy"
 	"hsmsign/config"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 	"hsmsign/server"
+	"hsmsign/server/authn/awsiam"
+	"hsmsign/server/authn/oidc"
 	"hsmsign/server/traces"
 )
 
@@ -53,7 +56,9 @@ type serveJob struct {
 	s atomic.Pointer[settings] // of the configuration in force
 	// Of the state in force; only loading uses them, which the server does one after the other.
 	vendors map[string]servedVendor
+	issuers *oidc.Issuers
 	files   atomic.Pointer[[sha256.Size]byte] // hash of the files of tls:
+	aws     *awsiam.Verifier                  // nil: no caller had an AWS identity
 }
 
 // serviceLedger is the ledger for the vendors of a service, whose own probes have its name.
@@ -156,14 +161,14 @@ func (job *serveJob) load(ctx context.Context, again bool) (*server.State, error
 			return nil, err
 		}
 	}
-	policy, err := s.policy()
+	found, err := s.policy()
 	if err != nil {
 		return nil, err
 	}
-	if policy == nil {
+	if found == nil {
 		return nil, fault.Usage.Errorf("%s: the configuration has no callers", s.path).Fix("write callers: and roles:")
 	}
-	next := &server.State{Policy: policy, Vendors: map[string]*agent.Vendor{}, Active: s.vendor, Hosts: s.config.Serve.Hosts}
+	next := &server.State{Policy: found, Vendors: map[string]*agent.Vendor{}, Active: s.vendor, Hosts: s.config.Serve.Hosts}
 	vendors, err := job.loadVendors(ctx, s)
 	if err != nil {
 		return nil, err
@@ -175,21 +180,52 @@ func (job *serveJob) load(ctx context.Context, again bool) (*server.State, error
 	if next.TLS, files, err = readTLS(s); err != nil {
 		return nil, err
 	}
+	if next.AWS, err = job.loadAWS(before, s, found); err != nil {
+		return nil, err
+	}
 	if next.Roots, err = s.trustRoots(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.warnOfUnusable(policy, func(message string) { job.log.Warn(message) }); err != nil {
+	addresses, err := s.serveAddresses()
+	if err != nil {
+		return nil, err
+	}
+	if next.DropIn, err = s.dropIns(found, addresses); err != nil {
+		return nil, err
+	}
+	if next.OIDC, err = s.oidc(job.log, job.issuers); err != nil {
+		return nil, err
+	}
+	if err := s.warnOfUnusable(found, func(message string) { job.log.Warn(message) }); err != nil {
+		return nil, err
+	}
+	if next.Channels, err = s.channels(); err != nil {
 		return nil, err
 	}
 	next.Commit = func() {
 		if again && restarts(s.config) != restarts(before.config) {
 			job.log.Warn("ledger, listen, metrics or traces were changed; that needs a restart of the service")
 		}
-		job.vendors = vendors
+		job.vendors, job.issuers, job.aws = vendors, next.OIDC, next.AWS
 		job.files.Store(&files)
 		job.s.Store(s)
 	}
 	return next, nil
+}
+
+// loadAWS returns what verifies AWS identities; nil if no caller has one. It stays as it is, with what it knows of its sources, while
+// its endpoint does.
+func (job *serveJob) loadAWS(before, s *settings, found *policy.Policy) (*awsiam.Verifier, error) {
+	endpoint := s.config.Serve.AWS.STSEndpoint
+	switch {
+	case !found.HasAWS():
+		return nil, nil
+	case job.aws != nil && endpoint == before.config.Serve.AWS.STSEndpoint:
+		return job.aws, nil
+	}
+	return awsiam.New(awsiam.Config{Endpoint: endpoint, Once: func(ctx context.Context, hash [sha256.Size]byte, until time.Time) (bool, error) {
+		return job.ledger.Once(ctx, hash, until)
+	}})
 }
 
 // restarts returns what of a configuration a reload does not change.

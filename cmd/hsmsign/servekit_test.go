@@ -43,6 +43,7 @@ type site struct {
 	env     []string // added to those of the test
 	// Limits of each caller.
 	perSecond, perDay int
+	notify            map[string]any // of the configuration; nil: none
 
 	ca      *testkit.CA
 	callers []tls.Certificate // of caller-0, caller-1, ...
@@ -125,6 +126,9 @@ func (s *site) config(t testing.TB, port int, socket string) string {
 			"listen": []string{fmt.Sprint("tls://127.0.0.1:", port), "unix://" + socket}, "tls": map[string]any{"cert": "server.pem", "key": "server.key"},
 		},
 		"callers": callers, "roles": map[string]any{"signer": role}, "ledger": map[string]any{"store": s.ledger, "checkpoint-key": "checkpoint.key", "last-checkpoint": fmt.Sprint("last-", port)},
+	}
+	if s.notify != nil {
+		config["notify"] = s.notify
 	}
 	name := fmt.Sprintf("service-%d.yaml", port)
 	s.write(t, name, testkit.Value(json.Marshal(config))(t)) // JSON is YAML

@@ -72,6 +72,13 @@ func (i *serviceIssuer) workers(ctx context.Context) (int, error) {
 	return max(1, min(serviceWorkers, workersEach*me.PerSecond)), nil
 }
 
+func (i *serviceIssuer) look(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, i.timeout)
+	defer cancel()
+	_, err := i.client.Look(ctx, id)
+	return err
+}
+
 func (i *serviceIssuer) close() { i.client.Close() }
 
 // serviceRequest is a preparedRequest of a serviceIssuer.

@@ -13,6 +13,7 @@ import (
 	"hsmsign/agent"
 	"hsmsign/api"
 	"hsmsign/fault"
+	"hsmsign/internal/console"
 	"hsmsign/keystore"
 	"hsmsign/request"
 )
@@ -35,11 +36,13 @@ func (p *program) signCommand() *cli.Command {
 		ArgsUsage: "CSR...",
 		Description: "A CSR is a file (PEM, DER, or the base64 of either) or - for standard input. With --out-dir there may be\n" +
 			"many, and folders of them; each FILE.csr becomes FILE.req. A rejected CSR does not stop the others. With --agent a\n" +
-			"service (hsmsign serve) signs, with its own key, certificates and ledger.\n\n" +
+			"service (hsmsign serve) signs, with its own key, certificates and ledger. If other people must approve a request\n" +
+			"first, nothing is written and the exit code is 8: run the same command again later, or let it wait (--wait).\n\n" +
 			"  hsmsign sign --key file:vendor.key --cert vendor.pem -o acme.req acme.csr\n" +
 			"  hsmsign sign --key 'pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin' \\\n" +
 			"      --cert mdm.cer --chain apple.pem --out-dir out/ csrs/\n" +
-			"  hsmsign sign --agent https://sign.example.com:8443 --client-cert ci.pem --client-key ci.key --customer acme -o acme.req acme.csr",
+			"  hsmsign sign --agent https://sign.example.com:8443 --client-cert ci.pem --client-key ci.key --customer acme -o acme.req acme.csr\n" +
+			"  hsmsign sign --agent unix:///run/hsmsign/agent.sock --customer acme --wait 8h -o acme.req acme.csr",
 		Flags: append([]cli.Flag{
 			keyFlag(),
 			outputFlag(),
@@ -48,6 +51,7 @@ func (p *program) signCommand() *cli.Command {
 			stringFlag("digest", "`HASH` of the signature: sha256, or sha1 for vendor certificates older than 2021 (default: sha256)"),
 			stringFlag("customer", "`NAME` of the customer, repeated in the JSON result; required with a ledger"),
 			stringFlag("timeout", "`TIME` limit for one signature, 100ms to 10m (default: 1m)"),
+			stringFlag("wait", "`TIME` to wait until other people have approved what they must, 1s to 720h (default: exit with code 8)"),
 			boolFlag("receipt", "also write a proof that the request is in the ledger: FILE.tlog-proof beside the request"),
 			jsonFlag(), forceFlag(),
 		}, slices.Concat(ledgerFlags(), identityFlags(), agentFlags())...),
@@ -64,7 +68,9 @@ type signJob struct {
 	timeout time.Duration
 	json    bool
 	force   bool
-	receipt bool // write a proof beside each request
+	receipt bool      // write a proof beside each request
+	wait    time.Time // until when approvals are waited for; zero: they are not
+	stdin   []byte    // the CSR of standard input, once it was read
 	issuer  issuer
 }
 
@@ -148,6 +154,13 @@ func (job *signJob) readFlags(s *settings) error {
 	if job.timeout, err = s.duration("timeout", signTimeout, 100*time.Millisecond, 10*time.Minute); err != nil {
 		return err
 	}
+	wait, err := s.duration("wait", 0, time.Second, 720*time.Hour)
+	if err != nil {
+		return err
+	}
+	if wait > 0 {
+		job.wait = time.Now().Add(wait)
+	}
 	format, from := s.str("format")
 	if job.order.Format, err = request.ParseFormat(orDefault(format, "base64")); err != nil {
 		return fault.Usage.Errorf("%s: %w", from, err)
@@ -191,6 +204,10 @@ func (job *signJob) single(ctx context.Context, file string) error {
 	}
 	result := job.newResult(file)
 	err := job.signTo(ctx, result)
+	if isWaiting(err) && !job.wait.IsZero() {
+		job.p.con.Infof("%s", console.ErrorLine(err))
+		err = job.untilApproved(ctx, result, err)
+	}
 	job.report(result, err)
 	return err
 }
@@ -243,7 +260,7 @@ func setIssued(result *api.SignResult, issued *issuedRequest) {
 func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (preparedRequest, error) {
 	order := job.order
 	var err error
-	if order.CSR, err = job.p.read(ctx, result.File, request.MaxCSR, "name a readable CSR file"); err != nil {
+	if order.CSR, err = job.read(ctx, result.File); err != nil {
 		return nil, err
 	}
 	prepared, err := job.issuer.prepare(ctx, order)
@@ -262,12 +279,28 @@ func (job *signJob) prepare(ctx context.Context, result *api.SignResult) (prepar
 	return prepared, nil
 }
 
+// read reads a CSR file. Standard input can be read once, and a request that was approved is prepared again.
+func (job *signJob) read(ctx context.Context, file string) (csr []byte, err error) {
+	if file == "-" && job.stdin != nil {
+		return job.stdin, nil
+	}
+	csr, err = job.p.read(ctx, file, request.MaxCSR, "name a readable CSR file")
+	if file == "-" {
+		job.stdin = csr
+	}
+	return csr, err
+}
+
 // report reports one CSR: its JSON object, or its warnings. An error is left to the caller.
 func (job *signJob) report(r *api.SignResult, err error) {
 	if err != nil {
 		r.Status, r.Output = api.StatusFailed, ""
-		if fault.KindOf(err) == fault.Refused {
+		switch {
+		case fault.KindOf(err) == fault.Refused:
 			r.Status = api.StatusRefused
+		case isWaiting(err):
+			r.Status = api.StatusPending
+			r.RequestID, r.Approval = waitingFor(err)
 		}
 		r.Error = api.NewError(err)
 	}

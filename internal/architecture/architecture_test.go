@@ -66,13 +66,21 @@ var mayImport = map[string]struct {
 	"agent/policy":                               {[]string{"agent/policy/hook", "fault", "internal/suggest", "ledger/record"}, "who may ask for what, and whose approvals count; it knows no key, and reads no file but the programs that hook runs"},
 	"agent/policy/hook":                          {[]string{"fault", "internal/input"}, "a program that is asked; what it is told is the business of agent"},
 	"agent":                                      {[]string{"agent/policy", "agent/policy/hook", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
-	"api/ledgerapi":                              {[]string{"api", "ledger"}, "the shapes of what a ledger returns; agent, which imports api, must know no ledger"},
-	"server":                                     {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "fault", "ledger", "ledger/record", "lifecycle/pushcert", "request", "server/authn", "server/traces"}, "HTTP in front of agent and ledger; it reads no configuration and opens no key"},
+	"api/ledgerapi":                              {[]string{"api", "ledger", "ledger/record"}, "the shapes of what a ledger returns; agent, which imports api, must know no ledger"},
+	"server":                                     {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "fault", "ledger", "ledger/record", "lifecycle/mdmcert", "lifecycle/pushcert", "request", "server/authn", "server/authn/awsiam", "server/authn/oidc", "server/dropin", "server/notify", "server/traces"}, "HTTP in front of agent and ledger; it reads no configuration and opens no key"},
+	"server/notify":                              {[]string{"api", "fault", "internal/wholefile", "ledger", "ledger/record"}, "what leaves the outbox; what a mail to a customer says is passed in, and so are the secrets"},
+	"server/notify/notifytest":                   {nil, "a mail server and a webhook for tests; they must not share a mistake with what they test"},
 	"server/traces":                              {[]string{"fault"}, "spans to a collector; it knows no request and no key"},
 	"server/traces/tracestest":                   {nil, "a collector for tests; it must not share a mistake with the client that it tests"},
-	"server/authn":                               {[]string{"agent/policy", "fault"}, "who sent a request; what the caller may is the policy's business"},
+	"server/authn":                               {[]string{"agent/policy", "fault", "server/authn/awsiam", "server/authn/oidc"}, "who sent a request; what the caller may is the policy's business"},
+	"server/dropin":                              {[]string{"fault", "ledger", "ledger/record", "lifecycle/mdmcert", "request", "server/notify"}, "the wire forms of other products, and mails from the ledger, which notify sends; who asks, and what is signed, is the business of server"},
+	"server/authn/oidc":                          {[]string{"fault"}, "tokens of issuers; whose claims they are is the policy's business, and files are read by the caller"},
+	"server/authn/oidc/oidctest":                 {[]string{"internal/testkit"}, "an issuer for tests; it must not share a mistake with the verifier that it tests"},
+	"server/authn/awsiam":                        {[]string{"fault"}, "what AWS STS says of a signature; the mapping to a caller is the policy's business"},
+	"server/authn/awsiam/awsiamtest":             {nil, "a double of AWS STS; it must not share a mistake with the code that it tests"},
+	"client/awsiam":                              {[]string{"fault"}, "a credential from the AWS SDK, which package client must not link"},
 	"client":                                     {[]string{"api", "fault"}, "what a program needs that asks a service: no key, no ledger, no server"},
-	"internal/servicekit":                        {[]string{"agent", "agent/policy", "internal/testkit", "ledger", "ledger/sqlite", "server", "server/authn", "signer", "testpki"}, "the service for tests of several packages; no product code imports it"},
+	"internal/servicekit":                        {[]string{"agent", "agent/policy", "internal/testkit", "ledger", "ledger/sqlite", "server", "server/authn", "server/authn/oidc", "server/notify", "signer", "testpki"}, "the service for tests of several packages; no product code imports it"},
 	"api":                                        {[]string{"chain", "fault", "internal/strictder", "ledger/record", "lifecycle/pushcert", "request", "signer"}, "the shapes of results; it opens nothing and decides nothing"},
 	"keystore":                                   {[]string{"chain", "fault", "internal/input", "secret", "signer", "signer/awskms", "signer/file", "signer/gcpkms", "signer/pkcs11"}, "the only room that knows all backends"},
 	"lifecycle/certreq":                          {[]string{"fault", "internal/strictder", "signer"}, "the CSR only: whose it is, and who signs it, is the caller's business"},
@@ -93,15 +101,15 @@ var mayImport = map[string]struct {
 	"internal/suggest":   {nil, "two names, and how far apart they are"},
 	"internal/testkit":   {[]string{"fault", "testpki"}, "helpers that tests of several packages share; no product code imports it"},
 	"internal/wholefile": {nil, "bytes and a path"},
-	"cmd/hsmsign": {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "client", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/record", "ledger/reconcile", "ledger/watch",
-		"lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert", "lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "server", "server/authn", "server/traces", "signer", "signer/file", "testpki"},
+	"cmd/hsmsign": {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "client", "client/awsiam", "config", "fault", "internal/console", "internal/filekind", "internal/input", "internal/strictder", "internal/suggest", "internal/wholefile", "keystore", "ledger", "ledger/backup", "ledger/open", "ledger/reconcile", "ledger/record", "ledger/watch", "lifecycle/ceremony", "lifecycle/certreq", "lifecycle/mdmcert",
+		"lifecycle/pushcert", "lifecycle/vendorcert", "request", "secret", "server", "server/authn", "server/authn/awsiam", "server/authn/oidc", "server/notify", "server/traces", "signer", "signer/file", "testpki"},
 		"flags, terminal, printing"},
 }
 
 // onlyIn says which of our packages may import a library; its types must not spread.
 var onlyIn = map[string][]string{
 	"github.com/miekg/pkcs11":             {"signer/pkcs11"},
-	"github.com/aws/aws-sdk-go-v2":        {"signer/awskms", "signer/awskms/awskmstest"},
+	"github.com/aws/aws-sdk-go-v2":        {"client/awsiam", "signer/awskms", "signer/awskms/awskmstest"},
 	"cloud.google.com/go/kms":             {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
 	"google.golang.org/grpc":              {"signer/gcpkms", "signer/gcpkms/gcpkmstest"},
 	"github.com/sony/gobreaker/v2":        {"signer/kms"},
@@ -119,10 +127,16 @@ var onlyIn = map[string][]string{
 	"golang.org/x/crypto":                 {"signer/file", "internal/strictder"},
 	"github.com/coreos/go-systemd/v22":    {"cmd/hsmsign", "server"},
 	"github.com/prometheus/client_golang": {"server"},
+	"github.com/wneessen/go-mail":         {"server/notify"},
+	"github.com/emersion/go-smtp":         {"server/notify/notifytest"},
+	"github.com/emersion/go-sasl":         {"server/notify/notifytest"},
 	"go.opentelemetry.io":                 {"server/traces", "server/traces/tracestest"}, // its types must not spread
 	"github.com/smallstep/pkcs7":          nil,                                           // a second opinion in tests; on damaged input it panics
 	"github.com/rogpeppe/go-internal":     {"internal/scripttest"},
 	"github.com/getkin/kin-openapi":       nil, // tests compare the API with its description
+	"github.com/coreos/go-oidc/v3":        {"server/authn/oidc"},
+	"github.com/go-jose/go-jose/v4":       {"server/authn/oidc"},
+	"github.com/zitadel/oidc/v3":          nil, // a provider in a process of its own, for tests
 }
 
 type listed struct {

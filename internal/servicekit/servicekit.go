@@ -29,6 +29,8 @@ import (
 	"hsmsign/ledger/sqlite"
 	"hsmsign/server"
 	"hsmsign/server/authn"
+	"hsmsign/server/authn/oidc"
+	"hsmsign/server/notify"
 	"hsmsign/signer"
 	"hsmsign/testpki"
 )
@@ -51,6 +53,12 @@ type Options struct {
 	Ledger func(cfg *ledger.Config)
 	// Clients are the CAs for callers with a name.
 	Clients *authn.Authorities
+	// DropIn are the wire forms of other products.
+	DropIn server.DropIn
+	// Channels are the ways to people.
+	Channels notify.Channels
+	// Issuers are those of OIDC tokens, by name.
+	Issuers map[string]policy.OIDCIssuer
 	// Change changes what the server is made of.
 	Change func(cfg *server.Config)
 }
@@ -76,9 +84,13 @@ type Service struct {
 	// The configuration that the next Reload has.
 	Callers map[string]policy.CallerConfig
 	Roles   map[string]policy.RoleConfig
+	DropIn  server.DropIn
+	// Channels are those that the next Reload has.
+	Channels notify.Channels
 
 	options Options
 	tls     server.TLS // that the next Reload has
+	oidc    *oidc.Issuers
 	vendor  agent.Config
 	log     logged
 	stop    context.CancelFunc
@@ -119,7 +131,7 @@ func Pin(c tls.Certificate) string {
 func Start(t testing.TB, options Options) *Service {
 	t.Helper()
 	s := &Service{options: options, CA: testkit.NewCA(t, "service CA"), Tokens: map[string]string{}, done: make(chan error, 1)}
-	s.Cert = s.CA.Issue(t, "ada", nil)
+	s.Cert, s.DropIn, s.Channels = s.CA.Issue(t, "ada", nil), options.DropIn, options.Channels
 	s.configure()
 	s.vendorConfig(t)
 	s.openLedger(t)
@@ -133,7 +145,7 @@ func Start(t testing.TB, options Options) *Service {
 			{Kind: authn.TLS, Host: "127.0.0.1"}, {Kind: authn.HTTP, Host: "127.0.0.1"}, {Kind: authn.Unix, Path: filepath.Join(dir, "a.sock")},
 		},
 		Load: func(ctx context.Context, _ bool) (*server.State, error) {
-			p, err := policy.New(s.Callers, s.Roles, policy.Environment{})
+			p, err := policy.New(s.Callers, s.Roles, policy.Environment{Issuers: options.Issuers})
 			if err != nil {
 				return nil, err
 			}
@@ -141,9 +153,13 @@ func Start(t testing.TB, options Options) *Service {
 			if err != nil {
 				return nil, err
 			}
+			if s.oidc, err = oidc.New(issuers(options.Issuers), oidc.Options{}, s.oidc); err != nil {
+				return nil, err
+			}
 			return &server.State{
-				Policy: p, Vendors: map[string]*agent.Vendor{"": v}, Roots: []*x509.Certificate{s.Root},
-				TLS: &server.TLS{Certificate: s.tls.Certificate, Clients: s.tls.Clients},
+				Policy: p, OIDC: s.oidc, Vendors: map[string]*agent.Vendor{"": v}, Roots: []*x509.Certificate{s.Root},
+				TLS:    &server.TLS{Certificate: s.tls.Certificate, Clients: s.tls.Clients},
+				DropIn: s.DropIn, Channels: s.Channels,
 			}, nil
 		},
 	}
@@ -152,6 +168,14 @@ func Start(t testing.TB, options Options) *Service {
 	}
 	s.run(t, cfg)
 	return s
+}
+
+// issuers returns issuers whose tokens are verified.
+func issuers(from map[string]policy.OIDCIssuer) (all []oidc.Config) {
+	for name, i := range from {
+		all = append(all, oidc.Config{Name: name, URL: i.URL, Audience: i.Audience, MaxAge: policy.DefMaxAge})
+	}
+	return all
 }
 
 // configure sets callers and roles.

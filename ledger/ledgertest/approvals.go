@@ -113,6 +113,13 @@ func testApprovalsEnd(t *testing.T, f *fixture) {
 	ctx, l := t.Context(), f.open(t)
 	u := asks("acme", "csr 1", "key 1")
 	w := waits(t, l, u)
+	backlog := func(requests int, oldest time.Duration) {
+		t.Helper()
+		if b, err := l.Questions(ctx); err != nil || b.Requests != requests || b.Oldest != oldest {
+			t.Errorf("what waits: %+v, %v; want %d, the oldest for %v", b, err, requests, oldest)
+		}
+	}
+	backlog(1, 0)
 	no := approval(w.ID, u, "bo")
 	no.Approve = false
 	if err := l.Decide(ctx, no); fault.KindOf(err) != fault.Usage {
@@ -120,6 +127,10 @@ func testApprovalsEnd(t *testing.T, f *fixture) {
 	}
 	no.Reason = "not a customer of ours"
 	must(t, l.Decide(ctx, no))
+	backlog(0, 0)
+	if found, err := l.Request(ctx, w.ID); err != nil || found.Approval.Rejected == nil || found.Approval.Rejected.Person != "bo" || found.Approval.Rejected.Reason != no.Reason {
+		t.Errorf("who rejected it: %+v, %v", found, err)
+	}
 	if err := l.Decide(ctx, approval(w.ID, u, "cy")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "is rejected already") {
 		t.Errorf("approved after it was rejected: %v", err)
 	}
@@ -129,7 +140,10 @@ func testApprovalsEnd(t *testing.T, f *fixture) {
 	}
 	must(t, l.Decide(ctx, approval(next.ID, u, "bo")))
 	must(t, l.Decide(ctx, approval(next.ID, u, "cy")))
-	f.pass(time.Hour)
+	f.pass(time.Hour - time.Second)
+	backlog(1, time.Hour-time.Second)
+	f.pass(time.Second)
+	backlog(0, 0)
 	if err := l.Decide(ctx, approval(next.ID, u, "di")); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "expired at 2026-06-01T13:00:00Z") {
 		t.Errorf("approved after its time: %v", err)
 	}
@@ -161,7 +175,7 @@ func testApprovalsBound(t *testing.T, f *fixture) {
 	w := waits(t, l, u)
 	other := asks("bolt", "csr 2", "key 2")
 	other.Identity = "2026"
-	waits(t, l, other)
+	_ = waits(t, l, other)
 	for name, change := range map[string]func(d *record.Decision){
 		"csr": func(d *record.Decision) { d.Shown.CSR = record.SHA256([]byte("csr 2")) }, "no csr": func(d *record.Decision) { d.Shown.CSR = record.Hash{} },
 		"customer": func(d *record.Decision) { d.Shown.Customer = "bolt" }, "vendor": func(d *record.Decision) { d.Shown.Vendor = "2027" },
@@ -188,7 +202,7 @@ func testApprovalsBound(t *testing.T, f *fixture) {
 	for name, change := range map[string]func(u *record.Use){
 		"csr": func(u *record.Use) { u.CSR = []byte("csr 9") }, "customer": func(u *record.Use) { u.Customer = "coil" },
 		"vendor identity": func(u *record.Use) { u.Identity = "2027" }, "vendor certificate": func(u *record.Use) { u.Vendor = []byte("another") },
-		"caller": func(u *record.Use) { u.Actor = "portal" }, "digest": func(u *record.Use) { u.Digest = "SHA-1" },
+		"caller": func(u *record.Use) { u.Actor = "portal" }, "digest": func(u *record.Use) { u.Digest = "SHA-1" }, "chain": func(u *record.Use) { u.Chain = []byte("another chain") },
 	} {
 		changed := u
 		change(&changed)
@@ -217,7 +231,7 @@ func testApprovalsElsewhere(t *testing.T, f *fixture) {
 	cfg.Store = f.again(t)
 	other, err := ledger.Open(ctx, cfg)
 	must(t, err)
-	defer other.Close()
+	defer func() { _ = other.Close() }() // nothing is left to write
 	if list, next, err := other.Pending(ctx, 0, 10, func(*ledger.RequestRecord) bool { return true }); err != nil || len(list) != 1 || next != 0 || list[0].ID != w.ID || list[0].State != record.KindApproved {
 		t.Errorf("what waits: %+v, %v", list, err)
 	}
@@ -362,53 +376,6 @@ func testApprovalsFrozen(t *testing.T, f *fixture) {
 	verified(t, l)
 }
 
-// testUnfreezeApproved: a second person must approve that a freeze ends.
-func testUnfreezeApproved(t *testing.T, f *fixture) {
-	ctx, l := t.Context(), f.open(t)
-	issue(t, l, use("acme", "csr 0", "key 0", "vendor"))
-	for _, about := range []ledger.Freeze{{Scope: ledger.FreezeAll, Reason: "x"}, {Scope: ledger.FreezeCustomer, Name: "acme", Reason: "x"}} {
-		must(t, l.Freeze(ctx, "ada", "tls", about))
-		end := about
-		end.Ask = &record.Ask{Need: map[string]int{record.EventUnfreeze: 1}, Expiry: time.Hour, Approvers: people{}, Requester: record.Requester{Caller: "ada", Person: "ada"}}
-		err := l.Unfreeze(ctx, "ada", "tls", end)
-		w, ok := errors.AsType[*record.Waiting](err)
-		if !ok {
-			t.Fatalf("the end of a freeze: %v", err)
-		}
-		again, ok := errors.AsType[*record.Waiting](l.Unfreeze(ctx, "ada", "tls", end))
-		if !ok || again.ID != w.ID {
-			t.Errorf("asked again: %v", again)
-		}
-		if frozen, err := l.Freezes(ctx); err != nil || len(frozen) != 1 {
-			t.Errorf("before it was approved: %+v, %v", frozen, err)
-		}
-		found, err := l.Request(ctx, w.ID)
-		must(t, err)
-		if found.Approval == nil || found.Approval.Freeze != (record.Freeze{Scope: about.Scope, Name: about.Name, Reason: "x"}) || found.State != record.KindPending {
-			t.Errorf("the question: %+v", found)
-		}
-		if list, err := l.Requests(ctx, ledger.Query{Limit: 10}); err != nil || len(list) != 1 {
-			t.Errorf("it is in the list of requests: %+v, %v", list, err)
-		}
-		d := record.Decision{Request: w.ID, Approve: true, Actor: "bo", Person: "bo", Channel: "tls", Approvers: people{}, Allowed: func(record.Asked, string) error { return nil }}
-		if err := l.Decide(ctx, d); fault.KindOf(err) != fault.Conflict {
-			t.Errorf("without what was shown: %v", err)
-		}
-		d.Shown = record.Shown{Customer: about.Customer(), Scope: about.Scope, Name: about.Name}
-		must(t, l.Decide(ctx, d))
-		if frozen, err := l.Freezes(ctx); err != nil || len(frozen) != 0 {
-			t.Errorf("after it was approved: %+v, %v", frozen, err)
-		}
-		if found, err := l.Request(ctx, w.ID); err != nil || found.State != record.KindUnfrozen {
-			t.Errorf("afterwards: %+v, %v", found, err)
-		}
-		if err := l.Unfreeze(ctx, "ada", "tls", end); fault.KindOf(err) != fault.NotFound {
-			t.Errorf("what is not frozen: %v", err)
-		}
-	}
-	verified(t, l)
-}
-
 // testApprovalsErased: erasing a customer deletes what was asked about it; a new ledger does not repeat what waits.
 func testApprovalsErased(t *testing.T, f *fixture) {
 	ctx, l := t.Context(), f.open(t)
@@ -416,7 +383,7 @@ func testApprovalsErased(t *testing.T, f *fixture) {
 	w := waits(t, l, u)
 	must(t, l.Decide(ctx, approval(w.ID, u, "bo")))
 	kept := asks("bolt", "csr 2", "key 2")
-	waits(t, l, kept)
+	_ = waits(t, l, kept)
 	must(t, l.EraseCustomer(ctx, "uid 0", "local", "acme"))
 	if _, err := l.Request(ctx, w.ID); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("a request of an erased customer: %v", err)

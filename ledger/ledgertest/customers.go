@@ -77,6 +77,17 @@ func Daily(t *testing.T, l *ledger.Ledger) {
 		all, err := l.Uses(t.Context())
 		return err == nil && len(all) == 1
 	})
+	post(t, l, ledger.MessageMDMCert, record.ID{}, "x")
+	about := post(t, l, ledger.MessagePending, record.ID{}, "")
+	must(t, l.Hasten(t.Context(), about))
+	for m := take(t, l); m != nil; m = take(t, l) {
+		must(t, l.Delivered(t.Context(), m.ID, "webhook"))
+		must(t, l.Retry(t.Context(), m.ID, time.Hour))
+		must(t, l.Sent(t.Context(), m.ID))
+	}
+	if _, err := l.Sweep(t.Context()); err != nil {
+		t.Errorf("outbox: %v", err)
+	}
 	if stored, err := l.Check(t.Context(), use("acme", "csr 9", "key 9", "vendor 1")); err != nil || stored {
 		t.Errorf("check: %v, %v", stored, err)
 	}

@@ -408,3 +408,7 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%+v", stats)
 	}
 }
+
+func BenchmarkPending(b *testing.B) {
+	ledgertest.BenchmarkPending(b, open(b, server.Schema(b)))
+}

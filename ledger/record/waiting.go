@@ -24,5 +24,8 @@ func (*Waiting) Kind() fault.Kind { return fault.Pending }
 
 // Hint returns what to do.
 func (w *Waiting) Hint() string {
+	if w.Have >= w.Need { // another process signs it, or only administrators have approved it
+		return "look again with hsmsign pending " + w.ID.String() + "; if only administrators have approved it, somebody else must too"
+	}
 	return "another person approves it with hsmsign approve " + w.ID.String()
 }

@@ -165,3 +165,7 @@ func BenchmarkLedger(b *testing.B) {
 		return info.Size()
 	})
 }
+
+func BenchmarkPending(b *testing.B) {
+	ledgertest.BenchmarkPending(b, open(b, filepath.Join(b.TempDir(), "ledger.db")))
+}

@@ -1,13 +1,16 @@
 // Package authn finds the caller of the configuration who sent a request.
 //
 // A request comes over a listener of one kind, and each kind accepts its own credentials: TLS a client certificate or a token,
-// loopback HTTP a token, a Unix socket the user of the peer process. A token is sent as a bearer token (RFC 6750) or as the
-// password of Basic authentication (RFC 7617). Several credentials on one request must name one caller.
+// loopback HTTP a token, a Unix socket the user of the peer process. A token is sent as a bearer token (RFC 6750) or, if hsmsign
+// made it, as the password of Basic authentication (RFC 7617). A bearer token with two dots is an OIDC token of an issuer of the
+// configuration (package oidc). What an AWS IAM role or user signed (package awsiam) is sent as a bearer value. Several
+// credentials on one request must name one caller.
 //
 // A Checker is a value without state and safe for concurrent use.
 package authn
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -18,6 +21,8 @@ import (
 
 	"hsmsign/agent/policy"
 	"hsmsign/fault"
+	"hsmsign/server/authn/awsiam"
+	"hsmsign/server/authn/oidc"
 )
 
 // The kinds of listeners.
@@ -50,7 +55,10 @@ func NewConnection(kind, remote string, state *tls.ConnectionState) Connection {
 // Checker is what credentials are checked against.
 type Checker struct {
 	Policy  *policy.Policy
-	Clients *Authorities // for callers whose certificate has a name under a CA; nil: there are none
+	Clients *Authorities     // for callers whose certificate has a name under a CA; nil: there are none
+	OIDC    *oidc.Issuers    // of OIDC tokens; nil: there are none
+	AWS     *awsiam.Verifier // for callers with an AWS identity; nil: there are none
+	Servers []string         // the names of this server in what others sign for it, in lower case
 	Now     time.Time
 }
 
@@ -68,8 +76,9 @@ func (r *Refusal) Unwrap() error { return ErrUnknown }
 
 func refusef(format string, args ...any) error { return &Refusal{fmt.Errorf(format, args...)} }
 
-// Identify returns the credential of a request. The error is a *Refusal.
-func (c Checker) Identify(r *http.Request, conn Connection) (policy.Credential, error) {
+// Identify returns the credential of a request. It may wait for the keys of an issuer or for AWS STS, until ctx ends. The error is a
+// *Refusal, or that of somebody else who has to be asked and does not answer.
+func (c Checker) Identify(ctx context.Context, r *http.Request, conn Connection) (policy.Credential, error) {
 	found, err := c.Connection(conn)
 	if err != nil {
 		return policy.Credential{}, err
@@ -81,7 +90,7 @@ func (c Checker) Identify(r *http.Request, conn Connection) (policy.Credential, 
 	case len(values) == 1 && conn.Kind == Unix:
 		return policy.Credential{}, refusef("an Authorization header on a Unix socket, whose callers are Unix users")
 	case len(values) == 1:
-		token, err := c.token(values[0])
+		token, err := c.token(ctx, values[0], conn)
 		if err != nil {
 			return policy.Credential{}, err
 		}
@@ -118,11 +127,17 @@ func (c Checker) Connection(conn Connection) (found policy.Credential, err error
 }
 
 // token returns the credential of an Authorization header.
-func (c Checker) token(header string) (policy.Credential, error) {
+func (c Checker) token(ctx context.Context, header string, conn Connection) (policy.Credential, error) {
 	scheme, value, _ := strings.Cut(header, " ")
 	user := ""
 	switch strings.ToLower(scheme) {
 	case "bearer":
+		if value = strings.TrimSpace(value); strings.Count(value, ".") == 2 {
+			return c.issued(ctx, value)
+		}
+		if signed, ok := strings.CutPrefix(value, awsiam.Prefix); ok {
+			return c.aws(ctx, signed, conn)
+		}
 	case "basic":
 		r := http.Request{Header: http.Header{"Authorization": {header}}}
 		var ok bool
@@ -138,6 +153,19 @@ func (c Checker) token(header string) (policy.Credential, error) {
 	}
 	if user != "" && user != found.Caller.Name {
 		return policy.Credential{}, refusef("%s with the user name of another caller than %s", found.Name, found.Caller.Name)
+	}
+	return found, nil
+}
+
+// issued returns the credential of an OIDC token.
+func (c Checker) issued(ctx context.Context, token string) (policy.Credential, error) {
+	issuer, claims, err := c.OIDC.Verify(ctx, token, c.Now)
+	if err != nil {
+		return policy.Credential{}, &Refusal{err}
+	}
+	found, err := c.Policy.OIDC(issuer, claims)
+	if err != nil {
+		return policy.Credential{}, &Refusal{err}
 	}
 	return found, nil
 }

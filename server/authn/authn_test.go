@@ -59,7 +59,7 @@ func TestIdentify(t *testing.T) {
 		for _, header := range tt.headers {
 			r.Header.Add("Authorization", header)
 		}
-		found, err := Checker{Policy: p, Now: time.Now()}.Identify(r, tt.conn)
+		found, err := Checker{Policy: p, Now: time.Now()}.Identify(t.Context(), r, tt.conn)
 		switch {
 		case tt.want == "" && (found.Caller != nil || fault.KindOf(err) != fault.Unauthenticated || err.Error() != ErrUnknown.Error()):
 			t.Errorf("%s: %+v, %v", tt.what, found, err)
@@ -80,7 +80,7 @@ func FuzzAuthorization(f *testing.F) {
 	f.Fuzz(func(t *testing.T, header string) {
 		header = strings.ReplaceAll(header, "TOKEN", ada)
 		r := &http.Request{Header: http.Header{"Authorization": {header}}}
-		found, err := Checker{Policy: p, Now: time.Now()}.Identify(r, Connection{Kind: HTTP, Remote: netip.MustParseAddr("127.0.0.1")})
+		found, err := Checker{Policy: p, Now: time.Now()}.Identify(t.Context(), r, Connection{Kind: HTTP, Remote: netip.MustParseAddr("127.0.0.1")})
 		scheme, rest, _ := strings.Cut(header, " ")
 		_, password, _ := r.BasicAuth()
 		sent := strings.EqualFold(scheme, "bearer") && strings.TrimSpace(rest) == ada || strings.TrimSpace(password) == ada

@@ -99,7 +99,7 @@ func TestGenerateFaults(t *testing.T) {
 		before := server.Calls("CreateKey")
 		reference := at(server, fmt.Sprintf("alias/faulty-%d", i))
 		if tt.fault == "AlreadyExistsException" { // a new key may not be found at once, so it waits for the alias
-			reference += "&timeout=2s"
+			reference += "&timeout=4s"
 		}
 		_, err := generate(t, reference, 2048)
 		signerkit.WantError(t, err, tt.family, tt.text, tt.fix)
