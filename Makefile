@@ -10,8 +10,8 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 # What the tests and the demo call, and the Debian packages that have it.
-PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl curl xmllint plistutil keytool zsh fish python3 sqlite3
-PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl curl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3 python3 sqlite3
+PROGRAMS := softhsm2-util pkcs11-tool p11-kit openssl curl xmllint plistutil keytool zsh fish python3 sqlite3 chromium
+PACKAGES := softhsm2 opensc p11-kit p11-kit-modules openssl curl libxml2-utils libplist-utils default-jre-headless zsh fish postgresql libnss3 python3 sqlite3 chromium fonts-dejavu-core
 
 # What the libraries have and the program does not use: gRPC's trace pages, and manual pages made from commands.
 LEAN := grpcnotrace urfave_cli_no_docs
@@ -59,15 +59,33 @@ $(PROMTOOL):
 	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
 	mv usr/bin/promtool $@
 
+# axe-core audits the pages of the console in the browser. The program does not contain it.
+AXE_VERSION := 4.14.1
+AXE_SHA512 := 1477dafa598d8d065f273d6af302aa203c02e83131707b7fa648cd41bd3d6b734f8c22a0dab86ee6a6f64b8afbe804b214d36db85a2826965edfb3a0b9d546b5
+AXE := $(TOOLS)/axe-core-$(AXE_VERSION).min.js
+$(AXE):
+	@mkdir -p $(TOOLS)
+	@if ! command -v npm >/dev/null; then \
+		echo "installing npm"; \
+		run=; [ "$$(id -u)" = 0 ] || run=sudo; \
+		$$run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$run apt-get install -y -qq --no-install-recommends npm >/dev/null; \
+	fi
+	@echo "downloading axe-core $(AXE_VERSION)"; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; \
+	npm pack --silent axe-core@$(AXE_VERSION) >/dev/null; \
+	echo "$(AXE_SHA512)  axe-core-$(AXE_VERSION).tgz" | sha512sum --check --quiet; \
+	tar -xmzf axe-core-$(AXE_VERSION).tgz package/axe.min.js; \
+	rm -f $(TOOLS)/axe-core-*; mv package/axe.min.js $@
+
 .PHONY: test
-test: deps $(PROMTOOL) ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
+test: deps $(PROMTOOL) $(AXE) ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
 	go vet ./...
-	go test -race -timeout 300s ./agent/... ./client/... ./ledger/... ./server/... ./signer/... ./softhsm-test/... ./request/...
-	go test -timeout 300s ./api/... ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./keystore/... ./lifecycle/... ./secret/... ./testpki/...
+	go test -race -p 3 -timeout 300s ./agent/... ./client/... ./ledger/... $$(go list ./server/... | grep -v /consoletest) ./signer/... ./softhsm-test/... ./request/...
+	go test -p 3 -timeout 300s ./server/consoletest ./api/... ./chain/... ./cmd/... ./config/... ./deploy/... ./fault/... ./internal/... ./keystore/... ./lifecycle/... ./secret/... ./testpki/...
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 
 .PHONY: race
-race: deps $(PROMTOOL) ## Run every test with the race detector
+race: deps $(PROMTOOL) $(AXE) ## Run every test with the race detector
 	go test -race -timeout 600s ./...
 
 # The linter's cache is keyed by content and names files by path: a shared one reports lines of a checkout that is gone.
@@ -100,6 +118,7 @@ bench: deps ## Measure each hot path as a ratio to its raw limit in the same run
 	go test ./cmd/hsmsign -run '^$$' -bench ServeStart -benchtime 10x
 	go test ./request ./signer/... -run '^$$' -bench . -benchtime 3s -timeout 30m
 	go test ./ledger/... -run '^$$' -bench . -benchtime 1x
+	go test ./server -run '^$$' -bench ConsolePages -benchtime 1x
 
 # signer includes the backends and takes hours.
 MUTATED ?= fault agent request chain signer
@@ -126,6 +145,18 @@ demo: PROGRAMS := softhsm2-util openssl curl
 demo: PACKAGES := softhsm2 openssl curl
 demo: deps build ## Run docs/walkthrough.md and docs/service.md end to end with SoftHSM2, or with a key file; see demo-out/
 	@bash softhsm-test/demo.sh
+
+.PHONY: demo-console
+demo-console: PROGRAMS := softhsm2-util openssl curl
+demo-console: PACKAGES := softhsm2 openssl curl
+demo-console: deps build ## Start a service with the console at a loopback address, with some customers; prints the address and a one-time link; ends on Ctrl-C
+	@bash softhsm-test/demo-console.sh
+
+.PHONY: screenshots
+screenshots: PROGRAMS := chromium
+screenshots: PACKAGES := chromium fonts-dejavu-core
+screenshots: deps $(AXE) ## Make the pictures of docs/console.md: every page of the console, light and dark, narrow and wide
+	HSMSIGN_SCREENSHOTS=$(CURDIR)/docs/console go test ./server/consoletest -run TestConsole -count 1
 
 .PHONY: rename
 rename: ## Change the module path everywhere: make rename MODULE=example.org/team/hsmsign

@@ -150,6 +150,17 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 	return entry
 }
 
+// EntryProof is a proof that an entry is in a ledger, and what it shows.
+type EntryProof struct {
+	Index        int64               `json:"index"`
+	Origin       string              `json:"origin"`
+	Entries      int64               `json:"entries"` // of the checkpoint
+	Root         string              `json:"root"`    // of the checkpoint, in hex
+	Hashes       int                 `json:"hashes"`  // of the path from the entry to the root
+	Cosignatures []LedgerCosignature `json:"cosignatures"`
+	Proof        string              `json:"proof"` // C2SP tlog-proof
+}
+
 // LedgerVerify is the result of ledger verify.
 type LedgerVerify struct {
 	OK      bool            `json:"ok"`
@@ -194,6 +205,16 @@ type Customer struct {
 	ID      string `json:"id"`
 	Entry   int64  `json:"entry"`   // the newest that says it
 	Changed string `json:"changed"` // RFC 3339, UTC
+	// Push is the newest push certificate; absent if none was attached, and where all customers are listed at once.
+	Push *CustomerPush `json:"push,omitempty"`
+}
+
+// CustomerPush is a push certificate of a customer.
+type CustomerPush struct {
+	Topic     string `json:"topic"`
+	NotAfter  string `json:"not_after"` // RFC 3339, UTC
+	SHA256    string `json:"sha256"`    // of the DER
+	KeySHA256 string `json:"key_sha256"`
 }
 
 // LedgerWatch is a file or an endpoint whose certificates are reported with what is due.

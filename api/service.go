@@ -18,6 +18,8 @@ type Problem struct {
 	Rule      string `json:"rule,omitempty"`   // that refused it
 	Exit      int    `json:"exit"`             // exit code of the command line
 	RequestID string `json:"request_id"`       // of the server's log
+	// Findings are all that is wrong with the CSR, also what did not refuse it; absent for other errors.
+	Findings []fault.Finding `json:"findings,omitempty"`
 }
 
 // NewProblem returns the problem of an error, without the id of the request.
@@ -60,7 +62,19 @@ type Request struct {
 	Approval *Approval `json:"approval,omitempty"`
 	Subject  string    `json:"subject,omitempty"` // of the CSR; not in lists
 	CSR      string    `json:"csr,omitempty"`     // PEM; not in lists
-	Problem  *Problem  `json:"problem,omitempty"` // why it was not issued now, although enough people have approved it
+	// Previous is the request of the customer that was issued last before this one was asked for.
+	Previous *PreviousCSR `json:"previous,omitempty"`
+	Problem  *Problem     `json:"problem,omitempty"` // why it was not issued now, although enough people have approved it
+}
+
+// PreviousCSR is the CSR of an earlier request of the same customer.
+type PreviousCSR struct {
+	Request   string `json:"request"` // id
+	Begun     string `json:"begun"`   // RFC 3339, UTC
+	Subject   string `json:"subject"`
+	CSRSHA256 string `json:"csr_sha256"`
+	KeySHA256 string `json:"key_sha256"`
+	CSR       string `json:"csr"` // PEM
 }
 
 // Approval is what other people must approve.
@@ -128,20 +142,37 @@ type Freeze struct {
 	Entry  int64  `json:"entry"`
 }
 
-// Vendor is a vendor identity of the service, without a look at its key.
+// Vendor is a vendor identity of the service.
 type Vendor struct {
-	Vendor       string        `json:"vendor"` // "" for the unnamed one
-	Active       bool          `json:"active"`
-	Certificates []Certificate `json:"certificates"` // the chain
-	DaysLeft     int           `json:"days_left"`    // of the certificate that expires first
-	Expires      string        `json:"expires"`      // its not_after
+	Vendor       string          `json:"vendor"` // "" for the unnamed one
+	Active       bool            `json:"active"`
+	Certificates []Certificate   `json:"certificates"`       // the chain
+	DaysLeft     int             `json:"days_left"`          // of the certificate that expires first
+	Expires      string          `json:"expires"`            // its not_after
+	Findings     []fault.Finding `json:"findings,omitempty"` // warnings and notes about the chain
+	Next         string          `json:"next"`               // what to do
+	// For callers that may read.
+	Backend string `json:"backend,omitempty"` // scheme of the key's reference: file, pkcs11, awskms, gcpkms
+	Signed  string `json:"signed,omitempty"`  // when the key signed last, by this replica; absent: not yet
 }
 
 // NewVendor describes a vendor identity.
 func NewVendor(name string, active bool, certs []*x509.Certificate, now time.Time) Vendor {
 	first := NewCertificate(chain.FirstExpiry(certs), now)
-	return Vendor{Vendor: name, Active: active, Certificates: NewCertificates(certs, now), DaysLeft: first.DaysLeft, Expires: first.NotAfter}
+	v := Vendor{Vendor: name, Active: active, Certificates: NewCertificates(certs, now), DaysLeft: first.DaysLeft, Expires: first.NotAfter}
+	switch {
+	case v.DaysLeft < 0:
+		v.Next = "renew the vendor certificate now: Apple refuses every request of this chain"
+	case v.DaysLeft < renewDays:
+		v.Next = "renew the vendor certificate before it expires: hsmsign vendor csr, Apple's Certificates page, hsmsign vendor import"
+	default:
+		v.Next = "nothing to do until " + chain.FirstExpiry(certs).NotAfter.AddDate(0, 0, -renewDays).UTC().Format(time.DateOnly)
+	}
+	return v
 }
+
+// renewDays is how many days before its expiry a certificate of a vendor's chain is to be renewed.
+const renewDays = 30
 
 // Me is who a caller of the service is, and what it may.
 type Me struct {
@@ -208,4 +239,10 @@ type Notice struct {
 type NoticeData struct {
 	RequestID string `json:"request_id"`
 	URL       string `json:"url,omitempty"` // of the request, if the service has an address for links
+}
+
+// ConsoleLogin is a link that signs its caller in to the console, once.
+type ConsoleLogin struct {
+	URL   string `json:"url"`
+	Until string `json:"until"` // when it can no longer be used
 }

@@ -51,3 +51,12 @@ func changed[T any](ctx context.Context, c *Client, method, path string, body an
 	}
 	return &v, nil
 }
+
+// ConsoleLogin returns a link that signs the caller in to the console of the service, once. The service makes it at its Unix socket only.
+func (c *Client) ConsoleLogin(ctx context.Context) (*api.ConsoleLogin, error) {
+	var v api.ConsoleLogin
+	if err := c.json(ctx, exchange{method: http.MethodPost, path: "/v1/console/login", want: typeJSON}, &v); err != nil {
+		return nil, err
+	}
+	return &v, nil
+}

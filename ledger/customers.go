@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -47,76 +49,140 @@ type CustomerRecord struct {
 	ID      record.ID
 	Entry   int64     // that says it
 	Changed time.Time // UTC
+	Push    *Push     // the newest push certificate; nil: none was attached. A list of all customers does not read it
+
+	push    int64 // entry of the push certificate; -1: there is none
+	expires int64 // what the store says, for the order only
 }
 
 // Customers returns the customers in the order of their names; with a name, only that one. The error is of kind not found
 // if there is no such customer.
 func (l *Ledger) Customers(ctx context.Context, name string) ([]CustomerRecord, error) {
 	if name == "" {
-		return l.customers(ctx, "", "")
+		return l.customers(ctx, false, "ORDER BY c.name")
 	}
-	found, err := l.customers(ctx, " WHERE name = ?", "", name)
+	found, err := l.customers(ctx, true, "WHERE c.name = ?", name)
 	if err == nil && len(found) == 0 {
 		err = noCustomer(name)
 	}
 	return found, err
 }
 
-// CustomerPage returns at most limit customers in the order of their names, those after a name. names are those that the reader may
-// know of; nil: all.
-func (l *Ledger) CustomerPage(ctx context.Context, names []string, after string, limit int) ([]CustomerRecord, error) {
-	where, args := " WHERE name > ?", []any{after}
-	if names != nil {
-		where += " AND name IN (?" + strings.Repeat(", ?", len(names)) + ")"
+// CustomerQuery selects customers.
+type CustomerQuery struct {
+	Names    []string // those that the reader may know of; nil: all
+	Match    string   // only customers whose name contains it, ASCII letters in any case; empty: all
+	ByExpiry bool     // the one whose push certificate expires first comes first, those without one last; else in the order of the names
+	After    string   // what CustomerPage returned as next; empty: from the first
+	Limit    int      // at most so many
+}
+
+// noExpiry is the date of a customer without a push certificate.
+const noExpiry = math.MaxInt64
+
+// CustomerPage returns customers with their push certificates, each proved by its entries. next is the After of the next page; empty:
+// this is the last one. The error is of kind usage if After is not one.
+func (l *Ledger) CustomerPage(ctx context.Context, q CustomerQuery) (found []CustomerRecord, next string, err error) {
+	where, args, order := "WHERE 1 = 1", []any{}, "c.name"
+	if q.Names != nil {
+		where += " AND c.name IN (?" + strings.Repeat(", ?", len(q.Names)) + ")"
 		args = append(args, "") // no customer has it
-		for _, name := range names {
+		for _, name := range q.Names {
 			args = append(args, name)
 		}
 	}
-	return l.customers(ctx, where, fmt.Sprintf(" LIMIT %d", limit), args...)
+	if q.Match != "" {
+		where += " AND (lower(c.name) LIKE ? ESCAPE '!' OR lower(c.name) LIKE ? ESCAPE '!')" // databases differ about letters that are not ASCII
+		text := "%" + strings.NewReplacer("!", "!!", "%", "!%", "_", "!_").Replace(q.Match) + "%"
+		args = append(args, strings.ToLower(text), lowerASCII(text))
+	}
+	expires := fmt.Sprintf("coalesce(p.expires, %d)", int64(noExpiry))
+	if q.ByExpiry {
+		order = expires + ", c.name"
+	}
+	switch {
+	case q.After == "":
+	case q.ByExpiry:
+		date, name, _ := strings.Cut(q.After, " ")
+		at, err := strconv.ParseInt(date, 10, 64)
+		if err != nil {
+			return nil, "", fault.Usage.Errorf("after is %q", fault.Clip(q.After, 64)).Fix("use the value of the page before")
+		}
+		where += " AND (" + expires + " > ? OR " + expires + " = ? AND c.name > ?)"
+		args = append(args, at, at, name)
+	default:
+		where += " AND c.name > ?"
+		args = append(args, q.After)
+	}
+	found, err = l.customers(ctx, true, where+" ORDER BY "+order+fmt.Sprintf(" LIMIT %d", q.Limit+1), args...)
+	if err != nil || len(found) <= q.Limit {
+		return found, "", err
+	}
+	found = found[:q.Limit]
+	last := found[q.Limit-1]
+	if next = last.Name; q.ByExpiry {
+		next = fmt.Sprint(last.expires, " ", last.Name)
+	}
+	return found, next, nil
 }
 
-// customers returns the customers that a condition selects.
-func (l *Ledger) customers(ctx context.Context, where, limit string, args ...any) ([]CustomerRecord, error) {
+// lowerASCII returns a text with small ASCII letters.
+func lowerASCII(text string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, text)
+}
+
+// customers returns the customers that a condition selects; with their push certificates, if these are asked for.
+func (l *Ledger) customers(ctx context.Context, pushes bool, where string, args ...any) ([]CustomerRecord, error) {
 	head, err := l.Head(ctx)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := l.store.DB.QueryContext(ctx, l.store.bind("SELECT id, entry FROM customers"+where+" ORDER BY name"+limit), args...)
+	var found []CustomerRecord
+	query := fmt.Sprintf("SELECT c.id, c.entry, coalesce(p.entry, -1), coalesce(p.expires, %d) FROM customers c LEFT JOIN pushes p ON p.customer = c.id ", int64(noExpiry)) + where
+	err = l.store.each(ctx, l.store.DB, query, args, func(scan func(...any) error) error {
+		var c CustomerRecord
+		var id []byte
+		err := scan(&id, &c.Entry, &c.push, &c.expires)
+		c.ID = idOf(id)
+		found = append(found, c)
+		return err
+	})
 	if err != nil {
 		return nil, l.store.fail("list the customers", err)
 	}
-	defer func() { _ = rows.Close() }() // Err has the error
-	var found []CustomerRecord
-	for rows.Next() {
-		var c CustomerRecord
-		var id []byte
-		if err := rows.Scan(&id, &c.Entry); err != nil {
-			return nil, l.store.fail("list the customers", err)
-		}
-		c.ID = idOf(id)
-		found = append(found, c)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, l.store.fail("list the customers", err)
-	}
 	for i := range found {
-		c := &found[i]
-		e, err := l.entry(ctx, l.store.DB, head, c.Entry)
-		if err == nil {
-			c.Changed = e.Time
-			c.Customer, err = l.customerOf(ctx, l.store.DB, c.Entry, e)
-		}
-		if err != nil {
+		if err := l.proveCustomer(ctx, head, &found[i], pushes); err != nil {
 			return nil, l.store.fail("read the customer", err)
 		}
 	}
 	return found, nil
 }
 
-// Customer returns the customer of an id. The error is of kind not found if there is no such customer.
+// proveCustomer reads what the entries say of a customer.
+func (l *Ledger) proveCustomer(ctx context.Context, head *Checkpoint, c *CustomerRecord, pushes bool) error {
+	e, err := l.entry(ctx, l.store.DB, head, c.Entry)
+	if err != nil {
+		return err
+	}
+	c.Changed = e.Time
+	if c.Customer, err = l.customerOf(ctx, l.store.DB, c.Entry, e); err != nil || !pushes || c.push < 0 {
+		return err
+	}
+	if e, err = l.entry(ctx, l.store.DB, head, c.push); err != nil {
+		return err
+	}
+	c.Push, err = l.pushOf(ctx, l.store.DB, c.push, e, c.ID)
+	return err
+}
+
+// Customer returns the customer of an id, with its push certificate. The error is of kind not found if there is no such customer.
 func (l *Ledger) Customer(ctx context.Context, id record.ID) (*CustomerRecord, error) {
-	found, err := l.customers(ctx, " WHERE id = ?", "", id[:])
+	found, err := l.customers(ctx, true, "WHERE c.id = ?", id[:])
 	if err == nil && len(found) == 0 {
 		return nil, fault.NotFound.Errorf("there is no customer %s", id)
 	}

@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -103,10 +102,9 @@ func (l *Ledger) due(ctx context.Context, head *Checkpoint, row dueRow, expiry *
 		o, err := l.original(ctx, l.store.DB, row.entry, e)
 		return Due{What: DueRequest, At: o.Time, Request: e.Request.String(), UseBefore: useBefore}, err
 	}
-	var p Push
-	data, err := l.opening(ctx, l.store.DB, row.entry, e, openPush)
-	if err == nil && json.Unmarshal(data, &p) != nil {
-		err = fmt.Errorf("%w: the push certificate of entry %d is not readable", ErrTampered, row.entry)
+	p, err := l.pushOf(ctx, l.store.DB, row.entry, e, row.customer)
+	if err != nil {
+		return d, err
 	}
-	return Due{What: DuePush, At: p.NotAfter.UTC()}, err
+	return Due{What: DuePush, At: p.NotAfter.UTC()}, nil
 }

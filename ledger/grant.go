@@ -30,6 +30,8 @@ var rights = map[string]string{
 	"uses":          "SELECT, INSERT, UPDATE",
 	"outbox":        "SELECT, INSERT, UPDATE, DELETE",
 	"once":          "SELECT, INSERT, DELETE",
+	"sessions":      "SELECT, INSERT, UPDATE, DELETE",
+	"logins":        "SELECT, INSERT, DELETE",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

@@ -276,6 +276,9 @@ func (l *Ledger) Name() string { return l.store.Name }
 // Origin returns the name of the ledger in its checkpoints.
 func (l *Ledger) Origin() string { return l.verifiers[0].Name() }
 
+// Required returns how many operators of witnesses must have cosigned a request.
+func (l *Ledger) Required() int { return l.cfg.Required }
+
 // Head returns the checkpoint of the store after checking it.
 func (l *Ledger) Head(ctx context.Context) (*Checkpoint, error) {
 	head, err := l.check(ctx, l.store.DB, l.store.hashReader(ctx, l.store.DB), "")

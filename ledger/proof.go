@@ -36,6 +36,40 @@ func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	p, err := l.prove(ctx, head, index, found)
+	if err != nil {
+		return nil, err
+	}
+	return p.Data, nil
+}
+
+// Proof is a proof of one entry, and what it shows.
+type Proof struct {
+	Proven
+	Data         []byte        // C2SP tlog-proof
+	Hashes       int           // of the path from the entry to the root
+	Cosignatures []Cosignature // of the checkpoint, by witnesses of the configuration
+}
+
+// ProveEntry returns a proof of any entry, as Prove does of an issued request. The error is of kind not found if there is no such
+// entry.
+func (l *Ledger) ProveEntry(ctx context.Context, index int64) (*Proof, error) {
+	head, err := l.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if index < 0 || index >= head.Size {
+		return nil, fault.NotFound.Errorf("there is no entry %d; the ledger has %d", index, head.Size)
+	}
+	found, err := l.entry(ctx, l.store.DB, head, index)
+	if err != nil {
+		return nil, l.store.fail("prove the entry", err)
+	}
+	return l.prove(ctx, head, index, found)
+}
+
+// prove returns the proof of an entry under the checkpoint that most operators of witnesses have cosigned.
+func (l *Ledger) prove(ctx context.Context, head *Checkpoint, index int64, found *record.Entry) (*Proof, error) {
 	cosigned, err := l.cosignedBy(ctx, head, l.witnesses, index, allOperators(l.witnesses))
 	if err != nil {
 		return nil, l.store.fail("prove the entry", err)
@@ -56,10 +90,11 @@ func (l *Ledger) Prove(ctx context.Context, request record.ID) ([]byte, error) {
 		p.Hashes = append(p.Hashes, h)
 	}
 	data := p.Marshal()
-	if _, err := CheckProof(data, l.cfg.Verifier); err != nil {
+	proven, err := CheckProof(data, l.cfg.Verifier)
+	if err != nil {
 		return nil, l.store.fail("prove the entry", err)
 	}
-	return data, nil
+	return &Proof{Proven: *proven, Data: data, Hashes: len(hashes), Cosignatures: cosignaturesOf(head.Signed, l.witnesses)}, nil
 }
 
 // issued returns the entry with which a request was issued, and its index, after proving it.

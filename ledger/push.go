@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"hsmsign/fault"
@@ -65,6 +66,19 @@ func (l *Ledger) Attach(ctx context.Context, actor, channel, customer string, p 
 		}
 		return err
 	})
+}
+
+// pushOf returns the push certificate that an entry attached to a customer.
+func (l *Ledger) pushOf(ctx context.Context, q querier, index int64, e *record.Entry, customer record.ID) (*Push, error) {
+	if e.Customer != customer || e.Kind != record.KindAttached {
+		return nil, fmt.Errorf("%w: entry %d is not what the list of push certificates says", ErrTampered, index)
+	}
+	p := &Push{}
+	data, err := l.opening(ctx, q, index, e, openPush)
+	if err == nil && json.Unmarshal(data, p) != nil {
+		err = fmt.Errorf("%w: the push certificate of entry %d is not readable", ErrTampered, index)
+	}
+	return p, err
 }
 
 // rows calls do for each row of a query.

@@ -83,6 +83,12 @@ type Query struct {
 	Kind      string // empty: all
 	Before    int64  // only entries with a smaller index; 0: from the newest
 	Limit     int    // at most so many
+
+	// What only Search reads.
+	Request record.ID   // only entries about it; zero: all
+	Actor   string      // name; empty: all
+	SHA256  record.Hash // of a CSR, a key, a request file, a vendor certificate or a chain, only entries that have it; zero: all
+	Until   time.Time   // only entries that are not newer; zero: all
 }
 
 // List returns entries, the newest first. It proves none of them: Verify does that.
@@ -126,8 +132,11 @@ func (l *Ledger) where(ctx context.Context, q Query) (where string, args []any, 
 			where, args = " AND customer IN (?"+strings.Repeat(",?", len(ids)-1)+")", ids
 		}
 	}
-	if q.Kind != "" {
-		where, args = where+" AND kind = ?", append(args, q.Kind)
+	switch {
+	case q.Kind != "" && where != "":
+		where, args = where+ofCustomers, append(args, q.Kind)
+	case q.Kind != "":
+		where, args = " AND kind = ?", []any{q.Kind}
 	}
 	if q.Before > 0 {
 		where, args = where+" AND idx < ?", append(args, q.Before)
@@ -156,6 +165,15 @@ func (l *Ledger) customerIDs(ctx context.Context, names []string) (ids []any, er
 }
 
 func (l *Ledger) records(ctx context.Context, query string, args []any) ([]record.Record, error) {
+	records, err := l.leaves(ctx, query, args)
+	if err != nil {
+		return nil, err
+	}
+	return l.named(ctx, records)
+}
+
+// leaves reads entries, without names.
+func (l *Ledger) leaves(ctx context.Context, query string, args []any) ([]record.Record, error) {
 	rows, err := l.store.DB.QueryContext(ctx, l.store.bind(query), args...)
 	if err != nil {
 		return nil, err
@@ -173,10 +191,7 @@ func (l *Ledger) records(ctx context.Context, query string, args []any) ([]recor
 		}
 		records = append(records, r)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return l.named(ctx, records)
+	return records, rows.Err()
 }
 
 // named adds the names of customers and actors.

@@ -4,6 +4,7 @@ CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL,
 -- Kind and customer are caches of the leaf.
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, kind TEXT NOT NULL, customer BLOB NOT NULL);
 CREATE INDEX entries_customer ON entries (customer, idx);
+CREATE INDEX entries_kind ON entries (kind, idx);
 -- For finding what is frozen, which the newest of these entries says.
 CREATE INDEX entries_frozen ON entries (idx) WHERE kind = 'frozen' OR kind = 'unfrozen';
 -- The vendor's chains by the hash that entries have: the DER certificates, concatenated.
@@ -56,3 +57,11 @@ CREATE INDEX outbox_customer ON outbox (customer, kind, created);
 -- What is accepted once, until its time is over: the hashes of signatures that identified a caller.
 CREATE TABLE once (hash BLOB PRIMARY KEY, until INTEGER NOT NULL);
 CREATE INDEX once_until ON once (until);
+-- Sessions of the console, by the SHA-256 of the cookie's value: whom the browser belongs to, and nothing of what they may. The mac is over
+-- all but seen, with a key that the database does not have.
+CREATE TABLE sessions (
+    id BLOB PRIMARY KEY, caller TEXT NOT NULL, credential TEXT NOT NULL, how TEXT NOT NULL, created INTEGER NOT NULL, signed_in INTEGER NOT NULL, seen INTEGER NOT NULL,
+    mac BLOB NOT NULL);
+CREATE INDEX sessions_caller ON sessions (caller, created);
+-- What a sign-in begins with and redeems once, by the SHA-256 of its secret.
+CREATE TABLE logins (hash BLOB PRIMARY KEY, data BLOB NOT NULL, until INTEGER NOT NULL, mac BLOB NOT NULL);

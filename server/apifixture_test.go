@@ -61,7 +61,7 @@ type apiFixture struct {
 const uidHeader = "Test-Uid"
 
 // newAPIFixture starts a server. This is the one place that knows how server, policy and callers are made.
-func newAPIFixture(t *testing.T) *apiFixture {
+func newAPIFixture(t testing.TB) *apiFixture {
 	t.Helper()
 	ctx := t.Context()
 	store := testkit.Value(open.Store(ctx, "sqlite:"+filepath.Join(t.TempDir(), "ledger.db"), true))(t)
@@ -83,7 +83,7 @@ func (f *apiFixture) replica(t *testing.T) *apiFixture {
 }
 
 // startAPI starts a server with a ledger, the golden vendor's key and a policy.
-func startAPI(t *testing.T, cfg ledger.Config, key *testkit.Signer, p *policy.Policy) *apiFixture {
+func startAPI(t testing.TB, cfg ledger.Config, key *testkit.Signer, p *policy.Policy) *apiFixture {
 	t.Helper()
 	ctx := t.Context()
 	l := testkit.Value(ledger.Open(ctx, cfg))(t)
@@ -99,7 +99,7 @@ func startAPI(t *testing.T, cfg ledger.Config, key *testkit.Signer, p *policy.Po
 	s := testkit.Value(New(Config{
 		Ledger: l, Listen: []Address{{Kind: authn.Unix, Path: "/run/test.sock"}}, Replica: "replica", Log: slog.New(slog.DiscardHandler),
 		Load: func(context.Context, bool) (*State, error) {
-			return &State{Policy: f.policy, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
+			return &State{Console: &Console{URL: "https://sign.example.com:8443"}, Policy: f.policy, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
 		},
 		Due: func(context.Context, time.Time) ([]Due, error) {
 			at := time.Now().Add(time.Hour)
@@ -117,7 +117,7 @@ func startAPI(t *testing.T, cfg ledger.Config, key *testkit.Signer, p *policy.Po
 }
 
 // apiPolicy returns the policy of the fixture; change may change it before.
-func apiPolicy(t *testing.T, change func(callers map[string]policy.CallerConfig, roles map[string]policy.RoleConfig)) *policy.Policy {
+func apiPolicy(t testing.TB, change func(callers map[string]policy.CallerConfig, roles map[string]policy.RoleConfig)) *policy.Policy {
 	t.Helper()
 	role := func(perSecond, perDay int, customers string, may ...string) policy.RoleConfig {
 		return policy.RoleConfig{May: may, Customers: []string{customers}, PerSecond: perSecond, PerDay: perDay, Approvals: policy.NoApprovals()}
@@ -187,7 +187,7 @@ type answered struct {
 }
 
 // send sends a request to one of the sockets.
-func send(t *testing.T, at *httptest.Server, method, path string, header map[string]string, body string) answered {
+func send(t testing.TB, at *httptest.Server, method, path string, header map[string]string, body string) answered {
 	t.Helper()
 	r := testkit.Value(http.NewRequestWithContext(t.Context(), method, at.URL+path, strings.NewReader(body)))(t)
 	for name, value := range header {

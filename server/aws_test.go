@@ -150,7 +150,7 @@ func TestAWSRefused(t *testing.T) {
 		return servicekit.Do(t, s.Client(t, nil), testkit.Value(signs.Bearer(t.Context()))(t), http.MethodGet, s.URL+"/v1/me", "")
 	}
 	double.Misbehave(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
-	if got := me(); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" || !strings.Contains(got.Body, "AWS STS does not answer") {
+	if got := me(); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" || !strings.Contains(got.Body, "AWS STS or the sign-in provider does not answer") {
 		t.Errorf("STS fails: %s %s", got.Status, got.Body)
 	}
 	double.Misbehave(nil)

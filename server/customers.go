@@ -16,7 +16,7 @@ import (
 // listCustomers answers GET /v1/customers.
 func (c *call) listCustomers() error {
 	values := c.r.URL.Query()
-	if err := onlyQuery(values, "after", "limit"); err != nil {
+	if err := onlyQuery(values, "order", "match", "after", "limit"); err != nil {
 		return err
 	}
 	role := c.cred.Caller.Role
@@ -27,11 +27,15 @@ func (c *call) listCustomers() error {
 	if err != nil {
 		return err
 	}
-	names := append([]string{}, role.Customers...)
-	if role.Covers("") {
-		names = nil
+	order := values.Get("order")
+	if order != "" && order != "name" && order != "expiry" {
+		return fault.Usage.Errorf("order is %q", fault.Clip(order, 32)).Fix("it is name or expiry")
 	}
-	found, err := c.cfg.Ledger.CustomerPage(c.r.Context(), names, values.Get("after"), limit)
+	query := ledger.CustomerQuery{Match: values.Get("match"), ByExpiry: order == "expiry", After: values.Get("after"), Limit: limit}
+	if !role.Covers("") {
+		query.Names = append([]string{}, role.Customers...)
+	}
+	found, next, err := c.cfg.Ledger.CustomerPage(c.r.Context(), query)
 	if err != nil {
 		return err
 	}
@@ -39,8 +43,8 @@ func (c *call) listCustomers() error {
 	for _, customer := range found {
 		list.Items = append(list.Items, ledgerapi.NewCustomer(customer))
 	}
-	if len(found) == limit {
-		list.Next = nextPage(c.r.URL, "after", found[limit-1].Name)
+	if next != "" {
+		list.Next = nextPage(c.r.URL, "after", next)
 	}
 	return c.json(http.StatusOK, list)
 }

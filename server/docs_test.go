@@ -31,6 +31,8 @@ func short(d time.Duration) string {
 	return strings.ReplaceAll(d.String(), "m0s", "m")
 }
 
+func hours(d time.Duration) string { return strings.TrimSuffix(d.String(), "0m0s") }
+
 func kib(n int64) string { return fmt.Sprintf("%d KiB", n>>10) }
 
 // TestLimitsAreDocumented compares the limits in docs/service.md with the code: every row, and no other.
@@ -51,6 +53,8 @@ func TestLimitsAreDocumented(t *testing.T) {
 		"interval of comparing the replicas' policies": short(policyEvery), "last sign of life of a replica after which its policy is not compared": short(replicaOld), "records a second about requests of strangers": fmt.Sprint(logRate),
 		"exports of the ledger at once": fmt.Sprint(maxExports), "export of the ledger": short(exportWait),
 		"entries of one page of a list": "1000", "validity of a token": fmt.Sprint(policy.MaxTokenDays, " days"),
+		"session of the console without a request": short(sessionIdle), "session of the console": hours(sessionAbsolute), "age of a sign-in to change customers, attach, approve or reject": short(freshFor),
+		"link of `hsmsign console login`": short(linkWait), "sign-in at a provider": short(signInWait), "sign-ins, or cookies of sessions that do not exist, of one address (IPv6: /64) at once": fmt.Sprintf("%d, %d", signInBurst, signInRate),
 		"validity of an AWS signature after its `X-Amz-Date`": short(awsiam.MaxAge), "call to AWS STS": short(awsiam.Timeout),
 		// Tests of their packages compare these: TestServeLimitsAreDocumented, awsiam.TestLimitsAreDocumented, that of package oidc, and package policy's own.
 		"calls to AWS STS a second from a source that has identified a caller (address and access key)": "", "calls to AWS STS a second with another access key from the address of such a source": "",

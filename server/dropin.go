@@ -45,18 +45,18 @@ const (
 func dropIns() []*route {
 	fleet := func(path string, claim func(*call, string) error) *route {
 		return &route{
-			pattern: "POST " + path, body: dropin.MaxBody, rated: true, within: clientWait, on: func(d DropIn) bool { return d.Fleet },
+			pattern: "POST " + path, body: dropin.MaxBody, rated: true, within: clientWait, on: func(s *State) bool { return s.DropIn.Fleet },
 			claim: claim, form: line(http.StatusForbidden), do: (*call).fleet,
 		}
 	}
 	return []*route{
 		fleet(FleetPath, nil), fleet(OlderFleetPath, nil), fleet(TokenPrefix+FleetPath, (*call).pathCaller), fleet(TokenPrefix+OlderFleetPath, (*call).pathCaller),
 		{
-			pattern: "POST " + ZentralPath, body: dropin.MaxBody, rated: true, within: clientWait, on: func(d DropIn) bool { return d.Zentral },
+			pattern: "POST " + ZentralPath, body: dropin.MaxBody, rated: true, within: clientWait, on: func(s *State) bool { return s.DropIn.Zentral },
 			claim: (*call).zentralCaller, form: line(http.StatusConflict), do: (*call).zentral,
 		},
 		{
-			pattern: "POST " + MDMCertPath, body: mdmcert.MaxOrder, rated: true, within: mdmcertWait, on: func(d DropIn) bool { return d.MDMCert },
+			pattern: "POST " + MDMCertPath, body: mdmcert.MaxOrder, rated: true, within: mdmcertWait, on: func(s *State) bool { return s.DropIn.MDMCert },
 			claim: (*call).mdmcertCaller, form: mdmcertFailure, do: (*call).mdmcert,
 		},
 	}

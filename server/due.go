@@ -8,14 +8,11 @@ import (
 
 	"hsmsign/agent/policy"
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 )
 
 // Due is something that has to be done; see the command ledger due.
-type Due struct {
-	api.LedgerDue
-	Deadline time.Time // zero: it has no date
-	Open     bool      // it has to be done now, whatever the deadline
-}
+type Due = ledgerapi.Due
 
 // duesFor is how long what is due is not read again: it asks TLS endpoints and reads files.
 const duesFor = time.Minute
@@ -67,4 +64,41 @@ func (c *call) listDue() error {
 		}
 	}
 	return c.json(http.StatusOK, list)
+}
+
+// alarmDays is how long before the date of an event its alarm is.
+const alarmDays = 30
+
+// calendar answers GET /v1/calendar: every date, as far as the caller may know of it.
+func (c *call) calendar() error {
+	values := c.r.URL.Query()
+	if err := onlyQuery(values, "customer"); err != nil {
+		return err
+	}
+	caller, only := c.cred.Caller, values.Get("customer")
+	if !caller.Role.Allows(policy.Read) {
+		return c.forbidden("read what is due")
+	}
+	if only != "" {
+		if !caller.Read(only) {
+			return noSuchCustomer(only)
+		}
+		if _, err := c.cfg.Ledger.Customers(c.r.Context(), only); err != nil {
+			return err
+		}
+	}
+	found, err := c.due(c.r.Context())
+	if err != nil {
+		return err
+	}
+	var items []Due
+	for _, item := range found {
+		if caller.Read(item.Customer) && (only == "" || item.Customer == only) {
+			items = append(items, item)
+		}
+	}
+	c.w.Header().Set("Content-Type", "text/calendar; charset=utf-8")
+	c.w.Header().Set("Content-Disposition", `attachment; filename="due.ics"`)
+	c.send(http.StatusOK, ledgerapi.Calendar(c.cfg.Ledger.Origin(), items, alarmDays, c.cfg.Now()))
+	return nil
 }

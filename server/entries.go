@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -10,17 +11,20 @@ import (
 	"hsmsign/api"
 	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
+	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 )
 
 // listEntries answers GET /v1/entries.
 func (c *call) listEntries() error {
-	query, err := c.listQuery("customer", "kind", "before", "limit")
+	query, err := c.listQuery("customer", "kind", "request", "actor", "sha256", "until", "before", "limit")
+	if err == nil {
+		err = readSearch(c.r.URL.Query(), &query)
+	}
 	if err != nil {
 		return err
 	}
-	query.Kind = c.r.URL.Query().Get("kind")
-	found, err := c.cfg.Ledger.List(c.r.Context(), query)
+	found, next, err := c.cfg.Ledger.Search(c.r.Context(), query)
 	if err != nil {
 		return err
 	}
@@ -28,32 +32,86 @@ func (c *call) listEntries() error {
 	for _, r := range found {
 		list.Items = append(list.Items, c.entry(r))
 	}
-	if len(found) == query.Limit {
-		list.Next = pageBefore(c.r.URL, found[len(found)-1].Index)
-	}
+	list.Next = pageBefore(c.r.URL, next)
 	return c.json(http.StatusOK, list)
+}
+
+// readSearch reads what is searched for.
+func readSearch(values url.Values, q *ledger.Query) (err error) {
+	q.Kind, q.Actor = values.Get("kind"), values.Get("actor")
+	if text := values.Get("request"); text != "" {
+		if q.Request, err = record.ParseID(text); err != nil || q.Request == (record.ID{}) {
+			return fault.Usage.Errorf("request is %q", fault.Clip(text, 64)).Fix("it is the id of a request: 32 hex digits")
+		}
+	}
+	if text := values.Get("sha256"); text != "" {
+		if q.SHA256, err = record.ParseHash(text); err != nil || q.SHA256 == (record.Hash{}) {
+			return fault.Usage.Errorf("sha256 is %q", fault.Clip(text, 96)).Fix("it is a hash: 64 hex digits")
+		}
+	}
+	if text := values.Get("until"); text != "" {
+		if q.Until, err = time.Parse(time.RFC3339, text); err != nil {
+			return fault.Usage.Errorf("until is %q", fault.Clip(text, 32)).Fix("it is a time as RFC 3339 has it: 2027-03-01T00:00:00Z")
+		}
+	}
+	return nil
 }
 
 // showEntry answers GET /v1/entries/{index}. An entry about no customer, or about one that was erased, is for callers who may
 // read about all.
 func (c *call) showEntry() error {
-	text := c.r.PathValue("index")
-	none := fault.NotFound.Errorf("there is no entry %q", fault.Clip(text, 32)).Fix("GET /v1/entries lists them")
-	index, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || strconv.FormatInt(index, 10) != text {
-		return none
-	}
-	if !c.cred.Caller.Role.Allows(policy.Read) {
-		return c.forbidden("read the ledger")
-	}
-	found, err := c.cfg.Ledger.Record(c.r.Context(), index)
-	if fault.KindOf(err) == fault.NotFound || err == nil && !c.cred.Caller.Read(found.Customer) {
-		return none
-	}
+	found, err := c.entryOf()
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, c.entry(*found))
+}
+
+// entryOf returns the entry of the path; one that the caller may not read does not exist for it.
+func (c *call) entryOf() (*record.Record, error) {
+	text := c.r.PathValue("index")
+	none := fault.NotFound.Errorf("there is no entry %q", fault.Clip(text, 32)).Fix("GET /v1/entries lists them")
+	index, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || strconv.FormatInt(index, 10) != text {
+		return nil, none
+	}
+	if !c.cred.Caller.Role.Allows(policy.Read) {
+		return nil, c.forbidden("read the ledger")
+	}
+	found, err := c.cfg.Ledger.Record(c.r.Context(), index)
+	if fault.KindOf(err) == fault.NotFound || err == nil && !c.cred.Caller.Read(found.Customer) {
+		return nil, none
+	}
+	return found, err
+}
+
+// entryProof answers GET /v1/entries/{index}/proof: a file, or JSON that says what it shows.
+func (c *call) entryProof() error {
+	found, err := c.entryOf()
+	if err != nil {
+		return err
+	}
+	proof, err := c.cfg.Ledger.ProveEntry(c.r.Context(), found.Index)
+	if err != nil {
+		return err
+	}
+	if c.wantsJSON() {
+		return c.json(http.StatusOK, ledgerapi.NewProof(proof))
+	}
+	c.file("entry-"+strconv.FormatInt(found.Index, 10)+".tlog-proof", proof.Data)
+	return nil
+}
+
+// ledgerStatus answers GET /v1/ledger: checkpoint, witnesses and copies.
+func (c *call) ledgerStatus() error {
+	if !c.cred.Caller.Role.Allows(policy.Read) {
+		return c.forbidden("read the ledger")
+	}
+	status, err := ledgerapi.Status(c.r.Context(), c.cfg.Ledger, c.cfg.Ledger.Required(), c.cfg.Now())
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, status)
 }
 
 // entry describes an entry. It names no customer that the caller may not read about.
@@ -87,7 +145,7 @@ func (c *call) export() error {
 		return &Retry{30 * time.Second, fault.Unavailable.Errorf("%d exports are running", maxExports).Fix("try again later")}
 	}
 	defer c.exporting.Release(1)
-	_ = http.NewResponseController(c.w).SetWriteDeadline(c.cfg.Now().Add(exportWait)) // without deadlines (tests) there is nothing to set
+	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(exportWait)) // without deadlines (tests) there is nothing to set
 	contentType := "application/x-ndjson"
 	if as == "csv" {
 		contentType = "text/csv; charset=utf-8"

@@ -13,6 +13,7 @@ import (
 	"hsmsign/agent"
 	"hsmsign/agent/policy"
 	"hsmsign/fault"
+	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 	"hsmsign/server/authn"
 	"hsmsign/server/authn/awsiam"
@@ -36,14 +37,18 @@ type call struct {
 
 	written answer
 	span    *traces.Span
-	csr     record.Hash // of the CSR's DER, once it was read
-	err     error       // that the caller was told
-	reason  error       // that the log is told
-	request string      // id in the ledger
-	read    bool        // the body was received
-	data    []byte      // of the body, if it was read before the caller was known
-	form    form        // of refusals; nil: a problem
-	open    bool        // anybody is answered
+	csr     record.Hash     // of the CSR's DER, once it was read
+	err     error           // that the caller was told
+	reason  error           // that the log is told
+	request string          // id in the ledger
+	read    bool            // the body was received
+	data    []byte          // of the body, if it was read before the caller was known
+	form    form            // of refusals; nil: a problem
+	open    bool            // anybody is answered
+	console bool            // the path is one of the console, so a session identifies the caller
+	signed  *ledger.Session // of the console; nil: another credential identified the caller
+	// findings are those about a CSR that is refused.
+	findings []fault.Finding
 }
 
 // answer is what was sent.
@@ -59,11 +64,13 @@ type route struct {
 	body    int64
 	rated   bool // the rate of the role applies
 	do      func(c *call) error
-	// Those of a drop-in.
-	on     func(d DropIn) bool              // whether there is this route; nil: always
+	// Those of a drop-in and of the console.
+	on     func(s *State) bool              // whether there is this route; nil: always
 	within time.Duration                    // the answer is sent before: the client waits no longer; 0: no limit of its own
 	claim  func(c *call, kind string) error // finds the caller by the path or the body; nil: identify
 	form   form                             // of refusals; nil: a problem
+	fresh  freshness                        // what it demands of a session of the console
+	typed  bool                             // a page of the console in which people type: Back shows it as it was
 }
 
 // handler returns the handler of the listeners of one kind.
@@ -108,8 +115,12 @@ func (c *call) end() {
 // serve answers a request, or returns why it does not.
 func (c *call) serve(kind string) error {
 	rt := c.find()
+	c.enterConsole()
 	if rt != nil && rt.within > 0 {
 		defer c.limit(rt.within)()
+	}
+	if rt != nil && rt.typed {
+		c.w.Header().Set("Cache-Control", "private, no-cache") // with no-store, Back would show an empty form
 	}
 	if kind != authn.Unix && !c.state.hosts[hostOf(c.r.Host)] {
 		c.pattern = "" // only the form of the refusal is that of the route
@@ -128,6 +139,11 @@ func (c *call) serve(kind string) error {
 	if err := c.crossOrigin(kind); err != nil {
 		return err
 	}
+	return c.admit(rt)
+}
+
+// admit answers a request of a caller who is known; rt is nil if it has no route.
+func (c *call) admit(rt *route) error {
 	now := c.cfg.Now()
 	what, perSecond := "other requests", anyRate
 	if role := c.cred.Caller.Role; rt != nil && rt.rated && role.Allows(policy.Sign) {
@@ -138,6 +154,9 @@ func (c *call) serve(kind string) error {
 	}
 	if rt == nil {
 		return c.missing()
+	}
+	if err := c.isFresh(rt.fresh); err != nil {
+		return err
 	}
 	end, err := c.queue.begin(c.who.Name)
 	if err != nil {
@@ -165,8 +184,8 @@ func (c *call) find() *route {
 func (c *call) routeOf(r *http.Request) (rt *route, pattern string) {
 	handler, pattern := c.routes.Handler(r)
 	rt, _ = handler.(*route)
-	if rt != nil && rt.on != nil && !rt.on(c.state.DropIn) {
-		return nil, ""
+	if rt != nil && (rt.on != nil && !rt.on(c.state) || c.conn.Kind == authn.Unix && isConsole(r.URL.Path)) {
+		return nil, "" // a page needs a session, which a Unix socket has not
 	}
 	return rt, pattern
 }
@@ -175,6 +194,9 @@ func (c *call) routeOf(r *http.Request) (rt *route, pattern string) {
 func (c *call) caller(kind string, rt *route) error {
 	if rt != nil && rt.claim != nil {
 		return rt.claim(c, kind)
+	}
+	if c.console {
+		return c.claimSession(kind)
 	}
 	return c.identify(kind)
 }
@@ -204,7 +226,11 @@ func (c *call) missing() error {
 	if c.w.Header().Get("Allow") != "" {
 		return fault.Usage.Errorf("%s is not a method of %q", fault.Clip(c.r.Method, 16), c.path()).Fix("the header Allow lists the methods")
 	}
-	return fault.NotFound.Errorf("there is no %q", c.path()).Fix("GET /v1/openapi.yaml describes the API")
+	fix := "GET /v1/openapi.yaml describes the API"
+	if c.console {
+		fix = "begin at /console/"
+	}
+	return fault.NotFound.Errorf("there is no %q", c.path()).Fix(fix)
 }
 
 // identify finds the caller.
@@ -256,7 +282,7 @@ func (c *call) crossOrigin(kind string) error {
 	var protection http.CrossOriginProtection
 	err := protection.Check(c.r)
 	ambient := c.r.Header.Get("Authorization") == ""
-	browser := strings.HasPrefix(c.r.UserAgent(), "Mozilla/") || c.r.Header.Get("Cookie") != ""
+	browser := c.console || strings.HasPrefix(c.r.UserAgent(), "Mozilla/") || c.r.Header.Get("Cookie") != ""
 	if safe := c.r.Method == http.MethodGet || c.r.Method == http.MethodHead; err == nil && !safe && ambient && browser && kind != authn.Unix &&
 		c.r.Header.Get("Sec-Fetch-Site") == "" && c.r.Header.Get("Origin") == "" {
 		err = errors.New("a browser that sends neither Sec-Fetch-Site nor Origin")

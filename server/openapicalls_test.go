@@ -134,6 +134,9 @@ func customerCalls(v apiValues, id, big string) []apiCall {
 	return []apiCall{
 		{uid: ops, pattern: list, status: 200},
 		{uid: reader, pattern: list, status: 200},
+		{uid: ops, pattern: list, path: "/v1/customers?order=expiry&match=AC&limit=1", status: 200},
+		{uid: ops, pattern: list, path: "/v1/customers?order=newest", status: 400, invalid: true},
+		{uid: ops, pattern: list, path: "/v1/customers?order=expiry&after=soon", status: 400},
 		{uid: ops, pattern: list, path: "/v1/customers?name=acme", status: 400},
 		{uid: backend, pattern: list, status: 403, rule: "policy.may"},
 		{uid: ops, pattern: add, contentType: "application/json; charset=utf-8", body: `{"name": "coil", "contact": "it@coil.example", "notes": "n"}`, status: 201},
@@ -165,12 +168,19 @@ func customerCalls(v apiValues, id, big string) []apiCall {
 		{uid: ops, pattern: "GET /v1/due", path: "/v1/due?within=0", status: 200},
 		{uid: ops, pattern: "GET /v1/due", path: "/v1/due?within=soon", status: 400, invalid: true},
 		{uid: backend, pattern: "GET /v1/due", status: 403, rule: "policy.may"},
+		{uid: ops, pattern: "GET /v1/calendar", status: 200},
+		{uid: reader, pattern: "GET /v1/calendar", path: "/v1/calendar?customer=acme", status: 200},
+		{uid: reader, pattern: "GET /v1/calendar", path: "/v1/calendar?customer=bolt", status: 404},
+		{uid: ops, pattern: "GET /v1/calendar", path: "/v1/calendar?customer=nobody", status: 404},
+		{uid: ops, pattern: "GET /v1/calendar", path: "/v1/calendar?within=3", status: 400},
+		{uid: backend, pattern: "GET /v1/calendar", status: 403, rule: "policy.may"},
 	}
 }
 
 // ledgerCalls are calls about entries.
 func ledgerCalls(v apiValues, id string) []apiCall {
 	const list, show, export, point, proof = "GET /v1/entries", "GET /v1/entries/{index}", "GET /v1/export", "GET /v1/checkpoint", "GET /v1/proof/{id}"
+	const prove, state = "GET /v1/entries/{index}/proof", "GET /v1/ledger"
 	return []apiCall{
 		{uid: ops, pattern: list, path: "/v1/entries?limit=2&kind=issued&customer=acme", status: 200},
 		{uid: reader, pattern: list, status: 200},
@@ -184,6 +194,17 @@ func ledgerCalls(v apiValues, id string) []apiCall {
 		{uid: backend, pattern: show, path: "/v1/entries/0", status: 403, rule: "policy.may"},
 		{uid: ops, pattern: show, path: "/v1/entries/999", status: 404},
 		{uid: ops, pattern: show, path: "/v1/entries/-1", status: 404, invalid: true},
+		{uid: ops, pattern: list, path: "/v1/entries?actor=backend&until=2999-01-01T00:00:00Z&request=" + v.request + "&sha256=" + strings.Repeat("a", 64), status: 200},
+		{uid: ops, pattern: list, path: "/v1/entries?request=acme", status: 400, invalid: true},
+		{uid: ops, pattern: list, path: "/v1/entries?sha256=acme", status: 400, invalid: true},
+		{uid: ops, pattern: list, path: "/v1/entries?until=soon", status: 400, invalid: true},
+		{uid: ops, pattern: prove, path: "/v1/entries/0/proof", status: 200, answer: rawType},
+		{uid: reader, pattern: prove, path: "/v1/entries/3/proof", accept: asJSON, status: 200, answer: asJSON},
+		{uid: reader, pattern: prove, path: "/v1/entries/0/proof", status: 404},
+		{uid: backend, pattern: prove, path: "/v1/entries/0/proof", status: 403, rule: "policy.may"},
+		{uid: ops, pattern: prove, path: "/v1/entries/999/proof", status: 404},
+		{uid: reader, pattern: state, status: 200},
+		{uid: backend, pattern: state, status: 403, rule: "policy.may"},
 		{uid: ops, pattern: export, status: 200, answer: "application/x-ndjson"},
 		{uid: reader, pattern: export, path: "/v1/export?as=csv", status: 200, answer: "text/csv; charset=utf-8"},
 		{uid: ops, pattern: export, path: "/v1/export?as=xml", status: 400, invalid: true},
@@ -208,6 +229,7 @@ func serviceCalls(big, request string) []apiCall {
 		{uid: backend, pattern: "GET /v1/status", status: 403, rule: "policy.may"},
 		{uid: backend, pattern: "GET /v1/me", status: 200},
 		{uid: approver, pattern: "GET /v1/me", status: 200},
+		{uid: approver, pattern: "POST /v1/console/login", status: 200},
 		{uid: acmeOps, pattern: freeze, contentType: asJSON, body: acme, status: 200},
 		{uid: reader, pattern: "GET /v1/me", status: 200},
 		{uid: backend, pattern: "GET /v1/requests/{id}", path: "/v1/requests/" + request, status: 403, rule: "ledger.frozen"},

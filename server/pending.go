@@ -98,9 +98,31 @@ func (c *call) whole(r *ledger.RequestRecord) (api.Request, error) {
 	if err != nil {
 		return shown, err
 	}
-	shown.Subject = api.Name(csr.Parsed.Subject)
-	shown.CSR = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSRDER}))
-	return shown, nil
+	shown.Subject, shown.CSR = api.Name(csr.Parsed.Subject), pemCSR(r.CSRDER)
+	if c.reads(r) || c.decides(r) {
+		shown.Previous, err = c.previous(r)
+	}
+	return shown, err
+}
+
+// previous describes the CSR of the customer that was signed last before a request was asked for; nil if there is none.
+func (c *call) previous(r *ledger.RequestRecord) (*api.PreviousCSR, error) {
+	before, err := c.cfg.Ledger.Previous(c.r.Context(), r)
+	if err != nil || before == nil {
+		return nil, err
+	}
+	csr, err := request.DecodeCSR(before.CSRDER)
+	if err != nil {
+		return nil, err
+	}
+	return &api.PreviousCSR{
+		Request: before.ID.String(), Begun: api.Time(before.Begun), Subject: api.Name(csr.Parsed.Subject), CSRSHA256: before.CSR.String(), KeySHA256: before.SPKI.String(),
+		CSR: pemCSR(before.CSRDER),
+	}, nil
+}
+
+func pemCSR(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
 // approve answers POST /v1/requests/{id}/approve.

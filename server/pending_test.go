@@ -16,7 +16,7 @@ import (
 )
 
 // as calls the API as a Unix user, and decodes the answer.
-func (f *apiFixture) as(t *testing.T, uid int, method, path string, body, into any) int {
+func (f *apiFixture) as(t testing.TB, uid int, method, path string, body, into any) int {
 	t.Helper()
 	header, text := map[string]string{uidHeader: strconv.Itoa(uid)}, ""
 	switch b := body.(type) {

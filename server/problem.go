@@ -24,7 +24,7 @@ func (c *call) fail(err error) {
 	if problem.Status < http.StatusBadRequest { // defects of the ledger: an error never looks like an answer
 		problem.Status = http.StatusInternalServerError
 	}
-	if kind == fault.Unauthenticated {
+	if kind == fault.Unauthenticated && !c.console {
 		c.w.Header().Set("WWW-Authenticate", `Bearer realm="hsmsign"`)
 	}
 	if after := retryAfter(kind, err, c.begun); after > 0 {
@@ -52,7 +52,7 @@ func (c *call) problem(err error) api.Problem {
 		c.reason = err
 		problem.Detail, problem.Fix = text, "ask the operators of the server, whose log has the id "+c.id
 	}
-	problem.RequestID = c.id
+	problem.RequestID, problem.Findings = c.id, c.findings
 	return problem
 }
 
@@ -60,7 +60,7 @@ func (c *call) problem(err error) api.Problem {
 var hidden = map[fault.Kind]string{
 	fault.Internal: "the server failed at this request", fault.Interrupted: "the server is stopping, or the request took too long",
 	fault.Vendor: "the server cannot use its vendor identity", fault.Auth: "the key store refused the server's credentials",
-	fault.Unavailable: "the key store, the ledger, the entitlement program or AWS STS does not answer", fault.Defects: "the ledger is not what its signed checkpoint says",
+	fault.Unavailable: "the key store, the ledger, the entitlement program, AWS STS or the sign-in provider does not answer", fault.Defects: "the ledger is not what its signed checkpoint says",
 }
 
 // retryAfter returns when to try again; 0: not at all.

@@ -161,6 +161,11 @@ func (c *call) prepare(ctx context.Context, o api.SignOrder) (*agent.Vendor, *ag
 		}
 	}
 	prepared, err := vendor.Prepare(ctx, c.who, agent.Order{CSR: []byte(o.CSR), Customer: o.Customer, Format: format})
+	if fault.KindOf(err) == fault.Refused {
+		if csr, unread := request.ParseCSR([]byte(o.CSR)); unread == nil {
+			c.findings = csr.Findings
+		}
+	}
 	return vendor, prepared, err
 }
 

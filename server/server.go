@@ -29,8 +29,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,14 +41,10 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
-	"hsmsign/agent"
-	"hsmsign/agent/policy"
 	"hsmsign/fault"
 	"hsmsign/ledger"
 	"hsmsign/ledger/record"
 	"hsmsign/server/authn"
-	"hsmsign/server/authn/awsiam"
-	"hsmsign/server/authn/oidc"
 	"hsmsign/server/notify"
 	"hsmsign/server/traces"
 )
@@ -112,33 +106,6 @@ type Config struct {
 	Now func() time.Time
 }
 
-// State is what a reload replaces. It does not change.
-type State struct {
-	Policy  *policy.Policy
-	Vendors map[string]*agent.Vendor // by name of the identity; "": the unnamed one
-	Active  string                   // the identity that signs unless another one is asked for
-	Hosts   []string                 // that a request may name, besides those of the addresses, localhost and the certificate
-	Roots   []*x509.Certificate      // that POST /v1/verify trusts in addition to Apple's
-	TLS     *TLS                     // nil without a TLS listener
-	DropIn  DropIn                   // the wire forms of other products that are answered
-	OIDC    *oidc.Issuers            // of OIDC tokens; nil: there are none
-	// Channels are the ways to people, for notices and answers.
-	Channels notify.Channels
-	AWS      *awsiam.Verifier // for callers with an AWS identity; nil: there are none. A reload keeps it
-
-	// Commit is called when the state is in force; nil: nobody has to know.
-	Commit func()
-
-	hosts   map[string]bool
-	servers []string // the hosts that are names of this server alone
-}
-
-// TLS is the server's certificate, and the CAs of callers' certificates.
-type TLS struct {
-	Certificate tls.Certificate // with its Leaf
-	Clients     *authn.Authorities
-}
-
 // Server is a signing agent that answers over HTTP.
 type Server struct {
 	cfg    Config
@@ -155,6 +122,7 @@ type Server struct {
 	dues      dues
 	figures   figures
 	strangers strangers
+	signIns   rates          // of senders that are not known
 	late      sync.WaitGroup // signatures whose caller was answered before
 
 	listeners []listener // that Listen has opened
@@ -206,6 +174,7 @@ func (s *Server) load(ctx context.Context, again bool) error {
 		next.Commit()
 	}
 	next.OIDC.Fetch(s.cfg.Now())
+	s.endSessions(ctx, next)
 	if before != nil {
 		s.conns.closeIf(func(conn authn.Connection, caller string) bool { return s.gone(next, conn, caller) })
 		time.AfterFunc(stateClosing, func() { before.closeBut(next) })
@@ -218,63 +187,6 @@ const (
 	Actor   = "hsmsign serve"
 	Channel = "service"
 )
-
-// check refuses a state that the service cannot use.
-func (s *Server) check(next *State) error {
-	next.hosts = allowedHosts(s.cfg.Listen, append(next.TLS.hosts(), next.Hosts...)...)
-	next.servers = ownNames(next.hosts)
-	if next.Vendors[next.Active] == nil {
-		return fault.Usage.Errorf("there is no vendor identity %q", next.Active).Fix("write vendor: and the name of one")
-	}
-	if next.DropIn.MDMCert && next.Channels.Spool == "" && next.Channels.SMTP == nil {
-		return fault.Usage.Errorf("the drop-in mdmcert without a place for its mails").Fix("write serve: { drop-in: { mdmcert: { spool: FOLDER } } }, or smtp: true with notify: smtp")
-	}
-	var vendors []*x509.Certificate
-	for _, v := range next.Vendors {
-		vendors = append(vendors, v.Chain().Leaf())
-	}
-	return next.TLS.Check(s.cfg.Listen, vendors...)
-}
-
-// Check returns an error, of kind usage, if the certificate does not do for the addresses: there is none for a TLS listener, or it
-// has the key of a vendor's certificate.
-func (t *TLS) Check(listen []Address, vendors ...*x509.Certificate) error {
-	for _, a := range listen {
-		if a.Kind == authn.TLS && t == nil {
-			return fault.Usage.Errorf("%s without a certificate", a).Fix("write serve: { tls: { cert: FILE, key: FILE } } in the configuration")
-		}
-	}
-	if t == nil {
-		return nil
-	}
-	return agent.OtherUse("the service's TLS certificate", t.Certificate.Leaf.PublicKey, vendors...)
-}
-
-// gone returns whether the caller of a connection is not one of the new state, or not with that connection.
-func (s *Server) gone(next *State, conn authn.Connection, caller string) bool {
-	if _, err := next.Policy.Caller(caller); err != nil {
-		return true
-	}
-	found, err := next.checker(s.cfg.Now()).Connection(conn)
-	return err != nil || found.Caller != nil && found.Caller.Name != caller
-}
-
-func (st *State) checker(now time.Time) authn.Checker {
-	c := authn.Checker{Policy: st.Policy, OIDC: st.OIDC, AWS: st.AWS, Servers: st.servers, Now: now}
-	if st.TLS != nil {
-		c.Clients = st.TLS.Clients
-	}
-	return c
-}
-
-// closeBut closes the vendors that another state does not have; nil: all.
-func (st *State) closeBut(other *State) {
-	for name, v := range st.Vendors {
-		if other == nil || other.Vendors[name] != v {
-			v.Close()
-		}
-	}
-}
 
 // Reload loads the state again; again says that configuration files are read again too. The error is logged as well, and the
 // state before stays.

@@ -41,8 +41,13 @@ func (c *call) vendor() error {
 		if !c.cred.Caller.Role.Uses(name) {
 			continue
 		}
-		chain := c.state.Vendors[name].Chain()
-		list.Items = append(list.Items, api.NewVendor(name, name == c.state.Active, chain.Certs, c.cfg.Now()))
+		identity := c.state.Vendors[name]
+		shown := api.NewVendor(name, name == c.state.Active, identity.Chain().Certs, c.cfg.Now())
+		shown.Findings = identity.Chain().Findings
+		if c.cred.Caller.Role.Allows(policy.Read) {
+			shown.Backend, shown.Signed = identity.Backend(), api.Time(identity.LastSignature())
+		}
+		list.Items = append(list.Items, shown)
 	}
 	return c.json(http.StatusOK, list)
 }

@@ -199,32 +199,11 @@ func (p *Policy) Count(asked record.Asked, customer string, given []record.Appro
 	persons, other := map[string]bool{}, false
 	for _, one := range given {
 		c := p.callers[one.Caller]
-		if c == nil || c.Person != one.Person || !c.holds(one.Credential) || (Credential{c, one.Credential}).Approves(asked, customer) != nil {
+		if c == nil || c.Person != one.Person || !c.has(one.Credential) || (Credential{c, one.Credential}).Approves(asked, customer) != nil {
 			continue
 		}
 		persons[c.Person] = true
 		other = other || !c.Role.administrator()
 	}
 	return len(persons), len(persons) >= need && (other || need == 0)
-}
-
-// holds returns whether a credential is still one of the caller's. A certificate that was accepted by its name counts while the
-// caller has names: the configuration does not have its key.
-func (c *Caller) holds(credential string) bool {
-	switch kind, value, _ := strings.Cut(credential, " "); kind {
-	case "token":
-		t := c.policy.tokens[value]
-		return t != nil && t.caller == c
-	case "uid":
-		uid, err := strconv.Atoi(value)
-		return err == nil && c.policy.uids[uid] == c
-	case "aws":
-		return c.from.AWS.isSet() && awsName(c.from.AWS.UniqueID) == credential
-	case "oidc":
-		return c.oidc != nil && c.oidc.name == credential
-	case "certificate":
-		pinned := func(l Listed) bool { return l.Name == credential }
-		return len(c.from.ClientCert.SAN) > 0 || slices.ContainsFunc(c.Credentials(time.Time{}), pinned)
-	}
-	return true
 }

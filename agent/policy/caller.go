@@ -220,6 +220,33 @@ func (c *Caller) Credentials(now time.Time) []Listed {
 	return all
 }
 
+// Holds returns whether a credential, by the name that Credential has, is still one of the caller's; a token must be valid at now. A
+// client certificate that is accepted by its subject alternative name cannot be told by the name of its credential: each one is the
+// caller's if the caller has such names, and whoever asks checks the certificate itself, too.
+func (c *Caller) Holds(credential string, now time.Time) bool {
+	l, ok := c.listed(credential, now)
+	return ok && (l.State == "" || l.State == StateValid)
+}
+
+// has is Holds for a credential that was used before: a token may have expired since.
+func (c *Caller) has(credential string) bool {
+	_, ok := c.listed(credential, time.Time{})
+	return ok
+}
+
+// listed returns a credential as the configuration has it.
+func (c *Caller) listed(credential string, now time.Time) (Listed, bool) {
+	if strings.HasPrefix(credential, certificatePrefix) && len(c.from.ClientCert.SAN) > 0 {
+		return Listed{Name: credential}, true
+	}
+	all := c.Credentials(now)
+	i := slices.IndexFunc(all, func(l Listed) bool { return l.Name == credential })
+	if i < 0 {
+		return Listed{}, false
+	}
+	return all[i], true
+}
+
 // Networks returns the networks from which the caller's credentials, but Unix users, are accepted; nil: any.
 func (c *Caller) Networks() []string { return c.from.From }
 

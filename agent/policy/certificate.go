@@ -65,8 +65,10 @@ func (p *Policy) addCertificates(c *Caller) error {
 	return nil
 }
 
+const certificatePrefix = "certificate "
+
 // certificateName returns the name of a certificate's credential; hash is that of its SubjectPublicKeyInfo.
-func certificateName(hash []byte) string { return "certificate " + hex.EncodeToString(hash[:8]) }
+func certificateName(hash []byte) string { return certificatePrefix + hex.EncodeToString(hash[:8]) }
 
 // Certificate returns the credential that a client certificate is: the TLS handshake has proven that the client has its key.
 // The public key may be pinned; or, if verified, which means that its chain was verified under the client-ca for client

@@ -257,7 +257,7 @@ func TestOIDCExplained(t *testing.T) {
 	if again.Name != found.Name || load(caller, issuer).Hash() != p.Hash() {
 		t.Error("the same configuration has another name or hash")
 	}
-	if ci := found.Caller; !ci.holds(found.Name) || ci.holds("oidc issuer 0000000000000000") || ci.holds("oidc other "+found.Name[len("oidc issuer "):]) {
+	if ci := found.Caller; !ci.has(found.Name) || ci.has("oidc issuer 0000000000000000") || ci.has("oidc other "+found.Name[len("oidc issuer "):]) {
 		t.Error("the caller does not have its own claims, or has others")
 	}
 	other := caller

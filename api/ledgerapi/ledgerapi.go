@@ -12,9 +12,13 @@ import (
 
 // NewCustomer describes a customer.
 func NewCustomer(c ledger.CustomerRecord) api.Customer {
-	return api.Customer{
+	shown := api.Customer{
 		Name: c.Name, Contact: c.Contact, Account: c.Account, Notes: c.Notes, ID: c.ID.String(), Entry: c.Entry, Changed: c.Changed.Format(time.RFC3339),
 	}
+	if p := c.Push; p != nil {
+		shown.Push = &api.CustomerPush{Topic: p.Topic, NotAfter: api.Time(p.NotAfter), SHA256: p.SHA256, KeySHA256: p.SPKI}
+	}
+	return shown
 }
 
 // NewFreeze describes what is frozen.

@@ -51,7 +51,7 @@ func (s *settings) serveAddresses() (all []server.Address, err error) {
 // serves returns whether the configuration is one of a service.
 func (s *settings) serves() bool {
 	c := s.config.Serve
-	return len(c.Listen) > 0 || c.TLS != (config.TLS{}) || c.CRL != "" || c.Metrics != "" || c.Traces != "" || len(c.Hosts) > 0 || c.DropIn != (config.DropIn{}) || c.AWS != (config.AWS{})
+	return len(c.Listen) > 0 || c.TLS != (config.TLS{}) || c.CRL != "" || c.Metrics != "" || c.Traces != "" || len(c.Hosts) > 0 || c.DropIn != (config.DropIn{}) || c.AWS != (config.AWS{}) || c.Console || len(c.ConsoleOIDC) > 0
 }
 
 // serveSettings returns the settings of a service, each in words; nil if the configuration is not one of a service. The error is
@@ -83,6 +83,7 @@ func (s *settings) serveSettings() (infos []api.Setting, err error) {
 	infos = append(infos, setting("hosts", s.path, "", server.Hosts(addresses, t, from.Hosts)...))
 	return append(infos, inFile("metrics", s.path, from.Metrics != "", []string{from.Metrics}), inFile("traces", s.path, from.Traces != "", []string{from.Traces}),
 		inFile("drop-in", s.path, from.DropIn != (config.DropIn{}), dropInNames(from.DropIn)),
+		inFile("console", s.path, from.Console, s.signIns(addresses)),
 		inFile("sts-endpoint", s.path, from.AWS.STSEndpoint != "", []string{from.AWS.STSEndpoint})), nil
 }
 
@@ -100,6 +101,9 @@ func (p *program) checkServe(s *settings) error {
 		return err
 	}
 	if _, err := s.dropIns(found, addresses); err != nil {
+		return err
+	}
+	if err := s.checkConsole(addresses); err != nil {
 		return err
 	}
 	t, _, err := readTLS(s)

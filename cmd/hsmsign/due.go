@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/wholefile"
@@ -23,7 +24,7 @@ import (
 
 func (p *program) dueCommand() *cli.Command {
 	return &cli.Command{
-		Name: "due", Usage: "list what has to be done soon: push certificates to renew, requests that nobody redeemed, the vendor's chain",
+		Name: "due", Usage: "list what has to be done Open: push certificates to renew, requests that nobody redeemed, the vendor's chain",
 		Description: "The vendor's chains are those of --cert, or of every identity in the configuration. What ledger watch names is\n" +
 			"read too; a target that cannot be read is due. Exit code 3 when something is due, for cron.\n" +
 			"The files of --ics and --prometheus contain every date, also those after --within. The file of --ics names customers and their Apple\n" +
@@ -45,14 +46,6 @@ const (
 	dueIssuer  = "issuer certificate" // of the vendor's chain
 	dueWatched = "watched certificate"
 )
-
-// dueItem is one line of what is due.
-type dueItem struct {
-	api.LedgerDue
-	deadline time.Time // zero: it has no date
-	soon     bool
-	id       string // does not change while the item is about the same thing
-}
 
 func (p *program) ledgerDue(ctx *cli.Context) error {
 	s, _, err := p.start(ctx, noFiles)
@@ -80,15 +73,15 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 	var rows [][]string
 	for _, item := range items {
 		switch {
-		case !item.soon:
+		case !item.Open:
 		case s.json:
 			p.con.JSON(item.LedgerDue)
 		default:
-			rows = append(rows, item.row())
+			rows = append(rows, dueRow(item))
 		}
 	}
 	p.con.Table(rows)
-	if slices.ContainsFunc(items, func(item dueItem) bool { return item.soon }) {
+	if slices.ContainsFunc(items, func(item ledgerapi.Due) bool { return item.Open }) {
 		return exitStatus(fault.Due.Exit())
 	}
 	if !s.json {
@@ -98,10 +91,10 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 }
 
 // writeDue writes the files that the flags name.
-func writeDue(s *settings, origin string, items []dueItem, days int, now time.Time) error {
+func writeDue(s *settings, origin string, items []ledgerapi.Due, days int, now time.Time) error {
 	if file, _ := s.str("ics"); file != "" {
 		wholefile.Sweep(filepath.Dir(file)) // of a run that was killed
-		if err := writeFile(file, calendar(origin, items, days, now), 0o600, true); err != nil {
+		if err := writeFile(file, ledgerapi.Calendar(origin, items, days, now), 0o600, true); err != nil {
 			return err
 		}
 	}
@@ -113,20 +106,20 @@ func writeDue(s *settings, origin string, items []dueItem, days int, now time.Ti
 	return writeFile(file, dueMetrics(items, now), requestMode, true)
 }
 
-// dueItems returns everything with a date, the soonest first. A request that was not redeemed is always soon.
-func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now time.Time) ([]dueItem, error) {
+// dueItems returns everything with a date, the soonest first. What is due before a time is open, and a request that was not redeemed always.
+func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now time.Time) ([]ledgerapi.Due, error) {
 	list, err := l.Due(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var items []dueItem
+	var items []ledgerapi.Due
 	for _, d := range list {
-		items = append(items, dueItem{
+		items = append(items, ledgerapi.Due{
 			LedgerDue: api.LedgerDue{
 				What: d.What, Customer: d.Customer.Name, Contact: d.Customer.Contact, Account: d.Customer.Account, At: api.Time(d.At),
 				Request: d.Request, UseBefore: api.Time(d.UseBefore),
 			},
-			deadline: d.Deadline(), soon: d.What == ledger.DueRequest, id: cmp.Or(d.Request, d.CustomerID.String()),
+			Deadline: d.Deadline(), Open: d.What == ledger.DueRequest, ID: cmp.Or(d.Request, d.CustomerID.String()),
 		})
 	}
 	for _, one := range identities(s) {
@@ -144,17 +137,17 @@ func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now t
 	}
 	items = append(items, watched...)
 	for i := range items {
-		items[i].soon = items[i].soon || !items[i].deadline.IsZero() && items[i].deadline.Before(before)
+		items[i].Open = items[i].Open || !items[i].Deadline.IsZero() && items[i].Deadline.Before(before)
 	}
-	slices.SortStableFunc(items, func(a, b dueItem) int { return a.deadline.Compare(b.deadline) })
+	slices.SortStableFunc(items, func(a, b ledgerapi.Due) int { return a.Deadline.Compare(b.Deadline) })
 	return items, nil
 }
 
 // certItem returns the item of a certificate. The source is a vendor identity, or what is watched.
-func certItem(what, source string, c *x509.Certificate) dueItem {
-	return dueItem{
+func certItem(what, source string, c *x509.Certificate) ledgerapi.Due {
+	return ledgerapi.Due{
 		LedgerDue: api.LedgerDue{What: what, Certificate: api.Name(c.Subject), SHA256: api.SHA256(c.Raw), Source: source, At: api.Time(c.NotAfter)},
-		deadline:  c.NotAfter, id: source + " " + api.SHA256(c.Raw),
+		Deadline:  c.NotAfter, ID: source + " " + api.SHA256(c.Raw),
 	}
 }
 
@@ -179,9 +172,9 @@ func (s *settings) vendorCerts(ctx context.Context, now time.Time) ([]*x509.Cert
 	return built.Certs, nil
 }
 
-// row returns the item as a line for people.
-func (item dueItem) row() []string {
-	when := "expires " + item.deadline.Format(time.DateOnly)
+// dueRow returns the item as a line for people.
+func dueRow(item ledgerapi.Due) []string {
+	when := "expires " + item.Deadline.Format(time.DateOnly)
 	switch {
 	case item.Error != nil:
 		when = "not read: " + item.Error.Message
@@ -191,17 +184,5 @@ func (item dueItem) row() []string {
 			when += ", use before " + item.UseBefore[:len(time.DateOnly)]
 		}
 	}
-	return []string{when, item.What, item.about(), orDefault(item.Account, "-"), orDefault(item.Contact, "-")}
-}
-
-// about returns the name of the customer, or of the certificate and where it is.
-func (item dueItem) about() string {
-	name := orDefault(item.Customer, item.Certificate)
-	switch {
-	case name == "":
-		return orDefault(item.Source, "-")
-	case item.Source != "":
-		return name + " (" + item.Source + ")"
-	}
-	return name
+	return []string{when, item.What, item.About(), orDefault(item.Account, "-"), orDefault(item.Contact, "-")}
 }

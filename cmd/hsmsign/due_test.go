@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/internal/testkit"
 )
 
@@ -84,20 +85,20 @@ func checkProperty(p property) error {
 }
 
 // hostile are items with names that strangers chose.
-func hostile() []dueItem {
+func hostile() []ledgerapi.Due {
 	at := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
 	long := strings.Repeat("ü,;\\\n", 60)
-	return []dueItem{
-		{LedgerDue: api.LedgerDue{What: "push certificate", Customer: "acme", Account: "mdm@acme.example"}, deadline: at, soon: true, id: "1"},
-		{LedgerDue: api.LedgerDue{What: dueIssuer, Certificate: "CN=" + long + "\r\x00\"BEGIN:VEVENT", SHA256: "ab"}, deadline: at.AddDate(0, 1, 0), id: "2"},
-		{LedgerDue: api.LedgerDue{What: "request", Customer: "bolt\xff", Request: "77", At: "2026-01-01T00:00:00Z"}, deadline: at.AddDate(0, 2, 0), soon: true, id: "77"},
-		{LedgerDue: api.LedgerDue{What: "request", Customer: "coil", Request: "78", At: "2026-01-01T00:00:00Z"}, id: "78"}, // without a date
+	return []ledgerapi.Due{
+		{LedgerDue: api.LedgerDue{What: "push certificate", Customer: "acme", Account: "mdm@acme.example"}, Deadline: at, Open: true, ID: "1"},
+		{LedgerDue: api.LedgerDue{What: dueIssuer, Certificate: "CN=" + long + "\r\x00\"BEGIN:VEVENT", SHA256: "ab"}, Deadline: at.AddDate(0, 1, 0), ID: "2"},
+		{LedgerDue: api.LedgerDue{What: "request", Customer: "bolt\xff", Request: "77", At: "2026-01-01T00:00:00Z"}, Deadline: at.AddDate(0, 2, 0), Open: true, ID: "77"},
+		{LedgerDue: api.LedgerDue{What: "request", Customer: "coil", Request: "78", At: "2026-01-01T00:00:00Z"}, ID: "78"}, // without a date
 	}
 }
 
 func TestCalendar(t *testing.T) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	events := testkit.Value(parseCalendar(string(calendar("example.com/mdm", hostile(), 30, now))))(t)
+	events := testkit.Value(parseCalendar(string(ledgerapi.Calendar("example.com/mdm", hostile(), 30, now))))(t)
 	if len(events) != 3 {
 		t.Fatalf("%d events", len(events))
 	}
@@ -111,9 +112,9 @@ func TestCalendar(t *testing.T) {
 	}
 	// A renewed certificate keeps its UID; another ledger has others.
 	renewed := hostile()
-	renewed[0].deadline = renewed[0].deadline.AddDate(1, 0, 0)
-	again := testkit.Value(parseCalendar(string(calendar("example.com/mdm", renewed, 30, now.AddDate(0, 1, 0)))))(t)
-	other := testkit.Value(parseCalendar(string(calendar("example.com/other", hostile(), 30, now))))(t)
+	renewed[0].Deadline = renewed[0].Deadline.AddDate(1, 0, 0)
+	again := testkit.Value(parseCalendar(string(ledgerapi.Calendar("example.com/mdm", renewed, 30, now.AddDate(0, 1, 0)))))(t)
+	other := testkit.Value(parseCalendar(string(ledgerapi.Calendar("example.com/other", hostile(), 30, now))))(t)
 	seen := map[string]bool{}
 	for i := range events {
 		if again[i]["UID"] != events[i]["UID"] || seen[events[i]["UID"]] || seen[other[i]["UID"]] {
@@ -121,7 +122,7 @@ func TestCalendar(t *testing.T) {
 		}
 		seen[events[i]["UID"]], seen[other[i]["UID"]] = true, true
 	}
-	if none := testkit.Value(parseCalendar(string(calendar("example.com/mdm", nil, 30, now))))(t); len(none) != 0 {
+	if none := testkit.Value(parseCalendar(string(ledgerapi.Calendar("example.com/mdm", nil, 30, now))))(t); len(none) != 0 {
 		t.Errorf("%d events of nothing", len(none))
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
 	"hsmsign/ledger"
 )
@@ -92,33 +92,9 @@ func addService(ctx *cli.Context, l *ledger.Ledger, status *api.LedgerStatus) er
 
 // newLedgerStatus describes the ledger, its witnesses and its copies.
 func newLedgerStatus(ctx *cli.Context, l *ledger.Ledger, required int) (*api.LedgerStatus, error) {
-	head, err := l.Head(ctx.Context)
+	status, err := ledgerapi.Status(ctx.Context, l, required, time.Now())
 	if err != nil {
 		return nil, err
-	}
-	newest, err := l.Record(ctx.Context, head.Size-1)
-	if err != nil {
-		return nil, err
-	}
-	cosigned, err := l.Cosigned(ctx.Context, required)
-	if err != nil {
-		return nil, err
-	}
-	witnesses, err := l.WitnessStatuses(ctx.Context)
-	if err != nil {
-		return nil, err
-	}
-	status := &api.LedgerStatus{
-		Store: l.Name(), Origin: head.Origin, Entries: head.Size, Root: hex.EncodeToString(head.Root[:]), Newest: api.NewLedgerEntry(*newest).Time,
-		Required: required, Cosigned: newCosigned(cosigned, time.Now()),
-	}
-	for _, w := range witnesses {
-		status.Witnesses = append(status.Witnesses, api.LedgerWitness{
-			Name: w.Name, Operator: w.Operator, URL: w.URL, Entries: w.Size, Time: rfc3339(w.Time), Error: w.Failure, Failed: rfc3339(w.Failed), Alarm: w.Alarm,
-		})
-	}
-	for _, c := range l.CopyStatuses() {
-		status.Copies = append(status.Copies, api.LedgerCopy{File: c.Path, Entries: c.Size, Error: c.Failure})
 	}
 	return status, addService(ctx, l, status)
 }

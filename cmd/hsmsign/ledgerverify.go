@@ -59,7 +59,7 @@ func (p *program) ledgerVerify(ctx *cli.Context) error {
 	if err != nil && len(report.Defects) == 0 {
 		return err
 	}
-	return p.verdict(s, l.Origin(), report, newCosigned(cosigned, time.Now()), required, compared)
+	return p.verdict(s, l.Origin(), report, ledgerapi.NewCosigned(cosigned, time.Now()), required, compared)
 }
 
 // verdict prints the result of ledger verify. A missing cosignature is a defect too.
@@ -187,7 +187,7 @@ func provenCosignatures(s *settings, proven *ledger.Proven) (*api.LedgerCosigned
 	if err != nil {
 		return nil, 0, err
 	}
-	cosigned := newCosigned(found, time.Now())
+	cosigned := ledgerapi.NewCosigned(found, time.Now())
 	if text := tooFewCosignatures(cosigned, required); text != "" {
 		return nil, 0, fault.Defects.Errorf("%s the checkpoint of the proof", text).
 			Fix("name the witnesses that you trust with --witness-key; hsmsign ledger prove writes the proof again with the newest cosignatures")

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"hsmsign/api/ledgerapi"
+
 	"bytes"
 	"fmt"
 	"strings"
@@ -33,14 +35,14 @@ func (m *metrics) gauge(name, help string, each func(sample func(value int64, la
 var labelEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
 // dueMetrics returns what is due as metrics.
-func dueMetrics(items []dueItem, now time.Time) []byte {
+func dueMetrics(items []ledgerapi.Due, now time.Time) []byte {
 	var m metrics
 	m.gauge("hsmsign_due_expires_seconds", "When the certificate expires, or the request becomes useless, in seconds since 1970.", func(sample func(int64, ...string)) {
 		seen := map[string]bool{} // a series must be unique
 		for _, item := range items {
-			if series := item.What + "\n" + item.id; !item.deadline.IsZero() && !seen[series] {
+			if series := item.What + "\n" + item.ID; !item.Deadline.IsZero() && !seen[series] {
 				seen[series] = true
-				sample(item.deadline.Unix(), "what", item.What, "customer", item.Customer, "certificate", item.Certificate, "sha256", item.SHA256,
+				sample(item.Deadline.Unix(), "what", item.What, "customer", item.Customer, "certificate", item.Certificate, "sha256", item.SHA256,
 					"source", item.Source, "request", item.Request)
 			}
 		}
@@ -48,7 +50,7 @@ func dueMetrics(items []dueItem, now time.Time) []byte {
 	m.gauge("hsmsign_due_soon", "How many certificates and requests are due.", func(sample func(int64, ...string)) {
 		count := map[string]int64{}
 		for _, item := range items {
-			if item.soon {
+			if item.Open {
 				count[item.What]++
 			}
 		}

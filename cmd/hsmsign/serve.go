@@ -196,6 +196,9 @@ func (job *serveJob) load(ctx context.Context, again bool) (*server.State, error
 	if next.OIDC, err = s.oidc(job.log, job.issuers); err != nil {
 		return nil, err
 	}
+	if next.Console, err = s.console(next.OIDC, addresses); err != nil {
+		return nil, err
+	}
 	if err := s.warnOfUnusable(found, func(message string) { job.log.Warn(message) }); err != nil {
 		return nil, err
 	}
@@ -273,10 +276,5 @@ func (job *serveJob) loadVendor(ctx context.Context, s *settings) (servedVendor,
 
 // due implements server.Config.Due.
 func (job *serveJob) due(ctx context.Context, now time.Time) ([]server.Due, error) {
-	items, err := job.s.Load().dueItems(ctx, job.ledger, now, now)
-	var all []server.Due
-	for _, item := range items {
-		all = append(all, server.Due{LedgerDue: item.LedgerDue, Deadline: item.deadline, Open: item.What == ledger.DueRequest || item.deadline.IsZero()})
-	}
-	return all, err
+	return job.s.Load().dueItems(ctx, job.ledger, now, now)
 }

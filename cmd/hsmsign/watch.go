@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"hsmsign/api"
+	"hsmsign/api/ledgerapi"
 	"hsmsign/fault"
 	"hsmsign/internal/console"
 	"hsmsign/ledger"
@@ -142,7 +143,7 @@ func (s *settings) watched(ctx context.Context, l *ledger.Ledger) ([]api.LedgerW
 }
 
 // watchItems reads what is watched. A target that cannot be read is due.
-func (s *settings) watchItems(ctx context.Context, l *ledger.Ledger, now time.Time) ([]dueItem, error) {
+func (s *settings) watchItems(ctx context.Context, l *ledger.Ledger, now time.Time) ([]ledgerapi.Due, error) {
 	all, err := s.watched(ctx, l)
 	if err != nil {
 		return nil, err
@@ -154,14 +155,14 @@ func (s *settings) watchItems(ctx context.Context, l *ledger.Ledger, now time.Ti
 			return nil, err
 		}
 	}
-	var items []dueItem
+	var items []ledgerapi.Due
 	for i, result := range watch.Read(ctx, targets) {
 		for _, c := range result.Certs {
 			items = append(items, certItem(dueWatched, all[i].Target, c))
 		}
 		if result.Err != nil {
-			items = append(items, dueItem{
-				LedgerDue: api.LedgerDue{What: dueWatched, Source: all[i].Target, At: api.Time(now), Error: api.NewError(result.Err)}, soon: true, id: all[i].Target,
+			items = append(items, ledgerapi.Due{
+				LedgerDue: api.LedgerDue{What: dueWatched, Source: all[i].Target, At: api.Time(now), Error: api.NewError(result.Err)}, Open: true, ID: all[i].Target,
 			})
 		}
 	}

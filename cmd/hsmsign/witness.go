@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -133,23 +132,6 @@ func (s *settings) knownWitnesses() ([]ledger.Witness, error) {
 
 // requiredCosignatures returns how many operators must have cosigned what is verified.
 func (s *settings) requiredCosignatures() (int, error) { return s.number("required", 0, 0, 100) }
-
-// newCosigned describes a cosigned checkpoint; nil if there is none.
-func newCosigned(c *ledger.Cosigned, now time.Time) *api.LedgerCosigned {
-	if c == nil || len(c.Cosignatures) == 0 {
-		return nil
-	}
-	out := &api.LedgerCosigned{Operators: c.Operators(), Entries: c.Size}
-	var newest time.Time
-	for _, one := range c.Cosignatures {
-		out.Cosignatures = append(out.Cosignatures, api.LedgerCosignature{Witness: one.Witness, Operator: one.Operator, Time: rfc3339(one.Time)})
-		if one.Time.After(newest) {
-			newest = one.Time
-		}
-	}
-	out.AgeSeconds = max(0, int64(now.Sub(newest)/time.Second))
-	return out
-}
 
 // tooFewCosignatures is the text about a checkpoint that fewer operators than required have cosigned; "" if there are enough.
 func tooFewCosignatures(c *api.LedgerCosigned, required int) string {

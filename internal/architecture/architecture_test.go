@@ -67,9 +67,10 @@ var mayImport = map[string]struct {
 	"agent/policy/hook":                          {[]string{"fault", "internal/input"}, "a program that is asked; what it is told is the business of agent"},
 	"agent":                                      {[]string{"agent/policy", "agent/policy/hook", "api", "chain", "fault", "ledger/record", "lifecycle/vendorcert", "request", "signer"}, "the use cases; the key store is passed in, so a program that imports agent links only what it uses"},
 	"api/ledgerapi":                              {[]string{"api", "ledger", "ledger/record"}, "the shapes of what a ledger returns; agent, which imports api, must know no ledger"},
-	"server":                                     {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "fault", "ledger", "ledger/record", "lifecycle/mdmcert", "lifecycle/pushcert", "request", "server/authn", "server/authn/awsiam", "server/authn/oidc", "server/dropin", "server/notify", "server/traces"}, "HTTP in front of agent and ledger; it reads no configuration and opens no key"},
+	"server":                                     {[]string{"agent", "agent/policy", "api", "api/ledgerapi", "chain", "fault", "ledger", "ledger/record", "lifecycle/mdmcert", "lifecycle/pushcert", "request", "server/authn", "server/authn/awsiam", "server/authn/oidc", "server/console", "server/dropin", "server/notify", "server/traces"}, "HTTP in front of agent and ledger; it reads no configuration and opens no key"},
 	"server/notify":                              {[]string{"api", "fault", "internal/wholefile", "ledger", "ledger/record"}, "what leaves the outbox; what a mail to a customer says is passed in, and so are the secrets"},
 	"server/notify/notifytest":                   {nil, "a mail server and a webhook for tests; they must not share a mistake with what they test"},
+	"server/console":                             {[]string{"api", "fault"}, "what a browser is shown: it asks nobody and decides nothing"},
 	"server/traces":                              {[]string{"fault"}, "spans to a collector; it knows no request and no key"},
 	"server/traces/tracestest":                   {nil, "a collector for tests; it must not share a mistake with the client that it tests"},
 	"server/authn":                               {[]string{"agent/policy", "fault", "server/authn/awsiam", "server/authn/oidc"}, "who sent a request; what the caller may is the policy's business"},
@@ -136,6 +137,7 @@ var onlyIn = map[string][]string{
 	"github.com/getkin/kin-openapi":       nil, // tests compare the API with its description
 	"github.com/coreos/go-oidc/v3":        {"server/authn/oidc"},
 	"github.com/go-jose/go-jose/v4":       {"server/authn/oidc"},
+	"golang.org/x/oauth2":                 {"server/authn/oidc"},
 	"github.com/zitadel/oidc/v3":          nil, // a provider in a process of its own, for tests
 }
 

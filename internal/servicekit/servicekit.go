@@ -59,6 +59,11 @@ type Options struct {
 	Channels notify.Channels
 	// Issuers are those of OIDC tokens, by name.
 	Issuers map[string]policy.OIDCIssuer
+	// Now is the clock of the ledger, the server and the vendor, whose test PKI begins then; nil: time.Now.
+	Now func() time.Time
+	// Console switches the console on, with these clients of issuers.
+	Console     bool
+	ConsoleOIDC []oidc.ClientConfig
 	// Change changes what the server is made of.
 	Change func(cfg *server.Config)
 }
@@ -70,6 +75,7 @@ type Service struct {
 	Key    *testkit.Signer // of the vendor, unless there is Options.Key
 	CA     *testkit.CA     // of the server's certificate, and of client certificates
 	Root   *x509.Certificate
+	PKI    *testpki.Authority // of the vendor
 
 	URL    string // of the TLS listener
 	HTTP   string // of the loopback listener
@@ -156,18 +162,39 @@ func Start(t testing.TB, options Options) *Service {
 			if s.oidc, err = oidc.New(issuers(options.Issuers), oidc.Options{}, s.oidc); err != nil {
 				return nil, err
 			}
+			site, err := console(options, s.oidc)
+			if err != nil {
+				return nil, err
+			}
 			return &server.State{
-				Policy: p, OIDC: s.oidc, Vendors: map[string]*agent.Vendor{"": v}, Roots: []*x509.Certificate{s.Root},
+				Console: site, Policy: p, OIDC: s.oidc, Vendors: map[string]*agent.Vendor{"": v}, Roots: []*x509.Certificate{s.Root},
 				TLS:    &server.TLS{Certificate: s.tls.Certificate, Clients: s.tls.Clients},
 				DropIn: s.DropIn, Channels: s.Channels,
 			}, nil
 		},
+		Now: options.Now,
 	}
 	if options.Change != nil {
 		options.Change(&cfg)
 	}
 	s.run(t, cfg)
 	return s
+}
+
+// console returns the console of the options; nil: there is none.
+func console(options Options, all *oidc.Issuers) (*server.Console, error) {
+	if !options.Console {
+		return nil, nil
+	}
+	site := &server.Console{Providers: map[string]*oidc.Client{}}
+	for _, cfg := range options.ConsoleOIDC {
+		client, err := all.Client(cfg)
+		if err != nil {
+			return nil, err
+		}
+		site.Providers[cfg.Issuer] = client
+	}
+	return site, nil
 }
 
 // issuers returns issuers whose tokens are verified.
@@ -208,11 +235,17 @@ func (s *Service) vendorConfig(t testing.TB) {
 	t.Helper()
 	key := testkit.Key(VendorKey)
 	s.Key = testkit.NewSigner(key)
-	authority := testkit.Authority(today())
-	cert := testkit.Value(authority.IssueVendor(testkit.CSR(key), testpki.VendorOptions{}))(t)
+	begin, options := today(), testpki.VendorOptions{}
+	if s.options.Now != nil {
+		begin = s.options.Now()
+		options.NotBefore = begin
+	}
+	authority := testkit.Authority(begin)
+	cert := testkit.Value(authority.IssueVendor(testkit.CSR(key), options))(t)
 	chain := []*x509.Certificate{cert, authority.WWDR, authority.Root}
 	s.Root = authority.Root
-	s.vendor = agent.Config{Key: memory{s.Key}, Certificates: func(context.Context) (agent.Certificates, error) {
+	s.PKI = authority
+	s.vendor = agent.Config{Key: memory{s.Key}, Now: s.options.Now, Certificates: func(context.Context) (agent.Certificates, error) {
 		return agent.Certificates{Name: "vendor.pem", Vendor: chain, TrustRoots: []*x509.Certificate{s.Root}}, nil
 	}}
 	if s.options.Key != nil {
@@ -233,7 +266,7 @@ func (s *Service) openLedger(t testing.TB) {
 	}
 	key, verifier, err := ledger.GenerateKey("example.com/service")
 	testkit.OK(t, err)
-	cfg := ledger.Config{Store: store, Key: key, Verifier: verifier, LastCheckpoint: filepath.Join(dir, "last")}
+	cfg := ledger.Config{Store: store, Key: key, Verifier: verifier, LastCheckpoint: filepath.Join(dir, "last"), Now: s.options.Now}
 	testkit.Value(ledger.Init(t.Context(), cfg))(t)
 	if s.options.Ledger != nil {
 		s.options.Ledger(&cfg)

@@ -29,7 +29,8 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"freeze": testFreeze, "freeze at once": testFreezeAtOnce, "frozen, conclude": testFrozenConclude, "frozen, release": testFrozenRelease, "frozen customer": testFrozenCustomer,
 		"frozen, tampered": testFrozenTampered, "frozen, continued": testFrozenContinued, "frozen, forged": testFrozenForged, "frozen, most": testFrozenMost, "frozen, load": testFrozenLoad,
 		"approvals": testApprovals, "approvals, ended": testApprovalsEnd, "approvals, bound": testApprovalsBound, "approvals, elsewhere": testApprovalsElsewhere,
-		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "once": testOnce, "replicas": testReplicas, "replicated": testReplicated,
+		"search": testSearch, "search, bounded": testSearchBounded, "customer pages": testCustomerPages, "prove an entry": testProveEntry, "previous request": testPrevious,
+		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "once": testOnce, "sessions": testSessions, "sessions, tampered": testSessionsTampered, "logins": testLogins, "replicas": testReplicas, "replicated": testReplicated,
 		"outbox": testOutbox, "outbox, leases": testOutboxLeases, "outbox, crash": testOutboxCrash, "outbox, limits": testOutboxLimits, "outbox, hastened": testOutboxHastened, "outbox, erased": testOutboxErased, "outbox, questions": testOutboxQuestions,
 		"approvals, tampered": testApprovalsTampered, "approvals, moved": testApprovalsMoved, "approvals, forbidden": testApprovalsForbidden, "approvals, frozen": testApprovalsFrozen, "unfreeze, approved": testUnfreezeApproved, "unfreeze, asked": testUnfreezeAsked, "approvals, erased": testApprovalsErased,
 	} {

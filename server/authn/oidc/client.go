@@ -36,7 +36,13 @@ func newClient(cfg Config, read func(path string) ([]byte, error)) (*http.Client
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: fetchWait}).DialContext, TLSClientConfig: config,
 		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	}
-	return &http.Client{Transport: &bounded{transport, u.Scheme == "https", cfg.TokenFile, read}}, nil
+	return &http.Client{Transport: &bounded{RoundTripper: transport, secure: u.Scheme == "https", tokenFile: cfg.TokenFile, read: read}}, nil
+}
+
+// exchanging returns a client of the same issuer that redeems codes. It has no token for keys.
+func exchanging(keys *http.Client) *http.Client {
+	from := keys.Transport.(*bounded) // newClient has made it
+	return &http.Client{Transport: &bounded{RoundTripper: from.RoundTripper, secure: from.secure, errors: true}}
 }
 
 // allowed returns whether a URL of an issuer is used: https, or http to a loopback address unless secure is demanded.
@@ -52,6 +58,7 @@ type bounded struct {
 	secure    bool // the issuer is https, so that what it names must be, too
 	tokenFile string
 	read      func(path string) ([]byte, error)
+	errors    bool // answers of OAuth errors (RFC 6749, section 5.2) are passed on
 }
 
 // RoundTrip implements http.RoundTripper. An answer of another status than 200 is an error, so no redirect is followed, and no
@@ -77,7 +84,8 @@ func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if response.StatusCode != http.StatusOK {
+	told := b.errors && (response.StatusCode == http.StatusBadRequest || response.StatusCode == http.StatusUnauthorized)
+	if response.StatusCode != http.StatusOK && !told {
 		_ = response.Body.Close() // it is not read
 		return nil, fmt.Errorf("status %d, and only 200 is accepted", response.StatusCode)
 	}

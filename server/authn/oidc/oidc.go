@@ -123,32 +123,52 @@ func (i *Issuers) Verify(ctx context.Context, token string, now time.Time) (name
 	if i == nil || len(i.all) == 0 {
 		return "", nil, errors.New("an OIDC token, and the configuration has no issuers")
 	}
-	if len(token) > MaxToken {
-		return "", nil, fmt.Errorf("an OIDC token of %d bytes; at most %d are accepted", len(token), MaxToken)
-	}
-	signed, err := jose.ParseSignedCompact(token, algorithms)
+	claims, header, err := parse(token)
 	if err != nil {
-		return "", nil, fmt.Errorf("an OIDC token that cannot be read: %s", fault.Clip(err.Error(), 128))
-	}
-	payload := signed.UnsafePayloadWithoutVerification()
-	if claims, err = Claims(payload); err != nil {
-		return "", nil, fmt.Errorf("an OIDC token whose claims cannot be read: %w", err)
+		return "", nil, err
 	}
 	from, err := i.of(claims)
 	if err == nil {
-		err = from.check(signed.Signatures[0].Protected, claims, now)
+		err = from.check(header.Protected, claims, now)
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	verified := &verification{source: from.source, signed: signed, now: now}
-	if _, err := oidc.NewVerifier(from.URL, verified, &from.verifying).Verify(ctx, token); err != nil {
-		return "", nil, fmt.Errorf("issuer %s: %s", from.Name, fault.Clip(err.Error(), 256))
-	}
-	if !bytes.Equal(verified.payload, payload) {
-		return "", nil, fmt.Errorf("issuer %s: other claims than those that are signed", from.Name)
+	if err := from.verify(ctx, token, from.verifying, now); err != nil {
+		return "", nil, err
 	}
 	return from.Name, claims, nil
+}
+
+// parse returns the claims and the signature of a token, and verifies nothing.
+func parse(token string) (claims map[string]any, signature jose.Signature, err error) {
+	if len(token) > MaxToken {
+		return nil, signature, fmt.Errorf("an OIDC token of %d bytes; at most %d are accepted", len(token), MaxToken)
+	}
+	signed, err := jose.ParseSignedCompact(token, algorithms)
+	if err != nil {
+		return nil, signature, fmt.Errorf("an OIDC token that cannot be read: %s", fault.Clip(err.Error(), 128))
+	}
+	if claims, err = Claims(signed.UnsafePayloadWithoutVerification()); err != nil {
+		return nil, signature, fmt.Errorf("an OIDC token whose claims cannot be read: %w", err)
+	}
+	return claims, signed.Signatures[0], nil
+}
+
+// verify verifies the signature of a token that parse has read.
+func (i *issuer) verify(ctx context.Context, token string, verifying oidc.Config, now time.Time) error {
+	signed, err := jose.ParseSignedCompact(token, algorithms)
+	if err != nil {
+		return fmt.Errorf("issuer %s: %s", i.Name, fault.Clip(err.Error(), 256))
+	}
+	verified := &verification{source: i.source, signed: signed, now: now}
+	if _, err := oidc.NewVerifier(i.URL, verified, &verifying).Verify(ctx, token); err != nil {
+		return fmt.Errorf("issuer %s: %s", i.Name, fault.Clip(err.Error(), 256))
+	}
+	if !bytes.Equal(verified.payload, signed.UnsafePayloadWithoutVerification()) {
+		return fmt.Errorf("issuer %s: other claims than those that are signed", i.Name)
+	}
+	return nil
 }
 
 // Issuer returns the name of the issuer of claims, and an error if they are not those of a token for this service. It checks no

@@ -43,6 +43,7 @@ type source struct {
 	wait   time.Duration // of a fetch
 
 	mu      sync.Mutex
+	at      endpoints // of sign-ins
 	keys    []jose.JSONWebKey
 	fetched time.Time // zero: never
 	tried   time.Time
@@ -137,12 +138,12 @@ func (s *source) start(now time.Time) <-chan struct{} {
 	done := make(chan struct{})
 	s.tried, s.running = now, done
 	go func() {
-		keys, err := s.fetch()
+		keys, at, err := s.fetch()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.report(err)
 		if s.failure, s.running = err, nil; err == nil {
-			s.keys, s.fetched = keys, now
+			s.keys, s.at, s.fetched = keys, at, now
 		}
 		close(done)
 	}()
@@ -159,21 +160,61 @@ func (s *source) report(err error) {
 	}
 }
 
-// fetch returns the keys that the issuer has now. It does not end with the token that needed them: others wait for them too.
-func (s *source) fetch() ([]jose.JSONWebKey, error) {
+// endpoints are what the discovery of an issuer says of sign-ins.
+type endpoints struct {
+	Keys      string   `json:"jwks_uri"`
+	Authorize string   `json:"authorization_endpoint"`
+	Token     string   `json:"token_endpoint"`
+	Methods   []string `json:"token_endpoint_auth_methods_supported"`
+	Named     bool     `json:"authorization_response_iss_parameter_supported"` // RFC 9207
+}
+
+// discovered returns the endpoints of the issuer. If they are not known, it waits for one fetch.
+func (s *source) discovered(ctx context.Context, now time.Time) (endpoints, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fetch := (<-chan struct{})(nil)
+	if s.fetched.IsZero() || now.Sub(s.fetched) >= keysFresh {
+		fetch = s.start(now)
+	}
+	if usable := !s.fetched.IsZero() && now.Sub(s.fetched) < KeysOld; !usable && fetch != nil && s.waiting < maxWaiting {
+		s.waiting++
+		s.mu.Unlock()
+		select {
+		case <-fetch:
+		case <-ctx.Done():
+		}
+		s.mu.Lock()
+		s.waiting--
+	}
+	switch {
+	case !s.fetched.IsZero() && now.Sub(s.fetched) < KeysOld:
+		return s.at, nil
+	case s.failure != nil:
+		return endpoints{}, s.failure
+	}
+	return endpoints{}, errors.New("its discovery is not known yet")
+}
+
+// fetch returns the keys and endpoints that the issuer has now. It does not end with the token that needed them: others wait for them too.
+func (s *source) fetch() ([]jose.JSONWebKey, endpoints, error) {
 	ctx, cancel := context.WithTimeout(oidc.ClientContext(context.Background(), s.client), s.wait)
 	defer cancel()
+	var found endpoints
 	provider, err := oidc.NewProvider(ctx, s.cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("discovery: %w", err)
-	}
-	var found struct {
-		Keys string `json:"jwks_uri"`
+		return nil, found, fmt.Errorf("discovery: %w", err)
 	}
 	if err := provider.Claims(&found); err != nil || found.Keys == "" {
-		return nil, errors.New("discovery: the answer has no jwks_uri")
+		return nil, found, errors.New("discovery: the answer has no jwks_uri")
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, found.Keys, nil)
+	keys, err := s.fetchKeys(ctx, found.Keys)
+	return keys, found, err
+}
+
+// fetchKeys returns the keys at a URL.
+func (s *source) fetchKeys(ctx context.Context, url string) ([]jose.JSONWebKey, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jwks_uri: %w", err)
 	}

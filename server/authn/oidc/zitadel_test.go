@@ -157,14 +157,26 @@ func post(t *testing.T, address, id, secret string, form url.Values) map[string]
 // signIn signs a person in at the client "console", with a browser, and returns the ID token of the client.
 func signIn(t *testing.T, issuer string) string {
 	t.Helper()
+	query := url.Values{"client_id": {"console"}, "redirect_uri": {"http://127.0.0.1/callback"}, "response_type": {"code"}, "scope": {"openid"}, "state": {"s"}, "nonce": {"n"}}
+	location := authorize(t, issuer, issuer+"/auth?"+query.Encode())
+	tokens := post(t, issuer+"/oauth/token", "console", "secret", url.Values{"grant_type": {"authorization_code"}, "code": {location.Query().Get("code")}, "redirect_uri": {"http://127.0.0.1/callback"}})
+	token, _ := tokens["id_token"].(string)
+	if token == "" {
+		t.Fatalf("%s: %v", location, tokens)
+	}
+	return token
+}
+
+// authorize signs a person in with a browser that a client has sent to the provider, and returns where the provider sends the browser.
+func authorize(t *testing.T, issuer, address string) *url.URL {
+	t.Helper()
 	browser := &http.Client{Jar: testkit.Value(cookiejar.New(nil))(t), CheckRedirect: func(r *http.Request, _ []*http.Request) error {
 		if r.URL.Path == "/callback" {
 			return http.ErrUseLastResponse
 		}
 		return nil
 	}}
-	query := url.Values{"client_id": {"console"}, "redirect_uri": {"http://127.0.0.1/callback"}, "response_type": {"code"}, "scope": {"openid"}, "state": {"s"}, "nonce": {"n"}}
-	page := testkit.Value(browser.Get(issuer + "/auth?" + query.Encode()))(t)
+	page := testkit.Value(browser.Get(address))(t)
 	_ = page.Body.Close() // its address is enough
 	form := url.Values{"id": {page.Request.URL.Query().Get("authRequestID")}, "username": {"test-user@127.0.0.1"}, "password": {"verysecure"}}
 	if form.Get("id") == "" {
@@ -172,13 +184,7 @@ func signIn(t *testing.T, issuer string) string {
 	}
 	answer := testkit.Value(browser.PostForm(issuer+"/login/username", form))(t)
 	_ = answer.Body.Close() // its header is enough
-	location := testkit.Value(url.Parse(answer.Header.Get("Location")))(t)
-	tokens := post(t, issuer+"/oauth/token", "console", "secret", url.Values{"grant_type": {"authorization_code"}, "code": {location.Query().Get("code")}, "redirect_uri": {"http://127.0.0.1/callback"}})
-	token, _ := tokens["id_token"].(string)
-	if token == "" {
-		t.Fatalf("%s: %v", location, tokens)
-	}
-	return token
+	return testkit.Value(url.Parse(answer.Header.Get("Location")))(t)
 }
 
 // TestProvider uses zitadel's provider in a process: access tokens of a machine are accepted, before and after a rotation; the ID
@@ -212,4 +218,5 @@ func TestProvider(t *testing.T) {
 			t.Errorf("an ID token, where the audience is %s: %v", wanted, err)
 		}
 	}
+	t.Run("sign-in", func(t *testing.T) { testSignIn(t, issuer) })
 }

@@ -77,6 +77,7 @@ type Issuer struct {
 	mu     sync.Mutex
 	keys   []Key
 	answer func(w http.ResponseWriter, r *http.Request) bool
+	codes  map[string]code // of people who have signed in
 }
 
 // New runs an issuer over http at a loopback address. path is the path of its URL, as "/TENANT/v2.0", and may be empty. Its key
@@ -119,7 +120,16 @@ func (i *Issuer) serve(path string, w http.ResponseWriter, r *http.Request) {
 	var shape any
 	switch r.URL.Path {
 	case path + "/.well-known/openid-configuration":
-		shape = map[string]any{"issuer": i.URL, "jwks_uri": i.URL + "/keys", "response_types_supported": []string{"id_token"}}
+		shape = map[string]any{
+			"issuer": i.URL, "jwks_uri": i.URL + "/keys", "response_types_supported": []string{"code", "id_token"},
+			"authorization_endpoint": i.URL + "/authorize", "token_endpoint": i.URL + "/token", "authorization_response_iss_parameter_supported": true,
+		}
+	case path + "/token":
+		status, answer := i.redeem(r)
+		if shape = answer; status != http.StatusOK {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+		}
 	case path + "/keys":
 		var all []any
 		for _, key := range keys {

@@ -1,24 +1,47 @@
-package main
+package ledgerapi
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"hsmsign/api"
 )
 
-// calendar returns an iCalendar object (RFC 5545) with an event of one day for each item that has a date. The UID of an
-// event does not change while the item is about the same thing, so a renewal moves the event.
-func calendar(origin string, items []dueItem, days int, now time.Time) []byte {
+// Due is something that has to be done; see the command ledger due.
+type Due struct {
+	api.LedgerDue
+	Deadline time.Time // zero: it has no date
+	Open     bool      // it has to be done now, whatever the deadline
+	ID       string    // does not change while the item is about the same thing
+}
+
+// About returns the name of the customer, or of the certificate and where it is; "-" if there is none.
+func (item Due) About() string {
+	name := cmp.Or(item.Customer, item.Certificate)
+	switch {
+	case name == "":
+		return cmp.Or(item.Source, "-")
+	case item.Source != "":
+		return name + " (" + item.Source + ")"
+	}
+	return name
+}
+
+// Calendar returns an iCalendar object (RFC 5545) with an event of one day for each item that has a date. The UID of an
+// event does not change while the item is about the same thing, so a renewal moves the event. days is how long before it the alarm is.
+func Calendar(origin string, items []Due, days int, now time.Time) []byte {
 	c := &icalendar{}
 	c.line("BEGIN", "VCALENDAR")
 	c.line("VERSION", "2.0")
 	c.line("PRODID", "-//hsmsign//ledger due//EN")
 	events := 0
 	for _, item := range items {
-		if item.deadline.IsZero() {
+		if item.Deadline.IsZero() {
 			continue
 		}
 		events++
@@ -38,11 +61,11 @@ const icalTime = "20060102T150405Z"
 // icalendar is an iCalendar text.
 type icalendar struct{ text strings.Builder }
 
-func (c *icalendar) event(origin string, item dueItem, days int, now time.Time) {
-	summary := icalText(item.What + " of " + item.about() + " expires")
+func (c *icalendar) event(origin string, item Due, days int, now time.Time) {
+	summary := icalText(item.What + " of " + item.About() + " expires")
 	var about []string
 	if item.Request != "" {
-		summary = icalText("last day before the request of " + item.about() + " is useless")
+		summary = icalText("last day before the request of " + item.About() + " is useless")
 		about = append(about, "issued "+item.At, "request "+item.Request)
 	}
 	for _, f := range [][2]string{{"Apple Account", item.Account}, {"contact", item.Contact}, {"SHA-256", item.SHA256}} {
@@ -50,11 +73,11 @@ func (c *icalendar) event(origin string, item dueItem, days int, now time.Time) 
 			about = append(about, f[0]+": "+f[1])
 		}
 	}
-	sum := sha256.Sum256([]byte(origin + "\n" + item.What + "\n" + item.id))
+	sum := sha256.Sum256([]byte(origin + "\n" + item.What + "\n" + item.ID))
 	c.line("BEGIN", "VEVENT")
 	c.line("UID", fmt.Sprintf("%x@hsmsign", sum[:16]))
 	c.line("DTSTAMP", now.UTC().Format(icalTime))
-	c.line("DTSTART;VALUE=DATE", item.deadline.UTC().Format("20060102"))
+	c.line("DTSTART;VALUE=DATE", item.Deadline.UTC().Format("20060102"))
 	c.line("SUMMARY", summary)
 	if len(about) > 0 {
 		c.line("DESCRIPTION", icalText(strings.Join(about, "\n")))
