@@ -171,9 +171,9 @@ func newCSR(key string) string {
 }
 
 // newPush returns a push certificate for a customer's key as PEM.
-func newPush(t *testing.T, key, topic string) string {
+func newPush(t *testing.T, key string) string {
 	t.Helper()
-	cert := testkit.Value(testkit.Authority(time.Now().Truncate(24*time.Hour)).IssuePush(testkit.CSR(testkit.Key(key)), testpki.PushOptions{Topic: topic}))(t)
+	cert := testkit.Value(testkit.Authority(time.Now().Truncate(24*time.Hour)).IssuePush(testkit.CSR(testkit.Key(key)), testpki.PushOptions{}))(t)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
 }
 

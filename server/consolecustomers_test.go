@@ -62,11 +62,11 @@ func TestConsoleCustomers(t *testing.T) {
 		t.Error("nothing was changed, and something was saved")
 	}
 
-	mediaType, body := withFile(t, newPush(t, "acme", ""), "")
+	mediaType, body := withFile(t, newPush(t, "acme"), "")
 	if root := f.follow(t, "ops", f.sendBody(t, "ops", one, mediaType, body)); !strings.Contains(text(root), "com.apple.mgmt.External.") || !strings.Contains(text(root), "is attached") {
 		t.Errorf("attached: %s", text(root))
 	}
-	other := newPush(t, "acme", "")
+	other := newPush(t, "acme")
 	if got := f.sendForm(t, "ops", one, url.Values{"text": {other}}); got.status != http.StatusConflict || fields(t, parsedPage(t, got), one).Get("text") != other {
 		t.Errorf("another topic: %d %s", got.status, got.body)
 	}
@@ -121,7 +121,7 @@ func (f *consoleFixture) rolesOfCustomers(t *testing.T, one string) {
 		t.Errorf("a reader is offered a change: %d %s", got.status, text(root))
 	}
 	for _, to := range []string{path, path + "/edit", "/console/customers/new"} {
-		if got := f.sendForm(t, "auditor", to, url.Values{"name": {"x"}, "text": {newPush(t, "bolt", "")}}); got.status != http.StatusForbidden {
+		if got := f.sendForm(t, "auditor", to, url.Values{"name": {"x"}, "text": {newPush(t, "bolt")}}); got.status != http.StatusForbidden {
 			t.Errorf("a reader posts to %s: %d", to, got.status)
 		}
 	}

@@ -297,7 +297,7 @@ func TestOpenAPICalls(t *testing.T) {
 // values signs a first request, adds a customer and returns what the calls need.
 func (f *apiFixture) values(t *testing.T) apiValues {
 	t.Helper()
-	v := apiValues{csr: newCSR("acme"), other: newCSR("bolt"), push: newPush(t, "acme", ""), wrongTopic: newPush(t, "acme", "")}
+	v := apiValues{csr: newCSR("acme"), other: newCSR("bolt"), push: newPush(t, "acme"), wrongTopic: newPush(t, "acme")}
 	as := map[string]string{uidHeader: strconv.Itoa(backend), "Content-Type": rawType}
 	first := send(t, f.socket, "POST", "/v1/requests?customer=acme", as, v.csr)
 	again := send(t, f.socket, "POST", "/v1/requests?customer=acme", as, v.csr)
