@@ -149,12 +149,12 @@ func (o *office) otherTab(b *tab, person string) {
 	o.signInAt(other, person, "/console/")
 }
 
-// testHostile: a subject of a stranger, with markup, marks that change the direction of text, terminal codes and 40 KiB, is shown as text
+// testHostile: a subject of a stranger, with markup, marks that change the direction of text, terminal codes and 46 KiB, almost as much as a CSR file may have, is shown as text
 // on each page that has it, and nothing of it runs.
 func testHostile(t *testing.T, o *office) {
 	const markup = `"><script>window.owned=1</script><img src=x onerror="window.owned=1">`
 	hostile := csrOf("hostile", pkix.Name{
-		CommonName: markup, Organization: []string{"moc.elppa\u202e\u2066\u200b \x1b[31mred"}, Locality: []string{strings.Repeat("lángo ", 6000)},
+		CommonName: markup, Organization: []string{"moc.elppa\u202e\u2066\u200b \x1b[31mred"}, Locality: []string{strings.Repeat("lángo ", 6600)},
 		Province: []string{"{{.}}'; alert(1) //"},
 	})
 	id := o.ask(t, "hostile", hostile)
