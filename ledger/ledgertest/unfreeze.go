@@ -108,3 +108,26 @@ func testUnfreezeAsked(t *testing.T, f *fixture) {
 		t.Errorf("the questions are missing in the list of approvals: %v", err)
 	}
 }
+
+// testUnfreezeEnded: a freeze that ended meanwhile cannot be ended by an approval, which is not recorded.
+func testUnfreezeEnded(t *testing.T, f *fixture) {
+	ctx, l := t.Context(), f.open(t)
+	all := ledger.Freeze{Scope: ledger.FreezeAll, Reason: "x"}
+	must(t, l.Freeze(ctx, "ada", "tls", all))
+	end := all
+	end.Ask = &record.Ask{Need: map[string]int{record.EventUnfreeze: 1}, Expiry: time.Hour, Approvers: people{}, Requester: record.Requester{Caller: "ada", Person: "ada"}}
+	w, ok := errors.AsType[*record.Waiting](l.Unfreeze(ctx, "ada", "tls", end))
+	if !ok {
+		t.Fatal("the end of the freeze needs no approval")
+	}
+	must(t, l.Unfreeze(ctx, "uid 0", "local", all))
+	d := approval(w.ID, record.Use{}, "bo")
+	d.Shown = record.Shown{Scope: ledger.FreezeAll}
+	if err := l.Decide(ctx, d); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("an approval of what is not frozen: %v", err)
+	}
+	if got, want := kinds(t, l), "genesis frozen pending unfrozen"; got != want {
+		t.Errorf("entries %s; want %s", got, want)
+	}
+	verified(t, l)
+}
