@@ -32,6 +32,9 @@ type LedgerStatus struct {
 	Frozen         []LedgerFreeze  `json:"frozen,omitempty"`          // what is frozen
 	Replicas       []LedgerReplica `json:"replicas,omitempty"`        // the services of the last hour
 	PoliciesDiffer bool            `json:"policies_differ,omitempty"` // the replicas apply different policies
+
+	// Moved is the store that the ledger is in now: this one is only read. Absent: it is here.
+	Moved *record.Moved `json:"moved,omitempty"`
 }
 
 // LedgerFreeze is a freeze in force.
@@ -86,6 +89,18 @@ type LedgerCopy struct {
 	Error   string `json:"error,omitempty"`
 }
 
+// LedgerMove is the result of ledger copy --to.
+type LedgerMove struct {
+	Store   string `json:"store"`   // that the ledger was in
+	To      string `json:"to"`      // that it is in now, without secrets
+	ToID    string `json:"to_id"`   // by which the last entry names it
+	Origin  string `json:"origin"`  // as before
+	Entries int64  `json:"entries"` // with the last one
+	Copied  int64  `json:"copied"`  // by this run
+	Root    string `json:"root"`    // in hex
+	Again   bool   `json:"again"`   // it had been moved there before
+}
+
 // LedgerEntry describes an entry.
 type LedgerEntry struct {
 	Index        int64            `json:"index"`
@@ -122,6 +137,7 @@ type LedgerEntry struct {
 	Asked    *record.Asked    `json:"asked,omitempty"`         // what others had to approve
 	Decided  *record.Decided  `json:"decided,omitempty"`       // who approved or rejected it, and why
 	Replica  string           `json:"replica,omitempty"`       // the service that started with the policy
+	Moved    *record.Moved    `json:"moved,omitempty"`         // the store that the ledger was moved to
 	// Entitlement is the answer of the program that the actor's role asked.
 	Entitlement json.RawMessage `json:"entitlement,omitempty"`
 }
@@ -142,7 +158,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), CredentialID: e.Credential.String(), Channel: e.Channel, Rule: e.Rule, PolicySHA256: e.Policy.String(),
 		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
 		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys, Probed: r.Probed,
-		Freeze: r.Freeze, Asked: r.Asked, Decided: r.Decided, Replica: r.Replica, Entitlement: r.Entitlement,
+		Freeze: r.Freeze, Asked: r.Asked, Decided: r.Decided, Replica: r.Replica, Moved: r.Moved, Entitlement: r.Entitlement,
 	}
 	for _, c := range e.Commitments {
 		entry.Commitments = append(entry.Commitments, c.Name)

@@ -21,9 +21,9 @@ var shapes = map[string]any{
 	"sign": SignResult{}, "verify": VerifyResult{}, "inspect": InspectResult{}, "chain-check": ChainResult{}, "chain-fetch": FetchResult{},
 	"key": Key{}, "token": Token{}, "key-test": TestResult{}, "key-import-cert": ImportResult{}, "doctor": Step{}, "check-config": Setting{},
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
-	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{}, "console-login": ConsoleLogin{}, "notice": Notice{},
-	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-reconcile": LedgerReconcile{},
-	"request": Request{},
+	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{}, "console-login": ConsoleLogin{}, "notice": Notice{}, "notice-due": DueNotice{},
+	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-move": LedgerMove{}, "ledger-reconcile": LedgerReconcile{},
+	"request": Request{}, "setup": Setup{},
 }
 
 // TestSchemas: docs/schema has the JSON Schema of each shape and no other file. After a change of a shape run

@@ -241,6 +241,24 @@ type NoticeData struct {
 	URL       string `json:"url,omitempty"` // of the request, if the service has an address for links
 }
 
+// NoticeDue is the type of a notice of what is due.
+const NoticeDue = "ledger.due"
+
+// DueNotice is what a webhook gets from "ledger due --notify". It names customers and their Apple Accounts.
+type DueNotice struct {
+	Type      string        `json:"type"`
+	Timestamp string        `json:"timestamp"` // when the ledger was read
+	Data      DueNoticeData `json:"data"`
+}
+
+// DueNoticeData is what is due in one ledger, the soonest first.
+type DueNoticeData struct {
+	Origin     string      `json:"origin"`      // of the ledger
+	WithinDays int         `json:"within_days"` // how far it looks ahead
+	Total      int         `json:"total"`       // how much is due
+	Due        []LedgerDue `json:"due"`         // the first of it, at most 48 KiB
+}
+
 // ConsoleLogin is a link that signs its caller in to the console, once.
 type ConsoleLogin struct {
 	URL   string `json:"url"`

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -51,6 +52,9 @@ type Config struct {
 	Notify  Notify                         `yaml:"notify"`
 	Agent   Agent                          `yaml:"agent" scalar:"url"` // the URL of the service that signs, or several keys
 }
+
+// Empty returns whether nothing is set, as in a file with comments alone.
+func (c *Config) Empty() bool { return reflect.ValueOf(*c).IsZero() }
 
 // Notify is how hsmsign serve tells people that something waits for them.
 type Notify struct {
@@ -252,7 +256,7 @@ const MaxFile = 256 << 10
 //
 // Relative paths become paths relative to the folder of the file, not to the working directory: cert, chain, trust-root,
 // out-dir, the files of the ledger, of serve, oidc, notify and agent, and the path and passphrase-file of a file: reference. Other references (module-path and pin-source of
-// pkcs11:, also for a certificate in a token) do not change; use absolute paths in them.
+// pkcs11:, also for a certificate in a token) do not change; use absolute paths in them. credential:NAME does not change either (see package secret).
 func Load(path string) (*Config, error) {
 	data, err := read(path)
 	if err != nil {
@@ -319,9 +323,12 @@ func read(path string) ([]byte, error) {
 // trusted reports whether user me accepts a file of user uid: root can replace hsmsign itself, and me runs it.
 func trusted(uid, me int) bool { return uid == 0 || uid == me }
 
-// inFolder returns a relative path joined to dir. Other paths, and references to a token, do not change.
+// credential is how a systemd credential begins, which is named instead of a file with a secret.
+const credential = "credential:" // #nosec G101 -- a prefix
+
+// inFolder returns a relative path joined to dir. Other paths, references to a token, and systemd credentials do not change.
 func inFolder(dir, path string) string {
-	if path == "" || filepath.IsAbs(path) || strings.HasPrefix(strings.ToLower(path), "pkcs11:") {
+	if path == "" || filepath.IsAbs(path) || strings.HasPrefix(strings.ToLower(path), "pkcs11:") || strings.HasPrefix(path, credential) {
 		return path
 	}
 	return filepath.Join(dir, path)
@@ -334,7 +341,7 @@ func refInFolder(dir, ref string) string {
 		return ref
 	}
 	join := func(encoded string) string {
-		if encoded == "" || strings.HasPrefix(encoded, "/") {
+		if encoded == "" || strings.HasPrefix(encoded, "/") || strings.HasPrefix(encoded, credential) {
 			return encoded
 		}
 		return strings.TrimSuffix(escapeFolder(dir), "/") + "/" + encoded

@@ -38,6 +38,8 @@ func TestLoad(t *testing.T) {
 		{"key: FILE:a%20b.key?insecure-mode=allow&passphrase-file=pass\n",
 			Config{Key: "file:" + escaped + "/a%20b.key?insecure-mode=allow&passphrase-file=" + escaped + "/pass"}},
 		{"key: file:/k?passphrase-file=/p\n", Config{Key: "file:/k?passphrase-file=/p"}},
+		{"key: file:/k?passphrase-file=credential:p\nledger: { store: \"sqlite:/l\", checkpoint-key: \"credential:k\" }\nserve: { tls: { key: \"credential:t\" } }\n",
+			Config{Key: "file:/k?passphrase-file=credential:p", Ledger: Ledger{Store: "sqlite:/l", CheckpointKey: "credential:k"}, Serve: Serve{TLS: TLS{Key: "credential:t"}}}},
 		{"key: file:///k\n", Config{Key: "file:///k"}},
 		{"key: awskms:///alias/x\n", Config{Key: "awskms:///alias/x"}},
 		{"key: 'file:'\n", Config{Key: "file:"}},

@@ -98,6 +98,9 @@ func Open(ctx context.Context, reference string, opts Options) (signer.Signer, e
 	return key.Open(ctx, signer.OpenOptions{})
 }
 
+// Modules returns the name of each PKCS#11 module that is installed on this machine, by its absolute path. It loads none.
+func Modules() map[string]string { return pkcs11.Modules() }
+
 // RunWorker is the work of a worker process (Options.Worker): it serves one PKCS#11 key to the process that started it,
 // until that process ends. Args are the arguments that were added to the command line.
 func RunWorker(ctx context.Context, args []string) error { return pkcs11.RunWorker(ctx, args) }

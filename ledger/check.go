@@ -21,6 +21,9 @@ func (l *Ledger) Check(ctx context.Context, asked record.Use) (stored bool, err 
 	if err := l.publisher.refuse(); err != nil {
 		return false, err
 	}
+	if err := l.Here(ctx); err != nil {
+		return false, err
+	}
 	u, known := l.newUse(asked), l.knownFreezes()
 	err = l.snapshot(ctx, "check the rules", func(sqlTx *sql.Tx, head *Checkpoint) error {
 		q := statements{l.store, sqlTx, true}

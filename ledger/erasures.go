@@ -159,10 +159,13 @@ func (l *Ledger) unerased(ctx context.Context, id record.ID) (bool, error) {
 	return entries > 0 && erased == 0, l.store.fail("find what to erase", err)
 }
 
+// eraseOpenings deletes the side rows of a customer.
+const eraseOpenings = "DELETE FROM openings WHERE name <> 'freezes' AND entry IN (SELECT idx FROM entries WHERE customer = ?)"
+
 // erase deletes what is known of a customer, and appends the entry that says so. What is frozen remains: it names the customer
 // by its random id, and may be about others too.
 func (tx *Tx) erase(id, actor record.ID, channel string) error {
-	tx.exec("DELETE FROM openings WHERE name <> 'freezes' AND entry IN (SELECT idx FROM entries WHERE customer = ?)", id[:])
+	tx.exec(eraseOpenings, id[:])
 	for i, added := range tx.added { // of this batch
 		if added.customer == id {
 			tx.exec("DELETE FROM openings WHERE name <> 'freezes' AND entry = ?", tx.head.Size+int64(i))

@@ -309,7 +309,7 @@ func (tx *Tx) thaw(ctx context.Context, customer, actorID record.ID, actor, chan
 
 // Freezes returns what is frozen, the oldest first, each proved by its entry. A customer has its present name.
 func (l *Ledger) Freezes(ctx context.Context) ([]Freeze, error) {
-	now, err := l.nowFrozen(ctx)
+	now, _, err := l.nowFrozen(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -19,11 +19,12 @@ type freezeReads struct {
 type freezeRead struct {
 	done chan struct{} // closed at the end
 	now  *freezes      // readable after done
+	away error         // as now: the ledger was moved to another store
 	err  error         // as now
 }
 
-// nowFrozen returns what is frozen now, as the store says it after the call.
-func (l *Ledger) nowFrozen(ctx context.Context) (*freezes, error) {
+// nowFrozen returns what is frozen now, as the store says it after the call, and whether the ledger was moved to another store: away.
+func (l *Ledger) nowFrozen(ctx context.Context) (now *freezes, away, err error) {
 	reads := &l.freezeReads
 	reads.mu.Lock()
 	read := reads.next
@@ -38,9 +39,9 @@ func (l *Ledger) nowFrozen(ctx context.Context) (*freezes, error) {
 	reads.mu.Unlock()
 	select {
 	case <-read.done:
-		return read.now, l.store.fail("read what is frozen", read.err)
+		return read.now, read.away, l.store.fail("read what is frozen", read.err)
 	case <-ctx.Done():
-		return nil, l.store.fail("read what is frozen", ctx.Err())
+		return nil, nil, l.store.fail("read what is frozen", ctx.Err())
 	}
 }
 
@@ -56,7 +57,9 @@ func (l *Ledger) runFreezeReads() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(l.ctx, storeWait)
-		read.now, read.err = l.readNowFrozen(ctx)
+		if read.now, read.err = l.readNowFrozen(ctx); read.err == nil {
+			read.away, read.err = l.movedAway(ctx, preparing{l.store}, l.provedNow, false)
+		}
 		cancel()
 		close(read.done)
 	}
@@ -64,15 +67,18 @@ func (l *Ledger) runFreezeReads() {
 
 // readNowFrozen reads what is frozen.
 func (l *Ledger) readNowFrozen(ctx context.Context) (*freezes, error) {
-	f, err := l.readFreezes(ctx, preparing{l.store}, l.knownFreezes(), func(ctx context.Context, index int64) (*record.Entry, error) {
-		head, err := l.Head(ctx) // after the list of entries, so it includes the entry
-		if err != nil {
-			return nil, err
-		}
-		return l.entry(ctx, l.store.DB, head, index)
-	})
+	f, err := l.readFreezes(ctx, preparing{l.store}, l.knownFreezes(), l.provedNow)
 	if err == nil {
 		l.sawFreezes(f)
 	}
 	return f, err
+}
+
+// provedNow returns an entry that was read in the list of entries before, after proving it.
+func (l *Ledger) provedNow(ctx context.Context, index int64) (*record.Entry, error) {
+	head, err := l.Head(ctx) // after the list of entries, so it includes the entry
+	if err != nil {
+		return nil, err
+	}
+	return l.entry(ctx, l.store.DB, head, index)
 }

@@ -32,6 +32,7 @@ var rights = map[string]string{
 	"once":          "SELECT, INSERT, DELETE",
 	"sessions":      "SELECT, INSERT, UPDATE, DELETE",
 	"logins":        "SELECT, INSERT, DELETE",
+	"destination":   "SELECT",
 }
 
 // Migrate brings the schema of a store that has a ledger to the version of this program, and allows a role of the database

@@ -93,6 +93,7 @@ type Ledger struct {
 	last *Checkpoint // the newest that this process saw
 	// frozen is the newest state that this process saw: an entry that is hidden in the store is noticed. nil: not read yet.
 	frozen  *freezes
+	place   *place             // the newest that this process saw; nil: not read yet
 	started map[string]replica // by StartPolicy, by name
 
 	using       uses
@@ -146,7 +147,12 @@ func (l *Ledger) begin(ctx context.Context, sqlTx *sql.Tx, do func(ctx context.C
 		return nil, err
 	}
 	if n > 0 {
-		return nil, fault.Usage.Errorf("%s contains a ledger already", l.store.Name).Fix("name another store; a ledger is never overwritten")
+		return nil, occupied(l.store)
+	}
+	if d, err := l.store.destination(ctx, sqlTx); err != nil {
+		return nil, err
+	} else if d != nil { // a copy that is not complete
+		return nil, occupied(l.store)
 	}
 	empty, err := Checkpoint{Origin: l.Origin(), Root: emptyRoot}.sign(l.signers...)
 	if err != nil {
@@ -164,6 +170,11 @@ func (l *Ledger) begin(ctx context.Context, sqlTx *sql.Tx, do func(ctx context.C
 		return nil, err
 	}
 	return tx.head, nil
+}
+
+// occupied is the error of a store that is to get a ledger and has one.
+func occupied(s *Store) error {
+	return fault.Usage.Errorf("%s contains a ledger already", s.Name).Fix("name another store; a ledger is never overwritten")
 }
 
 // prepare returns a ledger that is not open yet.
@@ -193,7 +204,7 @@ func prepare(cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-// Open opens a ledger and checks its head. Errors wrap ErrStore or ErrTampered.
+// Open opens a ledger and checks its head. Errors wrap ErrStore or ErrTampered. One that was moved away opens too, for reading.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	l, err := prepare(cfg)
 	if err != nil {
@@ -205,6 +216,12 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, fault.WithHint(l.store.fail("read the schema", orNotLedger(err)), "make it with hsmsign ledger init; a role of PostgreSQL that did not make it needs hsmsign ledger migrate --grant")
 	case n > schemaVersion:
 		return nil, newerSchema(n)
+	}
+	if d, err := l.store.destination(ctx, l.store.DB); err != nil {
+		return nil, l.store.fail("read the schema", err)
+	} else if d != nil && !d.complete {
+		return nil, fault.Errorf("%w: %s contains a copy of a ledger that is not complete", ErrStore, l.store.Name).
+			Fix("run the same hsmsign ledger copy --to again, or use the store that the ledger is copied from")
 	}
 	if l.last, err = readLast(cfg.LastCheckpoint, l.verifiers); err != nil {
 		return nil, err
@@ -219,7 +236,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		err = l.checkCopies(ctx, copies, head)
 	}
 	if err != nil {
-		return nil, err
+		return nil, l.orMoved(ctx, err)
 	}
 	if l.signers == nil {
 		close(l.closed)

@@ -13,9 +13,13 @@ const cleanEvery = time.Minute
 
 // Once remembers hash until a time, in every process that uses the ledger, and returns whether it was new. One of several that
 // ask at the same time is told that it is. The clock is that of the database: a hash whose time is over there is not new, so a
-// process whose clock is slow cannot accept what the others have forgotten. No entry says it. The error wraps ErrStore.
+// process whose clock is slow cannot accept what the others have forgotten. No entry says it. The error wraps ErrStore, and
+// ErrMoved if the ledger was moved: another process may accept the hash in the other store.
 func (l *Ledger) Once(ctx context.Context, hash record.Hash, until time.Time) (fresh bool, err error) {
 	var now time.Time
+	if err := l.Here(ctx); err != nil {
+		return false, err
+	}
 	until = until.Truncate(time.Millisecond) // as it is stored
 	err = l.store.transact(ctx, func(tx *sql.Tx) error {
 		if now, err = l.clock(ctx, tx); err != nil || !now.Before(until) {

@@ -100,11 +100,15 @@ func (tx *Tx) post(m Message) {
 
 // Take returns the message that is due for longest, of some kinds, or of any if none is named; nil: nothing is due. No process gets it
 // again during the lease, which ends with Sent, Retry, Later or Drop. A process that dies leaves it to the end of the lease.
+// The error wraps ErrMoved if the ledger was moved: the messages are sent from the other store.
 func (l *Ledger) Take(ctx context.Context, lease time.Duration, kinds ...string) (*Message, error) {
 	for {
 		m, due, now, err := l.nextDue(ctx, kinds)
 		if m == nil || err != nil {
 			return nil, l.store.fail("read the outbox", err)
+		}
+		if err := l.Here(ctx); err != nil {
+			return nil, err
 		}
 		// The condition finds another process that has taken it meanwhile.
 		n, err := l.changeOutbox(ctx, "UPDATE outbox SET lease = ?, hastened = 0, tries = tries + 1 WHERE id = ? AND due = ? AND lease <= ? AND ended = 0",

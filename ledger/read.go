@@ -285,6 +285,8 @@ func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 			into = &r.Asked
 		case openDecided:
 			into = &r.Decided
+		case openMoved:
+			into = &r.Moved
 		case openKeys, openReplica:
 		default:
 			continue

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,14 +38,14 @@ func (p *publisher) confirm() {
 }
 
 // Release implements record.Recorder. It waits until the required witnesses have cosigned a checkpoint that includes the entry
-// with which the request was issued; then nothing may be frozen that the permit is about. The error wraps ErrStore or
-// ErrTampered, is that of ctx, or is of kind forbidden.
+// with which the request was issued; then nothing may be frozen that the permit is about, and the
+// ledger must not have been moved. The error wraps ErrStore, ErrMoved or ErrTampered, is that of ctx, or is of kind forbidden.
 func (l *Ledger) Release(ctx context.Context, permit record.Permit) error {
 	if err := l.awaitRequired(ctx, permit); err != nil {
 		return err
 	}
-	now, err := l.nowFrozen(ctx)
-	if err != nil {
+	now, away, err := l.nowFrozen(ctx)
+	if err = cmp.Or(err, away); err != nil { // a freeze would be in the other store
 		return err
 	}
 	if frozen := now.stops(permit.Customer, permit.Actor, permit.Identity); frozen != nil {

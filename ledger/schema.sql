@@ -57,6 +57,9 @@ CREATE INDEX outbox_customer ON outbox (customer, kind, created);
 -- What is accepted once, until its time is over: the hashes of signatures that identified a caller.
 CREATE TABLE once (hash BLOB PRIMARY KEY, until INTEGER NOT NULL);
 CREATE INDEX once_until ON once (until);
+-- One row in a store that a ledger was moved to: the id by which the entry of kind moved names the store, and the ledger. Complete is 0
+-- until everything was copied and verified.
+CREATE TABLE destination (id INTEGER PRIMARY KEY CHECK (id = 1), store BLOB NOT NULL, origin TEXT NOT NULL, complete INTEGER NOT NULL);
 -- Sessions of the console, by the SHA-256 of the cookie's value: whom the browser belongs to, and nothing of what they may. The mac is over
 -- all but seen, with a key that the database does not have.
 CREATE TABLE sessions (

@@ -28,6 +28,8 @@ type Tx struct {
 	frozen  *freezes             // with the changes of the batch; nil: not read yet
 	// signers sign the checkpoint of the batch.
 	signers []note.Signer
+	away    error // why nothing is appended: the ledger is in another store; nil: it is here
+	leaves  bool  // the batch says that the ledger is in another store
 
 	added   []leaf      // of the whole batch
 	pending []statement // of the change that runs
@@ -105,7 +107,7 @@ func (tx *Tx) next() int64 { return tx.head.Size + int64(len(tx.added)) }
 
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
-	if tx.low && e.Kind != record.KindRefused && e.Kind != record.KindFrozen {
+	if tx.low && e.Kind != record.KindRefused && e.Kind != record.KindFrozen && e.Kind != record.KindMoved {
 		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals and freezes are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
 			Fix("nothing was released; free space on the disk and try again")
 	}
@@ -156,10 +158,10 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := tx.insert(ctx, "INSERT INTO entries (idx, leaf, kind, customer) VALUES ", 4, entries); err != nil {
+	if err := tx.sql.insert(ctx, insertEntries, 4, entries); err != nil {
 		return nil, err
 	}
-	if err := tx.insert(ctx, "INSERT INTO hashes (idx, hash) VALUES ", 2, hashes); err != nil {
+	if err := tx.sql.insert(ctx, insertHashes, 2, hashes); err != nil {
 		return nil, err
 	}
 	head, err := Checkpoint{Origin: tx.head.Origin, Size: size, Root: root}.sign(tx.signers...)
@@ -170,12 +172,17 @@ func (tx *Tx) finish(ctx context.Context) (*Checkpoint, error) {
 	return head, err
 }
 
+const (
+	insertEntries = "INSERT INTO entries (idx, leaf, kind, customer) VALUES "
+	insertHashes  = "INSERT INTO hashes (idx, hash) VALUES "
+)
+
 // insert adds rows of a number of columns, many with one statement; there are few statements, since each is prepared.
-func (tx *Tx) insert(ctx context.Context, query string, columns int, values []any) error {
+func (s statements) insert(ctx context.Context, query string, columns int, values []any) error {
 	row := ",(?" + strings.Repeat(",?", columns-1) + ")"
 	for _, rows := range []int{64, 8, 1} {
 		for n := rows * columns; len(values) >= n; values = values[n:] {
-			if _, err := tx.sql.ExecContext(ctx, query+strings.Repeat(row, rows)[1:], values[:n]...); err != nil {
+			if _, err := s.ExecContext(ctx, query+strings.Repeat(row, rows)[1:], values[:n]...); err != nil {
 				return err
 			}
 		}

@@ -51,6 +51,8 @@ type verification struct {
 	asked     map[record.ID]*question
 	frozen    freezes
 	replicas  map[string]replica
+	movedTo   []record.ID     // the stores that entries of kind moved name
+	movedAt   int64           // the newest of them
 	lost      []lost          // entries whose data is missing
 	signedBy  string          // the verifier keys that the newest entry about them says
 	signedAt  int64           // its index; -1: there is none
@@ -87,6 +89,9 @@ func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, er
 		return nil, l.store.fail("verify", err)
 	}
 	v.rotated()
+	if err := v.movedHere(ctx, tx); err != nil {
+		return nil, l.store.fail("verify", err)
+	}
 	if err := v.caches(ctx, tx); err != nil {
 		return nil, l.store.fail("verify", err)
 	}
@@ -167,7 +172,7 @@ func (v *verification) part(p *part) {
 	openings := map[int64][]opened{}
 	for _, o := range p.openings {
 		kept := opened{Commitment: o.Commitment(), hash: o.Hash}
-		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys, openActor, openFreezes, openReplica, openOperations, openAsked}, o.Name) {
+		if slices.Contains([]string{openCustomer, openPush, openTarget, openKeys, openActor, openFreezes, openReplica, openOperations, openAsked, openMoved}, o.Name) {
 			kept.data = o.Data
 		}
 		openings[o.entry] = append(openings[o.entry], kept)
@@ -256,6 +261,8 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	switch e.Kind {
 	case record.KindFrozen, record.KindUnfrozen:
 		v.freeze(e, index, openings)
+	case record.KindMoved:
+		v.moved(index, data(openings, openMoved))
 	case record.KindPolicy:
 		v.replicas[data(openings, openReplica)] = replica{e.Policy, index}
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -109,6 +110,7 @@ func (l *Ledger) commit(batch []*change) {
 	var head *Checkpoint
 	var now time.Time
 	var frozen *freezes
+	leaves := false // the batch says that the ledger is in another store
 	intents := map[record.ID]open{}
 	err := l.store.transact(ctx, func(sqlTx *sql.Tx) error {
 		q := statements{l.store, sqlTx, false}
@@ -120,6 +122,9 @@ func (l *Ledger) commit(batch []*change) {
 		if tx.signers, err = l.signersOf(tx.head); err != nil {
 			return err
 		}
+		if tx.away, err = l.movedAway(ctx, q, tx.entry, l.written != nil && l.written.Size == tx.head.Size); err != nil {
+			return err
+		}
 		if err := tx.clock(ctx); err != nil {
 			return err
 		}
@@ -127,7 +132,7 @@ func (l *Ledger) commit(batch []*change) {
 			return err
 		}
 		for i, c := range batch {
-			if results[i] = c.ctx.Err(); results[i] != nil {
+			if results[i] = cmp.Or(c.ctx.Err(), tx.away); results[i] != nil {
 				continue
 			}
 			tx.begin()
@@ -139,12 +144,13 @@ func (l *Ledger) commit(batch []*change) {
 				return err
 			}
 		}
-		now, frozen = tx.now, tx.frozen
+		now, frozen, leaves = tx.now, tx.frozen, tx.leaves
 		head, err = tx.finish(ctx)
 		return err
 	})
 	if err = l.store.fail("append", err); err == nil {
 		l.saw(head)
+		l.leave(leaves)
 		l.sawFreezes(frozen)
 		l.publisher.notify()
 		l.written, l.newest = head, now

@@ -133,11 +133,11 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 	case "file":
 		return readSecretFile(strings.TrimPrefix(arg, "//"), src)
 	case "credential":
-		dir := r.getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" || arg != filepath.Base(arg) {
-			return nil, errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
-		}
-		return secretIn(filepath.Join(dir, arg), func(path string) ([]byte, error) {
+		return secretIn(arg, func(name string) ([]byte, error) {
+			path, err := r.credential(name)
+			if err != nil {
+				return nil, err
+			}
 			return readFile(path, int64(src.max()+2), credentialMode(src.AnyMode))
 		})
 	case "exec":
@@ -214,9 +214,25 @@ func ReadFile(path string, limit int64, anyMode bool) ([]byte, error) {
 	return readFile(path, limit, privateMode(anyMode))
 }
 
-// ReadFile is ReadFile for a path that may be in $CREDENTIALS_DIRECTORY. A file there may also have mode 0440: systemd gives
-// the account of a unit access by a list (ACL), which the mode shows as that of the group.
+// credential returns the path of a systemd credential.
+func (r Reader) credential(name string) (string, error) {
+	dir := r.getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" || name != filepath.Base(name) {
+		return "", errors.New("no such credential: it is the name of a file, and systemd sets CREDENTIALS_DIRECTORY for a unit that has LoadCredential")
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// ReadFile is ReadFile for a path that may also be credential:NAME, as for Read. A file in $CREDENTIALS_DIRECTORY may also have mode 0440: systemd
+// gives the account of a unit access by a list (ACL), which the mode shows as that of the group.
 func (r Reader) ReadFile(path string, limit int64) ([]byte, error) {
+	if name, ok := strings.CutPrefix(path, "credential:"); ok {
+		found, err := r.credential(name)
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		return readFile(found, limit, credentialMode(false))
+	}
 	if dir := r.getenv("CREDENTIALS_DIRECTORY"); dir != "" && filepath.Dir(path) == filepath.Clean(dir) {
 		return readFile(path, limit, credentialMode(false))
 	}

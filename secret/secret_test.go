@@ -193,10 +193,19 @@ func TestReadFileCredential(t *testing.T) {
 		{writeSecret(t, dir, "acl", "key", 0o440), true}, {writeSecret(t, dir, "private", "key", 0o400), true},
 		{writeSecret(t, dir, "writable", "key", 0o640), false}, {writeSecret(t, dir, "others", "key", 0o444), false},
 		{writeSecret(t, other, "elsewhere", "key", 0o440), false}, {filepath.Join(dir, "..", filepath.Base(other), "elsewhere"), false},
+		{"credential:acl", true}, {"credential:private", true}, {"credential:others", false},
 	} {
 		if data, err := r.ReadFile(tt.path, 10); (err == nil) != tt.ok || tt.ok && string(data) != "key" || !tt.ok && !errors.Is(err, ErrInsecureMode) {
 			t.Errorf("%s: %q, %v", tt.path, data, err)
 		}
+	}
+	for _, path := range []string{"credential:none", "credential:../" + filepath.Base(dir) + "/acl", "credential:"} {
+		if _, err := r.ReadFile(path, 10); err == nil {
+			t.Errorf("%s was read", path)
+		}
+	}
+	if _, err := (Reader{}).ReadFile("credential:acl", 10); err == nil || !strings.Contains(err.Error(), "no such credential") {
+		t.Errorf("without systemd: %v", err)
 	}
 	if _, err := (Reader{}).ReadFile(filepath.Join(dir, "acl"), 10); !errors.Is(err, ErrInsecureMode) {
 		t.Errorf("without systemd: %v", err)

@@ -18,7 +18,7 @@ const ledgerPath = console.Root + "ledger"
 var kinds = []string{
 	record.KindIssued, record.KindRefused, record.KindFailed, record.KindUnknown, record.KindIntent, record.KindSuperseded, record.KindPending, record.KindApproved,
 	record.KindRejected, record.KindExpired, record.KindCustomer, record.KindNewKey, record.KindAttached, record.KindReassigned, record.KindErased, record.KindFrozen,
-	record.KindUnfrozen, record.KindPolicy, record.KindProbe, record.KindWatched, record.KindUnwatched, record.KindRotated, record.KindGenesis,
+	record.KindUnfrozen, record.KindPolicy, record.KindProbe, record.KindWatched, record.KindUnwatched, record.KindRotated, record.KindMoved, record.KindGenesis,
 }
 
 // ledgerPage searches entries. The first page also shows the state of the ledger.

@@ -105,7 +105,7 @@ func TestUnits(t *testing.T) {
 	if wait, err := time.ParseDuration(stop[1]); err != nil || wait <= drainWait {
 		t.Errorf("systemd waits %v, and the drain %v: %v", wait, drainWait, err)
 	}
-	for _, line := range []string{"Type=notify", "KillMode=mixed", "NoNewPrivileges=yes", "LimitCORE=0", "RuntimeDirectory=hsmsign", "LoadCredential=tls.key:", "ExecReload=/bin/kill -HUP $MAINPID"} {
+	for _, line := range []string{"Type=notify", "KillMode=mixed", "NoNewPrivileges=yes", "LimitCORE=0", "RuntimeDirectory=hsmsign", "LoadCredential=secrets:/etc/hsmsign/secrets", `ExecReload=/bin/sh -c "kill -HUP $MAINPID"`} {
 		if !strings.Contains(unit, "\n"+line) {
 			t.Errorf("there is no %s", line)
 		}
@@ -127,14 +127,15 @@ func TestUnits(t *testing.T) {
 		t.Skip(err)
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"hsmsign.service", "hsmsign.socket"} {
-		text := strings.ReplaceAll(read(t, "deploy/systemd/"+name), "/usr/local/bin/hsmsign", "/bin/true")
+	units := []string{"hsmsign.service", "hsmsign.socket", "hsmsign-due.service", "hsmsign-due.timer"}
+	for _, name := range units {
+		text := strings.ReplaceAll(read(t, "deploy/systemd/"+name), "/usr/bin/hsmsign", "/bin/true")
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "./hsmsign.service", "./hsmsign.socket")
-	cmd.Dir = dir
+	cmd := exec.CommandContext(t.Context(), "systemd-analyze", append([]string{"verify", "--man=no"}, units...)...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
 	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "hsmsign") {
 		t.Errorf("%v: %s", err, out)
 	}

@@ -63,6 +63,9 @@ func (s *Server) probe(ctx context.Context) {
 	state := s.state.Load()
 	_, err := s.cfg.Ledger.Head(ctx)
 	if err == nil {
+		err = s.cfg.Ledger.Here(ctx)
+	}
+	if err == nil {
 		vendor := state.Vendors[state.Active]
 		err = vendor.Probe(agent.WithObserver(ctx, s.observer(vendor.Backend)))
 	}

@@ -101,7 +101,7 @@ var shapes = map[string]any{
 	"Customer": api.Customer{}, "CustomerList": api.List[api.Customer]{}, "CustomerChange": api.CustomerChange{}, "Entry": api.LedgerEntry{},
 	"EntryList": api.List[api.LedgerEntry]{}, "Attempt": record.Attempt{}, "Original": record.Original{}, "Previous": record.Previous{}, "Ready": api.Ready{},
 	"Probed": record.Probed{}, "FreezeChange": record.Freeze{}, "Approval": api.Approval{}, "Requester": api.Requester{}, "Approver": api.Approver{}, "Decision": api.Decision{},
-	"Asked": record.Asked{}, "Decided": record.Decided{}, "PreviousCSR": api.PreviousCSR{}, "CustomerPush": api.CustomerPush{}, "EntryProof": api.EntryProof{},
+	"Moved": record.Moved{}, "Asked": record.Asked{}, "Decided": record.Decided{}, "PreviousCSR": api.PreviousCSR{}, "CustomerPush": api.CustomerPush{}, "EntryProof": api.EntryProof{},
 	"Cosignature": api.LedgerCosignature{}, "Cosigned": api.LedgerCosigned{}, "LedgerStatus": api.LedgerStatus{}, "Witness": api.LedgerWitness{}, "Copy": api.LedgerCopy{},
 }
 

@@ -32,6 +32,24 @@ func (item Due) About() string {
 	return name
 }
 
+// When returns what has a date or an error, in words.
+func (item Due) When() string {
+	switch {
+	case item.Error != nil:
+		return "not read: " + item.Error.Message
+	case item.Request == "":
+		return "expires " + item.Deadline.Format(time.DateOnly)
+	}
+	when := "issued " + day(item.At) + ", not redeemed"
+	if item.UseBefore != "" {
+		when += ", use before " + day(item.UseBefore)
+	}
+	return when
+}
+
+// day returns the date of a time in the form of RFC 3339.
+func day(at string) string { return at[:min(len(at), len(time.DateOnly))] }
+
 // Calendar returns an iCalendar object (RFC 5545) with an event of one day for each item that has a date. The UID of an
 // event does not change while the item is about the same thing, so a renewal moves the event. days is how long before it the alarm is.
 func Calendar(origin string, items []Due, days int, now time.Time) []byte {

@@ -32,6 +32,9 @@ func Status(ctx context.Context, l *ledger.Ledger, required int, now time.Time) 
 		Store: l.Name(), Origin: head.Origin, Entries: head.Size, Root: hex.EncodeToString(head.Root[:]), Newest: api.NewLedgerEntry(*newest).Time,
 		Required: required, Cosigned: NewCosigned(cosigned, now),
 	}
+	if status.Moved, _, err = l.MovedTo(ctx); err != nil {
+		return nil, err
+	}
 	for _, w := range witnesses {
 		status.Witnesses = append(status.Witnesses, api.LedgerWitness{
 			Name: w.Name, Operator: w.Operator, URL: w.URL, Entries: w.Size, Time: api.Time(w.Time), Error: w.Failure, Failed: api.Time(w.Failed), Alarm: w.Alarm,

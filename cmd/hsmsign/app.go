@@ -66,9 +66,9 @@ func (p *program) commands() []command {
 	return []command{
 		{"sign", p.signCommand}, {"verify", p.verifyCommand}, {"inspect", p.inspectCommand}, {"chain", p.chainCommand}, {"key", p.keyCommand}, {"token", p.tokenCommand},
 		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand},
-		{"serve", p.serveCommand}, {"console", p.consoleCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand},
+		{"setup", p.setupCommand}, {"serve", p.serveCommand}, {"console", p.consoleCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand},
 		{"pending", p.pendingCommand}, {"approve", p.approveCommand}, {"reject", p.rejectCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
-		{"help", p.helpCommand}, {workerCommand, p.workerCommand},
+		{"help", p.helpCommand}, {workerCommand, p.workerCommand}, {"man", p.manCommand},
 	}
 }
 

@@ -42,7 +42,7 @@ func (p *program) completion(ctx *cli.Context) error {
 // flagValues are the values of flags that have few.
 var flagValues = map[string][]string{
 	"format": {"base64", "plist"}, "export-format": {"p12", "pem"}, "for": {"micromdm", "nanomdm", "fleet", "windows"},
-	"as": {"csv", "json"}, "kind": {"attached", "customer", "erased", "failed", "intent", "issued", "refused", "superseded", "unknown"},
+	"as": {"csv", "json"}, "approvals": {"none", "1", "2"}, "kind": {"attached", "customer", "erased", "failed", "intent", "issued", "refused", "superseded", "unknown"},
 	"digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
 }
 

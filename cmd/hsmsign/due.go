@@ -20,6 +20,7 @@ import (
 	"hsmsign/internal/wholefile"
 	"hsmsign/keystore"
 	"hsmsign/ledger"
+	"hsmsign/server/notify"
 )
 
 func (p *program) dueCommand() *cli.Command {
@@ -27,14 +28,18 @@ func (p *program) dueCommand() *cli.Command {
 		Name: "due", Usage: "list what has to be done Open: push certificates to renew, requests that nobody redeemed, the vendor's chain",
 		Description: "The vendor's chains are those of --cert, or of every identity in the configuration. What ledger watch names is\n" +
 			"read too; a target that cannot be read is due. Exit code 3 when something is due, for cron.\n" +
+			"--notify sends what is due to everyone in notify: of the configuration, by mail or to a webhook, and repeats it at each run until it is\n" +
+			"done. The message names customers and their Apple Accounts. Exit code 0 when all have it, 6 when somebody does not.\n" +
 			"The files of --ics and --prometheus contain every date, also those after --within. The file of --ics names customers and their Apple\n" +
 			"Accounts, so its mode is 0600.\n\n" +
 			"  hsmsign ledger due --ledger sqlite:ledger.db --within 30d\n" +
-			"  hsmsign ledger due --ledger sqlite:ledger.db --ics due.ics --prometheus /var/lib/node_exporter/due.prom",
+			"  hsmsign ledger due --ledger sqlite:ledger.db --ics due.ics --prometheus /var/lib/node_exporter/due.prom\n" +
+			"  hsmsign ledger due --within 30d --notify",
 		Flags: slices.Concat(ledgerFlags(), []cli.Flag{
 			verifierFlag(), stringFlag("within", "`DAYS` to look ahead, as 30d (default: 30d)"),
 			stringFlag("ics", "write a calendar (RFC 5545) to `FILE`; each event has an alarm, as many days before it as --within"),
-			stringFlag("prometheus", "write metrics to `FILE`"), jsonFlag(),
+			stringFlag("prometheus", "write metrics to `FILE`"),
+			boolFlag("notify", "send what is due by the channels of notify: in the configuration"), jsonFlag(),
 		}, identityFlags()),
 		Action: p.ledgerDue,
 	}
@@ -57,6 +62,13 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 	if err != nil || days < 0 || days > 3650 {
 		return fault.Usage.Errorf("%s is %q", from, within).Fix("it is a number of days from 0d to 3650d")
 	}
+	var channels notify.Channels
+	tell := ctx.Bool("notify")
+	if tell {
+		if channels, err = s.dueChannels(); err != nil {
+			return err
+		}
+	}
 	l, done, err := p.openLedger(ctx.Context, s, false)
 	if err != nil {
 		return err
@@ -70,24 +82,44 @@ func (p *program) ledgerDue(ctx *cli.Context) error {
 	if err := writeDue(s, l.Origin(), items, days, now); err != nil {
 		return err
 	}
+	open := slices.DeleteFunc(items, func(item ledgerapi.Due) bool { return !item.Open })
+	p.printDue(s, open, days)
+	switch {
+	case len(open) == 0:
+		return nil
+	case !tell:
+		return exitStatus(fault.Due.Exit())
+	}
+	sent, err := channels.SendDue(ctx.Context, notify.DueList{Origin: l.Origin(), Days: days, Items: open, At: now})
+	if err == nil {
+		p.con.Infof("sent to %d receivers", sent)
+	}
+	return err
+}
+
+// dueChannels reads notify:, in which somebody must get notices.
+func (s *settings) dueChannels() (notify.Channels, error) {
+	c, err := s.noticeChannels()
+	if err == nil {
+		err = c.CheckDue()
+	}
+	return c, err
+}
+
+// printDue prints what has to be done.
+func (p *program) printDue(s *settings, open []ledgerapi.Due, days int) {
 	var rows [][]string
-	for _, item := range items {
-		switch {
-		case !item.Open:
-		case s.json:
+	for _, item := range open {
+		if s.json {
 			p.con.JSON(item.LedgerDue)
-		default:
+		} else {
 			rows = append(rows, dueRow(item))
 		}
 	}
 	p.con.Table(rows)
-	if slices.ContainsFunc(items, func(item ledgerapi.Due) bool { return item.Open }) {
-		return exitStatus(fault.Due.Exit())
-	}
-	if !s.json {
+	if len(open) == 0 && !s.json {
 		p.con.Infof("nothing is due within %d days", days)
 	}
-	return nil
 }
 
 // writeDue writes the files that the flags name.
@@ -174,15 +206,5 @@ func (s *settings) vendorCerts(ctx context.Context, now time.Time) ([]*x509.Cert
 
 // dueRow returns the item as a line for people.
 func dueRow(item ledgerapi.Due) []string {
-	when := "expires " + item.Deadline.Format(time.DateOnly)
-	switch {
-	case item.Error != nil:
-		when = "not read: " + item.Error.Message
-	case item.Request != "":
-		when = "issued " + item.At[:len(time.DateOnly)] + ", not redeemed"
-		if item.UseBefore != "" {
-			when += ", use before " + item.UseBefore[:len(time.DateOnly)]
-		}
-	}
-	return []string{when, item.What, item.About(), orDefault(item.Account, "-"), orDefault(item.Contact, "-")}
+	return []string{item.When(), item.What, item.About(), orDefault(item.Account, "-"), orDefault(item.Contact, "-")}
 }

@@ -106,14 +106,7 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	// --config is not in the configuration, and may come before the name of the command.
-	explicit := ""
-	for _, c := range ctx.Lineage() {
-		if c.IsSet("config") && explicit == "" {
-			explicit = c.String("config")
-		}
-	}
-	path, _, err := config.Find(explicit, p.getenv, os.UserConfigDir)
+	path, _, err := config.Find(explicitConfig(ctx), p.getenv, os.UserConfigDir)
 	if err != nil {
 		return nil, fault.Usage.Errorf("%w", err).Fix("name a configuration file that exists, or none")
 	}
@@ -125,6 +118,16 @@ func (p *program) settings(ctx *cli.Context) (*settings, error) {
 		s.store = p.keystore(s.config.Modules)
 	}
 	return s, s.choose()
+}
+
+// explicitConfig returns the value of --config, which is not in the configuration, and may come before the name of the command.
+func explicitConfig(ctx *cli.Context) string {
+	for _, c := range ctx.Lineage() {
+		if c.IsSet("config") {
+			return c.String("config")
+		}
+	}
+	return ""
 }
 
 // start returns the settings and the file arguments of a command.

@@ -113,6 +113,8 @@ func (p *program) ledgerInit(ctx *cli.Context) error {
 	switch {
 	case c.keyFile == "":
 		return fault.Usage.Errorf("no file for the checkpoint key").Fix("name one with --checkpoint-key")
+	case strings.HasPrefix(c.keyFile, "credential:"):
+		return fault.Usage.Errorf("the checkpoint key %q is a systemd credential, which cannot be written", c.keyFile).Fix("name a file with --checkpoint-key, and move it to where the unit loads the credential from")
 	case origin == "":
 		host, _ := os.Hostname()
 		origin = orDefault(host, "hsmsign") + "/ledger"
@@ -226,6 +228,9 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 	}
 	p.printApproval(e)
 	p.con.Field("replica", e.Replica)
+	if e.Moved != nil {
+		p.con.Field("moved to", e.Moved.Name+", store "+e.Moved.Store)
+	}
 	p.con.Field("entitlement", string(e.Entitlement))
 	if o := e.Original; o != nil {
 		p.con.Field("original", fmt.Sprintf("entry %d, %s, %s", o.Entry, o.Kind, o.Time.Format(time.RFC3339)))

@@ -44,6 +44,9 @@ func (p *program) ledgerStatus(ctx *cli.Context) error {
 	} {
 		p.con.Field(f[0], f[1])
 	}
+	if status.Moved != nil {
+		p.con.Field("moved to", status.Moved.Name)
+	}
 	p.printPublished(status)
 	if status.Pending > 0 {
 		p.con.Field("pending", strconv.Itoa(status.Pending)+" wait for approval")

@@ -18,8 +18,18 @@ import (
 	"hsmsign/server/notify"
 )
 
-// channels reads notify:, with the secrets and the CAs. The error is of kind usage, and contains no secret.
-func (s *settings) channels() (c notify.Channels, err error) {
+// channels reads notify:, with the secrets and the CAs, and the spool folder of drop-in: mdmcert:. The error is of kind usage, and contains no
+// secret.
+func (s *settings) channels() (notify.Channels, error) {
+	c, err := s.noticeChannels()
+	if err != nil {
+		return c, err
+	}
+	return c, s.mailed(&c)
+}
+
+// noticeChannels reads notify:, with the secrets and the CAs.
+func (s *settings) noticeChannels() (c notify.Channels, err error) {
 	from := s.config.Notify
 	if c.Link, err = s.noticeLink(); err == nil && from.SMTP.Set() {
 		c.SMTP, err = s.smtp()
@@ -30,7 +40,7 @@ func (s *settings) channels() (c notify.Channels, err error) {
 	if err != nil {
 		return c, fault.Errorf("%s: notify: %w", s.path, err)
 	}
-	return c, s.mailed(&c)
+	return c, nil
 }
 
 // mailed sets the spool folder of serve: drop-in: mdmcert:, which must exist, or checks that there is an SMTP server for it.

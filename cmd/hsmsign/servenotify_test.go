@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -98,5 +99,56 @@ func TestServeNotifies(t *testing.T) {
 	}
 	if bytes.Contains(log, []byte("not delivered")) {
 		t.Errorf("log %s", log)
+	}
+}
+
+// ledger due --notify sends what is due by mail and to the webhook, whose secrets are systemd credentials; the exit code says whether all have it.
+func TestLedgerDueNotifies(t *testing.T) {
+	t.Parallel()
+	s, mails, _, _ := mailed(t)
+	cert := s.ca.Issue(t, "hooks.example.com", nil)
+	hook := notifytest.NewWebhook(&cert)
+	t.Cleanup(hook.Stop)
+	smtp := fmt.Sprintf("smtp: { host: %s, port: %d, from: hsmsign@example.com, to: [ ada@example.com ], username: %q, password-file: \"credential:secrets_smtp\", ca: ca.pem }", mails.Host, mails.Port, notifytest.Username)
+	s.write(t, "due.yaml", []byte("notify: { "+smtp+", webhook: { url: \""+hook.URL+"\", secret-file: \"credential:secrets_webhook\", ca: ca.pem } }\n"))
+	s.write(t, "nobody.yaml", []byte("notify: { smtp: { host: mail.example.com, from: hsmsign@example.com } }\n"))
+	credentials := filepath.Join(s.dir, "credentials")
+	testkit.OK(t, os.Mkdir(credentials, 0o700))
+	s.write(t, "credentials/secrets_smtp", []byte(notifytest.Password+"\n"))
+	s.write(t, "credentials/secrets_webhook", []byte(notifytest.Secret+"\n"))
+	due := func(config string, want int, env ...string) (stdout, stderr string) {
+		t.Helper()
+		cmd := s.command(t.Context(), "ledger", "due", "--config", config, "--notify")
+		cmd.Env = append(cmd.Env, append(env, "HSMSIGN_LAST_CHECKPOINT=last", "HSMSIGN_CERT=")...)
+		var out, errs bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		err := cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != want || strings.Contains(errs.String(), notifytest.Password) || strings.Count(errs.String(), "\n") > 1 {
+			t.Errorf("%s: exit code %d (%v), want %d: %s", config, code, err, want, errs.String())
+		}
+		return out.String(), errs.String()
+	}
+	found := "CREDENTIALS_DIRECTORY=" + credentials
+	if _, text := due("due.yaml", 0, found); !strings.Contains(text, "nothing is due") || len(mails.Mails())+len(hook.Calls()) != 0 {
+		t.Errorf("nothing is due: %s", text)
+	}
+	s.run(t, "ledger", "customer", "add", "acme", "--account", "mdm@acme.example")
+	s.run(t, "sign", "--customer", "acme", "-o", "acme.req", "customer.csr")
+	out, text := due("due.yaml", 0, found)
+	if len(mails.Mails()) != 1 || len(hook.Calls()) != 1 || !strings.Contains(out, "not redeemed") || !strings.Contains(text, "sent to 2 receivers") {
+		t.Fatalf("%d mails, %d calls: %s%s", len(mails.Mails()), len(hook.Calls()), out, text)
+	}
+	if mail, call := mails.Mails()[0], hook.Calls()[0]; !strings.Contains(mail.Data, "Apple Account to use: mdm@acme.example") || mail.Login != notifytest.Username || call.Err != nil || !strings.Contains(call.Body, `"account":"mdm@acme.example"`) {
+		t.Errorf("%+v, %+v", mail, call)
+	}
+	hook.Stop()
+	if _, text := due("due.yaml", 6, found); !strings.Contains(text, "webhook: ") || strings.Contains(text, "smtp: ") || len(mails.Mails()) != 2 {
+		t.Errorf("a webhook that is down: %s", text)
+	}
+	if _, text := due("due.yaml", 2); !strings.Contains(text, "no such credential") {
+		t.Errorf("without systemd: %s", text)
+	}
+	if _, text := due("nobody.yaml", 2); !strings.Contains(text, "there is nobody to notify; write notify: {") {
+		t.Errorf("nobody: %s", text)
 	}
 }

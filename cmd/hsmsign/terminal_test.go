@@ -33,12 +33,18 @@ type terminal struct {
 // startOnTerminal runs the program in a folder, with a pseudo-terminal as its controlling terminal and standard input.
 func startOnTerminal(t *testing.T, dir string, args ...string) *terminal {
 	t.Helper()
+	program := filepath.Join(t.TempDir(), "hsmsign") // testscript.Main goes by the name
+	testkit.OK(t, os.Symlink(os.Args[0], program))
+	return runOnTerminal(t, program, dir, args...)
+}
+
+// runOnTerminal is startOnTerminal for a program, which is this test under the name hsmsign.
+func runOnTerminal(t *testing.T, program, dir string, args ...string) *terminal {
+	t.Helper()
 	master := testkit.Value(os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0))(t)
 	testkit.OK(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
 	n := testkit.Value(unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN))(t)
 	slave := testkit.Value(os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0))(t)
-	program := filepath.Join(t.TempDir(), "hsmsign") // testscript.Main goes by the name
-	testkit.OK(t, os.Symlink(os.Args[0], program))
 	term := &terminal{t: t, master: master, slave: slave, cmd: exec.Command(program, args...)}
 	term.cmd.Dir = dir
 	term.cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_CONFIG_HOME="+dir)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -39,6 +40,10 @@ func (p *program) version(ctx *cli.Context) error {
 	return nil
 }
 
+// releaseVersion is the version of a release, such as v0.1.0. The linker sets it (-X main.releaseVersion=); otherwise the
+// version is the one that the go command finds in the repository.
+var releaseVersion string
+
 func readVersion() api.Version {
 	info := api.Version{
 		Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
@@ -48,7 +53,7 @@ func readVersion() api.Version {
 	if !ok {
 		return info
 	}
-	info.Version = build.Main.Version
+	info.Version = cmp.Or(releaseVersion, build.Main.Version)
 	for _, setting := range build.Settings {
 		if setting.Key == "vcs.revision" {
 			info.Revision = setting.Value[:min(12, len(setting.Value))]

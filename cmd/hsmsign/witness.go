@@ -182,33 +182,3 @@ func (p *program) compareWith(ctx *cli.Context, l *ledger.Ledger, name string) (
 	}
 	return n, err
 }
-
-func (p *program) copyCommand() *cli.Command {
-	return &cli.Command{
-		Name: "copy", Usage: "append the newest checkpoint to a file, such as one on a removable disk", ArgsUsage: "FILE",
-		Description: "It is the newest checkpoint that as many witnesses have cosigned as the configuration requires (at least one), or the\n" +
-			"head if there is none. The ledger must have grown from the checkpoints that the file contains.\n\n" +
-			"  hsmsign ledger copy --ledger sqlite:ledger.db --verifier-key ledger.pub /media/usb/ledger.checkpoints\n" +
-			"  hsmsign ledger verify --ledger sqlite:ledger.db --verifier-key ledger.pub --against /media/usb/ledger.checkpoints",
-		Flags:  slices.Concat(ledgerFlags(), []cli.Flag{verifierFlag(), jsonFlag(), configFlag()}),
-		Action: p.ledgerCopy,
-	}
-}
-
-func (p *program) ledgerCopy(ctx *cli.Context) error {
-	s, args, l, done, err := p.reader(ctx, oneName)
-	if err != nil {
-		return err
-	}
-	defer done()
-	copied, err := l.Copy(ctx.Context, args[0], s.config.Ledger.Required)
-	if err != nil {
-		return err
-	}
-	if s.json {
-		p.con.JSON(api.LedgerCopy{File: args[0], Entries: copied.Size})
-		return nil
-	}
-	p.con.Infof("appended the checkpoint of %d entries to %s", copied.Size, args[0])
-	return nil
-}

@@ -44,7 +44,7 @@ func TestAlertsAreTested(t *testing.T) {
 		if !strings.Contains(tests, `exp_samples: [ { labels: '{alertname="`+name+`"}', value: 1 } ]`) {
 			t.Errorf("no test in which %s fires", name)
 		}
-		for _, want := range []string{"summary: \"", "description: \"", "labels: { severity: "} {
+		for _, want := range []string{"summary: \"", "description: \"", "labels: { severity: ", "runbook: \"docs/operations.md#" + strings.ToLower(name) + "\"\n"} {
 			if !strings.Contains(part, want) {
 				t.Errorf("%s has no %s", name, want)
 			}
@@ -57,5 +57,31 @@ func TestAlertsAreTested(t *testing.T) {
 		if !slices.Contains(names, m[1]) {
 			t.Errorf("a test is about %s, which does not exist", m[1])
 		}
+	}
+}
+
+// docs/operations.md has a section for each alert, and for no other: what it means, who is hurt, where to look and what to do.
+func TestRunbooks(t *testing.T) {
+	alerts, doc := string(testkit.Value(os.ReadFile("alerts.yaml"))(t)), string(testkit.Value(os.ReadFile("../../docs/operations.md"))(t))
+	var names []string
+	for _, m := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(alerts, -1) {
+		names = append(names, m[1])
+	}
+	_, runbooks, ok := strings.Cut(doc, "\n## Alerts\n")
+	if !ok {
+		t.Fatal("there is no section of alerts")
+	}
+	var sections []string
+	for _, part := range strings.Split(runbooks, "\n### ")[1:] {
+		name, text, _ := strings.Cut(part, "\n")
+		sections = append(sections, name)
+		for _, want := range []string{"Means", "Hurts", "Look", "Do"} {
+			if strings.Count(text, "- **"+want+":** ") != 1 {
+				t.Errorf("the runbook of %s does not say %q once", name, want)
+			}
+		}
+	}
+	if !slices.Equal(names, sections) {
+		t.Errorf("alerts %v\nrunbooks %v", names, sections)
 	}
 }

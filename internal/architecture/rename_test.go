@@ -32,6 +32,9 @@ func TestRename(t *testing.T) {
 	if got := strings.TrimSpace(run("go", "list", "-m")); got != renamed {
 		t.Fatalf("go.mod names %q", got)
 	}
+	if got := strings.TrimSpace(run("go", "-C", "deploy/release", "list", "-m")); got != renamed+"/deploy/release" {
+		t.Errorf("deploy/release/go.mod names %q", got)
+	}
 	// The test files too: go list fails on an import that does not exist.
 	for _, path := range strings.Fields(run("go", "list", "-test", "-deps", "-f", "{{.ImportPath}}", "./...")) {
 		if path == old || strings.HasPrefix(path, old+"/") {
@@ -39,6 +42,11 @@ func TestRename(t *testing.T) {
 		}
 	}
 	run("go", "build", "./...")
+	for _, mod := range testkit.Value(filepath.Glob(filepath.Join(dir, "deploy", "*", "*", "go.mod")))(t) {
+		if text := testkit.Value(os.ReadFile(mod))(t); !strings.HasPrefix(string(text), "module "+renamed+"/deploy/") {
+			t.Errorf("%s has another path: %.60s", mod, text)
+		}
+	}
 	refused := exec.Command("make", "rename", "MODULE=a b")
 	refused.Dir = dir
 	if out, err := refused.CombinedOutput(); err == nil {
@@ -59,6 +67,6 @@ type sourceFS struct{ fs.FS }
 func (s sourceFS) ReadDir(name string) ([]fs.DirEntry, error) {
 	entries, err := fs.ReadDir(s.FS, name)
 	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		return slices.Contains([]string{".git", ".tools", "bin", "demo-out"}, e.Name())
+		return slices.Contains([]string{".git", ".tools", "bin", "demo-out", "dist"}, e.Name())
 	}), err
 }

@@ -272,17 +272,36 @@ func Prompt(name string) func(ctx context.Context, label string) ([]byte, error)
 
 // Confirm asks a question at the terminal. The answers y and yes confirm it. Without a terminal, the error is of kind usage.
 func Confirm(ctx context.Context, question string) (bool, error) {
+	answer, err := askLine(ctx, question, promptTimeout)
+	text := strings.ToLower(answer)
+	return text == "y" || text == "yes", err
+}
+
+// dialogueTimeout bounds one answer of a dialogue: a person may have to look something up.
+const dialogueTimeout = 30 * time.Minute
+
+// Ask asks for a line at the terminal, with echo, and returns it without the spaces around it. Without a terminal, the error is of
+// kind usage.
+func Ask(ctx context.Context, question string) (string, error) {
+	return askLine(ctx, question, dialogueTimeout)
+}
+
+// maxLine is the longest line of an answer, in bytes; a terminal has 4096.
+const maxLine = 4096
+
+func askLine(ctx context.Context, question string, timeout time.Duration) (string, error) {
 	tty, err := openTerminal()
 	if err != nil {
-		return false, fault.Usage.Errorf("there is no terminal to ask at").Fix("add --yes to do it without a question")
+		return "", fault.Usage.Errorf("there is no terminal to ask at").Fix("add --yes to do it without a question")
 	}
 	_, _ = fmt.Fprint(tty, Printable(question)) // a person who cannot read it cannot type either
-	answer, err := input.Wait(ctx, promptTimeout, func() ([]byte, error) { return bufio.NewReader(tty).ReadBytes('\n') })
+	answer, err := input.Wait(ctx, timeout, func() ([]byte, error) {
+		return bufio.NewReader(io.LimitReader(tty, maxLine)).ReadBytes('\n')
+	})
 	if err != nil {
-		return false, fmt.Errorf("no answer at the terminal: %w", err)
+		return "", fmt.Errorf("no answer at the terminal: %w", err)
 	}
-	text := strings.ToLower(strings.TrimSpace(string(answer)))
-	return text == "y" || text == "yes", nil
+	return strings.TrimSpace(string(answer)), nil
 }
 
 // ask asks on the terminal. If ctx or the person's time ends first, the terminal is restored. A shell turns the echo on

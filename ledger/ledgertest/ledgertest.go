@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -18,7 +19,7 @@ import (
 
 // Run runs the battery. open opens a new, empty store; again opens the same store as another process would.
 func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(t *testing.T) *ledger.Store)) {
-	for name, test := range map[string]func(t *testing.T, f *fixture){
+	all := map[string]func(t *testing.T, f *fixture){
 		"rules": testRules, "concurrent": testConcurrent, "tampered": testTampered, "hashes rewritten": testRewritten,
 		"rolled back": testRolledBack, "fork": testFork, "clock": testClock, "policy": testPolicy, "low space": testLow, "open intents": testOpenIntents, "init": testInit, "proof": testProof, "due": testDue, "use before": testUseBefore, "watched": testWatched, "keys": testKeys, "attempts": testAttempts, "signings": testSignings, "chain rolled back": testChainRolledBack, "forbidden": testForbidden, "erased": testErased, "migrations": testMigrations,
 		"erased again": testErasedAgain, "erasures file": testErasuresFile, "continued": testContinued, "continued until": testContinuedUntil, "rotated": testRotated, "rotated elsewhere": testRotatedElsewhere,
@@ -33,7 +34,9 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "once": testOnce, "sessions": testSessions, "sessions, tampered": testSessionsTampered, "logins": testLogins, "replicas": testReplicas, "replicated": testReplicated,
 		"outbox": testOutbox, "outbox, leases": testOutboxLeases, "outbox, crash": testOutboxCrash, "outbox, limits": testOutboxLimits, "outbox, hastened": testOutboxHastened, "outbox, erased": testOutboxErased, "outbox, questions": testOutboxQuestions,
 		"approvals, tampered": testApprovalsTampered, "approvals, moved": testApprovalsMoved, "approvals, forbidden": testApprovalsForbidden, "approvals, frozen": testApprovalsFrozen, "unfreeze, approved": testUnfreezeApproved, "unfreeze, asked": testUnfreezeAsked, "unfreeze, ended": testUnfreezeEnded, "approvals, erased": testApprovalsErased,
-	} {
+	}
+	maps.Copy(all, moves)
+	for name, test := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			store, again := open(t)

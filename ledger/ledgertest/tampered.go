@@ -156,7 +156,7 @@ func forge(t *testing.T, f *fixture) {
 }
 
 // tables are the tables of a ledger.
-var tables = []string{"head", "entries", "hashes", "chains", "watches", "keys", "openings", "actors", "customers", "pushes", "requests", "refusals", "cosignatures", "witnesses", "daily", "replicas", "uses", "approvals", "outbox", "once", "sessions", "logins"}
+var tables = []string{"head", "entries", "hashes", "chains", "watches", "keys", "openings", "actors", "customers", "pushes", "requests", "refusals", "cosignatures", "witnesses", "daily", "replicas", "uses", "approvals", "outbox", "once", "sessions", "logins", "destination"}
 
 // snapshot copies the ledger's tables, and returns a function that puts the copy back.
 func (f *fixture) snapshot(t *testing.T) (restore func(t *testing.T)) {

@@ -264,6 +264,7 @@ func TestRoles(t *testing.T) {
 	for _, query := range []string{
 		"UPDATE entries SET leaf = ''", "DELETE FROM entries", "UPDATE openings SET data = ''", "DELETE FROM openings", "UPDATE hashes SET hash = ''",
 		"DELETE FROM head", "DELETE FROM requests", "DELETE FROM customers", "TRUNCATE entries", "DROP TABLE entries", "UPDATE ledger_schema SET version = 2",
+		"INSERT INTO destination (id, store, origin, complete) VALUES (1, '', '', 1)", "DELETE FROM destination",
 	} {
 		if err := exec(running.DB, query); !running.Denied(err) {
 			t.Errorf("%s: %v", query, err)

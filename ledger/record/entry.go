@@ -43,6 +43,7 @@ const (
 	KindApproved   = "approved"   // somebody approved it
 	KindRejected   = "rejected"   // somebody rejected it, which ends it
 	KindExpired    = "expired"    // it was not approved in time
+	KindMoved      = "moved"      // the ledger is in another store from the next entry on
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person; that of

@@ -103,6 +103,7 @@ type Record struct {
 	Asked    *Asked    // of kind pending
 	Decided  *Decided  // of kind approved and rejected
 	Replica  string    // of kind policy: the name of the program that started
+	Moved    *Moved    // of kind moved
 	// Entitlement is the answer of the program that the actor's role asked: JSON.
 	Entitlement json.RawMessage
 }
@@ -133,6 +134,12 @@ type Previous struct {
 	Checkpoint  string `json:"checkpoint"`   // the last one that is known and trusted, a signed note
 	VerifierKey string `json:"verifier_key"` // of the previous ledger, one a line
 	Copied      int64  `json:"copied"`       // so many entries of it were read
+}
+
+// Moved is the store that a ledger was moved to.
+type Moved struct {
+	Store string `json:"store"` // random id that the store has: 32 hex digits
+	Name  string `json:"name"`  // its reference without secrets
 }
 
 // Defect is one thing that is wrong.

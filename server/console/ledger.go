@@ -49,7 +49,7 @@ var kinds = map[string]string{
 	"watched": "The certificates of a file or endpoint are reported from now on.", "unwatched": "They no longer are.", "rotated": "Which keys sign checkpoints from now on.",
 	"probe": "The vendor's key signed a probe message, which is no request.", "frozen": "From now on nothing is signed or released for what is frozen.", "unfrozen": "A freeze ended.",
 	"policy": "A program started with this policy, or read it again.", "pending": "Other people have to approve what was asked. Nothing was signed.", "approved": "Somebody approved it.",
-	"rejected": "Somebody rejected it, which ends it.", "expired": "It was not approved in time.",
+	"rejected": "Somebody rejected it, which ends it.", "expired": "It was not approved in time.", "moved": "The ledger was moved to another store.",
 }
 
 // Meaning returns in words what the entry records; "" for a kind that this version does not know.

@@ -69,12 +69,17 @@ func (w *Webhook) Describe() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// send posts a notice. Any status of 2xx means that it was accepted.
+// send posts a notice about a request.
 func (w *Webhook) send(ctx context.Context, m ledger.Message, link string, now time.Time) error {
 	body, err := json.Marshal(api.Notice{Type: api.NoticePending, Timestamp: m.Created.UTC().Format(time.RFC3339), Data: api.NoticeData{RequestID: m.About.String(), URL: link}})
 	if err != nil {
 		return err
 	}
+	return w.post(ctx, m, body, now)
+}
+
+// post posts the body of a message. Any status of 2xx means that it was accepted.
+func (w *Webhook) post(ctx context.Context, m ledger.Message, body []byte, now time.Time) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(body))
 	if err != nil {
 		return errors.New("the request cannot be made")

@@ -26,7 +26,7 @@ func (w *words) UnmarshalJSON(data []byte) error {
 
 func deployed(t *testing.T, name string) string {
 	t.Helper()
-	return string(testkit.Value(os.ReadFile("../../deploy/aws/" + name))(t))
+	return string(testkit.Value(os.ReadFile("../../deploy/terraform/aws/" + name))(t))
 }
 
 // TestPolicies: the policies allow the requests of this package and no others. Every statement is one line here.
@@ -55,7 +55,7 @@ func TestPolicies(t *testing.T) {
 			"Deny kms:CreateGrant for * on *",
 		},
 		"trust-irsa.json": {"Allow sts:AssumeRoleWithWebIdentity for " + account + "oidc-provider/" + provider +
-			" if StringEquals " + provider + ":aud=sts.amazonaws.com " + provider + ":sub=system:serviceaccount:mdm:hsmsign"},
+			" if StringEquals " + provider + ":aud=sts.amazonaws.com " + provider + ":sub=system:serviceaccount:hsmsign:hsmsign"},
 	} {
 		var policy struct {
 			Version   string
@@ -101,7 +101,7 @@ func TestTerraform(t *testing.T) {
 		"key-policy.json": {"arn:aws:iam::111122223333:role/hsmsign", "111122223333", "arn:aws:"},
 		"iam-policy.json": {"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"},
 		"trust-irsa.json": {
-			"oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE", "system:serviceaccount:mdm:hsmsign", "111122223333", "arn:aws:",
+			"oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLED539D4633E53DE1B71EXAMPLE", "system:serviceaccount:hsmsign:hsmsign", "111122223333", "arn:aws:",
 		},
 	} {
 		for _, text := range texts {

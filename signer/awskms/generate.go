@@ -28,7 +28,7 @@ func (s *session) Generate(ctx context.Context, spec signer.KeySpec) (signer.Sig
 	case !strings.HasPrefix(alias, "alias/") || strings.HasPrefix(alias, "alias/aws/"):
 		return nil, malformed("KMS chooses the id of a new key: name an alias for it, \"alias/NAME\" (\"alias/aws/\" is reserved by Amazon)")
 	case len(s.clients) > 1:
-		return nil, fmt.Errorf("%w: a key in several regions; create it with Terraform (deploy/aws) or in the console", signer.ErrUnsupported)
+		return nil, fmt.Errorf("%w: a key in several regions; create it with Terraform (deploy/terraform/aws) or in the console", signer.ErrUnsupported)
 	}
 	switch _, err := request(ctx, c, c.api.DescribeKey, &api.DescribeKeyInput{KeyId: c.id.Load()}); {
 	case err == nil:

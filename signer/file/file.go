@@ -6,7 +6,7 @@
 //
 // The path is percent-decoded ("%3F" is a question mark). The query attributes are:
 //
-//	passphrase-file      file with the passphrase; default: HSMSIGN_PASSPHRASE, then a prompt, if the key is encrypted
+//	passphrase-file      file with the passphrase, or credential:NAME for a systemd credential; default: HSMSIGN_PASSPHRASE, then a prompt, if the key is encrypted
 //	insecure-mode=allow  also read files that group or others can read, with a warning
 //	unencrypted=allow    Generate may write a key without a passphrase if none is given
 //
@@ -171,7 +171,9 @@ func (s *session) read(file func(anyMode bool) ([]byte, error)) ([]byte, error) 
 func (s *session) passphrase(ctx context.Context) ([]byte, error) {
 	src := secret.Source{Label: fmt.Sprintf("passphrase of %q", s.path), Env: envPassphrase}
 	if s.passphraseFile != "" {
-		src.From = "file:" + s.passphraseFile
+		if src.From = s.passphraseFile; !strings.HasPrefix(src.From, "credential:") {
+			src.From = "file:" + s.passphraseFile
+		}
 	}
 	passphrase, err := s.read(func(anyMode bool) ([]byte, error) {
 		src.AnyMode = anyMode

@@ -37,6 +37,7 @@ func answers(t *testing.T, texts ...string) Options {
 // TestGenerate: this package and OpenSSL read the key that was generated.
 func TestGenerate(t *testing.T) {
 	pass := write(t, "pass", []byte(passphrase+"\n"))
+	credentials := Options{Secrets: secret.Reader{Getenv: func(name string) string { return map[string]string{"CREDENTIALS_DIRECTORY": filepath.Dir(pass)}[name] }}}
 	tests := []struct {
 		name, query string
 		opts, again Options
@@ -44,6 +45,7 @@ func TestGenerate(t *testing.T) {
 		warns       string
 	}{
 		{"passphrase file", "?passphrase-file=" + pass, Options{}, Options{}, true, ""},
+		{"credential", "?passphrase-file=credential:" + filepath.Base(pass), credentials, credentials, true, ""},
 		{"environment", "", env(passphrase), env(passphrase), true, ""},
 		{"environment beats unencrypted", "?unencrypted=allow", env(passphrase), env(passphrase), true, ""},
 		{"terminal", "", answers(t, passphrase, passphrase), env(passphrase), true, ""},

@@ -43,14 +43,6 @@ func (o Options) reference(op string, ref signer.Ref) (reference, error) {
 		Fix("if you trust it, add it to modules: in the configuration"))
 }
 
-// realPath follows links. It returns the path of a file that does not exist, for which findModule reports the error.
-func realPath(path string) string {
-	if resolved, err := filepath.EvalSymlinks(path); err == nil {
-		return resolved
-	}
-	return path
-}
-
 // whyNotLoaded returns why a module could not be loaded, because dlopen's message is not available. The error wraps
 // signer.ErrUnsupported, or signer.ErrUnavailable if the file cannot be read.
 func whyNotLoaded(path string) error {

@@ -65,6 +65,15 @@ func (c Config) Find(name string) (string, error) {
 	return "", fmt.Errorf("%w: %d modules have the name %q: %s", signer.ErrAmbiguousKey, len(matches), name, strings.Join(matches, "; "))
 }
 
+// Paths returns the absolute path of each module of the configuration, by name. A path may not exist.
+func (c Config) Paths() (map[string]string, error) {
+	libraries, err := c.libraries()
+	for name, library := range libraries {
+		libraries[name] = c.absolute(library)
+	}
+	return libraries, err
+}
+
 // libraries returns the "module:" of each configuration file, by the name of the file. An empty one removes the module
 // (pkcs11.conf(5)), and a remote module has none.
 func (c Config) libraries() (map[string]string, error) {
