@@ -31,7 +31,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build bin/hsmsign; TAGS=nocloud builds it without AWS KMS and GCP KMS
+build: ## Build bin/hsmsign; TAGS=nocloud builds it without AWS KMS, GCP KMS and Azure Key Vault
 	go build -trimpath -tags '$(subst $(space),$(comma),$(strip $(LEAN) $(TAGS)))' -o bin/hsmsign ./cmd/hsmsign
 
 PREFIX ?= /usr/local
@@ -87,14 +87,15 @@ $(AXE):
 
 # The packages that run with the race detector. It is off in two packages that only compute: SQLite's parser and the
 # arithmetic of RSA would take most of the time, and the detector has nothing to say about them.
-RACED := ./agent/... ./client/... ./ledger/... ./server ./server/authn/... ./server/dropin ./server/notify/... ./server/traces/... ./signer ./signer/awskms/... ./signer/gcpkms/... ./signer/isolate ./signer/kms ./signer/pkcs11/... ./signer/signertest ./request
+RACED := ./ledger/... ./server ./signer/pkcs11/... ./agent/... ./client/... ./server/authn/... ./server/dropin ./server/notify/... ./server/traces/... ./signer ./signer/awskms/... ./signer/azurekms/... ./signer/gcpkms/... ./signer/vault/... ./signer/isolate ./signer/kms ./signer/signertest ./request
 RACE := -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=crypto/internal/fips140/bigmod=-race=false
+# These packages take longest, so they begin first.
+LONG := ./cmd/hsmsign ./softhsm-test ./server/consoletest
 
 .PHONY: test
 test: deps $(PROMTOOL) $(AXE) ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
-	go vet ./...
 	go test $(RACE) -p 2 -timeout 600s $(RACED) & race=$$!; \
-	go test -p 2 -timeout 600s $$(go list ./... | grep -vxF "$$(go list $(RACED))") || { wait $$race; exit 1; }; \
+	go test -p 2 -timeout 600s $(LONG) $$(go list ./... | grep -vxF "$$(go list $(RACED) $(LONG))") || { wait $$race; exit 1; }; \
 	wait $$race
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 	for module in $(MODULES); do go test -C $$module -timeout 300s ./...; done
@@ -164,9 +165,23 @@ opencryptoki: deps build ## Run the conformance suite on opencryptoki's soft tok
 	@command -v pkcsslotd >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq opencryptoki >/dev/null; }
 	@bash softhsm-test/opencryptoki.sh
 
+.PHONY: tpm
+tpm: PROGRAMS := swtpm tpm2_ptool tpm2_getcap tpm2-abrmd dbus-daemon
+tpm: PACKAGES := swtpm tpm2-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-abrmd libtss2-tcti-tabrmd0 libtss2-tcti-swtpm0 dbus
+tpm: export PATH := $(PATH):/usr/sbin
+tpm: deps build ## Run the conformance suite and faults on a TPM 2.0: swtpm and tpm2-pkcs11 (installs them)
+	@bash softhsm-test/tpm.sh
+
+.PHONY: nss
+nss: PROGRAMS := certutil pk12util openssl
+nss: PACKAGES := libnss3 libnss3-tools openssl
+nss: deps build ## Run the conformance suite on NSS softokn (installs it)
+	@bash softhsm-test/nss.sh
+
 .PHONY: soak
 soak: deps ## Make 100,000 signatures, kill 250 batches with a ledger and 100 services, overload a service, take away its key and its ledger; 30 minutes
 	HSMSIGN_SOAK=100000 go test ./signer/pkcs11 -run TestSoak -v -timeout 30m
+	HSMSIGN_SOAK=1 go test ./internal/architecture -run TestRename -v
 	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run TestLedgerAfterKill -v -timeout 30m
 	HSMSIGN_SOAK=1 go test ./cmd/hsmsign -run 'TestServe(Overload|Faults|AfterKill)' -v -parallel 4 -timeout 60m
 

@@ -6,6 +6,8 @@
 //	prepared, err := vendor.Prepare(ctx, agent.Caller{}, agent.Order{CSR: file})
 //	issued, err := vendor.Issue(ctx, prepared)
 //
+// A ProfileSigner signs configuration profiles with a key and certificate of its own.
+//
 // Probe tells whether the key works now: it signs signer.ProbeMessage, at most once a minute, and a ProbeRun collects what a
 // ledger records of such signatures. OtherUse refuses a vendor key for anything else.
 //
@@ -20,6 +22,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -134,7 +137,7 @@ func (v *Vendor) Issue(ctx context.Context, p *Prepared) (*Issued, error) {
 		return nil, errors.Join(err, v.cfg.Recorder.Refuse(ctx, p.use(), rule))
 	}
 	if !p.Caller.Paced {
-		if err := v.pace(ctx, p.Caller.Rules); err != nil {
+		if err := pace(ctx, &v.limiters, p.Caller.Rules); err != nil {
 			return nil, err
 		}
 	}
@@ -244,7 +247,7 @@ func (p *Prepared) Allowed() (rule string, err error) {
 }
 
 // pace waits until the caller may ask again: its role says how often a second.
-func (v *Vendor) pace(ctx context.Context, rules *policy.Caller) error {
+func pace(ctx context.Context, limiters *sync.Map, rules *policy.Caller) error {
 	if rules == nil {
 		return nil
 	}
@@ -253,7 +256,7 @@ func (v *Vendor) pace(ctx context.Context, rules *policy.Caller) error {
 		limit  int // another policy may have another one
 	}
 	n := rules.Role.PerSecond
-	limiter, _ := v.limiters.LoadOrStore(key{rules.Name, n}, rate.NewLimiter(rate.Limit(n), n))
+	limiter, _ := limiters.LoadOrStore(key{rules.Name, n}, rate.NewLimiter(rate.Limit(n), n))
 	if err := limiter.(*rate.Limiter).Wait(ctx); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -85,11 +85,13 @@ const (
 
 // InspectResult is what a file contains.
 type InspectResult struct {
-	File         string          `json:"file"`
-	Kind         string          `json:"kind"` // csr, certificates, request
-	CSR          *CSR            `json:"csr,omitempty"`
-	Certificates []Certificate   `json:"certificates,omitempty"`
-	Findings     []fault.Finding `json:"findings,omitempty"` // about a CSR
+	File         string                 `json:"file"`
+	Kind         string                 `json:"kind"` // csr, certificates, request, pkcs12, profile, dep-profile
+	CSR          *CSR                   `json:"csr,omitempty"`
+	Certificates []InspectedCertificate `json:"certificates,omitempty"`
+	Profile      *InspectedProfile      `json:"profile,omitempty"`
+	DEP          *InspectedDEP          `json:"dep,omitempty"`
+	Findings     []fault.Finding        `json:"findings,omitempty"` // about a CSR or a profile
 }
 
 // ChainResult is the verdict on a vendor chain.

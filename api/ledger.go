@@ -132,6 +132,7 @@ type LedgerEntry struct {
 	Original *record.Original `json:"original,omitempty"`      // the entry of the previous ledger that this one repeats
 	Previous *record.Previous `json:"previous,omitempty"`      // the ledger that this one continues
 	Keys     []string         `json:"verifier_keys,omitempty"` // the keys that sign checkpoints from this entry on
+	Profile  *record.Profile  `json:"profile,omitempty"`       // the profile that the entry is about
 	Probed   *record.Probed   `json:"probed,omitempty"`        // the requests of a probe to the key store, if there was more than one
 	Freeze   *record.Freeze   `json:"freeze,omitempty"`        // what was frozen or unfrozen, or would be
 	Asked    *record.Asked    `json:"asked,omitempty"`         // what others had to approve
@@ -157,7 +158,7 @@ func NewLedgerEntry(r record.Record) LedgerEntry {
 		Index: r.Index, Time: e.Time.Format("2006-01-02T15:04:05.000Z"), Kind: e.Kind, Request: e.Request.String(),
 		Customer: r.Customer, CustomerID: e.Customer.String(), From: r.From, FromID: e.From.String(), Actor: r.Actor, ActorID: e.Actor.String(), CredentialID: e.Credential.String(), Channel: e.Channel, Rule: e.Rule, PolicySHA256: e.Policy.String(),
 		Digest: e.Digest, Operation: e.Operation, Attempts: r.Attempts, CSRSHA256: e.CSR.String(), KeySHA256: e.SPKI.String(), VendorSHA256: e.Vendor.String(),
-		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys, Probed: r.Probed,
+		ChainSHA256: e.Chain.String(), FileSHA256: e.File.String(), UseBefore: Time(r.UseBefore), Original: r.Original, Previous: r.Previous, Keys: r.Keys, Probed: r.Probed, Profile: r.Profile,
 		Freeze: r.Freeze, Asked: r.Asked, Decided: r.Decided, Replica: r.Replica, Moved: r.Moved, Entitlement: r.Entitlement,
 	}
 	for _, c := range e.Commitments {
@@ -243,7 +244,7 @@ type LedgerWatch struct {
 
 // LedgerDue is something that has to be done.
 type LedgerDue struct {
-	What     string `json:"what"` // "push certificate", "request", "vendor certificate", "issuer certificate" of its chain, "watched certificate"
+	What     string `json:"what"` // "push certificate", "request", "vendor certificate", "issuer certificate" of its chain, "profile certificate", "watched certificate", "server token"
 	Customer string `json:"customer,omitempty"`
 	Contact  string `json:"contact,omitempty"`
 	Account  string `json:"account,omitempty"`

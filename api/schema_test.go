@@ -23,7 +23,8 @@ var shapes = map[string]any{
 	"push-inspect": PushResult{}, "vendor-status": VendorStatus{}, "version": Version{}, "testpki": TestPKIResult{}, "failure": Failure{},
 	"policy-test": PolicyTest{}, "entitlement": EntitlementRequest{}, "caller-token": CallerToken{}, "caller": Caller{}, "console-login": ConsoleLogin{}, "notice": Notice{}, "notice-due": DueNotice{},
 	"ledger-init": LedgerInit{}, "ledger-status": LedgerStatus{}, "ledger-entry": LedgerEntry{}, "ledger-verify": LedgerVerify{}, "ledger-customer": Customer{}, "ledger-due": LedgerDue{}, "ledger-watch": LedgerWatch{}, "ledger-restore": LedgerRestore{}, "ledger-rotate": LedgerRotate{}, "ledger-copy": LedgerCopy{}, "ledger-move": LedgerMove{}, "ledger-reconcile": LedgerReconcile{},
-	"request": Request{}, "setup": Setup{},
+	"request": Request{}, "setup": Setup{}, "mdm-signature": MessageResult{}, "push-import": PushImportResult{}, "testpki-identities": TestIdentities{},
+	"profile": ProfileReport{}, "profile-sign": ProfileSignResult{},
 }
 
 // TestSchemas: docs/schema has the JSON Schema of each shape and no other file. After a change of a shape run

@@ -152,7 +152,7 @@ type Vendor struct {
 	Findings     []fault.Finding `json:"findings,omitempty"` // warnings and notes about the chain
 	Next         string          `json:"next"`               // what to do
 	// For callers that may read.
-	Backend string `json:"backend,omitempty"` // scheme of the key's reference: file, pkcs11, awskms, gcpkms
+	Backend string `json:"backend,omitempty"` // scheme of the key's reference: file, pkcs11, vault, awskms, gcpkms, azurekms
 	Signed  string `json:"signed,omitempty"`  // when the key signed last, by this replica; absent: not yet
 }
 

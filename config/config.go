@@ -44,6 +44,10 @@ type Config struct {
 	// Vendors are several vendor identities by name, for the time of a renewal. They exclude Key, Cert and Chain of the
 	// Config itself. Its TrustRoot applies to those that have none.
 	Vendors map[string]Vendor `yaml:"vendors"`
+	// Profiles are identities that sign configuration profiles, by name; Profile is the active one, and may be empty if there is
+	// only one. Their keys are not those of vendor identities.
+	Profiles map[string]ProfileIdentity `yaml:"profiles"`
+	Profile  string                     `yaml:"profile"`
 	// Callers are those who may ask for requests, by name, and Roles what they may. With callers nobody else may.
 	Callers map[string]policy.CallerConfig `yaml:"callers"`
 	Roles   map[string]policy.RoleConfig   `yaml:"roles"`
@@ -178,6 +182,19 @@ type Vendor struct {
 	TrustRoot []string `yaml:"trust-root"`
 }
 
+// ProfileIdentity is a key and its certificate that sign configuration profiles.
+type ProfileIdentity struct {
+	Key   string   `yaml:"key"`   // reference
+	Cert  string   `yaml:"cert"`  // path of the certificate, or the whole chain
+	Chain []string `yaml:"chain"` // paths of the certificates of its issuers
+}
+
+// in returns the identity with its relative paths joined to dir. It changes the list in place.
+func (i ProfileIdentity) in(dir string) ProfileIdentity {
+	own := Vendor{i.Key, i.Cert, i.Chain, nil}.in(dir)
+	return ProfileIdentity{own.Key, own.Cert, own.Chain}
+}
+
 // Error is an error in a config file. Line and Column count from 1; both are 0 if the error is about the file as a whole.
 type Error struct {
 	File         string
@@ -272,6 +289,9 @@ func Load(path string) (*Config, error) {
 	c.Serve, c.Notify, c.Agent = c.Serve.in(dir), c.Notify.in(dir), c.Agent.in(dir)
 	for name, v := range c.Vendors {
 		c.Vendors[name] = v.in(dir)
+	}
+	for name, i := range c.Profiles {
+		c.Profiles[name] = i.in(dir)
 	}
 	for name, i := range c.OIDC {
 		i.CA, i.TokenFile = inFolder(dir, i.CA), inFolder(dir, i.TokenFile)

@@ -67,6 +67,9 @@ func (c *Config) parse(data []byte) *Error {
 	if err := yaml.NodeToValue(root, c, yaml.Strict()); err != nil {
 		return decodeError(err)
 	}
+	if err := c.checkProfiles(root.(*ast.MappingNode)); err != nil {
+		return err
+	}
 	return c.checkVendors(root.(*ast.MappingNode))
 }
 
@@ -250,6 +253,36 @@ func checkString(name string, node ast.Node, tag reflect.StructTag) *Error {
 
 // kindOf returns the word for the type of a node: "integer", "mapping".
 func kindOf(node ast.Node) string { return node.Type().YAMLName() }
+
+// entryOf returns the entry of a key that is there.
+func entryOf(root *ast.MappingNode, key string) *ast.MappingValueNode {
+	return root.Values[slices.IndexFunc(root.Values, func(e *ast.MappingValueNode) bool { return e.Key.(*ast.StringNode).Value == key })]
+}
+
+// checkProfiles refuses profile identities that are not whole, and an active one that does not exist.
+func (c *Config) checkProfiles(root *ast.MappingNode) *Error {
+	if _, ok := c.Profiles[c.Profile]; c.Profile != "" && !ok {
+		return refuse(entryOf(root, "profile").Key.GetToken(), "profile: there is no %q among profiles", fault.Clip(c.Profile, maxQuote)).
+			withFix(suggest.Name(c.Profile, slices.Sorted(maps.Keys(c.Profiles)), "write it below profiles:"))
+	}
+	if len(c.Profiles) == 0 {
+		return nil
+	}
+	profiles := entryOf(root, "profiles")
+	if n := len(c.Profiles); n > maxVendors {
+		return refuse(profiles.Key.GetToken(), "%d profiles; at most %d are allowed", n, maxVendors).withFix("remove those that are not used")
+	}
+	for _, v := range profiles.Value.(*ast.MappingNode).Values {
+		at, name := v.Key.GetToken(), v.Key.(*ast.StringNode).Value
+		switch i := c.Profiles[name]; {
+		case !vendorName().MatchString(name):
+			return refuse(at, "profiles: %q is not a name", fault.Clip(name, maxQuote)).withFix("begin with a letter, then letters, digits, '.', '_' and '-'")
+		case i.Key == "" || i.Cert == "":
+			return refuse(at, "profiles: %s has no key or no cert", name).withFix("write key: REFERENCE and cert: FILE below it")
+		}
+	}
+	return nil
+}
 
 // checkVendors refuses a vendor identity of the file itself in addition to named ones, and an active vendor that does
 // not exist: the file must say which identity signs.

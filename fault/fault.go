@@ -253,10 +253,15 @@ const (
 
 // The subjects: the part of a finding's ID before its first dot. The subject decides the Kind of a refusal.
 const (
-	CSR     = "csr"     // the customer's certificate signing request
-	Chain   = "chain"   // the vendor's certificate, its chain, and whether the key matches
-	Request = "request" // the Push Certificate Request file
-	Push    = "push"    // the push certificate, and the mail of a signing service
+	CSR      = "csr"      // the customer's certificate signing request
+	Chain    = "chain"    // the vendor's certificate, its chain, and whether the key matches
+	Request  = "request"  // the Push Certificate Request file
+	Push     = "push"     // the push certificate, and the mail of a signing service
+	Profile  = "profile"  // a configuration profile
+	ABM      = "abm"      // the server token of Apple Business Manager
+	CMS      = "cms"      // a signed message (RFC 5652)
+	MDM      = "mdm"      // the Mdm-Signature of a device's message
+	Identity = "identity" // what a profile, DEP profile or PKCS#12 file brings to a device
 )
 
 // The errors of Apple's Push Certificates Portal (https://identity.apple.com/pushcert), word for word.
@@ -318,7 +323,7 @@ func (f *Finding) Hint() string { return f.Fix }
 // Kind returns the kind of a refusal by this finding; its subject decides.
 func (f *Finding) Kind() Kind {
 	switch f.Subject() {
-	case CSR, Push:
+	case CSR, Push, Profile, ABM, Identity:
 		return Refused
 	case Chain:
 		return Vendor

@@ -5,6 +5,7 @@ package keystore
 import (
 	"hsmsign/signer"
 	"hsmsign/signer/awskms"
+	"hsmsign/signer/azurekms"
 	"hsmsign/signer/gcpkms"
 )
 
@@ -14,7 +15,8 @@ const withCloud = true
 
 func cloudBackends(warn func(string)) map[string]signer.Backend {
 	return map[string]signer.Backend{
-		"awskms": awskms.Backend(awskms.Options{Warn: warn}),
-		"gcpkms": gcpkms.Backend(gcpkms.Options{Warn: warn}),
+		"awskms":   awskms.Backend(awskms.Options{Warn: warn}),
+		"gcpkms":   gcpkms.Backend(gcpkms.Options{Warn: warn}),
+		"azurekms": azurekms.Backend(azurekms.Options{}),
 	}
 }

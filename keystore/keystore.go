@@ -1,4 +1,4 @@
-// Package keystore opens keys and certificates by their reference, whatever the scheme: file, pkcs11, awskms, gcpkms.
+// Package keystore opens keys and certificates by their reference, whatever the scheme: file, pkcs11, vault, awskms, gcpkms, azurekms.
 //
 // A program that wants one key calls Open. A program that uses several builds a Store once and parses each reference
 // once:
@@ -7,7 +7,7 @@
 //	key, err := store.Parse("pkcs11:token=mdm;object=vendor?module-path=/usr/lib/softhsm/libsofthsm2.so")
 //	opened, err := key.Open(ctx, signer.OpenOptions{})
 //
-// The build tag nocloud leaves out awskms and gcpkms, and a build without cgo leaves out pkcs11. Everything here is safe
+// The build tag nocloud leaves out awskms, gcpkms and azurekms, and a build without cgo leaves out pkcs11. Everything here is safe
 // for concurrent use.
 package keystore
 
@@ -27,12 +27,13 @@ import (
 	"hsmsign/signer"
 	"hsmsign/signer/file"
 	"hsmsign/signer/pkcs11"
+	"hsmsign/signer/vault"
 )
 
 // Options are what the backends need from the program around them. The zero value reads PINs and passphrases from the
 // files that references name, and drops warnings.
 type Options struct {
-	// Secrets reads PINs and passphrases.
+	// Secrets reads PINs, passphrases and tokens.
 	Secrets secret.Reader
 	// Warn receives one line, without secrets, about something that works and should not stay so. It may be called by
 	// several goroutines at once. Nil drops the warnings.
@@ -53,7 +54,7 @@ type Options struct {
 const openTimeout = 2 * time.Minute
 
 // cloudSchemes are the schemes that the build tag nocloud leaves out.
-var cloudSchemes = []string{"awskms", "gcpkms"}
+var cloudSchemes = []string{"awskms", "gcpkms", "azurekms"}
 
 // Schemes returns the schemes of this build.
 func Schemes() []string {
@@ -61,6 +62,7 @@ func Schemes() []string {
 	if pkcs11.Available {
 		schemes = append(schemes, "pkcs11")
 	}
+	schemes = append(schemes, "vault")
 	if withCloud {
 		schemes = append(schemes, cloudSchemes...)
 	}
@@ -79,6 +81,7 @@ func New(opts Options) *Store {
 		opts.Warn = func(string) {}
 	}
 	backends := cloudBackends(opts.Warn)
+	backends["vault"] = vault.Backend(vault.Options{Secrets: opts.Secrets, Warn: opts.Warn})
 	backends["file"] = file.Backend(file.Options{Secrets: opts.Secrets, Warn: opts.Warn})
 	backends["pkcs11"] = pkcs11.Backend(pkcs11.Options{
 		Secrets: opts.Secrets, Warn: opts.Warn, AllowedModules: opts.AllowedModules, Worker: opts.Worker, Isolate: opts.Isolate,
@@ -119,7 +122,7 @@ func (s *Store) Parse(reference string) (Key, error) {
 	case slices.Contains(cloudSchemes, ref.Scheme):
 		return Key{}, fmt.Errorf("%w: this build has no cloud KMS, it was made with -tags nocloud; use another build for %s", signer.ErrUnsupported, ref)
 	}
-	return Key{}, fmt.Errorf("%w: unknown scheme %q; the schemes are file, pkcs11, awskms and gcpkms", signer.ErrReference, ref.Scheme)
+	return Key{}, fmt.Errorf("%w: unknown scheme %q; the schemes are file, pkcs11, vault, awskms, gcpkms and azurekms", signer.ErrReference, ref.Scheme)
 }
 
 // LoadCertificates returns all certificates of the given files (PEM, DER or PKCS#7) in their order. A name may also be
@@ -199,6 +202,10 @@ func (k Key) Open(ctx context.Context, opts signer.OpenOptions) (signer.Signer, 
 
 // Generate makes the key and opens it; see signer.Backend.
 func (k Key) Generate(ctx context.Context, spec signer.KeySpec) (signer.Signer, error) {
+	if spec.Decrypt && k.Ref.Scheme != "file" && k.Ref.Scheme != "pkcs11" {
+		return nil, &signer.Error{Op: "generate", Ref: k.Ref, Err: fault.Errorf("%w: a key that decrypts in this key store", signer.ErrUnsupported).
+			Fix("use a key in a file or in a PKCS#11 token")}
+	}
 	return k.backend.Generate(ctx, k.Ref, spec)
 }
 

@@ -23,7 +23,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for reference, want := range map[string]string{
-		"vault:x": `unknown scheme "vault"`, "vendor.key": "no scheme", "": "no scheme", "file:": `nothing follows "file:"`,
+		"other:x": `unknown scheme "other"`, "vendor.key": "no scheme", "": "no scheme", "file:": `nothing follows "file:"`,
 	} {
 		if _, err := store.Parse(reference); !errors.Is(err, signer.ErrReference) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", reference, err, want)

@@ -29,7 +29,7 @@ func (v *verification) freeze(e *record.Entry, index int64, openings []opened) {
 
 // whileFrozen reports an entry that a freeze does not allow. The name of the vendor identity is not recorded.
 func (v *verification) whileFrozen(e *record.Entry, index int64, openings []opened) {
-	if e.Kind != record.KindIntent && e.Kind != record.KindIssued {
+	if !slices.Contains([]string{record.KindIntent, record.KindIssued, record.KindProfile, record.KindProfileSigned}, e.Kind) {
 		return
 	}
 	if v.frozen.stops(e.Customer, data(openings, openActor), "") != nil {

@@ -162,6 +162,7 @@ func (h *history) add(index int64, e *record.Entry) {
 		h.erased[e.Customer] = true
 	case e.Kind == record.KindFrozen || e.Kind == record.KindUnfrozen: // also one that somebody approved under an id
 		h.frozen = index
+	case aboutProfile(e.Kind): // no rule needs it
 	case e.Request != (record.ID{}):
 		p := h.requests[e.Request]
 		if p == nil {

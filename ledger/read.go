@@ -281,6 +281,8 @@ func (l *Ledger) details(ctx context.Context, r *record.Record) error {
 			into = &r.Freeze
 		case openEntitlement:
 			into = &r.Entitlement
+		case openProfile:
+			into = &r.Profile
 		case openAsked:
 			into = &r.Asked
 		case openDecided:

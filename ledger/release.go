@@ -44,6 +44,11 @@ func (l *Ledger) Release(ctx context.Context, permit record.Permit) error {
 	if err := l.awaitRequired(ctx, permit); err != nil {
 		return err
 	}
+	return l.mayRelease(ctx, permit)
+}
+
+// mayRelease returns why nothing may be released with the permit: a freeze, or that the ledger was moved.
+func (l *Ledger) mayRelease(ctx context.Context, permit record.Permit) error {
 	now, away, err := l.nowFrozen(ctx)
 	if err = cmp.Or(err, away); err != nil { // a freeze would be in the other store
 		return err

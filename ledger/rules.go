@@ -341,42 +341,6 @@ func (tx *Tx) actor(ctx context.Context, name string) (id record.ID, err error) 
 	return id, err
 }
 
-// maxRefusals is how many refusals of an actor are entries on one day. More are one count for each rule: whoever may only be
-// refused must not fill the ledger.
-const maxRefusals = 1000
-
-// refuse records a refusal: once a day for one actor, rule and CSR, and then only as a count.
-func (tx *Tx) refuse(ctx context.Context, u *use, rule string) error {
-	day := tx.now.Unix() / (24 * 60 * 60)
-	var repeated, recorded int64
-	err := tx.row(ctx, "SELECT repeated FROM refusals WHERE day = ? AND actor = ? AND rule = ? AND csr = ?", day, u.actor[:], rule, u.csr[:]).Scan(&repeated)
-	if err == nil {
-		tx.exec("UPDATE refusals SET repeated = repeated + 1 WHERE day = ? AND actor = ? AND rule = ? AND csr = ?", day, u.actor[:], rule, u.csr[:])
-		return nil
-	}
-	if !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	if err := tx.row(ctx, "SELECT count(*) FROM refusals WHERE day = ? AND actor = ?", day, u.actor[:]).Scan(&recorded); err != nil {
-		return err
-	}
-	if recorded >= maxRefusals {
-		tx.exec("INSERT INTO refusals (day, actor, rule, csr, repeated) VALUES (?, ?, ?, ?, 1) ON CONFLICT (day, actor, rule, csr) DO UPDATE SET repeated = refusals.repeated + 1",
-			day, u.actor[:], rule, []byte{})
-		return nil
-	}
-	if err := tx.keepChain(ctx, u); err != nil {
-		return err
-	}
-	e := u.entry(record.KindRefused, record.ID{})
-	e.Rule = rule
-	if _, err := tx.Append(e, u.openings...); err != nil {
-		return err
-	}
-	tx.exec("INSERT INTO refusals (day, actor, rule, csr, repeated) VALUES (?, ?, ?, ?, 0)", day, u.actor[:], rule, u.csr[:])
-	return nil
-}
-
 // issued returns the requests for a CSR that a customer has, and of them the one of the same vendor certificate, chain and
 // digest.
 func (tx *Tx) issued(ctx context.Context, e *record.Entry) (list []request, same *request, err error) {

@@ -18,7 +18,7 @@ import (
 type Signing struct {
 	Request  record.ID
 	Customer record.ID
-	Vendor   record.Hash // of the vendor certificate
+	Vendor   record.Hash // of the vendor certificate, or the profile certificate
 	Index    int64       // of the outcome; of the intent if there is none
 	Kind     string      // of that entry: intent, issued, failed, refused (the signature was not released) or unknown; or probe, which is no request
 	Intent   time.Time   // UTC
@@ -168,19 +168,27 @@ func (l *Ledger) stores(ctx context.Context, q querier, index int64, name string
 	return n > 0, err
 }
 
+// ofProfile are the kinds of entries about a request that correspond to those about a profile.
+var ofProfile = map[string]string{
+	record.KindProfile: record.KindIntent, record.KindProfileSigned: record.KindIssued, record.KindProfileFailed: record.KindFailed, record.KindProfileRefused: record.KindRefused,
+}
+
 // follow adds what an entry says about a use of the key. An intent may be in use for openIntent, whatever is recorded later.
 func follow(found map[record.ID]*Signing, e *record.Entry, index int64) {
-	s := found[e.Request]
+	s, kind := found[e.Request], e.Kind
+	if plain := ofProfile[kind]; plain != "" {
+		kind = plain
+	}
 	switch {
-	case e.Kind == record.KindIntent:
+	case kind == record.KindIntent:
 		found[e.Request] = &Signing{
-			Request: e.Request, Customer: e.Customer, Vendor: e.Vendor, Index: index, Kind: e.Kind, Intent: e.Time, End: e.Time.Add(openIntent),
+			Request: e.Request, Customer: e.Customer, Vendor: e.Vendor, Index: index, Kind: kind, Intent: e.Time, End: e.Time.Add(openIntent),
 		}
 	case s == nil:
-	case e.Kind == record.KindUnknown:
-		s.Index, s.Kind = index, e.Kind
-	case e.Kind == record.KindIssued || e.Kind == record.KindFailed || e.Kind == record.KindRefused:
-		s.Index, s.Kind, s.End, s.Operation, s.Rule = index, e.Kind, e.Time, e.Operation, e.Rule
+	case kind == record.KindUnknown:
+		s.Index, s.Kind = index, kind
+	case kind == record.KindIssued || kind == record.KindFailed || kind == record.KindRefused:
+		s.Index, s.Kind, s.End, s.Operation, s.Rule = index, kind, e.Time, e.Operation, e.Rule
 		if commits(e, openAttempts) {
 			s.entry = e
 		}

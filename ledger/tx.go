@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,9 +106,12 @@ func (tx *Tx) flush(ctx context.Context) error {
 // next returns the index of the next entry.
 func (tx *Tx) next() int64 { return tx.head.Size + int64(len(tx.added)) }
 
+// whenLow are the kinds of entries that are recorded when the disk has only its reserve left.
+var whenLow = []string{record.KindRefused, record.KindProfileRefused, record.KindFrozen, record.KindMoved}
+
 // Append adds an entry, whose time it sets, with the openings of its commitments, and returns its index.
 func (tx *Tx) Append(e *record.Entry, openings ...record.Opening) (int64, error) {
-	if tx.low && e.Kind != record.KindRefused && e.Kind != record.KindFrozen && e.Kind != record.KindMoved {
+	if tx.low && !slices.Contains(whenLow, e.Kind) {
 		return 0, fault.Errorf("%w: %s: less than %d MiB are free on its disk, so only refusals and freezes are recorded", ErrStore, tx.ledger.store.Name, reserve>>20).
 			Fix("nothing was released; free space on the disk and try again")
 	}

@@ -51,12 +51,13 @@ type verification struct {
 	asked     map[record.ID]*question
 	frozen    freezes
 	replicas  map[string]replica
-	movedTo   []record.ID     // the stores that entries of kind moved name
-	movedAt   int64           // the newest of them
-	lost      []lost          // entries whose data is missing
-	signedBy  string          // the verifier keys that the newest entry about them says
-	signedAt  int64           // its index; -1: there is none
-	verifiers []note.Verifier // the pinned ones, and all that entries say
+	movedTo   []record.ID                 // the stores that entries of kind moved name
+	movedAt   int64                       // the newest of them
+	profiles  map[record.ID]*record.Entry // the intent of each; nil: it has its outcome
+	lost      []lost                      // entries whose data is missing
+	signedBy  string                      // the verifier keys that the newest entry about them says
+	signedAt  int64                       // its index; -1: there is none
+	verifiers []note.Verifier             // the pinned ones, and all that entries say
 
 	hashes []tlog.Hash // as stored with the part of the entries that is checked
 	first  int64       // index of the first of them
@@ -69,7 +70,7 @@ type verification struct {
 func (l *Ledger) Verify(ctx context.Context, progress func(of int)) (*Report, error) {
 	v := &verification{
 		Report: &Report{}, ledger: l, signedAt: -1, verifiers: l.verifiers, requests: map[record.ID]*record.Entry{}, at: map[record.ID]int64{}, customers: map[record.ID]int64{}, names: map[record.ID]string{}, pushes: map[record.ID]push{}, erased: map[record.ID]bool{},
-		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{}, begun: map[record.ID]*begun{}, frozen: freezes{at: -1}, asked: map[record.ID]*question{}, replicas: map[string]replica{},
+		chains: map[record.Hash]int64{}, watches: map[string]int64{}, keys: map[record.Hash]owner{}, days: map[day]int64{}, begun: map[record.ID]*begun{}, frozen: freezes{at: -1}, asked: map[record.ID]*question{}, replicas: map[string]replica{}, profiles: map[record.ID]*record.Entry{},
 	}
 	// One snapshot, so that appends meanwhile are not seen by half.
 	tx, err := l.store.DB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true, Isolation: l.store.Snapshot})
@@ -283,7 +284,9 @@ func (v *verification) entry(index int64, leaf []byte, openings []opened) *recor
 	if e.Kind == record.KindCustomer {
 		v.customers[e.Customer] = index
 	}
-	if e.Request != (record.ID{}) {
+	if aboutProfile(e.Kind) {
+		v.profile(e, index)
+	} else if e.Request != (record.ID{}) {
 		if v.requests[e.Request] == nil {
 			v.begun[e.Request] = &begun{issued: -1, repeated: repeats(e)}
 		}

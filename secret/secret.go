@@ -133,8 +133,8 @@ func (r Reader) read(ctx context.Context, src Source) ([]byte, error) {
 	case "file":
 		return readSecretFile(strings.TrimPrefix(arg, "//"), src)
 	case "credential":
-		return secretIn(arg, func(name string) ([]byte, error) {
-			path, err := r.credential(name)
+		return secretIn(src.From, func(string) ([]byte, error) {
+			path, err := r.credential(arg)
 			if err != nil {
 				return nil, err
 			}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -96,10 +97,20 @@ func startAPI(t testing.TB, cfg ledger.Config, key *testkit.Signer, p *policy.Po
 			return agent.Certificates{Name: "chain.pem", Vendor: certs, TrustRoots: roots}, nil
 		}}))(t)
 	t.Cleanup(vendor.Close)
+	authority := testkit.Authority(time.Now().Truncate(24 * time.Hour))
+	certificate := testkit.Value(authority.IssueProfileSigner(testkit.CSR(testkit.Key("profile")), testpki.LeafOptions{}))(t)
+	profiles := testkit.Value(agent.NewProfileSigner(ctx, agent.ProfileConfig{
+		Name: "main", Key: goldenStore{testkit.NewSigner(testkit.Key("profile"))}, Recorder: l, Vendors: certs[:1],
+		Certificates: func(context.Context) ([]*x509.Certificate, error) {
+			return []*x509.Certificate{certificate, authority.Root}, nil
+		},
+	}))(t)
+	t.Cleanup(profiles.Close)
 	s := testkit.Value(New(Config{
 		Ledger: l, Listen: []Address{{Kind: authn.Unix, Path: "/run/test.sock"}}, Replica: "replica", Log: slog.New(slog.DiscardHandler),
 		Load: func(context.Context, bool) (*State, error) {
-			return &State{Console: &Console{URL: "https://sign.example.com:8443"}, Policy: f.policy, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots}, nil
+			return &State{Console: &Console{URL: "https://sign.example.com:8443"}, Policy: f.policy, Vendors: map[string]*agent.Vendor{"": vendor}, Roots: roots,
+				Profiles: map[string]*agent.ProfileSigner{"main": profiles}, Profile: "main"}, nil
 		},
 		Due: func(context.Context, time.Time) ([]Due, error) {
 			at := time.Now().Add(time.Hour)
@@ -122,7 +133,7 @@ func apiPolicy(t testing.TB, change func(callers map[string]policy.CallerConfig,
 	role := func(perSecond, perDay int, customers string, may ...string) policy.RoleConfig {
 		return policy.RoleConfig{May: may, Customers: []string{customers}, PerSecond: perSecond, PerDay: perDay, Approvals: policy.NoApprovals()}
 	}
-	everything := []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze}
+	everything := []string{policy.Sign, policy.Read, policy.Customers, policy.Freeze, policy.Profiles}
 	roles := map[string]policy.RoleConfig{
 		"signer": role(1000, 1000, "*", policy.Sign), "admin": role(1000, 1000, "*", everything...), "acme-admin": role(1000, 1000, "acme", everything...),
 		"reader": role(0, 0, "acme", policy.Read), "approver": role(0, 0, "acme", policy.Approve), "tight": role(1, 1000, "*", policy.Sign),

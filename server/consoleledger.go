@@ -19,6 +19,7 @@ var kinds = []string{
 	record.KindIssued, record.KindRefused, record.KindFailed, record.KindUnknown, record.KindIntent, record.KindSuperseded, record.KindPending, record.KindApproved,
 	record.KindRejected, record.KindExpired, record.KindCustomer, record.KindNewKey, record.KindAttached, record.KindReassigned, record.KindErased, record.KindFrozen,
 	record.KindUnfrozen, record.KindPolicy, record.KindProbe, record.KindWatched, record.KindUnwatched, record.KindRotated, record.KindMoved, record.KindGenesis,
+	record.KindProfile, record.KindProfileSigned, record.KindProfileFailed, record.KindProfileRefused,
 }
 
 // ledgerPage searches entries. The first page also shows the state of the ledger.

@@ -292,7 +292,7 @@ func TestConsoleVendor(t *testing.T) {
 	if strings.Contains(text(page), "Key signed last") || !strings.Contains(string(told.body), `"next"`) || strings.Contains(string(told.body), `"signed"`) {
 		t.Errorf("an approver reads about the key: %s", told.body)
 	}
-	for backend, want := range map[string]string{"pkcs11": "CKA_EXTRACTABLE", "file": "memory of this host", "awskms": "AWS KMS", "gcpkms": "Cloud KMS"} {
+	for backend, want := range map[string]string{"pkcs11": "CKA_EXTRACTABLE", "file": "memory of this host", "vault": "never leaves Vault", "awskms": "AWS KMS", "gcpkms": "Cloud KMS", "azurekms": "Key Vault"} {
 		if v := (console.Vendor{Vendor: api.Vendor{Backend: backend}}); !strings.Contains(v.KeyStore()+v.Protection(), want) {
 			t.Errorf("%s: %s", backend, v.Protection())
 		}

@@ -156,7 +156,7 @@ func (st *State) keyGauges(set setter, name string) {
 var windows = []int{0, 7, 30, 90}
 
 // dueLabels are the labels of what is due. The chains of vendor identities have their own metric.
-var dueLabels = map[string]string{ledger.DuePush: expiresPush, ledger.DueRequest: "request", "watched certificate": "watched-certificate"}
+var dueLabels = map[string]string{ledger.DuePush: expiresPush, ledger.DueRequest: "request", "watched certificate": "watched-certificate", "profile certificate": "profile-certificate", "server token": "server-token"}
 
 // dueGauges are counts: names of customers are not in metrics.
 func dueGauges(set setter, dates []Due, now time.Time) {

@@ -146,7 +146,7 @@ func (c *call) serve(kind string) error {
 func (c *call) admit(rt *route) error {
 	now := c.cfg.Now()
 	what, perSecond := "other requests", anyRate
-	if role := c.cred.Caller.Role; rt != nil && rt.rated && role.Allows(policy.Sign) {
+	if role := c.cred.Caller.Role; rt != nil && rt.rated && (role.Allows(policy.Sign) || role.Allows(policy.Profiles)) {
 		what, perSecond, c.who.Paced = "requests for signatures", role.PerSecond, true
 	}
 	if err := c.pace.allow(c.who.Name, what, perSecond, now); err != nil {

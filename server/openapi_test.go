@@ -95,12 +95,12 @@ func TestOpenAPIRoutes(t *testing.T) {
 // shapes are the Go types of the schemas.
 var shapes = map[string]any{
 	"Problem": api.Problem{}, "Error": api.Error{}, "Finding": fault.Finding{}, "Certificate": api.Certificate{}, "CSR": api.CSR{}, "SignOrder": api.SignOrder{},
-	"SignResult": api.SignResult{}, "Request": api.Request{}, "RequestList": api.List[api.Request]{}, "VerifyResult": api.VerifyResult{}, "Vendor": api.Vendor{},
+	"SignResult": api.SignResult{}, "Request": api.Request{}, "RequestList": api.List[api.Request]{}, "VerifyResult": api.VerifyResult{}, "ProfileSignResult": api.ProfileSignResult{}, "Vendor": api.Vendor{},
 	"VendorList": api.List[api.Vendor]{}, "ServiceStatus": api.ServiceStatus{}, "Replica": api.Replica{}, "LedgerHead": api.LedgerHead{}, "Freeze": api.Freeze{},
 	"FreezeOrder": api.FreezeOrder{}, "FreezeList": api.List[api.Freeze]{}, "Me": api.Me{}, "ConsoleLogin": api.ConsoleLogin{}, "Due": api.LedgerDue{}, "DueList": api.List[api.LedgerDue]{},
 	"Customer": api.Customer{}, "CustomerList": api.List[api.Customer]{}, "CustomerChange": api.CustomerChange{}, "Entry": api.LedgerEntry{},
 	"EntryList": api.List[api.LedgerEntry]{}, "Attempt": record.Attempt{}, "Original": record.Original{}, "Previous": record.Previous{}, "Ready": api.Ready{},
-	"Probed": record.Probed{}, "FreezeChange": record.Freeze{}, "Approval": api.Approval{}, "Requester": api.Requester{}, "Approver": api.Approver{}, "Decision": api.Decision{},
+	"Probed": record.Probed{}, "EntryProfile": record.Profile{}, "FreezeChange": record.Freeze{}, "Approval": api.Approval{}, "Requester": api.Requester{}, "Approver": api.Approver{}, "Decision": api.Decision{},
 	"Moved": record.Moved{}, "Asked": record.Asked{}, "Decided": record.Decided{}, "PreviousCSR": api.PreviousCSR{}, "CustomerPush": api.CustomerPush{}, "EntryProof": api.EntryProof{},
 	"Cosignature": api.LedgerCosignature{}, "Cosigned": api.LedgerCosigned{}, "LedgerStatus": api.LedgerStatus{}, "Witness": api.LedgerWitness{}, "Copy": api.LedgerCopy{},
 }

@@ -35,12 +35,12 @@ const (
 )
 
 // apiValues are what calls need of earlier ones.
-type apiValues struct{ customer, request, csr, other, push, wrongTopic, pend, unwanted string }
+type apiValues struct{ profile, customer, request, csr, other, push, wrongTopic, pend, unwanted string }
 
 // apiCalls returns the calls, in their order.
 func apiCalls(v apiValues) []apiCall {
 	id, big := strings.Repeat("a", 32), strings.Repeat("a", 2<<20)
-	return slices.Concat(signCalls(v, id, big), pendingCalls(v, id, big), customerCalls(v, id, big), ledgerCalls(v, id), serviceCalls(big, v.request))
+	return slices.Concat(signCalls(v, id, big), profileCalls(v.profile, big), pendingCalls(v, id, big), customerCalls(v, id, big), ledgerCalls(v, id), serviceCalls(big, v.request))
 }
 
 // signCalls are calls about requests.
@@ -85,6 +85,23 @@ func signCalls(v apiValues, id, big string) []apiCall {
 		{uid: approver, pattern: verify, contentType: "text/plain", body: "no request", status: 200},
 		{uid: approver, pattern: verify, contentType: rawType, body: big, status: 413},
 		{uid: approver, pattern: verify, contentType: rawType, encoding: "gzip", body: "x", status: 415},
+	}
+}
+
+// profileCalls are calls about profiles.
+func profileCalls(profile, big string) []apiCall {
+	const post, config = "POST /v1/profiles", "application/x-apple-aspen-config"
+	return []apiCall{
+		{uid: ops, pattern: post, contentType: config, body: profile, status: 200, answer: config},
+		{uid: acmeOps, pattern: post, path: "/v1/profiles?profile=main", contentType: "application/x-www-form-urlencoded", accept: asJSON, body: profile, status: 200, answer: asJSON},
+		{uid: ops, pattern: post, path: "/v1/profiles?vendor=main", contentType: config, body: profile, status: 400},
+		{uid: backend, pattern: post, contentType: config, body: profile, status: 403, rule: "policy.may"},
+		{uid: acmeOps, pattern: post, path: "/v1/profiles?customer=bolt", contentType: config, body: profile, status: 403, rule: "policy.customers"},
+		{uid: ops, pattern: post, path: "/v1/profiles?profile=other", contentType: config, body: profile, status: 404},
+		{uid: ops, pattern: post, path: "/v1/profiles?customer=unknown", contentType: config, body: profile, status: 404, rule: "policy.must-exist"},
+		{uid: ops, pattern: post, contentType: config, body: big, status: 413},
+		{uid: ops, pattern: post, contentType: "application/pkcs10", body: profile, status: 415},
+		{uid: ops, pattern: post, contentType: config, body: "no profile", status: 422, rule: "profile.form"},
 	}
 }
 
@@ -297,7 +314,7 @@ func TestOpenAPICalls(t *testing.T) {
 // values signs a first request, adds a customer and returns what the calls need.
 func (f *apiFixture) values(t *testing.T) apiValues {
 	t.Helper()
-	v := apiValues{csr: newCSR("acme"), other: newCSR("bolt"), push: newPush(t, "acme"), wrongTopic: newPush(t, "acme")}
+	v := apiValues{profile: string(testkit.File(t, "golden/wifi.mobileconfig")), csr: newCSR("acme"), other: newCSR("bolt"), push: newPush(t, "acme"), wrongTopic: newPush(t, "acme")}
 	as := map[string]string{uidHeader: strconv.Itoa(backend), "Content-Type": rawType}
 	first := send(t, f.socket, "POST", "/v1/requests?customer=acme", as, v.csr)
 	again := send(t, f.socket, "POST", "/v1/requests?customer=acme", as, v.csr)
@@ -371,7 +388,7 @@ func (f *apiFixture) exhaust(caller, what string, perSecond int) {
 
 // bodies are valid bodies by route.
 var bodies = map[string]string{
-	"POST /v1/requests": `{"csr": "x"}`, "POST /v1/verify": `"x"`, "POST /v1/customers": `{"name": "acme"}`, "PATCH /v1/customers/{id}": `{}`,
+	"POST /v1/requests": `{"csr": "x"}`, "POST /v1/verify": `"x"`, "POST /v1/profiles": `"x"`, "POST /v1/customers": `{"name": "acme"}`, "PATCH /v1/customers/{id}": `{}`,
 	"POST /v1/customers/{id}/push-certificates": `"x"`, "POST /v1/freeze": `{"scope": "all", "reason": "x"}`, "POST /v1/unfreeze": `{"scope": "all", "reason": "x"}`,
 	"POST /v1/requests/{id}/approve": `{}`, "POST /v1/requests/{id}/reject": `{}`,
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"hsmsign/chain"
+	"hsmsign/lifecycle/profile"
 	"hsmsign/request"
 )
 
@@ -33,6 +34,7 @@ func routes() []*route {
 		{pattern: "GET /v1/pending", do: (*call).listPending},
 		{pattern: "POST /v1/requests/{id}/approve", body: maxJSON, fresh: freshStrong, do: (*call).approve},
 		{pattern: "POST /v1/requests/{id}/reject", body: maxJSON, fresh: freshStrong, do: (*call).reject},
+		{pattern: "POST /v1/profiles", body: profile.MaxSize, rated: true, do: (*call).signProfile},
 		{pattern: "POST /v1/verify", body: request.MaxRequest, do: (*call).verify},
 		{pattern: "GET /v1/vendor", do: (*call).vendor},
 		{pattern: "GET /v1/status", do: (*call).status},

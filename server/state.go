@@ -3,6 +3,8 @@ package server
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"maps"
+	"slices"
 	"time"
 
 	"hsmsign/agent"
@@ -19,11 +21,15 @@ type State struct {
 	Policy  *policy.Policy
 	Vendors map[string]*agent.Vendor // by name of the identity; "": the unnamed one
 	Active  string                   // the identity that signs unless another one is asked for
-	Hosts   []string                 // that a request may name, besides those of the addresses, localhost and the certificate
-	Roots   []*x509.Certificate      // that POST /v1/verify trusts in addition to Apple's
-	TLS     *TLS                     // nil without a TLS listener
-	DropIn  DropIn                   // the wire forms of other products that are answered
-	OIDC    *oidc.Issuers            // of OIDC tokens; nil: there are none
+	// Profiles are the identities that sign configuration profiles, by name; Profile is the one that signs unless another one is
+	// asked for.
+	Profiles map[string]*agent.ProfileSigner
+	Profile  string
+	Hosts    []string            // that a request may name, besides those of the addresses, localhost and the certificate
+	Roots    []*x509.Certificate // that POST /v1/verify trusts in addition to Apple's
+	TLS      *TLS                // nil without a TLS listener
+	DropIn   DropIn              // the wire forms of other products that are answered
+	OIDC     *oidc.Issuers       // of OIDC tokens; nil: there are none
 	// Channels are the ways to people, for notices and answers.
 	Channels notify.Channels
 	Console  *Console         // pages for people; nil: there are none
@@ -56,6 +62,11 @@ func (s *Server) check(next *State) error {
 	for _, v := range next.Vendors {
 		vendors = append(vendors, v.Chain().Leaf())
 	}
+	for name, signer := range next.Profiles {
+		if err := agent.OtherUse("the profile identity "+name, signer.Chain()[0].PublicKey, vendors...); err != nil {
+			return err
+		}
+	}
 	return next.TLS.Check(s.cfg.Listen, vendors...)
 }
 
@@ -82,6 +93,9 @@ func (s *Server) gone(next *State, conn authn.Connection, caller string) bool {
 	return err != nil || found.Caller != nil && found.Caller.Name != caller
 }
 
+// profileNames returns the names of the identities that sign profiles, sorted.
+func (st *State) profileNames() []string { return slices.Sorted(maps.Keys(st.Profiles)) }
+
 func (st *State) checker(now time.Time) authn.Checker {
 	c := authn.Checker{Policy: st.Policy, OIDC: st.OIDC, AWS: st.AWS, Servers: st.servers, Now: now}
 	if st.TLS != nil {
@@ -95,6 +109,11 @@ func (st *State) closeBut(other *State) {
 	for name, v := range st.Vendors {
 		if other == nil || other.Vendors[name] != v {
 			v.Close()
+		}
+	}
+	for name, signer := range st.Profiles {
+		if other == nil || other.Profiles[name] != signer {
+			signer.Close()
 		}
 	}
 }

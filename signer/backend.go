@@ -34,6 +34,14 @@ type OpenOptions struct {
 	PublicKey crypto.PublicKey
 }
 
+// Decrypter is implemented by Signers that can decrypt, if their key may (KeySpec.Decrypt). Safe for concurrent use.
+type Decrypter interface {
+	// DecryptContext decrypts one block with RSAES-PKCS1-v1_5. The error wraps rsa.ErrDecryption if the block was not encrypted
+	// to the key, whatever exactly is wrong with it: more would tell somebody who can ask often (Bleichenbacher, 1998). Other
+	// errors wrap one of the families of this package.
+	DecryptContext(ctx context.Context, ciphertext []byte) ([]byte, error)
+}
+
 // CertificateStore is the part of a backend that stores certificates with its keys.
 type CertificateStore struct {
 	// Load returns the certificates that the reference names; ErrKeyNotFound if there is none.
@@ -46,6 +54,8 @@ type CertificateStore struct {
 // KeySpec describes the key to generate. The reference names it.
 type KeySpec struct {
 	Bits int // size of the RSA modulus: 2048, 3072 or 4096
+	// Decrypt says that the key decrypts, too: see Decrypter. Keys in files always do; a KMS refuses it with ErrUnsupported.
+	Decrypt bool
 }
 
 // KeyInfo describes one private key without opening it, or what the store shows of a key pair whose private key it does

@@ -18,7 +18,7 @@ const MaxRef = 4096
 // It is not a URL: '+' is a plain character, and only the backend interprets the path (RFC 7512 section 2.3 for pkcs11).
 // The zero Ref names nothing. A Ref is a value; copies share nothing that changes.
 type Ref struct {
-	Scheme string // "file", "pkcs11", "awskms", "gcpkms": lower case
+	Scheme string // "file", "pkcs11", "vault", "awskms", "gcpkms", "azurekms": lower case
 	Path   string // the text between "scheme:" and "?", unchanged, with its percent-encoding
 	query  []attr
 }
@@ -37,7 +37,7 @@ func ParseRef(s string) (Ref, error) {
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
 	if !ok || !isScheme(scheme) {
-		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH, pkcs11:ATTRIBUTES, awskms:///KEY or gcpkms://KEY", ErrReference)
+		return Ref{}, fmt.Errorf("%w: it has no scheme; write file:PATH, pkcs11:ATTRIBUTES, vault://HOST/KEY, awskms:///KEY, gcpkms://KEY or azurekms://KEY", ErrReference)
 	}
 	path, query, hasQuery := strings.Cut(rest, "?")
 	ref := Ref{Scheme: strings.ToLower(scheme), Path: path}
@@ -48,6 +48,9 @@ func ParseRef(s string) (Ref, error) {
 	if Redact(path) != path {
 		return Ref{}, fault.Errorf("%w: the part before \"?\" contains an attribute that may be a secret", ErrReference).
 			Fix("write it after the \"?\": pin-source=file:PATH, or passphrase-file=PATH")
+	}
+	if rest, ok := strings.CutPrefix(path, "//"); ok && strings.Contains(authority(rest), "@") {
+		return Ref{}, fault.Errorf("%w: a user or a password before the host", ErrReference).Fix("leave it out: credentials are not part of a reference")
 	}
 	if !hasQuery {
 		return ref, nil
@@ -74,6 +77,12 @@ func ParseRef(s string) (Ref, error) {
 		ref.query = append(ref.query, attr{name, value})
 	}
 	return ref, nil
+}
+
+// authority returns the part of a path before its first slash.
+func authority(path string) string {
+	host, _, _ := strings.Cut(path, "/")
+	return host
 }
 
 // Query returns the percent-decoded value of a query attribute, and whether the reference has it.

@@ -115,6 +115,8 @@ func TestParseRefRefuses(t *testing.T) {
 		"awskms:///k;api-key=1234":               "may be a secret",
 		"awskms:///k;API_KEY=1234":               "may be a secret",
 		"pkcs11:p%6ain%z=1234?x=y":               "may be a secret",
+		"vault://user:1234@host/transit/keys/k":  "a user or a password before the host",
+		"gcpkms://1234@projects?x=y":             "a user or a password before the host",
 	} {
 		ref, err := ParseRef(in)
 		if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), want) {

@@ -83,7 +83,7 @@ func TestReadme(t *testing.T) {
 func TestWalkthrough(t *testing.T) {
 	module := testkit.Value(softhsmtest.FindModule())(t)
 	text := testkit.Value(os.ReadFile("../docs/walkthrough.md"))(t)
-	aws, gcp := startAWS(t), startGCP(t)
+	aws, gcp, vault := startAWS(t), startGCP(t), startVault(t)
 	for _, store := range []struct {
 		name, ref string
 		env       []string
@@ -91,6 +91,7 @@ func TestWalkthrough(t *testing.T) {
 		{"softhsm", "", nil}, // the document creates token and reference
 		{"file", "file:vendor.key?passphrase-file=vendor-pass", nil},
 		{"awskms", strings.Replace(aws.ref, "mdm-vendor", "mdm-new", 1), aws.env},
+		{"vault", strings.Replace(vault.ref, "mdm-vendor", "mdm-new", 1), vault.env},
 		{"gcpkms", strings.Replace(gcp.ref, "cryptoKeys/vendor", "cryptoKeys/new", 1), gcp.env},
 	} {
 		t.Run(store.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,8 @@ func runTests(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), binaryWait)
 	defer cancel()
 	build := exec.CommandContext(ctx, "go", "build", "-o", dir, "hsmsign/cmd/hsmsign",
-		"hsmsign/signer/awskms/awskmstest/cmd/awskms-double", "hsmsign/signer/gcpkms/gcpkmstest/cmd/gcpkms-double")
+		"hsmsign/signer/awskms/awskmstest/cmd/awskms-double", "hsmsign/signer/gcpkms/gcpkmstest/cmd/gcpkms-double",
+		"hsmsign/signer/vault/vaulttest/cmd/vault-double", "hsmsign/signer/azurekms/azurekmstest/cmd/azurekms-double")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build hsmsign: %v\n%s", err, out)
 		return 1
@@ -116,13 +118,13 @@ func TestGolden(t *testing.T) {
 	hsmsign := filepath.Join(binary, "hsmsign")
 	subject := []string{"--common-name", "Example", "--email", "mdm@example.com", "--country", "US"}
 	wantCSR := run(t, hsmsign, append([]string{"push", "csr", "--push-key", keyFile}, subject...)...)
-	aws, gcp := startAWS(t), startGCP(t)
-	for _, variable := range aws.env {
+	aws, gcp, vault, azure := startAWS(t), startGCP(t), startVault(t), startAzure(t)
+	for _, variable := range slices.Concat(aws.env, vault.env, azure.env) {
 		name, value, _ := strings.Cut(variable, "=")
 		t.Setenv(name, value)
 	}
 	for name, ref := range map[string]string{
-		"file": "file:" + keyFile, "softhsm": token.Ref("vendor"), "awskms": aws.ref, "gcpkms": gcp.ref,
+		"file": "file:" + keyFile, "softhsm": token.Ref("vendor"), "awskms": aws.ref, "gcpkms": gcp.ref, "vault": vault.ref, "azurekms": azure.ref,
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := run(t, hsmsign, "sign", "--key", ref,

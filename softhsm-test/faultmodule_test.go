@@ -103,7 +103,7 @@ func TestFaultModulePINs(t *testing.T) {
 	}
 }
 
-// A lie replaces the value of an attribute.
+// A lie replaces the value of an attribute, or a text about the module or the token.
 func TestFaultModuleAttributes(t *testing.T) {
 	tok := New(t)
 	tok.Import(t, testkit.File(t, "golden/vendor.key"), "vendor", []byte{1})
@@ -112,6 +112,11 @@ func TestFaultModuleAttributes(t *testing.T) {
 	out, err := tool(t, f.Path, tok.PIN, "--list-objects", "--type", "privkey")
 	if err != nil || !strings.Contains(out, "label:      lie\n") || !strings.Contains(out, strings.Repeat("78", 300)) {
 		t.Errorf("%v: %s", err, out)
+	}
+	f.Script(t, "C_GetInfo * info 2 6c6965", "C_GetTokenInfo * info 64 6c6965") // manufacturerID, model
+	slots, err := exec.CommandContext(t.Context(), "pkcs11-tool", "--module", f.Path, "--show-info", "--list-slots").CombinedOutput()
+	if text := string(slots); err != nil || !strings.Contains(text, "Manufacturer     lie") || !strings.Contains(text, "token model        : lie") {
+		t.Errorf("%v: %s", err, slots)
 	}
 	f.Script(t, "C_FindObjects * length 0")
 	if out, err := tool(t, f.Path, tok.PIN, "--list-objects"); err != nil || strings.Contains(out, "Object") {

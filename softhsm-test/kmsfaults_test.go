@@ -4,6 +4,7 @@ package softhsmtest_test
 
 import (
 	"errors"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +16,9 @@ import (
 
 	"hsmsign/internal/testkit"
 	aws "hsmsign/signer/awskms/awskmstest"
+	azure "hsmsign/signer/azurekms/azurekmstest"
 	gcp "hsmsign/signer/gcpkms/gcpkmstest"
+	vault "hsmsign/signer/vault/vaulttest"
 )
 
 // service is a double of a KMS in the test process, so that it counts and fails as the test wants, with the golden
@@ -105,6 +108,64 @@ func newGCP(t *testing.T, delay time.Duration) *service {
 	}
 }
 
+func newVault(t *testing.T, delay time.Duration) *service {
+	t.Helper()
+	server := testkit.Value(vault.NewServer(vault.Config{Delay: delay}))(t)
+	t.Cleanup(func() { _ = server.Close() })
+	path := testkit.Value(server.AddKey("mdm-vendor", testkit.GoldenKey(t)))(t)
+	return &service{
+		cloud: cloud{ref: "vault://" + server.Address() + "/" + path + "&tls=off", env: []string{"VAULT_TOKEN=" + vault.Token}},
+		fault: map[string]string{
+			well: "ok", "throttled": "throttle", "failing": "internal", "expired": "invalid-token",
+			"reset": "reset", "damaged": "truncate", "wrong": "flip-bit", "disabled": "disabled", "silent": "hang", "denied": "denied",
+		},
+		missing: `allows "update transit/sign/mdm-vendor/sha2-256"`,
+		stand:   func(fault string) error { return server.Stand("Sign", vault.Fault(fault)) },
+		script: func(faults ...string) error {
+			for _, f := range faults {
+				if err := server.Script("Sign", vault.Fault(f)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		calls: func() (signatures, requests int) {
+			return server.Calls("Sign"), server.Calls("*")
+		},
+		close: func() { _ = server.Close() },
+	}
+}
+
+func newAzure(t *testing.T, delay time.Duration) *service {
+	t.Helper()
+	server := testkit.Value(azure.NewServer(azure.Config{Delay: delay}))(t)
+	t.Cleanup(func() { _ = server.Close() })
+	path := testkit.Value(server.AddKey("mdm-vendor", testkit.GoldenKey(t)))(t)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	testkit.OK(t, os.WriteFile(ca, server.CA(), 0o600))
+	return &service{
+		cloud: cloud{ref: "azurekms://" + server.Address() + "/" + path + "?ca=" + url.QueryEscape(ca), env: server.Environment()}, // the name of the test is part of the folder
+		fault: map[string]string{
+			well: "ok", "throttled": "throttle", "failing": "internal", "expired": "expired",
+			"reset": "reset", "damaged": "truncate", "wrong": "flip-bit", "disabled": "disabled", "silent": "hang", "denied": "denied",
+		},
+		missing: "role of deploy/terraform/azure",
+		stand:   func(fault string) error { return server.Stand("Sign", azure.Fault(fault)) },
+		script: func(faults ...string) error {
+			for _, f := range faults {
+				if err := server.Script("Sign", azure.Fault(f)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		calls: func() (signatures, requests int) {
+			return server.Calls("Sign"), server.Calls("*")
+		},
+		close: func() { _ = server.Close() },
+	}
+}
+
 // The secrets, which no output may contain.
 const (
 	awsSecret = "session-secret-of-the-test" // #nosec G101 -- of the double alone
@@ -112,7 +173,7 @@ const (
 )
 
 func services() map[string]func(*testing.T, time.Duration) *service {
-	return map[string]func(*testing.T, time.Duration) *service{"aws": newAWS, "gcp": newGCP}
+	return map[string]func(*testing.T, time.Duration) *service{"aws": newAWS, "gcp": newGCP, "vault": newVault, "azure": newAzure}
 }
 
 // meet sets the fault of every signature after the script.
@@ -213,7 +274,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 			{"silent", 6, "given up", nil},
 			{"gone", 6, "connect", func(_ *testing.T, s *service, _ *os.Process) { s.close() }},
 			{"wrong", 6, "bad signature", nil},
-			{"expired", 5, "credentials", nil},
+			{"expired", 5, "authentication failed", nil},
 			{"denied", 5, "", nil},
 			{"disabled", 4, "unusable key", nil},
 			{"interrupted", 130, "interrupt", func(t *testing.T, _ *service, program *os.Process) { kill(t, program, syscall.SIGINT) }},
@@ -237,7 +298,7 @@ func TestKMSFaultsInABatch(t *testing.T) {
 				} else {
 					exit, stderr = b.during(t, ref, nil, func(program *os.Process) { fault.during(t, double, program) })
 				}
-				if strings.Contains(stderr, awsSecret) || strings.Contains(stderr, awsToken) {
+				if strings.Contains(stderr, awsSecret) || strings.Contains(stderr, awsToken) || strings.Contains(stderr, vault.Token) || strings.Contains(stderr, azure.ClientSecret) {
 					t.Errorf("a secret is printed: %s", stderr)
 				}
 				if n := strings.Count(stderr, "\n"); n > 2 || !strings.Contains(stderr, fault.text) { // the counts, and the reason
@@ -246,7 +307,9 @@ func TestKMSFaultsInABatch(t *testing.T) {
 				if fault.name == "denied" && !strings.Contains(stderr, double.missing) {
 					t.Errorf("the permission %q is not named: %s", double.missing, stderr)
 				}
-				b.check(t, start(t, 0).ref, exit, stderr, fault.exit)
+				well := start(t, 0)
+				b.env = append(b.env, well.env...)
+				b.check(t, well.ref, exit, stderr, fault.exit)
 			})
 		}
 	}

@@ -2,19 +2,12 @@
 # Runs the conformance suite of signer/pkcs11 on opencryptoki's soft token: another implementation of PKCS#11, which signs
 # with CKM_RSA_PKCS only. Token and daemon belong to the machine, so this needs root, creates the token hsmsign-test only
 # if the slot is empty, and does not touch another token.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+daemon=
+finish() { [ -z "$daemon" ] || pkill -x pkcsslotd; }
+source "$(dirname "$0")/anytoken.sh"
 
 module=$(ls /usr/lib/*/opencryptoki/libopencryptoki.so.0 | head -1)
-label=hsmsign-test pin=648219 so_pin=87654321 # of every new token
-work=$(mktemp -d)
-daemon=
-
-finish() {
-	[ -z "$daemon" ] || pkill -x pkcsslotd || true
-	rm -rf "$work"
-}
-trap finish EXIT
+label=hsmsign-test
 
 tool() { timeout 30 pkcs11-tool --module "$module" "$@"; }
 
@@ -44,8 +37,18 @@ case "$there" in
 	;;
 esac
 
-(umask 077 && echo "$pin" >"$work/pin")
 ref="pkcs11:token=$label;object=vendor?module-path=$module&pin-source=file:$work/pin"
-bin/hsmsign key show --key "$ref" >/dev/null 2>&1 || bin/hsmsign key generate --key "$ref"
-bin/hsmsign doctor --key "$ref"
-HSMSIGN_TEST_PKCS11=$ref go test ./signer/pkcs11 -run TestAnyToken -count=1 -v
+"$hsmsign" key show --key "$ref" >/dev/null 2>&1 || "$hsmsign" key generate --key "$ref"
+suite "$ref"
+
+login=(--slot "$slot" --login --pin "$pin")
+remove() { tool "${login[@]}" --delete-object --type privkey --label golden; }
+remove >/dev/null 2>&1 || true # of a run that was interrupted
+openssl pkey -in "$golden/vendor.key" -outform DER -out "$work/golden.der"
+quietly tool "${login[@]}" --write-object "$work/golden.der" --type privkey --label golden --usage-sign
+same "${ref/object=vendor/object=golden}"
+expect 4 'no-such-key' "$hsmsign" key show --key "${ref/object=vendor/object=no-such-key}"
+quietly remove
+HSMSIGN_PIN=111111 expect 5 'CKR_PIN_INCORRECT' "$hsmsign" key show --key "${ref%&pin-source*}"
+"$hsmsign" key show --key "$ref" >/dev/null # the right PIN, which resets the counter
+rate "$ref" 1000

@@ -58,6 +58,19 @@ func (c *Caller) Check(o Order) (rule string, err error) {
 	return "", nil
 }
 
+// CheckProfile returns nil if the caller may have a profile signed for a customer, "" if it is nobody's. Otherwise rule is what
+// refuses it, and the error is of kind forbidden. Approvals, subjects and entitlement programs are about requests only.
+func (c *Caller) CheckProfile(customer string) (rule string, err error) {
+	switch {
+	case !c.Role.Allows(Profiles):
+		return RuleVerb, fault.Forbidden.Errorf("caller %s may not ask for signatures of profiles: its role is %s", c.Name, c.Role.Name).Rule(RuleVerb).Fix(ask)
+	case !c.Role.Covers(customer):
+		return RuleCustomer, fault.Forbidden.Errorf("caller %s may not ask for signatures of profiles of the customer %q", c.Name, fault.Clip(customer, 64)).
+			Rule(RuleCustomer).Fix(ask)
+	}
+	return "", nil
+}
+
 // ask is what to do about a refusal of the policy.
 const ask = "ask whoever writes the configuration; hsmsign check-config explains the roles"
 

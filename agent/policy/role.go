@@ -23,16 +23,17 @@ const (
 	Customers = "customers" // change what is known of customers
 	Freeze    = "freeze"    // stop and start signing
 	Approve   = "approve"   // approve what others ask for
+	Profiles  = "profiles"  // ask for signatures of configuration profiles
 )
 
-var verbs = []string{Sign, Read, Customers, Freeze, Approve}
+var verbs = []string{Sign, Read, Customers, Freeze, Approve, Profiles}
 
 // all is the name in a list that means all.
 const all = "*"
 
 // RoleConfig is what its callers may, as hsmsign.yaml has it.
 type RoleConfig struct {
-	May       []string          `yaml:"may"`                     // sign, read, customers, freeze, approve
+	May       []string          `yaml:"may"`                     // sign, read, customers, freeze, approve, profiles
 	Customers []string          `yaml:"customers"`               // names, or "*" for all
 	Vendors   []string          `yaml:"vendors"`                 // names of vendor identities; nil: all
 	Subject   map[string]string `yaml:"subject"`                 // attributes of the CSR's subject that must match a pattern with *
@@ -83,7 +84,7 @@ func (p *Policy) newRole(name string, from RoleConfig, vendors []string) (*Role,
 		return refused("write what its callers may: "+strings.Join(verbs, ", "), "it may nothing")
 	case r.PerSecond < 0 || r.PerDay < 0:
 		return refused("write a number above 0", "a limit is negative")
-	case !slices.Contains(r.May, Sign):
+	case !r.Allows(Sign) && !r.Allows(Profiles):
 	case len(r.Customers) == 0:
 		return refused("write customers: [\"*\"], or their names", "it may sign, and names no customers")
 	case r.PerSecond == 0 || r.PerDay == 0:
@@ -165,8 +166,12 @@ func (r *Role) Explain() string {
 	if n := r.need[record.EventUnfreeze]; n > 0 {
 		text += "; a freeze ends after the approval of " + people(n)
 	}
-	if !r.Allows(Sign) {
+	if !r.Allows(Sign) && !r.Allows(Profiles) {
 		return text
+	}
+	limits := "; at most " + plural(r.PerSecond, "request") + " a second and " + plural(r.PerDay, "request") + " a day"
+	if !r.Allows(Sign) {
+		return text + limits
 	}
 	if r.MustExist {
 		text += "; only for customers in the ledger"
@@ -174,7 +179,7 @@ func (r *Role) Explain() string {
 	if r.Entitlement != nil {
 		text += "; only if " + r.Entitlement.Program + " allows it"
 	}
-	return text + "; at most " + plural(r.PerSecond, "request") + " a second and " + plural(r.PerDay, "request") + " a day; " + r.explainApprovals()
+	return text + limits + "; " + r.explainApprovals()
 }
 
 func plural(n int, what string) string {

@@ -39,7 +39,7 @@ const tokenVariable = "HSMSIGN_AGENT_TOKEN" // #nosec G101 -- the name of a vari
 
 // localFlags are the flags about the key and the ledger of this machine.
 func localFlags() []string {
-	return []string{"key", "cert", "chain", "trust-root", "ledger", "checkpoint-key", "last-checkpoint"}
+	return []string{"key", "cert", "chain", "trust-root", "ledger", "checkpoint-key", "last-checkpoint", "profile-key", "profile-cert", "profile-chain"}
 }
 
 // agentURL returns the URL of the service that the command uses; "": it uses the key and the ledger of this machine. A local flag

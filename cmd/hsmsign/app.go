@@ -65,7 +65,7 @@ func (p *program) read(ctx context.Context, name string, limit int64, fix string
 func (p *program) commands() []command {
 	return []command{
 		{"sign", p.signCommand}, {"verify", p.verifyCommand}, {"inspect", p.inspectCommand}, {"chain", p.chainCommand}, {"key", p.keyCommand}, {"token", p.tokenCommand},
-		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand},
+		{"vendor", p.vendorCommand}, {"doctor", p.doctorCommand}, {"check-config", p.checkConfigCommand}, {"push", p.pushCommand}, {"mdmcert", p.mdmcertCommand}, {"profile", p.profileCommand}, {"abm", p.abmCommand},
 		{"setup", p.setupCommand}, {"serve", p.serveCommand}, {"console", p.consoleCommand}, {"ledger", p.ledgerCommand}, {"caller", p.callerCommand}, {"policy", p.policyCommand}, {"freeze", p.freezeCommand}, {"unfreeze", p.unfreezeCommand},
 		{"pending", p.pendingCommand}, {"approve", p.approveCommand}, {"reject", p.rejectCommand}, {"testpki", p.testpkiCommand}, {"version", p.versionCommand}, {"completion", p.completionCommand},
 		{"help", p.helpCommand}, {workerCommand, p.workerCommand}, {"man", p.manCommand},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -8,6 +9,7 @@ import (
 	"hsmsign/api"
 	"hsmsign/chain"
 	"hsmsign/ledger"
+	"hsmsign/lifecycle/pushcert"
 )
 
 func (p *program) attachCommand() *cli.Command {
@@ -33,16 +35,21 @@ func (p *program) ledgerAttach(ctx *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	return p.attach(ctx.Context, s, customer, cert)
+}
+
+// attach records the push certificate of a customer in the ledger.
+func (p *program) attach(ctx context.Context, s *settings, customer string, cert *pushcert.Certificate) error {
 	actor, err := s.manager(customer)
 	if err != nil {
 		return err
 	}
-	l, done, err := p.openLedger(ctx.Context, s, true)
+	l, done, err := p.openLedger(ctx, s, true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	err = l.Attach(ctx.Context, actor.Name, actor.Channel, customer, ledger.Push{
+	err = l.Attach(ctx, actor.Name, actor.Channel, customer, ledger.Push{
 		Topic: cert.Topic, NotAfter: cert.NotAfter.UTC(), SHA256: api.SHA256(cert.Raw), SPKI: chain.SPKISHA256(cert.PublicKey),
 	})
 	if err == nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -56,6 +57,9 @@ func (p *program) checkConfig(ctx *cli.Context) error {
 		return err
 	}
 	if err := p.checkServe(s); err != nil {
+		return err
+	}
+	if err := s.checkProfiles(ctx.Context); err != nil {
 		return err
 	}
 	cert, _ := s.str("cert")
@@ -151,6 +155,7 @@ func (s *settings) effective() ([]api.Setting, error) {
 	service, err := s.agentSettings()
 	keyErr, infos = errors.Join(keyErr, err), append(infos, service...)
 	return append(infos,
+		inFile("profiles", s.path, len(s.config.Profiles) > 0, slices.Sorted(maps.Keys(s.config.Profiles))),
 		inFile("vendors", s.path, len(s.config.Vendors) > 0, s.vendorNames()),
 		inFile("modules", s.path, s.config.Modules != nil, s.config.Modules)), keyErr
 }

@@ -43,7 +43,7 @@ func (p *program) completion(ctx *cli.Context) error {
 var flagValues = map[string][]string{
 	"format": {"base64", "plist"}, "export-format": {"p12", "pem"}, "for": {"micromdm", "nanomdm", "fleet", "windows"},
 	"as": {"csv", "json"}, "approvals": {"none", "1", "2"}, "kind": {"attached", "customer", "erased", "failed", "intent", "issued", "refused", "superseded", "unknown"},
-	"digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
+	"cert-kind": certificateKinds(), "digest": {"sha1", "sha256"}, "bits": {"2048", "3072", "4096"},
 }
 
 // complete returns what may stand for the last of the words after the program's name. The shell filters it.

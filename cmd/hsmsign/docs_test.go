@@ -101,9 +101,9 @@ func TestLibraryDocument(t *testing.T) {
 
 // TestFindingsAreDocumented compares docs/findings.md with the code: every ID, and no other.
 func TestFindingsAreDocumented(t *testing.T) {
-	id := regexp.MustCompile("[\"`]((?:csr|chain|request|push)\\.[a-z0-9-]+)[\"`]")
+	id := regexp.MustCompile("[\"`]((?:csr|chain|request|push|profile|cms|abm|mdm|identity)\\.[a-z0-9-]+)[\"`]")
 	var inCode []string
-	for _, dir := range []string{"request", "chain", "agent", "lifecycle"} {
+	for _, dir := range []string{"request", "chain", "agent", "lifecycle", "internal/cms"} {
 		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

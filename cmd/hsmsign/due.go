@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,6 +51,8 @@ const (
 	dueVendor  = "vendor certificate"
 	dueIssuer  = "issuer certificate" // of the vendor's chain
 	dueWatched = "watched certificate"
+	dueToken   = "server token"        // of Apple Business Manager
+	dueProfile = "profile certificate" // or one of its chain
 )
 
 func (p *program) ledgerDue(ctx *cli.Context) error {
@@ -161,6 +164,16 @@ func (s *settings) dueItems(ctx context.Context, l *ledger.Ledger, before, now t
 		}
 		for i, c := range certs {
 			items = append(items, certItem(map[bool]string{true: dueVendor, false: dueIssuer}[i == 0], one.vendor, c))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.config.Profiles)) {
+		i := s.config.Profiles[name]
+		certs, err := s.store.LoadCertificates(ctx, append([]string{i.Cert}, i.Chain...)...)
+		if err != nil {
+			return nil, fmt.Errorf("profile certificate: %w", err)
+		}
+		for _, c := range certs {
+			items = append(items, certItem(dueProfile, name, c))
 		}
 	}
 	watched, err := s.watchItems(ctx, l, now)

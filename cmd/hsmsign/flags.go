@@ -45,7 +45,7 @@ func configFlag() cli.Flag {
 func jsonFlag() cli.Flag  { return boolFlag("json", "print results as JSON, one object a line") }
 func forceFlag() cli.Flag { return boolFlag("force", "overwrite existing output files") }
 func keyFlag() cli.Flag {
-	return stringFlag("key", "vendor key `REFERENCE`: file:PATH, pkcs11:...?module-path=..., awskms:///... or gcpkms://...")
+	return stringFlag("key", "vendor key `REFERENCE`: file:PATH, pkcs11:...?module-path=..., vault://..., awskms:///..., gcpkms://... or azurekms://...")
 }
 func outputFlag() cli.Flag {
 	return stringFlag("output", "write to `FILE` instead of standard output", "o")
@@ -242,6 +242,7 @@ func (s *settings) fromConfig(name string) []string {
 		"ledger": {s.config.Ledger.Store}, "origin": {s.config.Ledger.Origin}, "verifier-key": {s.config.Ledger.VerifierKey},
 		"checkpoint-key": {s.config.Ledger.CheckpointKey}, "last-checkpoint": {s.config.Ledger.LastCheckpoint},
 		"required": {requiredText(s.config.Ledger.Required)},
+		"profile":  {s.config.Profile},
 		"agent":    {s.config.Agent.URL}, "client-cert": {s.config.Agent.ClientCert}, "client-key": {s.config.Agent.ClientKey},
 		"agent-ca": {s.config.Agent.CA}, "agent-token-from": {s.config.Agent.TokenFrom}, "agent-aws": {map[bool]string{true: "true"}[s.config.Agent.AWS]},
 	}[name]

@@ -21,6 +21,7 @@ func freezeFlags() []cli.Flag {
 	return slices.Concat(ledgerFlags(), agentFlags(), []cli.Flag{
 		stringFlag("caller", "`NAME` of the caller that may not sign"), stringFlag("customer", "`NAME` of the customer for whom nothing is signed"),
 		stringFlag("vendor", "`NAME` of the vendor identity that may not be used"), boolFlag("all", "all signing"),
+		stringFlag("profile", "`NAME` of the identity that may not sign profiles"),
 		stringFlag("reason", "why: `TEXT` that the entry records; required"), configFlag(),
 	})
 }
@@ -135,13 +136,16 @@ func freezeText(scope, name string) string {
 	return fmt.Sprintf("%s %q", scope, name)
 }
 
+// profileScope is the flag of an identity that signs profiles, which the ledger knows as one of a vendor.
+const profileScope = "profile"
+
 // freeze returns the freeze that the flags name: one scope, and the reason. A scope on the command line counts more than those of
 // the environment; the configuration's vendor identity is not a scope.
 func (s *settings) freeze() (ledger.Freeze, error) {
 	names := []string{ledger.FreezeCaller, ledger.FreezeCustomer, ledger.FreezeVendor}
 	scopes := append(slices.Clone(names), ledger.FreezeAll)
 	var found []ledger.Freeze
-	fromLine := slices.ContainsFunc(scopes, s.given)
+	fromLine := slices.ContainsFunc(append(scopes, profileScope), s.given)
 	for _, scope := range names {
 		value := s.getenv(envName(scope))
 		if fromLine {
@@ -151,11 +155,14 @@ func (s *settings) freeze() (ledger.Freeze, error) {
 			found = append(found, ledger.Freeze{Scope: scope, Name: value})
 		}
 	}
+	if s.given(profileScope) { // the one of the configuration and the environment is not a scope
+		found = append(found, ledger.Freeze{Scope: ledger.FreezeVendor, Name: agent.ProfileIdentity(s.ctx.String(profileScope))})
+	}
 	if s.boolean(ledger.FreezeAll) && (!fromLine || s.given(ledger.FreezeAll)) {
 		found = append(found, ledger.Freeze{Scope: ledger.FreezeAll})
 	}
 	if len(found) != 1 {
-		return ledger.Freeze{}, fault.Usage.Errorf("%d scopes given", len(found)).Fix("name one: --" + strings.Join(scopes, ", --"))
+		return ledger.Freeze{}, fault.Usage.Errorf("%d scopes given", len(found)).Fix("name one: --" + strings.Join(append(scopes, profileScope), ", --"))
 	}
 	found[0].Reason, _ = s.str("reason")
 	if found[0].Reason == "" {

@@ -24,7 +24,7 @@ func (p *program) keyCommand() *cli.Command {
 		Usage: "generate, list, show, test and convert keys, and store a certificate with a key",
 		Subcommands: []*cli.Command{
 			{
-				Name: "generate", Usage: "make an RSA key in a PKCS#11 token, a KMS or a file",
+				Name: "generate", Usage: "make an RSA key in a PKCS#11 token, Vault, a KMS or a file",
 				Description: "In a token the key can sign and do nothing else, and cannot leave it; what the token made of that is printed.\n" +
 					"In a file it is encrypted with the passphrase of passphrase-file, $HSMSIGN_PASSPHRASE or the terminal. Nothing is\n" +
 					"ever replaced: a key of that name is exit code 2.\n\n" +

@@ -221,6 +221,9 @@ func (p *program) ledgerShow(ctx *cli.Context) error {
 		p.con.Field("attempt", fmt.Sprintf("%s %s: %s", api.Time(a.Time), orDefault(a.Operation, "no id"), a.Error))
 	}
 	p.con.Field("verifier keys", strings.Join(e.Keys, ", "))
+	if e.Profile != nil {
+		p.con.Field("profile", e.Profile.Identifier+" "+e.Profile.UUID)
+	}
 	p.printProbed(e.Probed)
 	if f := e.Freeze; f != nil {
 		p.con.Field("about", freezeText(f.Scope, f.Name))

@@ -87,6 +87,9 @@ func (s *settings) facts() map[string]string {
 	for name, i := range s.config.OIDC {
 		facts["oidc "+name+" ca"] = certificateFacts(i.CA)
 	}
+	for name, i := range s.config.Profiles {
+		facts["profile "+name] = keystore.Redact(i.Key) + "\n" + certificateFacts(append([]string{i.Cert}, i.Chain...)...)
+	}
 	identities := []*settings{s}
 	for _, name := range s.vendorNames() {
 		if name != s.vendor {

@@ -48,7 +48,7 @@ func customerFlags() []cli.Flag {
 func (p *program) pushCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "push",
-		Usage: "the customer's side: key and CSR, push certificate, topic, renewal, file for the MDM server",
+		Usage: "the customer's side: key and CSR, push certificate, topic, renewal, file for the MDM server or of Profile Manager",
 		Subcommands: []*cli.Command{
 			{
 				Name: "csr", Usage: "make a key, and the CSR that the MDM vendor signs",
@@ -73,7 +73,7 @@ func (p *program) pushCommand() *cli.Command {
 				Flags:  []cli.Flag{stringFlag("old", "`FILE` of the push certificate in use"), stringFlag("new", "`FILE` of the renewed one")},
 				Action: p.pushRenew,
 			},
-			p.pushP12Command(),
+			p.pushP12Command(), p.pushImportCommand(),
 			{
 				Name: "topic", Usage: "print the topic of a push certificate, and nothing else", ArgsUsage: "FILE",
 				Description: "  hsmsign push topic MDM_Certificate.pem",

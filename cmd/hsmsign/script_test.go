@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               setupScript,
-		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "agekey": cmdAgeKey, "flip": cmdFlip, "schema": cmdSchema, "witness": cmdWitness, "replica": cmdReplica, "servicepki": cmdServicePKI(t), "freeport": cmdFreePort, "ready": cmdReady, "proxy": cmdProxy, "awskms": cmdAWSKMS, "gcpkms": cmdGCPKMS, "oidcissuer": cmdIssuer(t), "sts": cmdSTS}),
+		Cmds:                scripttest.Commands(map[string]scripttest.Command{"vendor": cmdVendor, "profilepki": cmdProfilePKI, "serve": cmdServe, "mdmcert": cmdMDMCert, "issuepush": cmdIssuePush, "agekey": cmdAgeKey, "flip": cmdFlip, "schema": cmdSchema, "witness": cmdWitness, "replica": cmdReplica, "servicepki": cmdServicePKI(t), "freeport": cmdFreePort, "ready": cmdReady, "proxy": cmdProxy, "awskms": cmdAWSKMS, "gcpkms": cmdGCPKMS, "oidcissuer": cmdIssuer(t), "sts": cmdSTS}),
 	})
 }
 

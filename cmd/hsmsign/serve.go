@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -55,10 +57,11 @@ type serveJob struct {
 
 	s atomic.Pointer[settings] // of the configuration in force
 	// Of the state in force; only loading uses them, which the server does one after the other.
-	vendors map[string]servedVendor
-	issuers *oidc.Issuers
-	files   atomic.Pointer[[sha256.Size]byte] // hash of the files of tls:
-	aws     *awsiam.Verifier                  // nil: no caller had an AWS identity
+	profiles map[string]servedProfile // by name
+	vendors  map[string]servedVendor
+	issuers  *oidc.Issuers
+	files    atomic.Pointer[[sha256.Size]byte] // hash of the files of tls:
+	aws      *awsiam.Verifier                  // nil: no caller had an AWS identity
 }
 
 // serviceLedger is the ledger for the vendors of a service, whose own probes have its name.
@@ -83,7 +86,7 @@ func (p *program) serve(ctx *cli.Context) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	job := &serveJob{p: p, cli: ctx, vendors: map[string]servedVendor{}, log: slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: inUTC}))}
+	job := &serveJob{p: p, cli: ctx, vendors: map[string]servedVendor{}, profiles: map[string]servedProfile{}, log: slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: inUTC}))}
 	p.prompt = nil // a service has nobody to ask
 	p.log = job.log
 	s, _, err := p.start(ctx, noFiles)
@@ -176,6 +179,16 @@ func (job *serveJob) load(ctx context.Context, again bool) (*server.State, error
 	for name, v := range vendors {
 		next.Vendors[name] = v.Vendor
 	}
+	profiles, err := job.loadProfiles(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	next.Profile, next.Profiles = s.config.Profile, map[string]*agent.ProfileSigner{}
+	for name, one := range profiles {
+		if next.Profiles[name] = one.ProfileSigner; len(profiles) == 1 {
+			next.Profile = name
+		}
+	}
 	var files [sha256.Size]byte
 	if next.TLS, files, err = readTLS(s); err != nil {
 		return nil, err
@@ -209,7 +222,7 @@ func (job *serveJob) load(ctx context.Context, again bool) (*server.State, error
 		if again && restarts(s.config) != restarts(before.config) {
 			job.log.Warn("ledger, listen, metrics or traces were changed; that needs a restart of the service")
 		}
-		job.vendors, job.issuers, job.aws = vendors, next.OIDC, next.AWS
+		job.vendors, job.profiles, job.issuers, job.aws = vendors, profiles, next.OIDC, next.AWS
 		job.files.Store(&files)
 		job.s.Store(s)
 	}
@@ -249,6 +262,35 @@ func (job *serveJob) loadVendors(ctx context.Context, s *settings) (map[string]s
 			return nil, err
 		default:
 			job.log.Warn("a vendor identity cannot be used", "vendor", one.vendor, "error", console.ErrorLine(err))
+		}
+	}
+	return all, nil
+}
+
+// servedProfile is a signer of profiles and what it was made of.
+type servedProfile struct {
+	*agent.ProfileSigner
+	from config.ProfileIdentity
+}
+
+// loadProfiles returns the identities that sign profiles. One that has not changed stays as it is, with its open key. One that cannot be
+// used is left out: CSRs are signed without it.
+func (job *serveJob) loadProfiles(ctx context.Context, s *settings) (map[string]servedProfile, error) {
+	all := map[string]servedProfile{}
+	for name, from := range s.config.Profiles {
+		signer, err := s.newProfileSigner(ctx, name, func(cfg *agent.ProfileConfig) {
+			cfg.SignTimeout, cfg.Recorder = serveSignTimeout, job.ledger
+		})
+		before, known := job.profiles[name]
+		switch {
+		case err != nil && fault.KindOf(err) == fault.Usage: // the key of a vendor
+			return nil, fmt.Errorf("profiles: %s: %w", name, err)
+		case err != nil:
+			job.log.Warn("an identity for profiles cannot be used", "profile", name, "error", console.ErrorLine(err))
+		case known && reflect.DeepEqual(before.from, from) && slices.EqualFunc(before.Chain(), signer.Chain(), (*x509.Certificate).Equal):
+			all[name] = before
+		default:
+			all[name] = servedProfile{signer, from}
 		}
 	}
 	return all, nil

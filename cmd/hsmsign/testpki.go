@@ -30,7 +30,7 @@ func (p *program) testpkiCommand() *cli.Command {
 			stringFlag("out-dir", "`FOLDER` for the test certificates, made if it does not exist"),
 			forceFlag(), jsonFlag(),
 		},
-		Subcommands: []*cli.Command{p.issuePushCommand()},
+		Subcommands: []*cli.Command{p.issuePushCommand(), p.testIdentitiesCommand()},
 		Action:      p.testpki,
 	}
 }

@@ -77,6 +77,10 @@ func (p *program) watchAdd(ctx *cli.Context) error {
 			p.con.Warnf("%s is watched, and cannot be read now: %s", target, console.ErrorLine(result.Err))
 			return nil
 		}
+		if !result.Token.IsZero() {
+			p.con.Infof("%s is watched: a server token, until %s", target, result.Token.Format(time.DateOnly))
+			return nil
+		}
 		first := result.Certs[0]
 		p.con.Infof("%s is watched: %s, until %s", target, api.Name(first.Subject), first.NotAfter.UTC().Format(time.DateOnly))
 		return nil
@@ -159,6 +163,11 @@ func (s *settings) watchItems(ctx context.Context, l *ledger.Ledger, now time.Ti
 	for i, result := range watch.Read(ctx, targets) {
 		for _, c := range result.Certs {
 			items = append(items, certItem(dueWatched, all[i].Target, c))
+		}
+		if !result.Token.IsZero() {
+			items = append(items, ledgerapi.Due{
+				LedgerDue: api.LedgerDue{What: dueToken, Source: all[i].Target, At: api.Time(result.Token)}, Deadline: result.Token, ID: all[i].Target,
+			})
 		}
 		if result.Err != nil {
 			items = append(items, ledgerapi.Due{

@@ -12,7 +12,8 @@ import (
 	"hsmsign/internal/testkit"
 )
 
-// TestRename: after make rename, a copy of the project has another module path everywhere, and builds.
+// TestRename: after make rename, a copy of the project has another module path everywhere, every import exists, and packages build: a few, or
+// all with HSMSIGN_SOAK.
 func TestRename(t *testing.T) {
 	const renamed = "example.org/team/hsm-sign"
 	dir := t.TempDir()
@@ -41,7 +42,11 @@ func TestRename(t *testing.T) {
 			t.Errorf("%s is still imported", path)
 		}
 	}
-	run("go", "build", "./...")
+	packages := []string{"./chain", "./request", "./secret"} // all of them take half a minute
+	if os.Getenv("HSMSIGN_SOAK") != "" {
+		packages = []string{"./..."}
+	}
+	run("go", append([]string{"build"}, packages...)...)
 	for _, mod := range testkit.Value(filepath.Glob(filepath.Join(dir, "deploy", "*", "*", "go.mod")))(t) {
 		if text := testkit.Value(os.ReadFile(mod))(t); !strings.HasPrefix(string(text), "module "+renamed+"/deploy/") {
 			t.Errorf("%s has another path: %.60s", mod, text)

@@ -20,16 +20,17 @@ type Kind string
 
 // The kinds for which there is a command, and those without a known structure.
 const (
-	CSR         Kind = "a certificate signing request"
-	Request     Kind = "a Push Certificate Request"
-	Certificate Kind = "a certificate"
-	Bundle      Kind = "a PKCS#7 file"
-	Mail        Kind = "an encrypted PKCS#7 file"
-	PrivateKey  Kind = "a private key"
-	PKCS12      Kind = "a PKCS#12 file"
-	Keystore    Kind = "a Java keystore (JKS or JCEKS)"
-	Binary      Kind = "binary data of an unknown kind"
-	Text        Kind = "text without a PEM block"
+	CSR          Kind = "a certificate signing request"
+	Request      Kind = "a Push Certificate Request"
+	Certificate  Kind = "a certificate"
+	Bundle       Kind = "a PKCS#7 file"
+	Mail         Kind = "an encrypted PKCS#7 file"
+	PrivateKey   Kind = "a private key"
+	PKCS12       Kind = "a PKCS#12 file"
+	PropertyList Kind = "a property list"
+	Keystore     Kind = "a Java keystore (JKS or JCEKS)"
+	Binary       Kind = "binary data of an unknown kind"
+	Text         Kind = "text without a PEM block"
 )
 
 // Use returns the command for a file of this kind, or "".
@@ -162,7 +163,7 @@ func ofText(data []byte) Kind {
 	}
 	for _, k := range []struct{ prefix, contains, kind Kind }{
 		{"<!doctype html", "", "an HTML page"}, {"<html", "", "an HTML page"},
-		{"<", "pushcertrequestcsr", Request}, {"<", "<plist", "a property list"}, {"<?xml", "", "an XML file"}, {"bplist", "", "a binary property list"},
+		{"<", "pushcertrequestcsr", Request}, {"<", "<plist", PropertyList}, {"<?xml", "", "an XML file"}, {"bplist", "", "a binary property list"},
 		{"\xfe\xed\xfe\xed", "", Keystore}, {"\xce\xce\xce\xce", "", Keystore}, {"pk\x03\x04", "", "a ZIP archive"}, {"PK\x03\x04", "", "a ZIP archive"},
 		{"{", "", "JSON"}, {"ssh-", "", "an SSH public key"},
 		{"\xff\xfe", "", "text in UTF-16 (save it as UTF-8)"}, {"\xfe\xff", "", "text in UTF-16 (save it as UTF-8)"},

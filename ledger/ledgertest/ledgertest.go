@@ -32,6 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) (store *ledger.Store, again func(
 		"approvals": testApprovals, "approvals, ended": testApprovalsEnd, "approvals, bound": testApprovalsBound, "approvals, elsewhere": testApprovalsElsewhere,
 		"search": testSearch, "search, bounded": testSearchBounded, "customer pages": testCustomerPages, "prove an entry": testProveEntry, "previous request": testPrevious,
 		"check": testCheck, "requests": testRequests, "entries": testEntries, "credentials": testCredentials, "uses": testUses, "once": testOnce, "sessions": testSessions, "sessions, tampered": testSessionsTampered, "logins": testLogins, "replicas": testReplicas, "replicated": testReplicated,
+		"profiles": testProfiles, "profiles, limits": testProfileLimits, "profiles, tampered": testProfilesTampered,
 		"outbox": testOutbox, "outbox, leases": testOutboxLeases, "outbox, crash": testOutboxCrash, "outbox, limits": testOutboxLimits, "outbox, hastened": testOutboxHastened, "outbox, erased": testOutboxErased, "outbox, questions": testOutboxQuestions,
 		"approvals, tampered": testApprovalsTampered, "approvals, moved": testApprovalsMoved, "approvals, forbidden": testApprovalsForbidden, "approvals, frozen": testApprovalsFrozen, "unfreeze, approved": testUnfreezeApproved, "unfreeze, asked": testUnfreezeAsked, "unfreeze, ended": testUnfreezeEnded, "approvals, erased": testApprovalsErased,
 	}

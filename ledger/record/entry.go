@@ -44,6 +44,11 @@ const (
 	KindRejected   = "rejected"   // somebody rejected it, which ends it
 	KindExpired    = "expired"    // it was not approved in time
 	KindMoved      = "moved"      // the ledger is in another store from the next entry on
+
+	KindProfile        = "profile"         // the signature of a profile was authorized and is about to be made
+	KindProfileSigned  = "profile-signed"  // it was made; the signed profile may be released
+	KindProfileFailed  = "profile-failed"  // the key did not sign; nothing was released
+	KindProfileRefused = "profile-refused" // a rule refused it; nothing was signed, unless there was an entry of kind profile before
 )
 
 // ID identifies a request, a customer, an actor or a credential. It is random, so that it says nothing about a person; that of
@@ -123,12 +128,12 @@ type Entry struct {
 	From        ID           // the customer that a reassigned key belonged to
 	Channel     string       // how the order came: "local"
 	Policy      Hash         // of the policy that was in force
-	CSR         Hash         // of its DER
+	CSR         Hash         // of its DER; of the profile, if the entry is about one
 	SPKI        Hash         // of the SubjectPublicKeyInfo of the CSR; of a probe: that of the vendor's key
-	Vendor      Hash         // of the vendor certificate's DER
+	Vendor      Hash         // of the vendor certificate's DER; of the profile certificate's
 	Chain       Hash         // of the DER certificates of the vendor's chain, concatenated
 	Digest      string       // of the signature: "SHA-256"
-	File        Hash         // of the request file
+	File        Hash         // of the request file, or the signed profile
 	Operation   string       // the backend's id of the signing operation, if it has one
 	Rule        string       // that refused the request
 	Commitments []Commitment // sorted by name, each name once

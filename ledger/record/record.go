@@ -37,6 +37,7 @@ type Permit struct {
 	// Whose request it is, who asked, and with which vendor identity: a freeze of one of them stops the release.
 	Customer        ID
 	Actor, Identity string
+	Entry           int64 // of a profile: the number of the entry that authorized it
 	// Stored is the request file that was issued for the same use before; nil: sign. The caller verifies it.
 	Stored []byte
 }
@@ -102,6 +103,7 @@ type Record struct {
 	Freeze   *Freeze   // of kind frozen and unfrozen, and of kind pending that is about a freeze
 	Asked    *Asked    // of kind pending
 	Decided  *Decided  // of kind approved and rejected
+	Profile  *Profile  // of the kinds about a profile
 	Replica  string    // of kind policy: the name of the program that started
 	Moved    *Moved    // of kind moved
 	// Entitlement is the answer of the program that the actor's role asked: JSON.

@@ -1,5 +1,7 @@
 // Package watch reads the certificate chains of files and TLS endpoints, so that their expiry can be reported.
 //
+// A file can also have a server token of Apple Business Manager as JSON; of it only the expiry is kept.
+//
 // A target is the name of a file, HOST:PORT, or an https:// URL, of which only host and port are used:
 //
 //	target, err := watch.Parse("https://push.example.com/")  // "push.example.com:443"
@@ -35,6 +37,7 @@ import (
 	"hsmsign/chain"
 	"hsmsign/fault"
 	"hsmsign/internal/input"
+	"hsmsign/lifecycle/abm"
 )
 
 const (
@@ -115,7 +118,9 @@ var hostForm = sync.OnceValue(func() *regexp.Regexp {
 type Result struct {
 	Target Target
 	Certs  []*x509.Certificate
-	Err    error
+	// Token is when the server token in the file expires (package abm), UTC; zero: the target has certificates.
+	Token time.Time
+	Err   error
 }
 
 // Read reads the chains of at most MaxTargets targets, in their order.
@@ -137,37 +142,41 @@ func read(ctx context.Context, targets []Target, resolver *net.Resolver) []Resul
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			results[i].Certs, results[i].Err = target.read(ctx, resolver)
+			results[i].Certs, results[i].Token, results[i].Err = target.read(ctx, resolver)
 		})
 	}
 	all.Wait()
 	return results
 }
 
-func (t Target) read(ctx context.Context, resolver *net.Resolver) ([]*x509.Certificate, error) {
+func (t Target) read(ctx context.Context, resolver *net.Resolver) (certs []*x509.Certificate, token time.Time, err error) {
 	if t.file != "" {
 		data, err := input.File(t.file, chain.MaxFile)
 		if err != nil {
-			return nil, fault.Refused.Errorf("%q: %w", t.file, err).Fix("name a readable file")
+			return nil, token, fault.Refused.Errorf("%q: %w", t.file, err).Fix("name a readable file")
 		}
-		certs, err := chain.Parse(data)
-		if err != nil {
-			return nil, fault.Refused.Errorf("%q: %w", t.file, err).Fix("name a file with certificates")
+		defer clear(data) // of a token only the date is kept
+		if found, err := abm.ParseToken(data); err == nil {
+			clear(found.JSON)
+			return nil, found.Expiry, nil
 		}
-		return certs, nil
+		if certs, err = chain.Parse(data); err != nil {
+			return nil, token, fault.Refused.Errorf("%q: %w", t.file, err).Fix("name a file with certificates, or with the JSON of a server token")
+		}
+		return certs, token, nil
 	}
-	certs, err := t.dial(ctx, resolver)
+	certs, err = t.dial(ctx, resolver)
 	switch {
 	case len(certs) > chain.MaxCerts:
-		return nil, fault.Refused.Errorf("%s: %d certificates; at most %d are read", t, len(certs), chain.MaxCerts)
+		return nil, token, fault.Refused.Errorf("%s: %d certificates; at most %d are read", t, len(certs), chain.MaxCerts)
 	case len(certs) > 0:
-		return certs, nil
+		return certs, token, nil
 	case errors.Is(err, ErrAddress):
-		return nil, err
+		return nil, token, err
 	case err == nil:
 		err = errors.New("it has no certificate")
 	}
-	return nil, fault.Unavailable.Errorf("%s: %w", t, err).Fix("check the host and its port")
+	return nil, token, fault.Unavailable.Errorf("%s: %w", t, err).Fix("check the host and its port")
 }
 
 // dial returns the chain that the endpoint shows in its handshake, whether or not the handshake succeeds after that.

@@ -8,7 +8,6 @@
 package mdmcert
 
 import (
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -16,6 +15,7 @@ import (
 	"strings"
 
 	"hsmsign/fault"
+	"hsmsign/internal/cms"
 	"hsmsign/internal/pemtext"
 	"hsmsign/internal/strictder"
 )
@@ -41,12 +41,8 @@ const MaxOrder = 256 << 10
 // ErrOrder is the error family of ParseOrder and of Encrypt's recipient.
 var ErrOrder = fault.Refused.New("unusable order")
 
-// The limits of an order's values.
-const (
-	maxEmail   = 255  // characters (RFC 5280, ub-emailaddress-length)
-	minKeyBits = 2048 // of the recipient
-	maxKeyBits = 8192
-)
+// maxEmail is the longest email address, in characters (RFC 5280, ub-emailaddress-length).
+const maxEmail = 255
 
 // ParseOrder decodes the body of an order, as a server of mdmcert.download's kind receives it. apiKey is a secret. The CSR
 // is unchecked; email address and certificate can be used.
@@ -91,8 +87,8 @@ func parseRecipient(der []byte) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, fault.Errorf("%w: encrypt is not a certificate", ErrOrder).Fix("send the base64 of the certificate in PEM")
 	}
-	if pub, ok := cert.PublicKey.(*rsa.PublicKey); !ok || pub.N.BitLen() < minKeyBits || pub.N.BitLen() > maxKeyBits {
-		return nil, fault.Errorf("%w: the certificate in encrypt has no RSA key of %d to %d bits", ErrOrder, minKeyBits, maxKeyBits).
+	if err := cms.CheckRecipient(cert); err != nil {
+		return nil, fault.Errorf("%w: the certificate in encrypt: %w", ErrOrder, err).
 			Fix("make the recipient's certificate with an RSA-2048 key")
 	}
 	return cert, nil

@@ -6,6 +6,7 @@
 package pushcert
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
@@ -124,6 +125,25 @@ func (c *Certificate) MatchKey(pub crypto.PublicKey) error {
 	}
 	return fault.Refuse("push.key-mismatch", "the push certificate does not match the key: it contains the public key with SHA-256 %s, the key has %s",
 		chain.SPKISHA256(c.PublicKey), chain.SPKISHA256(pub)).WithFix("give the key of the CSR, or the certificate of this key")
+}
+
+// CheckIssuer returns a *fault.Finding (push.issuer) if one of the certificates has the name of the issuer and did not issue this
+// one. Without such a certificate there is nothing to check: Apple's portal adds none either.
+func (c *Certificate) CheckIssuer(others []*x509.Certificate) error {
+	var err error
+	for _, other := range others {
+		if !bytes.Equal(other.RawSubject, c.RawIssuer) {
+			continue
+		}
+		if err = c.CheckSignatureFrom(other); err == nil {
+			return nil
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return fault.Refuse("push.issuer", "the certificate of the issuer %q in the file did not issue the push certificate: %s",
+		fault.Clip(c.Issuer.CommonName, maxName), fault.Clip(err.Error(), maxName)).WithFix("export the file again; the certificate may be forged")
 }
 
 // CheckRenewal returns a *fault.Finding unless renewed can replace old: it has the same topic (otherwise every device would

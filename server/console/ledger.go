@@ -50,6 +50,8 @@ var kinds = map[string]string{
 	"probe": "The vendor's key signed a probe message, which is no request.", "frozen": "From now on nothing is signed or released for what is frozen.", "unfrozen": "A freeze ended.",
 	"policy": "A program started with this policy, or read it again.", "pending": "Other people have to approve what was asked. Nothing was signed.", "approved": "Somebody approved it.",
 	"rejected": "Somebody rejected it, which ends it.", "expired": "It was not approved in time.", "moved": "The ledger was moved to another store.",
+	"profile": "The signature of a profile was authorized and was about to be made.", "profile-signed": "The profile was signed. It may be released.",
+	"profile-failed": "The key did not sign the profile. Nothing was released.", "profile-refused": "A rule refused to sign the profile.",
 }
 
 // Meaning returns in words what the entry records; "" for a kind that this version does not know.

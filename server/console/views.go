@@ -28,10 +28,12 @@ type Vendor struct{ api.Vendor }
 
 // stores are what key stores are, and how they protect a key.
 var stores = map[string][2]string{
-	"pkcs11": {"PKCS#11 token", "the private key is used inside the token. hsmsign key list shows whether it can leave it (CKA_EXTRACTABLE, CKA_SENSITIVE)"},
-	"awskms": {"AWS KMS", "the private key never leaves AWS KMS; IAM and the key policy decide who signs"},
-	"gcpkms": {"Google Cloud KMS", "the private key never leaves Cloud KMS; IAM decides who signs"},
-	"file":   {"file", "the private key is in the memory of this host: whoever is root here can copy it. An HSM or a KMS protects it better"},
+	"pkcs11":   {"PKCS#11 token", "the private key is used inside the token. hsmsign key list shows whether it can leave it (CKA_EXTRACTABLE, CKA_SENSITIVE)"},
+	"vault":    {"Vault transit engine", "the private key never leaves Vault; its policies decide who signs. hsmsign key list shows whether it can be exported"},
+	"awskms":   {"AWS KMS", "the private key never leaves AWS KMS; IAM and the key policy decide who signs"},
+	"gcpkms":   {"Google Cloud KMS", "the private key never leaves Cloud KMS; IAM decides who signs"},
+	"azurekms": {"Azure Key Vault", "the private key never leaves Key Vault; its roles decide who signs. hsmsign key list shows whether an HSM holds it"},
+	"file":     {"file", "the private key is in the memory of this host: whoever is root here can copy it. An HSM or a KMS protects it better"},
 }
 
 // KeyStore returns what the key is in.

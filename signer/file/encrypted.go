@@ -18,18 +18,17 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/scrypt"
-	"software.sslmate.com/src/go-pkcs12"
 
 	"hsmsign/fault"
 	"hsmsign/internal/cbc"
 	"hsmsign/internal/filekind"
+	"hsmsign/internal/pfx"
 	"hsmsign/signer"
 )
 
-// The limits of a key derivation, so that a hostile file costs seconds and not minutes: 5 million rounds of PBKDF2 are
-// eight times the recommendation of OWASP, and the scrypt limit is sixteen times the default of OpenSSL.
+// The limits of a key derivation, so that a hostile file costs seconds and not minutes. The scrypt limit is sixteen times the default of OpenSSL.
 const (
-	maxIterations = 5_000_000
+	maxIterations = pfx.MaxIterations
 	maxScryptWork = 2 << 20 // N * r * p; the memory is 128 * N * r bytes, so at most 256 MiB
 )
 
@@ -189,59 +188,22 @@ func pseudoRandom(oid asn1.ObjectIdentifier) (func() hash.Hash, error) {
 
 // parsePKCS12 reads RFC 7292's PFX with one key.
 func (s *session) parsePKCS12(ctx context.Context, der []byte) (*rsa.PrivateKey, error) {
-	if err := checkIterations(der, 0); err != nil {
-		return nil, err
+	if err := pfx.Check(der); err != nil {
+		return nil, fmt.Errorf("%w: %w", signer.ErrBadKey, err)
 	}
 	passphrase, err := s.passphrase(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(passphrase)
-	private, _, _, err := pkcs12.DecodeChain(der, string(passphrase))
+	content, err := pfx.Decode(ctx, der, passphrase)
 	switch {
-	case errors.Is(err, pkcs12.ErrIncorrectPassword):
+	case errors.Is(err, pfx.ErrPassphrase):
 		return nil, errWrongPassphrase()
+	case err != nil && ctx.Err() != nil:
+		return nil, err
 	case err != nil:
 		return nil, fault.Errorf("%w: %w", signer.ErrBadKey, err).Fix(fmt.Sprintf("extract the key: openssl pkcs12 -in %s -nocerts -out NEW.key", s.path))
 	}
-	return asRSA(private)
-}
-
-// checkIterations checks the iterations of all key derivations in a PKCS#12 file: SEQUENCE { OID, SEQUENCE { salt,
-// INTEGER, ... } } with an OID of PKCS#5 or PKCS#12, and MacData's SEQUENCE { SEQUENCE, OCTET STRING, INTEGER }. It does
-// not check encrypted parts: their author knows the passphrase.
-func checkIterations(der []byte, depth int) error {
-	const maxDepth = 32 // PFX, authSafe, SafeContents, SafeBag, PBES2, PBKDF2: about half of it
-	for depth < maxDepth && len(der) > 0 {
-		var v asn1.RawValue
-		rest, err := asn1.Unmarshal(der, &v)
-		if err != nil {
-			return nil // not DER: a ciphertext, or a file that the decoder refuses
-		}
-		var alg struct {
-			OID    asn1.ObjectIdentifier
-			Params struct {
-				Salt       asn1.RawValue
-				Iterations int
-			}
-		}
-		var mac struct {
-			Digest     asn1.RawValue
-			Salt       []byte
-			Iterations int
-		}
-		if _, err := asn1.Unmarshal(v.FullBytes, &alg); err == nil && alg.Params.Iterations > maxIterations {
-			return fmt.Errorf("%w: %d iterations; at most %d are accepted", signer.ErrBadKey, alg.Params.Iterations, maxIterations)
-		}
-		if _, err := asn1.Unmarshal(v.FullBytes, &mac); err == nil && mac.Iterations > maxIterations {
-			return fmt.Errorf("%w: %d iterations; at most %d are accepted", signer.ErrBadKey, mac.Iterations, maxIterations)
-		}
-		if v.IsCompound || v.Tag == asn1.TagOctetString {
-			if err := checkIterations(v.Bytes, depth+1); err != nil {
-				return err
-			}
-		}
-		der = rest
-	}
-	return nil
+	return asRSA(content.Key)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 
 	"github.com/sony/gobreaker/v2"
@@ -29,19 +30,21 @@ func PublicKey(opts signer.OpenOptions) (*rsa.PublicKey, error) {
 
 // Store makes the requests of a Key. Its functions are safe for concurrent use.
 type Store interface {
-	// Sign signs a SHA-256 digest with RSASSA-PKCS1-v1_5. Its ctx also ends with the Key's Close. Errors wrap a family.
+	// Sign signs a SHA-256 digest (32 bytes) with RSASSA-PKCS1-v1_5, or a SHA-1 digest (20 bytes) if the Key is WithSHA1.
+	// Its ctx also ends with the Key's Close. Errors wrap a family.
 	Sign(ctx context.Context, digest []byte) ([]byte, error)
 	// Close closes the connections. It may be called several times.
 	Close() error
 }
 
-// Key is an open key of a network store, a signer.Signer. It signs with SHA-256 only. Close ends the signatures that
+// Key is an open key of a network store, a signer.Signer. It signs with SHA-256 only, unless it is WithSHA1. Close ends the signatures that
 // are in flight and waits for nothing.
 type Key struct {
 	ref      signer.Ref
 	public   *rsa.PublicKey
 	store    Store
 	callers  []*Caller
+	hashes   []crypto.Hash   // that it signs with
 	unproven atomic.Bool     // no signature has verified with public yet
 	life     context.Context // ends with Close
 	end      context.CancelFunc
@@ -52,9 +55,15 @@ type Key struct {
 // together. A signature that does not verify wraps signer.ErrBadKey and is not returned. callers are those of the store, one
 // of each region; Stats reports them.
 func NewKey(ref signer.Ref, public *rsa.PublicKey, proven bool, store Store, callers ...*Caller) *Key {
-	k := &Key{ref: ref, public: public, store: store, callers: callers}
+	k := &Key{ref: ref, public: public, store: store, callers: callers, hashes: []crypto.Hash{crypto.SHA256}}
 	k.unproven.Store(!proven)
 	k.life, k.end = context.WithCancel(context.Background())
+	return k
+}
+
+// WithSHA1 makes a new Key sign SHA-1 digests too, and returns it.
+func (k *Key) WithSHA1() *Key {
+	k.hashes = append(k.hashes, crypto.SHA1)
 	return k
 }
 
@@ -82,8 +91,9 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if _, err := signer.CheckDigest(digest, opts, crypto.SHA256); err != nil {
-		return nil, fault.Errorf("%w; the key store signs SHA-256 digests only", err).Fix("sign with SHA-256")
+	hash, err := signer.CheckDigest(digest, opts, k.hashes...)
+	if err != nil {
+		return nil, fault.Errorf("%w; the key store signs %s digests only", err, words(k.hashes)).Fix("sign with SHA-256")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -99,12 +109,21 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return sig, err
 	}
 	// Once one signature has verified, signer.Sign alone verifies.
-	if err := rsa.VerifyPKCS1v15(k.public, crypto.SHA256, digest, sig); err != nil {
+	if err := rsa.VerifyPKCS1v15(k.public, hash, digest, sig); err != nil {
 		return nil, fault.Errorf("%w: its signature does not verify with the certificate's public key: they do not belong together", signer.ErrBadKey).
 			Fix("use the certificate that was issued for this key, or the key that the certificate was issued for")
 	}
 	k.unproven.Store(false)
 	return sig, nil
+}
+
+// words returns the names of hashes: "SHA-256 and SHA-1".
+func words(hashes []crypto.Hash) string {
+	var names []string
+	for _, h := range hashes {
+		names = append(names, h.String())
+	}
+	return strings.Join(names, " and ")
 }
 
 // Stats returns the attempts in flight and the state of the breaker.

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -52,6 +53,20 @@ func TestKey(t *testing.T) {
 		}},
 		Ref: "memory:key", Public: public, Missing: "memory:missing", Hashes: []crypto.Hash{crypto.SHA256},
 	})
+}
+
+// TestSHA1: only a Key that is WithSHA1 signs SHA-1 digests, also the first one that proves the key.
+func TestSHA1(t *testing.T) {
+	private := testkit.GoldenKey(t)
+	store := &memory{sign: func(_ context.Context, digest []byte) ([]byte, error) {
+		return rsa.SignPKCS1v15(nil, private, crypto.SHA1, digest)
+	}}
+	digest := make([]byte, 20)
+	testkit.Value(NewKey(signer.Ref{}, &private.PublicKey, false, store).WithSHA1().SignContext(t.Context(), digest, crypto.SHA1))(t)
+	_, err := NewKey(signer.Ref{}, &private.PublicKey, false, store).SignContext(t.Context(), digest, crypto.SHA1)
+	if !errors.Is(err, signer.ErrUnsupported) || !strings.Contains(err.Error(), "signs SHA-256 digests only") {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestProof: a signature that does not verify with the certificate's key is not returned. After the first one that

@@ -8,7 +8,7 @@
 // The SDK's own retries must be off: this package decides alone, and every request passes the limits.
 //
 // Key is the Signer of an open key. Policy.WithReference, Attributes and Loopback are the part of a key reference that
-// all network stores have in common.
+// all network stores have in common. Transport and Roots are for stores that speak HTTP.
 //
 // Everything here is safe for concurrent use.
 package kms

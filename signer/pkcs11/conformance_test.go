@@ -3,14 +3,9 @@
 package pkcs11
 
 import (
-	"crypto/rsa"
-	"os"
 	"testing"
 
-	"hsmsign/internal/signerkit"
 	"hsmsign/internal/testkit"
-	"hsmsign/secret"
-	"hsmsign/signer/pkcs11/internal/uri"
 	"hsmsign/signer/signertest"
 	softhsmtest "hsmsign/softhsm-test"
 )
@@ -32,32 +27,6 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
-}
-
-// tokenVariable is a full reference to an RSA key of any real token: HSMSIGN_TEST_PKCS11='pkcs11:token=...' go test -run
-// TestAnyToken ./signer/pkcs11. Nothing is written to the token; some hundred signatures are made.
-const tokenVariable = "HSMSIGN_TEST_PKCS11" // #nosec G101 -- the name of a variable
-
-func TestAnyToken(t *testing.T) {
-	text := os.Getenv(tokenVariable)
-	if text == "" {
-		t.Skipf("%s names no key of a token", tokenVariable)
-	}
-	opts := Options{Secrets: secret.Reader{Getenv: os.Getenv}, Warn: func(text string) { t.Log(text) }}
-	key := testkit.Value(open(t, opts, text))(t)
-	pub := key.Public().(*rsa.PublicKey)
-	t.Logf("RSA-%d, %+v", pub.N.BitLen(), stats(key))
-	closeKey(t, key)
-	missing := signerkit.Ref(t, text)
-	path := testkit.Value(uri.Parse(missing.Path))(t)
-	other := uri.Path{{Name: "object", Value: "no such key"}}
-	for _, a := range path {
-		if a.Name != "object" && a.Name != "id" {
-			other = append(other, a)
-		}
-	}
-	missing.Path = other.String()
-	signertest.Run(t, signertest.Fixture{Backend: Backend(opts), Ref: text, Public: pub, Missing: missing.String()})
 }
 
 // BenchmarkSign signs with 1, 2 and 8 callers; see compareWithRaw.

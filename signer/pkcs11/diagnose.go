@@ -3,6 +3,7 @@
 package pkcs11
 
 import (
+	"cmp"
 	"context"
 	"debug/elf"
 	"debug/macho"
@@ -25,7 +26,8 @@ type diagnosis struct {
 	wanted  signer.OpenOptions
 	ref     reference
 	module  *module
-	loaded  bool // the module is retained
+	loaded  bool   // the module is retained
+	library string // its description
 	found   foundToken
 	token   *token // retained
 	object  pkcs11.ObjectHandle
@@ -168,6 +170,7 @@ func (d *diagnosis) checkInitialize() (step signer.Step, err error) {
 	}
 	d.loaded = true
 	info, err := d.module.lib.GetInfo()
+	d.library = info.LibraryDescription
 	return signer.StepOK("%s, version %d.%d, of %s; PKCS#11 %d.%d", info.LibraryDescription, info.LibraryVersion.Major, info.LibraryVersion.Minor,
 		info.ManufacturerID, info.CryptokiVersion.Major, info.CryptokiVersion.Minor), call("C_GetInfo", err)
 }
@@ -264,7 +267,8 @@ func (d *diagnosis) checkAttributes() (signer.Step, error) {
 		return step, fault.Errorf("%w: the key is not for signing (CKA_SIGN is no)", signer.ErrBadKey).
 			Fix("name a key that is, or generate one with hsmsign key generate")
 	case values["CKA_EXTRACTABLE"] != no || values["CKA_SENSITIVE"] != yes:
-		return step.WithFix("the key can leave the token: generate another one inside it, with hsmsign key generate"), nil
+		_, tool := ownTool(d.library)
+		return step.WithFix("the key can leave the token: " + cmp.Or(tool, "generate another one inside it, with hsmsign key generate")), nil
 	case values["CKA_NEVER_EXTRACTABLE"] != yes || values["CKA_ALWAYS_SENSITIVE"] != yes || values["CKA_LOCAL"] != yes:
 		return step.WithFix("the key was outside the token, or may have been: find out who has copies"), nil
 	}
@@ -289,10 +293,25 @@ func (d *diagnosis) checkMechanisms() (signer.Step, error) {
 	return signer.StepOK("%s", strings.Join(signs, ", ")), nil
 }
 
+// ownTool returns why "key generate" makes no key with a module, and the tool that does; both are empty for other modules.
+// C_GetMechanismInfo does not tell: these modules offer CKM_RSA_PKCS_KEY_PAIR_GEN.
+// "make tpm" and "make nss" try it.
+func ownTool(library string) (why, fix string) {
+	switch {
+	case strings.HasPrefix(library, "TPM2.0 Cryptoki"):
+		return "tpm2-pkcs11 refuses keys that cannot decrypt (CKR_GENERAL_ERROR), as key generate makes them", hintTPM
+	case strings.HasPrefix(library, "NSS "):
+		return "NSS does not report that it generated a key (CKA_LOCAL is no), so key generate refuses its keys",
+			"make the key with certutil -G --keyAttrFlags token,private,sensitive,unextractable; hsmsign key list shows its id"
+	}
+	return "", ""
+}
+
 // checkGeneration warns if the token cannot make a vendor key; one that is there signs nevertheless.
 func (d *diagnosis) checkGeneration() (signer.Step, error) {
 	info, err := d.module.lib.GetMechanismInfo(d.found.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)})
 	const fix = "generate the key with the vendor's own tool, or allow it in the HSM's policy"
+	why, tool := ownTool(d.library)
 	switch {
 	case err != nil || info.Flags&pkcs11.CKF_GENERATE_KEY_PAIR == 0:
 		return signer.StepWarn("the token does not generate RSA keys (CKM_RSA_PKCS_KEY_PAIR_GEN)").WithFix(fix), nil
@@ -300,6 +319,8 @@ func (d *diagnosis) checkGeneration() (signer.Step, error) {
 		return signer.StepWarn("the token generates RSA keys of %d to %d bits; Apple wants 2048", info.MinKeySize, info.MaxKeySize).WithFix(fix), nil
 	case d.found.info.Flags&pkcs11.CKF_WRITE_PROTECTED != 0:
 		return signer.StepWarn("the token is write-protected (CKF_WRITE_PROTECTED), so no key can be generated").WithFix(fix), nil
+	case why != "":
+		return signer.StepWarn("%s", why).WithFix(tool), nil
 	}
 	return signer.StepOK("RSA keys of %d to %d bits", info.MinKeySize, info.MaxKeySize), nil
 }

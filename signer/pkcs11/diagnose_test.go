@@ -5,6 +5,7 @@ package pkcs11
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,6 +105,11 @@ func TestDiagnoseDefects(t *testing.T) {
 		"short key":          {tok.Ref("short"), "", "key", warn, nil, "2048 bits or more", 1},
 		"no generation":      {tok.Ref("vendor"), "C_GetMechanismInfo 3 return 0x70", "generation", warn, nil, "vendor's own tool", 1},
 		"write-protected":    {tok.Ref("vendor"), "C_GetTokenInfo * flags 0x2", "generation", warn, nil, "CKF_WRITE_PROTECTED", 1},
+		"TPM":                {tok.Ref("vendor"), library("TPM2.0 Cryptoki"), "generation", warn, nil, "tpm2_ptool addkey", 1},
+		"NSS":                {tok.Ref("vendor"), library("NSS Internal"), "generation", warn, nil, "certutil -G", 1},
+		"extractable, TPM":   {tok.Ref("vendor"), library("TPM2.0 Cryptoki") + "\n" + lie(pkcs11.CKA_EXTRACTABLE, "01"), "key attributes", warn, nil, "tpm2_ptool addkey", 1},
+		"other library":      {tok.Ref("vendor"), library("My NSS TPM2.0 Cryptoki"), "generation", signer.StatusOK, nil, "RSA keys of", 1},
+		"zero bytes":         {tok.Ref("vendor"), "C_GetTokenInfo * info 78 0000", "token", signer.StatusOK, nil, `model="SoftHSM v2"`, 1},
 		"no mechanism":       {tok.Ref("vendor"), "C_GetMechanismInfo * return 0x70", "mechanisms", fail, signer.ErrUnsupported, "CKM_RSA_PKCS", 1},
 	} {
 		f.Script(t, tt.script)
@@ -118,6 +124,13 @@ func TestDiagnoseDefects(t *testing.T) {
 			t.Errorf("%s: %d logins", name, n)
 		}
 	}
+}
+
+// library returns a script in which C_GetInfo returns this description of the library; CK_INFO has it at byte 48.
+func library(text string) string {
+	const lines = "C_GetInfo * info 48 %x\nC_GetInfo * info 58 %x\nC_GetInfo * info 68 %x\nC_GetInfo * info 75 %x"
+	padded := fmt.Sprintf("%-32s", text)
+	return fmt.Sprintf(lines, padded[:10], padded[10:20], padded[20:27], padded[27:])
 }
 
 // A wrong PIN is sent once, and not shown.

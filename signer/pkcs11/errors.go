@@ -133,7 +133,8 @@ func classOf(err error) class {
 	return c
 }
 
-const hintLocked = "unlock the PIN: have the security officer set a new user PIN (pkcs11-tool --init-pin, or the vendor's own tool)"
+const hintLocked = "unlock the PIN: have the security officer set a new user PIN (pkcs11-tool --init-pin, or the vendor's own tool); " +
+	"a TPM: wait, or clear its lockout (tpm2_dictionarylockout --clear-lockout)"
 
 // advise adds to an error what to do about it, unless it says so already or the caller has left.
 func advise(err error) error {

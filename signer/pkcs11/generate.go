@@ -48,7 +48,7 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 	if id == "" {
 		return nil, fault.Errorf("%w: id= is empty", signer.ErrReference).Fix("set id= to a value, or omit it for a random one")
 	}
-	made, err = withModule(ctx, r, func(m *module) (signer.Signer, error) { return m.generate(ctx, r, o, label, id, spec.Bits) })
+	made, err = withModule(ctx, r, func(m *module) (signer.Signer, error) { return m.generate(ctx, r, o, label, id, spec) })
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (o Options) generateIn(ctx context.Context, r reference, spec signer.KeySpe
 }
 
 // generate makes a key pair in the one token that r names, and opens it. The caller holds m.mu.
-func (m *module) generate(ctx context.Context, r reference, opts Options, label, id string, bits int) (signer.Signer, error) {
+func (m *module) generate(ctx context.Context, r reference, opts Options, label, id string, spec signer.KeySpec) (signer.Signer, error) {
 	found, err := m.findSettledToken(ctx, r)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (m *module) generate(ctx context.Context, r reference, opts Options, label,
 	defer func() { _ = m.releaseToken(t) }() // the first error is reported
 	_, err = withSession(ctx, m, r, found, opts, writer, func(f finder) (none struct{}, err error) {
 		if err = cmp.Or(ctx.Err(), f.refuseExisting(label, id)); err == nil { // a caller that has left wants no key
-			err = f.generate(label, id, bits)
+			err = f.generate(label, id, spec)
 		}
 		return none, err
 	})
@@ -96,8 +96,10 @@ func (m *module) generate(ctx context.Context, r reference, opts Options, label,
 	return made, nil
 }
 
-// hintRefused: tpm2-pkcs11 answers CKR_GENERAL_ERROR to a key that cannot decrypt.
-const hintRefused = "look for the reason in the module's log; some tokens make keys only with their own tool, a TPM with tpm2_ptool addkey --algorithm=rsa2048"
+// hintTPM: tpm2-pkcs11 answers CKR_GENERAL_ERROR to a key that cannot decrypt.
+const hintTPM = "make a TPM's key with tpm2_ptool addkey --algorithm=rsa2048"
+
+const hintRefused = "look for the reason in the module's log; some tokens make keys only with their own tool; " + hintTPM
 
 const hintDelete = "the key is still on the token: look at it with hsmsign key show, and delete it with the vendor's own tool"
 
@@ -156,17 +158,17 @@ func (f finder) named(class uint, label, id string) (found []pkcs11.ObjectHandle
 }
 
 // generate makes the key pair and checks that the token obeyed.
-func (f finder) generate(label, id string, bits int) error {
+func (f finder) generate(label, id string, spec signer.KeySpec) error {
 	attr := pkcs11.NewAttribute
 	public := []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id),
-		attr(pkcs11.CKA_MODULUS_BITS, bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
-		attr(pkcs11.CKA_VERIFY, true), attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_VERIFY_RECOVER, false),
+		attr(pkcs11.CKA_MODULUS_BITS, spec.Bits), attr(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+		attr(pkcs11.CKA_VERIFY, true), attr(pkcs11.CKA_ENCRYPT, spec.Decrypt), attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_VERIFY_RECOVER, false),
 	}
 	private := []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id),
 		attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false),
-		attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_DECRYPT, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_SIGN_RECOVER, false),
+		attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_DECRYPT, spec.Decrypt), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_SIGN_RECOVER, false),
 	}
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}
 	_, object, err := f.lib.GenerateKeyPair(f.sh, mechanism, public, private)
@@ -177,10 +179,20 @@ func (f finder) generate(label, id string, bits int) error {
 	if err != nil {
 		return advise(err)
 	}
-	if wrong := (signer.KeyInfo{Properties: f.protection(object)}).Unprotected(); len(wrong) > 0 {
+	if wrong := (signer.KeyInfo{Properties: wanted(f.protection(object), spec)}).Unprotected(); len(wrong) > 0 {
 		return fault.Errorf("%w: the token made a key with other attributes than requested: %s", signer.ErrBadKey, list(wrong)).Fix(hintDelete)
 	}
 	return nil
+}
+
+// wanted returns the properties with what they must be for a key of this kind.
+func wanted(properties []signer.Property, spec signer.KeySpec) []signer.Property {
+	for i := range properties {
+		if properties[i].Name == "CKA_DECRYPT" && spec.Decrypt {
+			properties[i].Want = yes
+		}
+	}
+	return properties
 }
 
 // protection is an attribute that says how a private key is protected.

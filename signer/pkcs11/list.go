@@ -163,13 +163,13 @@ func (m *module) slots(r reference) ([]signer.TokenInfo, error) {
 	for i, slot := range slots {
 		t := &infos[i]
 		t.Slot, t.Flags = slot, []string{}
-		info, err := m.lib.GetTokenInfo(slot)
+		info, err := m.tokenInfo(slot)
 		switch {
 		case is(err, pkcs11.CKR_TOKEN_NOT_PRESENT):
 			t.Flags = []string{"no token"}
 			continue
 		case err != nil: // one broken reader must not hide the others
-			t.Error = call("C_GetTokenInfo", err).Error()
+			t.Error = err.Error()
 			continue
 		}
 		t.Label, t.Serial, t.Manufacturer, t.Model = info.Label, info.SerialNumber, info.ManufacturerID, info.Model

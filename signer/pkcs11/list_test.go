@@ -200,6 +200,7 @@ func TestTokens(t *testing.T) {
 	for script, want := range map[string]string{
 		"":                               "initialized, login required, PIN set",
 		"C_GetTokenInfo * flags 0x70102": "initialized, login required, PIN set, wrong PIN sent, last PIN try, PIN locked, PIN pad, write-protected",
+		"C_GetTokenInfo * info 78 0000":  "initialized, login required, PIN set", // the padding of tpm2-pkcs11
 		"C_GetTokenInfo 1 return 0xE0":   "no token",
 		"C_GetTokenInfo 1 return 0xE1":   "backend unavailable: C_GetTokenInfo returns CKR_TOKEN_NOT_RECOGNIZED",
 		"C_GetSlotList * return 0x30":    "",
@@ -216,6 +217,9 @@ func TestTokens(t *testing.T) {
 		got := tokens[0]
 		if state := strings.Join(got.Flags, ", ") + got.Error; state != want || (got.Ref == "") != (got.Label != tok.Label) {
 			t.Errorf("%s: %q, %+v; want %q", script, state, got, want)
+		}
+		if got.Error == "" && want != "no token" && got.Model != "SoftHSM v2" {
+			t.Errorf("%s: model %q", script, got.Model)
 		}
 		if second := tokens[1]; second.Ref != "" || !slices.Contains(second.Flags, "not initialized") {
 			t.Errorf("%s: %+v; want a token that is not initialized", script, second)

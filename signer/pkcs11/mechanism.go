@@ -22,6 +22,8 @@ type payload struct {
 	hash    crypto.Hash
 	info    []byte // DigestInfo
 	message []byte // nil: not known
+
+	ciphertext []byte // to decrypt instead; nil: sign
 }
 
 // newPayload returns a payload with a copy of the digest.
@@ -60,6 +62,9 @@ func (k *key) chooseMechanism(slot uint) {
 
 // signWith makes one signature in a session. If the token refuses a DigestInfo, it sends the message, now and later.
 func (k *key) signWith(s session, b *binding, p payload) ([]byte, error) {
+	if p.ciphertext != nil {
+		return k.decryptOnce(s, b, p.ciphertext)
+	}
 	if k.messages.Load() {
 		if p.message == nil {
 			return nil, fmt.Errorf("%w: this token signs whole messages only (CKM_SHA256_RSA_PKCS), not a digest", signer.ErrUnsupported)

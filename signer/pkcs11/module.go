@@ -77,6 +77,10 @@ func (m *module) load(r reference) error {
 	return nil
 }
 
+// hintInitialize is for a module that C_Initialize does not start.
+const hintInitialize = "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names; NSS: module-init in the reference; " +
+	"TPM: TPM2_PKCS11_STORE, TPM2_PKCS11_TCTI) and that its device answers"
+
 // retain counts one more key, and loads and initializes the module for the first. The caller holds m.mu.
 func (m *module) retain(r reference) error {
 	if err := m.load(r); err != nil {
@@ -89,7 +93,7 @@ func (m *module) retain(r reference) error {
 	if m.keys == 0 {
 		m.init = r.moduleInit
 		if err := m.initialize(); err != nil {
-			return r.wrap("open", fault.WithHint(err, "check the module's own configuration (SoftHSM2: the file that SOFTHSM2_CONF names; NSS: module-init in the reference) and that its device answers"))
+			return r.wrap("open", fault.WithHint(err, hintInitialize))
 		}
 	}
 	m.keys++

@@ -92,10 +92,10 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 		return nil, nil, call("C_GetSlotList", err)
 	}
 	for _, slot := range slots {
-		info, err := m.lib.GetTokenInfo(slot)
+		info, err := m.tokenInfo(slot)
 		if err != nil {
 			// One broken reader must not hide the others.
-			all = append(all, fmt.Sprintf("slot %d: %v", slot, call("C_GetTokenInfo", err)))
+			all = append(all, fmt.Sprintf("slot %d: %v", slot, err))
 			continue
 		}
 		if info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
@@ -112,6 +112,16 @@ func (m *module) findTokens(r reference) (matches []foundToken, all []string, er
 		}
 	}
 	return matches, all, nil
+}
+
+// tokenInfo returns the answer of C_GetTokenInfo. Its texts are padded with spaces (PKCS#11 3.0 section 3.2); tpm2-pkcs11
+// pads with zero bytes, and no reference could name those.
+func (m *module) tokenInfo(slot uint) (pkcs11.TokenInfo, error) {
+	info, err := m.lib.GetTokenInfo(slot)
+	for _, text := range []*string{&info.Label, &info.ManufacturerID, &info.Model, &info.SerialNumber} {
+		*text = strings.TrimRight(*text, " \x00")
+	}
+	return info, call("C_GetTokenInfo", err)
 }
 
 func (m *module) tokenMatches(p uri.Path, t foundToken) (bool, error) {

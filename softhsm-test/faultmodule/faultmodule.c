@@ -22,6 +22,7 @@
  *	reserved TEXT CODE return CODE unless pReserved of C_Initialize is this text
  *	alone CODE         return CODE if another call is in the module at the same time
  *	flags BITS         call the real module, then set these bits in the flags of C_GetTokenInfo
+ *	info OFFSET HEX    call the real module, then write up to 11 bytes into what C_GetInfo or C_GetTokenInfo returns
  *	attribute T VALUE  call the real module, then return VALUE for attribute T of C_GetAttributeValue: bytes in hex,
  *	                   "*N" for N bytes 'x', or nothing for an empty value
  *	length N           call the real module, then return this length from C_Sign or this count from C_FindObjects
@@ -67,7 +68,7 @@ typedef ulong_t (*function)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t
 	X(62, C_DeriveKey) X(63, C_SeedRandom) X(64, C_GenerateRandom) X(65, C_GetFunctionStatus) \
 	X(66, C_CancelFunction) X(67, C_WaitForSlotEvent)
 
-enum { COUNT = 68, FINALIZE = 1, TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_ALL = 14, LOGIN = 18, SIGN_INIT = 42, SIGN = 43 };
+enum { COUNT = 68, FINALIZE = 1, INFO = 2, TOKEN_INFO = 6, OPEN_SESSION = 12, CLOSE_ALL = 14, LOGIN = 18, SIGN_INIT = 42, SIGN = 43 };
 
 #define CKR_OK 0x0UL
 #define CKR_GENERAL_ERROR 0x5UL
@@ -193,7 +194,8 @@ struct call {
 	ulong_t length;
 	char pad[24];     /* the PIN of a PIN pad; "": none */
 	int lies;         /* how many attributes are in lie */
-	struct lie { ulong_t type; char value[24]; } lie[4];
+	struct lie { ulong_t type; char value[24]; } lie[4], info[4];
+	int infos;        /* how many places are in info */
 	ulong_t room[32]; /* the sizes of the caller's buffers */
 	struct rule hang;
 };
@@ -262,6 +264,9 @@ static int apply(const struct rule *r, void *arg)
 	} else if (!strcmp(r->action, "attribute") && c->lies < 4) {
 		c->lie[c->lies].type = x;
 		strcpy(c->lie[c->lies++].value, r->second);
+	} else if (!strcmp(r->action, "info") && c->infos < 4) {
+		c->info[c->infos].type = x;
+		strcpy(c->info[c->infos++].value, r->second);
 	} else if (!strcmp(r->action, "length")) {
 		c->cut = 1;
 		c->length = x;
@@ -344,6 +349,11 @@ static ulong_t forward(struct call *c)
 			*flags |= CKF_USER_PIN_FINAL_TRY;
 		if (n && n >= c->pins)
 			*flags |= CKF_USER_PIN_LOCKED;
+	}
+	for (int j = 0; j < c->infos && rv == CKR_OK; j++) {
+		unsigned char *at = (unsigned char *)a[c->i == INFO ? 0 : 1] + c->info[j].type;
+		struct attribute place = {0, at, 0};
+		pretend(&place, c->info[j].value, sizeof c->info[j].value);
 	}
 	return c->replace ? c->after : rv;
 }

@@ -117,7 +117,9 @@ func readModule(t *testing.T, name string) map[string][]byte {
 // TestTerraform: the modules parse, are formatted, and name only what they declare. Account and region (project and location) have no
 // default, no provider is configured, and README.md has every variable and output and a call with all that is required.
 func TestTerraform(t *testing.T) {
-	for name, required := range map[string][]string{"aws": {"account", "region"}, "gcp": {"location", "project"}} {
+	for name, required := range map[string][]string{
+		"aws": {"account", "region"}, "gcp": {"location", "project"}, "azure": {"location", "resource_group", "subscription_id", "tenant_id", "vault"},
+	} {
 		m, problems := parseModule(readModule(t, name))
 		for _, p := range problems {
 			t.Errorf("%s: %s", name, p)
@@ -184,6 +186,10 @@ func TestTerraformDamage(t *testing.T) {
 			{"main.tf", "google_service_account.hsmsign[0]", "google_service_account.signer[0]"}, {"main.tf", "var.gke_namespace", "var.namespace"},
 			{"outputs.tf", "local.signer", "local.signers"}, {"variables.tf", "condition     = var.signer", "condition     = var.member"},
 		},
+		"azure": {
+			{"main.tf", "azurerm_user_assigned_identity.hsmsign[0].id", "azurerm_user_assigned_identity.signer[0].id"}, {"main.tf", "var.aks_namespace", "var.namespace"},
+			{"outputs.tf", "azurerm_key_vault_key.vendor.version", "azurerm_key_vault_keys.vendor.version"}, {"main.tf", "data.azurerm_client_config.current", "data.azurerm_client.current"},
+		},
 	} {
 		for _, d := range list {
 			files := readModule(t, name)
@@ -198,7 +204,7 @@ func TestTerraformDamage(t *testing.T) {
 
 // TestSameIdentity: the modules give the service account of the manifests the right to sign.
 func TestSameIdentity(t *testing.T) {
-	for name, variables := range map[string][2]string{"aws": {"namespace", "service_account"}, "gcp": {"gke_namespace", "gke_service_account"}} {
+	for name, variables := range map[string][2]string{"aws": {"namespace", "service_account"}, "gcp": {"gke_namespace", "gke_service_account"}, "azure": {"aks_namespace", "aks_service_account"}} {
 		text := string(readModule(t, name)["variables.tf"])
 		for _, variable := range variables {
 			_, block, _ := strings.Cut(text, "variable \""+variable+"\" {\n")

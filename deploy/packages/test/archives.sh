@@ -8,7 +8,7 @@ fi
 # signed PROGRAM...: a test PKI and a request with a key file; PROGRAM runs hsmsign.
 signed() {
 	local dir
-	dir=$(mktemp -d "$work/signed.XXXXXX")
+	dir=$(mktemp -d -p "$work")
 	(
 		cd "$dir"
 		openssl req -new -newkey rsa:2048 -nodes -keyout acme.key -subj '/C=US/CN=Acme MDM/emailAddress=it@acme.example' -out acme.csr
@@ -27,7 +27,7 @@ found=
 for archive in "$dist"/hsmsign_*_linux_amd64.tar.gz "$dist"/hsmsign_*_linux_amd64_static.tar.gz; do
 	[ -f "$archive" ] || continue
 	found=yes
-	into=$(mktemp -d "$work/archive.XXXXXX")
+	into=$(mktemp -d -p "$work")
 	tar -C "$into" -xzf "$archive"
 	signed "$(find "$into" -name hsmsign -type f -perm /111 | head -n 1)"
 done

@@ -1,0 +1,43 @@
+package vaulttest
+
+import (
+	"errors"
+	"net/http"
+	"time"
+)
+
+// maxLog is how many requests the log has; older ones are removed.
+const maxLog = 4096
+
+// Request is a request that was answered. One that was never answered (Hang, Reset), or not by Vault, has no entry.
+type Request struct {
+	ID        string // request_id of the answer, as in the audit log of Vault
+	Operation string
+	Path      string
+	Namespace string
+	Time      time.Time
+	Status    int   // of the answer
+	Fault     Fault // how the answer was changed
+}
+
+// Log returns the newest requests, the oldest first.
+func (s *Server) Log() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Request{}, s.log...)
+}
+
+func (s *Server) record(c call, err error) {
+	r := Request{ID: c.id, Operation: c.operation, Path: c.path, Namespace: c.namespace, Time: time.Now().UTC(), Status: http.StatusOK, Fault: c.fault}
+	if err != nil {
+		r.Status = http.StatusInternalServerError
+		if refused, ok := errors.AsType[*Error](err); ok {
+			r.Status = refused.Status
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.log = append(s.log, r); len(s.log) > maxLog {
+		s.log = s.log[1:]
+	}
+}
