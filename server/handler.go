@@ -107,7 +107,7 @@ func (c *call) end() {
 	c.log()
 	c.metrics.request(c)
 	c.span.End(traces.Outcome{
-		Name: orNone(c.pattern), Method: fault.Clip(c.r.Method, 16), Status: c.written.status, Kind: fault.KindOf(c.err), Rule: fault.Rule(c.err),
+		Name: orNone(c.pattern), Method: method(c.r), Status: c.written.status, Kind: fault.KindOf(c.err), Rule: fault.Rule(c.err),
 		Caller: c.who.Name, Channel: c.conn.Kind, ID: c.id, Recorded: c.request,
 	})
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"log/slog"
+	"net/http"
 	"regexp"
 	"sync"
 	"time"
@@ -20,6 +21,16 @@ func logged(text string) string {
 	return fault.Clip(tokens().ReplaceAllString(text, "hsmsign_(removed)"), maxLogged)
 }
 
+// method returns the method of a request for the log and for traces. One that HTTP does not define is "_OTHER", as OpenTelemetry has it: a
+// client that is confused can send anything there, also a secret.
+func method(r *http.Request) string {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return r.Method
+	}
+	return "_OTHER"
+}
+
 // log writes one record about the request.
 func (c *call) log() {
 	kind := fault.KindOf(c.err)
@@ -32,7 +43,7 @@ func (c *call) log() {
 	}
 	attributes := []slog.Attr{
 		slog.String("id", c.id), slog.String("caller", c.who.Name), slog.String("credential", c.cred.Name), slog.String("channel", c.conn.Kind),
-		slog.String("method", logged(fault.Clip(c.r.Method, 16))), slog.String("route", c.pattern), slog.Int("status", c.written.status),
+		slog.String("method", method(c.r)), slog.String("route", c.pattern), slog.Int("status", c.written.status),
 		slog.Int64("bytes", c.written.bytes), slog.Float64("seconds", c.cfg.Now().Sub(c.begun).Round(time.Microsecond).Seconds()),
 	}
 	if c.conn.Remote.IsValid() {
