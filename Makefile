@@ -95,7 +95,7 @@ LONG := ./cmd/hsmsign ./softhsm-test ./server/consoletest
 .PHONY: test
 test: deps $(PROMTOOL) $(AXE) ## Run every test, including those with SoftHSM2; with the race detector for concurrent packages
 	go test $(RACE) -p 2 -timeout 600s $(RACED) & race=$$!; \
-	go test -p 2 -timeout 600s $(LONG) $$(go list ./... | grep -vxF "$$(go list $(RACED) $(LONG))") || { wait $$race; exit 1; }; \
+	go test -p 3 -timeout 600s $(LONG) $$(go list ./... | grep -vxF "$$(go list $(RACED) $(LONG))") || { wait $$race; exit 1; }; \
 	wait $$race
 	CGO_ENABLED=0 go test -timeout 300s ./signer/pkcs11/...
 	for module in $(MODULES); do go test -C $$module -timeout 300s ./...; done

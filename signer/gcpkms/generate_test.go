@@ -96,7 +96,7 @@ func TestGenerateLostAnswer(t *testing.T) {
 
 func TestGenerateEndsWithItsContext(t *testing.T) {
 	server := empty(t, gcpkmstest.Config{Generation: time.Hour})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	_, err := Backend(Options{}).Generate(ctx, signerkit.Ref(t, at(server, vendorOne)), signer.KeySpec{Bits: 2048})
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, signer.ErrUnavailable) || !strings.Contains(err.Error(), "the key was created") {
